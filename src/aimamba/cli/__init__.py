@@ -1,0 +1,72 @@
+"""The command line: one file for each command, imported only when it runs.
+
+A command module has ``add_arguments(parser)`` and ``run(arguments)``. What the user did wrong is told in one line on
+stderr with exit status 2.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from aimamba import __version__
+from aimamba.cli.arguments import Parser
+from aimamba.errors import AimambaError, ConfigError, suggest
+
+COMMANDS = {
+    "sample": "draw pictures of the classes you name",
+    "train": "train a tokenizer or a generator by a recipe",
+    "reconstruct": "show pictures beside what the tokenizer makes of them",
+    "info": "tell what a model is: shape, parameters, classes",
+    "convert": "turn an official checkpoint into an aimamba folder",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``aimamba`` with these arguments and give the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _dispatch(argv)
+    except AimambaError as error:
+        print(f"aimamba: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"aimamba: stopped{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; keep Python from failing once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"aimamba {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}{suggest(name, COMMANDS)}; expected one of {', '.join(COMMANDS)}")
+    command = import_module(f"aimamba.cli.{name}")
+    parser = Parser(prog=f"aimamba {name}", description=command.__doc__)
+    command.add_arguments(parser)
+    command.run(parser.parse_args(rest))
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: aimamba COMMAND [OPTIONS]",
+            "",
+            "Autoregressive image generation with Mamba-2.",
+            "",
+            *lines,
+            "",
+            "'aimamba COMMAND --help' tells the options of a command.",
+        ]
+    )

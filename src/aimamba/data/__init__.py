@@ -1,0 +1,52 @@
+"""Data: avatars that come with the package, folders of pictures, and the way from either to batches.
+
+Each name below is imported when it is first used, so that looking at a picture does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aimamba.data.avatars import STYLES, Avatars
+    from aimamba.data.images import BrokenPictureWarning, ImageFolder
+    from aimamba.data.loader import Batch, batches
+    from aimamba.data.pictures import Pictures, open_pictures
+    from aimamba.data.sheets import sheet, to_float, to_images
+
+_HOMES = {
+    "STYLES": "avatars",
+    "Avatars": "avatars",
+    "Batch": "loader",
+    "BrokenPictureWarning": "images",
+    "ImageFolder": "images",
+    "Pictures": "pictures",
+    "batches": "loader",
+    "open_pictures": "pictures",
+    "sheet": "sheets",
+    "to_float": "sheets",
+    "to_images": "sheets",
+}
+
+__all__ = [
+    "STYLES",
+    "Avatars",
+    "Batch",
+    "BrokenPictureWarning",
+    "ImageFolder",
+    "Pictures",
+    "batches",
+    "open_pictures",
+    "sheet",
+    "to_float",
+    "to_images",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'aimamba.data' has no attribute {name!r}")
+    return getattr(import_module(f"aimamba.data.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

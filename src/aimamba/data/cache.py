@@ -1,0 +1,76 @@
+"""Pictures drawn once and kept on disk, safe when several processes draw the same ones at once."""
+
+import os
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+def cache_folder() -> Path:
+    """Where derived data is kept: ``$AIMAMBA_CACHE``, or ``aimamba`` in the cache folder of the platform."""
+    chosen = os.environ.get("AIMAMBA_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "aimamba"
+
+
+def load_pictures(path: Path, size: int) -> UInt8[np.ndarray, "n s s 3"] | None:
+    """Map a file of pictures into memory.
+
+    Args:
+        path: A ``.npy`` file, perhaps missing, truncated or something else altogether.
+        size: Side that the pictures must have, in pixels.
+
+    Returns:
+        Read-only array backed by the file, or None where the file is of no use.
+    """
+    try:
+        pictures = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # whatever is wrong with the file, its pictures are drawn anew
+        return None
+    if isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8 and pictures.shape[1:] == (size, size, 3):
+        return pictures
+    return None
+
+
+def store_pictures(path: Path, pictures: UInt8[np.ndarray, "n s s 3"]) -> UInt8[np.ndarray, "m s s 3"]:
+    """Keep pictures in a file and map it.
+
+    A reader sees the old file or the new one, never half of it: the bytes go to a file beside it, which then takes its
+    place. If another process has meanwhile stored at least as many pictures, its file stays.
+
+    Args:
+        path: Where to keep them; folders are made as needed.
+        pictures: Array of bytes (n, size, size, 3).
+
+    Returns:
+        Read-only array backed by the file; at least n pictures, of which the first n are those given.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    size = pictures.shape[1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = load_pictures(path, size)
+    if stored is None or len(stored) < len(pictures):
+        del stored  # Windows replaces no file that is mapped
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with open(draft, "xb") as file:
+                np.save(file, pictures)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        stored = load_pictures(path, size)
+    return pictures if stored is None else stored

@@ -1,0 +1,130 @@
+"""Picture files: finding them, reading their headers, decoding them; whatever is wrong with one is a ``DataError``."""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from aimamba.data.transforms import to_rgb
+from aimamba.errors import DataError, suggest
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+
+# What Pillow raises on damaged files.
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode a file into upright RGB, as ``transforms.to_rgb`` does; of an animation the first frame.
+
+    Raises:
+        DataError: The file is missing, empty, truncated or no picture; the message names it.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return to_rgb(image)
+    except _UNREADABLE as error:
+        raise DataError(_fault(path, error)) from error
+
+
+def find_images(path: str | os.PathLike[str]) -> list[Path]:
+    """The picture files in a folder and all folders below it, in the order of their names; a file is found as it is.
+
+    Raises:
+        DataError: There is no such file or folder, or it cannot be listed.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return [path / name for name in list_images(path)]
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder{suggest_sibling(path)}")
+    return [path]
+
+
+def list_images(folder: Path) -> list[str]:
+    """Paths of the picture files below a folder, relative to it, with ``/`` between folders, by name at every level.
+
+    Hidden files and folders are ignored; links are followed, but never in a circle.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    try:
+        return list(_walk(folder, "", ()))
+    except OSError as error:
+        raise DataError(_fault(error.filename or folder, error)) from error
+
+
+def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DataError]:
+    """Read the headers of many files, several at a time, as disks like it.
+
+    Returns:
+        For each file the width and height in pixels, or what is wrong with it.
+    """
+    Image.init()  # loads the formats once, before the threads need them
+    blocks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
+    with ThreadPoolExecutor(min(8, max(1, len(blocks)))) as pool:
+        return [
+            size for sizes in pool.map(lambda block: [_read_size(path) for path in block], blocks) for size in sizes
+        ]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name is that of a picture, and not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def suggest_sibling(path: Path) -> str:
+    """Name what lies where ``path`` was looked for and is called almost the same."""
+    return suggest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+
+
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
+        elif is_image_name(entry.name):
+            yield f"{prefix}{entry.name}"
+
+
+def _read_size(path: Path) -> tuple[int, int] | DataError:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size if min(image.size) > 0 else DataError(f"{path}: the picture has no pixels")
+    except _UNREADABLE as error:
+        return DataError(_fault(path, error))
+
+
+def _fault(path: str | os.PathLike[str], error: BaseException) -> str:
+    """What is wrong with a file, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        empty = os.path.getsize(path) == 0
+        reason = "the file is empty (0 bytes)" if empty else "this is not a picture in a known format"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror.lower()
+    else:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{os.fspath(path)}: {reason}"

@@ -1,0 +1,96 @@
+"""Batches without end, in an order that is a function of (seed, position) alone, so that training resumes exactly."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from aimamba.config import check
+from aimamba.data.order import Order
+from aimamba.data.pictures import Pictures
+from aimamba.errors import DataError
+
+
+class Batch(NamedTuple):
+    """Pictures with their classes."""
+
+    images: UInt8[Tensor, "b 3 s s"]
+    labels: Int64[Tensor, "b"]
+
+
+def batches(pictures: Pictures, *, batch_size: int, seed: int, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+    """Give batches of shuffled pictures for ever.
+
+    The example at global position ``p`` is a pure function of ``(seed, p)``: epoch ``p // n`` goes through the n
+    pictures in a permutation of its own, and the random view of each example has a generator of its own. So a run that
+    stopped after ``p`` examples goes on with ``start=p`` as if it had never stopped, whatever the number of workers,
+    and even with another batch size. Batches run on across the end of an epoch; none is short.
+
+    Args:
+        pictures: At least one picture.
+        batch_size: Examples in a batch, B.
+        seed: Decides order and views.
+        start: Position of the first example.
+        workers: Processes that decode ahead; 0 decodes in this one.
+
+    Yields:
+        ``Batch(images, labels)``: bytes (B, 3, size, size) and class indices (B,).
+
+    Raises:
+        ConfigError: A number is out of range.
+        DataError: There are no pictures, or too many of them are broken.
+    """
+    check(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+    check(seed >= 0, f"seed must not be negative, got {seed}")
+    check(start >= 0, f"start must not be negative, got {start}")
+    check(workers >= 0, f"workers must not be negative, got {workers}")
+    if len(pictures) == 0:
+        raise DataError("there are no pictures to make batches of")
+    return _endless(_Examples(pictures, batch_size, seed), start, workers)
+
+
+def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        examples,
+        batch_size=None,  # an item is a whole batch, named by the position of its first example
+        sampler=count(start, examples.batch_size),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # of no effect on the batches; keeps torch's global generator untouched
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+class _Examples(Dataset[Batch | DataError]):
+    """Batches by the position of their first example."""
+
+    def __init__(self, pictures: Pictures, batch_size: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self._pictures = pictures
+        self._order = Order(len(pictures), seed)
+
+    def __getitem__(self, start: int) -> Batch | DataError:
+        """Make a batch. A DataError is handed over, since torch would wrap one raised in a worker in its traceback."""
+        indices = []
+        images = []
+        try:
+            for position in range(start, start + self.batch_size):
+                index = self._order.index(position)
+                indices.append(index)
+                images.append(self._pictures.picture(index, self._order.generator(position)))
+        except DataError as error:
+            return error
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # (B, 3, S, S)
+        return Batch(stacked, torch.from_numpy(self._pictures.labels[indices]))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,33 @@
+"""The order of examples as a function of (seed, position) alone, so that training resumes exactly."""
+
+import numpy as np
+
+_ORDER, _VIEW = 0, 1  # what a stream of random numbers is for
+
+
+class Order:
+    """Which of ``count`` examples stands at a global position, and the randomness of its view.
+
+    Epoch ``position // count`` goes through the examples in a permutation of its own.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._epoch = -1
+        self._permutation = np.arange(0)
+
+    def index(self, position: int) -> int:
+        """The example at a position; positions mostly come in order, so the permutation in use is kept."""
+        epoch, place = divmod(position, self.count)
+        if epoch != self._epoch:
+            self._permutation = self._stream(_ORDER, epoch).permutation(self.count)
+            self._epoch = epoch
+        return int(self._permutation[place])
+
+    def generator(self, position: int) -> np.random.Generator:
+        """Randomness for the view at a position: crop, flip, choice of crop."""
+        return self._stream(_VIEW, position)
+
+    def _stream(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, number)))

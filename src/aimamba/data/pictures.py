@@ -1,0 +1,78 @@
+"""What the rest of the package knows about a data set: square pictures with labels, opened by one name."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from aimamba.data.avatars import STYLES, Avatars
+from aimamba.data.images import Crop, ImageFolder
+from aimamba.data.splits import Split
+from aimamba.errors import DataError, suggest
+
+# How many avatars of each style make a data set, where nobody says.
+AVATARS_PER_CLASS = {"train": 1000, "held-out": 100}
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Labelled square pictures, each at hand by its index."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; a label is an index into them."""
+
+    @property
+    def labels(self) -> Int64[np.ndarray, "n"]:
+        """Class index of every picture."""
+
+    @property
+    def size(self) -> int:
+        """Side of every picture in pixels."""
+
+    def __len__(self) -> int:
+        """How many pictures there are."""
+
+    def picture(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Picture ``index``: a random view (crop, flip) drawn from ``rng``; without it the centre view, unmirrored."""
+
+
+def open_pictures(
+    source: str,
+    *,
+    size: int,
+    split: Split,
+    crop: Crop = "center",
+    flip: bool = False,
+    per_class: int | None = None,
+    strict: bool = False,
+    progress: bool = False,
+) -> Pictures:
+    """Open a data set by its name.
+
+    Args:
+        source: ``"avatars"`` for the ten avatar styles that come with the package, ``"avatars:planets,sprouts"`` for
+            chosen ones, or the path of a folder with a sub-folder for each class. (A folder that is itself called
+            ``avatars`` is ``"./avatars"``.)
+        size: Side of the pictures in pixels.
+        split: ``"train"`` or ``"held-out"``; a folder also has ``"all"``.
+        crop: What a random view of a picture from a folder shows; avatars are drawn at ``size`` and always shown whole.
+        flip: Whether a random view is mirrored half of the time.
+        per_class: At most this many pictures of each class; by default every one of a folder, and of the avatars 1,000
+            to train on or 100 held out.
+        strict: Refuse a folder's first broken file instead of passing it over with a warning.
+        progress: Show a bar on stderr while avatars are drawn for the first time.
+
+    Raises:
+        ConfigError: A setting is out of range.
+        DataError: The source cannot be used; the message says why.
+    """
+    name, colon, chosen = source.partition(":")
+    if name == "avatars":
+        styles = tuple(style.strip() for style in chosen.split(",") if style.strip()) if colon else STYLES
+        amount = AVATARS_PER_CLASS.get(split, 1) if per_class is None else per_class
+        return Avatars(size, split, amount, styles, flip=flip, progress=progress)
+    if not Path(source).expanduser().exists() and suggest(name, ["avatars"]):
+        raise DataError(f"{source}: there is no such folder{suggest(name, ['avatars'])}")
+    return ImageFolder(source, size=size, split=split, crop=crop, flip=flip, per_class=per_class, strict=strict)

@@ -1,0 +1,168 @@
+"""Pictures to look at: contact sheets with names, and the way between tensors and Pillow's images."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from PIL.Image import Resampling
+from torch import Tensor
+
+_SMALLEST_CELL = 64  # pixels; smaller pictures are magnified
+_ROOM_FOR_NAMES = 128  # to which they are magnified further where column names are long
+_LONGEST_ROW_NAME = 240
+_SMALLEST_FONT = 12
+_INK = (64, 64, 64)
+_PALE = (128, 128, 128)
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Bytes (B, 3, H, W) as float32 in [-1, 1]: what the tokenizer sees."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_images(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
+    """Tensors as pictures.
+
+    The rounding is LlamaGen's, ``clamp(127.5 x + 128, 0, 255)`` without its fraction; it undoes ``to_float`` exactly.
+
+    Args:
+        x: Pictures (B, 3, H, W) in [-1, 1]; what lies beyond is clamped.
+
+    Returns:
+        B RGB pictures of H x W.
+    """
+    pixels = (127.5 * x.detach().float() + 128.0).clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+
+
+def sheet(
+    rows: Sequence[Sequence[Image.Image]],
+    *,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Image.Image:
+    """Arrange pictures in a labelled grid on white.
+
+    Pictures below 64 pixels (up to 128 where long column names want it) are magnified by a whole factor without
+    smoothing, so that every pixel can be seen. Rows may differ in length. Text that does not fit ends in an ellipsis.
+
+    Args:
+        rows: Pictures, row by row.
+        row_names: Written to the left of the rows.
+        column_names: Written above the columns.
+        title: Written above the sheet, small and grey.
+
+    Returns:
+        RGB picture.
+
+    Raises:
+        ValueError: There is no picture, or the names are not as many as the rows or columns.
+    """
+    columns = max((len(row) for row in rows), default=0)
+    if columns == 0:
+        raise ValueError("a sheet needs at least one picture")
+    for names, amount, kind in ((row_names, len(rows), "row"), (column_names, columns, "column")):
+        if names is not None and len(names) != amount:
+            raise ValueError(f"a sheet of {amount} {kind}s needs as many {kind}_names, got {len(names)}")
+    least = max(
+        _SMALLEST_CELL, min(_longest(column_names or (), ImageFont.load_default(_SMALLEST_FONT)), _ROOM_FOR_NAMES)
+    )
+    shown = [[_magnify(picture, least) for picture in row] for row in rows]
+    grid = _Grid.around(shown, row_names or (), column_names or (), title)
+    canvas = Image.new("RGB", grid.extent(len(rows), columns), "white")
+    for row, pictures in enumerate(shown):
+        for column, picture in enumerate(pictures):
+            left, top = grid.corner(row, column)
+            spare = grid.width - picture.width, grid.height - picture.height
+            canvas.paste(picture, (left + spare[0] // 2, top + spare[1] // 2))
+    _write(canvas, grid, row_names or (), column_names or (), title)
+    return canvas
+
+
+class _Grid(NamedTuple):
+    """Where everything on a sheet lies, in pixels."""
+
+    width: int  # of a cell
+    height: int
+    gutter: int  # between cells; twice as much around them
+    left: int  # of the first cell
+    top: int
+    font: _Font
+
+    @classmethod
+    def around(
+        cls,
+        shown: list[list[Image.Image]],
+        row_names: Sequence[str],
+        column_names: Sequence[str],
+        title: str | None,
+    ) -> "_Grid":
+        """Leave each cell room for the largest picture and, up to 1.5 times that, for the longest column name."""
+        widest = max(picture.width for row in shown for picture in row)
+        tallest = max(picture.height for row in shown for picture in row)
+        font = ImageFont.load_default(min(18, max(_SMALLEST_FONT, tallest // 9)))
+        line = sum(font.getmetrics()) if isinstance(font, ImageFont.FreeTypeFont) else _SMALLEST_FONT
+        gutter = max(6, widest // 12)
+        beside = min(_longest(row_names, font), _LONGEST_ROW_NAME)
+        return cls(
+            width=max(widest, min(_longest(column_names, font), 2 * widest)),
+            height=tallest,
+            gutter=gutter,
+            left=2 * gutter + (beside + gutter if row_names else 0),
+            top=2 * gutter + (line + gutter if title else 0) + (line + gutter // 2 if column_names else 0),
+            font=font,
+        )
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Left and top of a cell."""
+        return self.left + column * (self.width + self.gutter), self.top + row * (self.height + self.gutter)
+
+    def extent(self, rows: int, columns: int) -> tuple[int, int]:
+        """Width and height of the whole sheet."""
+        right, bottom = self.corner(rows, columns)
+        return right + self.gutter, bottom + self.gutter
+
+
+def _write(
+    canvas: Image.Image, grid: _Grid, row_names: Sequence[str], column_names: Sequence[str], title: str | None
+) -> None:
+    pen = ImageDraw.Draw(canvas)
+    for row, name in enumerate(row_names):
+        left, top = grid.corner(row, 0)
+        label = _fit(name, grid.font, left - 3 * grid.gutter)
+        pen.text((left - grid.gutter, top + grid.height / 2), label, fill=_INK, font=grid.font, anchor="rm")
+    for column, name in enumerate(column_names):
+        left, top = grid.corner(0, column)
+        label = _fit(name, grid.font, grid.width)
+        pen.text((left + grid.width / 2, top - grid.gutter // 2), label, fill=_INK, font=grid.font, anchor="md")
+    if title:
+        label = _fit(title, grid.font, canvas.width - grid.left - 2 * grid.gutter)
+        pen.text((grid.left, 2 * grid.gutter), label, fill=_PALE, font=grid.font, anchor="la")
+
+
+def _magnify(picture: Image.Image, least: int) -> Image.Image:
+    """Repeat pixels until the longer side has ``least``."""
+    factor = -(-least // max(picture.size))
+    picture = picture.convert("RGB")
+    if factor <= 1:
+        return picture
+    return picture.resize((picture.width * factor, picture.height * factor), Resampling.NEAREST)
+
+
+def _longest(names: Sequence[str], font: _Font) -> int:
+    return max((math.ceil(font.getlength(name)) for name in names), default=0)
+
+
+def _fit(text: str, font: _Font, width: int) -> str:
+    """The text, or as much of its beginning as fits in ``width`` pixels with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1].rstrip()
+    return f"{text}…"

@@ -1,0 +1,109 @@
+"""The decoding loop: one code after another, as a Python generator that can be watched, stopped or previewed.
+
+Shape letters: B pictures, L codes of a picture, R rows of the state (pictures, then their unguided twins).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from aimamba.errors import ConfigError, DataError
+from aimamba.generation.sampling import SamplingConfig
+from aimamba.models import AiM
+from aimamba.ops.logits import guide, sample
+
+
+@torch.no_grad()
+def generate(
+    model: AiM,
+    labels: Int[Tensor, " b"],
+    config: SamplingConfig | Sequence[SamplingConfig] = SamplingConfig(),  # noqa: B008 - frozen
+    *,
+    seeds: Sequence[int] | None = None,
+    prefix: Int[Tensor, "b k"] | None = None,
+    position_shift: int | None = None,
+) -> Iterator[Tensor]:
+    """Draw the codes of pictures, all in step.
+
+    A picture depends on the weights, its label, its settings and its seed alone: each row draws from its own
+    generator, and no row sees another.
+
+    Args:
+        model: The generator, in evaluation mode.
+        labels: A class for each picture; ``num_classes`` asks for none.
+        config: Settings for all pictures, or one for each.
+        seeds: A seed for each picture; counted up from the config's seed when absent.
+        prefix: Codes already known, which the pictures begin with.
+        position_shift: Overrides the model's ``decode_position_shift``.
+
+    Yields:
+        The codes so far, (B, t) for t = 1 ... L: a view of one growing tensor, so copy what must not change.
+
+    Raises:
+        DataError: A label is out of range or the prefix does not fit.
+        ConfigError: The numbers of labels, configs and seeds differ.
+    """
+    count, length = labels.shape[0], model.config.num_tokens
+    shared = config if isinstance(config, SamplingConfig) else None
+    configs = [config] * count if isinstance(config, SamplingConfig) else list(config)
+    seeds = [each.seed + (i if shared else 0) for i, each in enumerate(configs)] if seeds is None else list(seeds)
+    _validate(model, labels, configs, seeds, prefix)
+    device = model.word_embedding.weight.device
+    labels = labels.to(device)
+
+    if shared is not None:
+        settings = {"temperature": shared.temperature, "top_k": shared.top_k, "top_p": shared.top_p}
+    else:
+        settings = {
+            name: torch.tensor([getattr(each, name) for each in configs], device=device)
+            for name in ("temperature", "top_k", "top_p")
+        }
+    scales = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)], device=device)
+    guided = (scales != 1).any(dim=0).nonzero().squeeze(-1)  # pictures that need an unguided twin
+    uniforms = torch.stack([_uniform_numbers(seed, length) for seed in seeds], dim=1)  # (L, B)
+
+    state = model.init_state(count + len(guided), position_shift=position_shift)
+    nothing = labels.new_full((len(guided),), model.condition.nothing)
+    inputs = torch.cat([labels, nothing])  # (R,)
+    codes = labels.new_empty(count, length)
+    known = 0 if prefix is None else prefix.shape[1]
+    for t in range(length):
+        logits = model.step(inputs, state)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        conditional, unconditional = logits[:count], logits[count:]
+        if len(guided):
+            mixed = guide(conditional[guided], unconditional, scales[t, guided])
+            conditional = conditional.index_copy(0, guided, mixed)
+        if prefix is not None and t < known:
+            codes[:, t] = prefix[:, t]
+        else:
+            codes[:, t] = sample(conditional, uniforms[t], **settings)
+        inputs = torch.cat([codes[:, t], codes[guided, t]])
+        yield codes[:, : t + 1]
+
+
+def _uniform_numbers(seed: int, length: int) -> Tensor:
+    """The uniform numbers of one picture, in [0, 1): the same on every device and in every batch."""
+    return torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _validate(
+    model: AiM, labels: Tensor, configs: list[SamplingConfig], seeds: list[int], prefix: Tensor | None
+) -> None:
+    count, nothing = labels.shape[0], model.condition.nothing
+    if count == 0:
+        raise DataError("no labels given; expected at least one picture to draw")
+    if not len(configs) == len(seeds) == count:
+        raise ConfigError(f"{count} labels, {len(configs)} configs and {len(seeds)} seeds: expected as many of each")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest > nothing:
+        wrong = lowest if lowest < 0 else highest
+        raise DataError(f"label {wrong} is out of range: expected 0 to {nothing - 1}, or {nothing} for no class")
+    if prefix is not None and (prefix.shape[0] != count or prefix.shape[1] > model.config.num_tokens):
+        raise DataError(
+            f"prefix of shape {tuple(prefix.shape)} does not fit {count} pictures of {model.config.num_tokens} codes"
+        )
+    if prefix is not None and prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < model.config.vocab_size:
+        raise DataError(f"prefix holds codes outside 0 to {model.config.vocab_size - 1}")

@@ -1,0 +1,345 @@
+"""The generator: a causal sequence model over the codes of a picture (AiM, arXiv 2408.12245).
+
+The class vector is both the first token and the condition of every adaptive norm. Codes follow in raster order; the
+output at each place predicts the next code.
+
+Shape letters: B batch, L tokens of a picture, D width, V vocabulary, N blocks.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aimamba.config import check
+from aimamba.models.adaln import AdaLNKind, make_adaln
+from aimamba.models.attention import Attention, FeedForward
+from aimamba.models.hub import PretrainedModel
+from aimamba.models.mamba2 import Mamba2, MixerState
+from aimamba.models.norm import RMSNorm
+from aimamba.models.official import aim_from_official
+
+
+@dataclass(frozen=True, kw_only=True)
+class AiMConfig:
+    """Shape of a generator.
+
+    Attributes:
+        width: Features of a token (D).
+        num_blocks: Residual blocks (N).
+        vocab_size: Codes of the tokenizer (V).
+        num_tokens: Codes of a picture (L), e.g. 256 for a grid of 16 x 16.
+        num_classes: Class labels; one more row of the class table stands for "no class".
+        mixer: ``mamba2``, or ``attention``: the Transformer baseline, whose blocks are attention and feed-forward in turn.
+        adaln: How the condition reaches the blocks, see ``aimamba.models.adaln``.
+        adaln_groups: Number of shared projections when ``adaln`` is ``group``.
+        positions: ``learned`` adds a table to the codes, ``rope`` turns queries and keys of the attention mixer.
+        state_size: State of a Mamba-2 head, for each of its features.
+        head_width: Features of a head, in either mixer.
+        expand: Inner width of Mamba-2 as a multiple of ``width``.
+        conv_width: Taps of Mamba-2's causal convolution.
+        chunk_size: Tokens that the parallel form of SSD handles at once; changes speed, not results.
+        feed_forward: Hidden width of the feed-forward blocks as a multiple of ``width``.
+        decode_position_shift: Added to the place of every code when decoding step by step. Official weights were
+            trained with 0 and are sampled with 1 by the official code; our own models use 0.
+    """
+
+    width: int = 768
+    num_blocks: int = 24
+    vocab_size: int = 16384
+    num_tokens: int = 256
+    num_classes: int = 1000
+    mixer: Literal["mamba2", "attention"] = "mamba2"
+    adaln: AdaLNKind = "block"
+    adaln_groups: int = 4
+    positions: Literal["learned", "rope", "none"] = "learned"
+    state_size: int = 128
+    head_width: int = 64
+    expand: int = 2
+    conv_width: int = 4
+    chunk_size: int = 64
+    feed_forward: float = 8 / 3
+    decode_position_shift: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_blocks", "vocab_size", "num_tokens", "num_classes", "adaln_groups", "state_size"):
+            check(getattr(self, name) >= 1, f"AiMConfig: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("head_width", "expand", "conv_width", "chunk_size"):
+            check(getattr(self, name) >= 1, f"AiMConfig: {name} must be at least 1, got {getattr(self, name)}")
+        inner = self.width * (self.expand if self.mixer == "mamba2" else 1)
+        check(
+            inner % self.head_width == 0,
+            f"AiMConfig: head_width {self.head_width} must divide the mixer's inner width {inner}",
+        )
+        check(
+            self.positions != "rope" or (self.mixer == "attention" and self.head_width % 4 == 0),
+            "AiMConfig: positions 'rope' needs mixer 'attention' and a head_width divisible by 4",
+        )
+        check(
+            self.mixer == "mamba2" or self.num_blocks % 2 == 0,
+            f"AiMConfig: mixer 'attention' needs an even num_blocks (two a Transformer layer), got {self.num_blocks}",
+        )
+        check(
+            self.decode_position_shift in (0, 1),
+            f"AiMConfig: decode_position_shift must be 0 or 1, got {self.decode_position_shift}",
+        )
+
+
+_AIM = AiMConfig()
+AIM_PRESETS: dict[str, AiMConfig] = {  #                                                   parameters     paper FID
+    "aim-b": replace(_AIM, width=768, num_blocks=24, adaln="block"),  #                     147,622,080     3.52
+    "aim-l": replace(_AIM, width=1024, num_blocks=48, adaln="group", adaln_groups=4),  #    349,760,000     2.83
+    "aim-xl": replace(_AIM, width=1536, num_blocks=48, adaln="group", adaln_groups=4),  #   763,291,392     2.56
+    "aim-1b": replace(_AIM, width=2048, num_blocks=48, adaln="group", adaln_groups=4),  # 1,335,944,192     2.21
+}
+"""The paper's four scales (its Table 1) for ImageNet at 256 x 256 pixels."""
+
+
+@dataclass
+class AiMState:
+    """What decoding remembers: every tensor has the row as its first axis, and rows know nothing of each other.
+
+    Attributes:
+        position: Tokens each row has taken so far, (B,); 0 means that the class label comes next.
+        modulation: Shift, scale and gate of every block for each row's class, (B, N, 3, D).
+        final_modulation: Shift and scale of the final norm, (B, 2, D).
+        mixers: Memory of each block.
+        position_shift: See ``AiMConfig.decode_position_shift``.
+    """
+
+    position: Tensor
+    modulation: Tensor
+    final_modulation: Tensor
+    mixers: list[MixerState]
+    position_shift: int
+
+    def select(self, rows: Int[Tensor, " k"]) -> "AiMState":
+        """Copy out some rows, in the order given."""
+        return AiMState(
+            self.position[rows],
+            self.modulation[rows],
+            self.final_modulation[rows],
+            [{key: value[rows] for key, value in mixer.items()} for mixer in self.mixers],
+            self.position_shift,
+        )
+
+    @staticmethod
+    def join(states: "list[AiMState]") -> "AiMState":
+        """Put the rows of several states of one model together; they may stand at different positions."""
+        assert len({state.position_shift for state in states}) == 1, "states of different position shifts"
+        return AiMState(
+            torch.cat([state.position for state in states]),
+            torch.cat([state.modulation for state in states]),
+            torch.cat([state.final_modulation for state in states]),
+            [
+                {key: torch.cat([mixer[key] for mixer in mixers]) for key in mixers[0]}
+                for mixers in zip(*(state.mixers for state in states), strict=True)
+            ],
+            states[0].position_shift,
+        )
+
+
+class ClassCondition(nn.Module):
+    """A table of class vectors with one more row for "no class".
+
+    The generator asks two things of a condition: a vector (B, D) for what is wanted, and what to ask for to get the
+    vector of wanting nothing (``nothing``).
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.nothing = num_classes
+        self.table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Look the classes up."""
+        return self.table(labels)
+
+
+class Block(nn.Module):
+    """Add to the residual: ``gate * mixer(norm(residual) * (1 + scale) + shift)``."""
+
+    def __init__(self, config: AiMConfig, index: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.width)
+        self.mixer: Mamba2 | Attention | FeedForward
+        if config.mixer == "mamba2":
+            self.mixer = Mamba2(
+                config.width,
+                state_size=config.state_size,
+                head_width=config.head_width,
+                expand=config.expand,
+                conv_width=config.conv_width,
+                chunk_size=config.chunk_size,
+            )
+        elif index % 2 == 0:
+            self.mixer = Attention(
+                config.width,
+                head_width=config.head_width,
+                rotary=config.positions == "rope",
+                grid_width=math.isqrt(config.num_tokens - 1) + 1,
+            )
+        else:
+            self.mixer = FeedForward(config.width, hidden=round(config.feed_forward * config.width))
+
+    def forward(self, residual: Float[Tensor, "b l d"], modulation: Float[Tensor, "b 3 d"]) -> Float[Tensor, "b l d"]:
+        """All tokens in parallel; the residual is float32 or better."""
+        shift, scale, gate = modulation[:, :, None].unbind(1)  # each (B, 1, D)
+        mixed = self.mixer(self.norm(residual).to(modulation.dtype) * (1 + scale) + shift)
+        return residual + gate * mixed
+
+    def step(
+        self,
+        residual: Float[Tensor, "b d"],
+        modulation: Float[Tensor, "b 3 d"],
+        state: MixerState,
+        position: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b d"]:
+        """One token a row."""
+        shift, scale, gate = modulation.unbind(1)
+        mixed = self.mixer.step(self.norm(residual).to(modulation.dtype) * (1 + scale) + shift, state, position)
+        return residual + gate * mixed
+
+
+class AiM(PretrainedModel[AiMConfig]):
+    """Autoregressive image generator on Mamba-2 (or, for comparison, on attention)."""
+
+    config_class = AiMConfig
+    folder_in_pipeline = "generator"
+    official_reader = staticmethod(aim_from_official)
+
+    def __init__(self, config: AiMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.condition = ClassCondition(config.num_classes, width)
+        self.word_embedding = nn.Embedding(config.vocab_size, width)
+        # One row more than there are codes: the place of a code may be shifted by one when decoding.
+        self.position_embedding = nn.Embedding(config.num_tokens + 1, width) if config.positions == "learned" else None
+        self.adaln = make_adaln(config.adaln, width=width, blocks=config.num_blocks, groups=config.adaln_groups)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_blocks))
+        self.norm = RMSNorm(width)
+        self.final_norm = RMSNorm(width)
+        self.final_adaln = nn.Linear(width, 2 * width)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter, drawing from ``generator`` (from torch's own when absent).
+
+        =================  ================================================================
+        embeddings         normal, deviation 0.02
+        mixers             see their ``init_weights``; output projections times 1 / sqrt(N)
+        adaln              see ``aimamba.models.adaln``
+        final_adaln        zero, so that the final modulation begins as the identity
+        norms              1
+        output head        tied to the word embedding
+        =================  ================================================================
+        """
+        for embedding in (self.condition.table, self.word_embedding, self.position_embedding):
+            if embedding is not None:
+                embedding.weight.normal_(std=0.02, generator=generator)
+        self.adaln.init_weights(generator)
+        for block in self.blocks:
+            block.norm.weight.fill_(1.0)
+            block.mixer.init_weights(residual_scale=self.config.num_blocks**-0.5, generator=generator)
+        for norm in (self.norm, self.final_norm):
+            norm.weight.fill_(1.0)
+        self.final_adaln.weight.zero_()
+        self.final_adaln.bias.zero_()
+
+    def cast(self, dtype: torch.dtype) -> "AiM":
+        """Set the dtype of the weights; norms, decays and step sizes stay float32 or wider."""
+        wide = torch.promote_types(dtype, torch.float32)
+        for module in self.modules():
+            sensitive = isinstance(module, RMSNorm)
+            for name, parameter in module.named_parameters(recurse=False):
+                kept = sensitive or (isinstance(module, Mamba2) and name in ("A_log", "D", "dt_bias"))
+                parameter.data = parameter.data.to(wide if kept else dtype)
+        return self
+
+    def _embed(self, codes: Tensor, place: Tensor) -> Tensor:
+        """Vectors of codes, each at its place in the picture counted from 0."""
+        embedded = self.word_embedding(codes)
+        return embedded if self.position_embedding is None else embedded + self.position_embedding(place)
+
+    def _modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """All that depends on the condition alone: (B, N, 3, D) for the blocks and (B, 2, D) for the end."""
+        final = self.final_adaln(F.silu(condition)).unflatten(-1, (2, -1))
+        return self.adaln(condition), final
+
+    def _logits(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
+        """Both final norms, the final modulation (B, ..., 2, D) and the tied head."""
+        shift, scale = final_modulation.unbind(-2)
+        hidden = self.final_norm(self.norm(residual)).to(final_modulation.dtype)
+        return F.linear(hidden * (1 + scale) + shift, self.word_embedding.weight)
+
+    def forward(
+        self, codes: Int[Tensor, "b l1"], labels: Int[Tensor, " b"], *, position_shift: int = 0
+    ) -> Float[Tensor, "b l v"]:
+        """Logits of every code given the class and the codes before it.
+
+        Args:
+            codes: The picture's codes but the last, (B, L - 1); any shorter prefix will do.
+            labels: Class labels; ``num_classes`` means "no class".
+            position_shift: Added to every code's place. 0 is how the model is trained.
+
+        Returns:
+            Logits (B, L, V): place t predicts code t.
+        """
+        condition = self.condition(labels)
+        modulation, final_modulation = self._modulations(condition)
+        place = torch.arange(position_shift, codes.shape[1] + position_shift, device=codes.device)
+        hidden = torch.cat([condition[:, None], self._embed(codes, place)], dim=1)
+        residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        for index, block in enumerate(self.blocks):
+            residual = block(residual, modulation[:, index])
+        return self._logits(residual, final_modulation[:, None])
+
+    def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
+        """Rows that have seen nothing yet.
+
+        Args:
+            batch: Number of rows.
+            position_shift: Added to every code's place; ``config.decode_position_shift`` when absent.
+        """
+        config = self.config
+        weight = self.word_embedding.weight
+        shift = config.decode_position_shift if position_shift is None else position_shift
+        return AiMState(
+            torch.zeros(batch, dtype=torch.long, device=weight.device),
+            weight.new_zeros(batch, config.num_blocks, 3, config.width),
+            weight.new_zeros(batch, 2, config.width),
+            [block.mixer.init_state(batch, config.num_tokens + 1) for block in self.blocks],
+            shift,
+        )
+
+    def step(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b v"]:
+        """Take one token a row and give the logits of its next code; ``state`` is updated.
+
+        Args:
+            inputs: For a row at position 0 its class label, for any other its latest code.
+            state: From ``init_state``; rows may stand at different positions.
+        """
+        starting = state.position == 0
+        if not bool(starting.any()):
+            hidden = self._embed(inputs, state.position - 1 + state.position_shift)
+        else:
+            labels = torch.where(starting, inputs, self.condition.nothing)
+            condition = self.condition(labels)
+            modulation, final_modulation = self._modulations(condition)
+            rows = starting[:, None, None]
+            state.modulation = torch.where(rows[..., None], modulation, state.modulation)
+            state.final_modulation = torch.where(rows, final_modulation, state.final_modulation)
+            place = (state.position - 1 + state.position_shift).clamp(min=0)
+            codes = self._embed(torch.where(starting, 0, inputs), place)
+            hidden = torch.where(starting[:, None], condition, codes)
+        residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        for index, block in enumerate(self.blocks):
+            residual = block.step(residual, state.modulation[:, index], state.mixers[index], state.position)
+        state.position = state.position + 1
+        return self._logits(residual, state.final_modulation)

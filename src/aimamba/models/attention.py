@@ -1,0 +1,116 @@
+"""The Transformer baseline's mixers, behind the interface of ``Mamba2``: causal self-attention and a SwiGLU layer.
+
+Shape letters: B batch, L tokens, D width, H heads, P head width, T longest sequence.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aimamba.models.mamba2 import MixerState
+
+_ROTARY_BASE = 10_000.0
+
+
+def rotary_2d(
+    x: Float[Tensor, "b l h p"], position: Int[Tensor, "b l"], *, grid_width: int
+) -> Float[Tensor, "b l h p"]:
+    """Rotate queries or keys by their place in the code grid (axial form of RoPE, Su et al., arXiv 2104.09864).
+
+    The first half of the head turns with the row, the second with the column of code ``position - 1``. Position 0,
+    the class token, lies outside the grid and is not turned (as in LlamaGen).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    quarter = x.shape[-1] // 4
+    code = (position - 1).clamp(min=0)
+    place = torch.stack([code // grid_width, code % grid_width], dim=-1) + 1  # (B, L, 2), counted from 1
+    place = torch.where(position[..., None] == 0, 0, place)
+    frequency = _ROTARY_BASE ** (-torch.arange(quarter, device=x.device, dtype=wide) / quarter)
+    angle = (place[..., None] * frequency).flatten(-2)[:, :, None]  # (B, L, 1, P / 2)
+    even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with a cache of keys and values."""
+
+    def __init__(self, width: int, *, head_width: int, rotary: bool, grid_width: int) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.rotary = rotary
+        self.grid_width = grid_width
+        self.in_proj = nn.Linear(width, 3 * width, bias=False)  # q, k, v
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
+        """Uniform +- 1 / sqrt(fan in); the output projection also times ``residual_scale``."""
+        bound = self.in_proj.in_features**-0.5
+        self.in_proj.weight.uniform_(-bound, bound, generator=generator)
+        bound *= residual_scale
+        self.out_proj.weight.uniform_(-bound, bound, generator=generator)
+
+    def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, L, H, P), from x (B, L, D)."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_width)) for part in self.in_proj(x).chunk(3, dim=-1))
+        if self.rotary:
+            q, k = (rotary_2d(part, position, grid_width=self.grid_width) for part in (q, k))
+        return q, k, v
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix all tokens in parallel."""
+        position = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        q, k, v = (part.transpose(1, 2) for part in self._project(x, position))  # (B, H, L, P)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(y.transpose(1, 2).flatten(-2))
+
+    def init_state(self, batch: int, length: int) -> MixerState:
+        """Empty cache for ``batch`` rows of at most ``length`` tokens."""
+        weight = self.in_proj.weight
+        shape = (batch, weight.shape[1] // self.head_width, length, self.head_width)
+        return {"keys": weight.new_zeros(shape), "values": weight.new_zeros(shape)}
+
+    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
+        q, k, v = (part.squeeze(1) for part in self._project(x[:, None], position[:, None]))  # (B, H, P)
+        rows = torch.arange(x.shape[0], device=x.device)
+        state["keys"][rows, :, position] = k
+        state["values"][rows, :, position] = v
+        seen = int(position.max()) + 1
+        visible = torch.arange(seen, device=x.device) <= position[:, None]  # (B, T)
+        y = F.scaled_dot_product_attention(
+            q[:, :, None], state["keys"][:, :, :seen], state["values"][:, :, :seen], attn_mask=visible[:, None, None]
+        )
+        return self.out_proj(y.flatten(1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202): mixes channels, not tokens, so it remembers nothing."""
+
+    def __init__(self, width: int, *, hidden: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(width, 2 * hidden, bias=False)
+        self.out_proj = nn.Linear(hidden, width, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
+        """Uniform +- 1 / sqrt(fan in); the output projection also times ``residual_scale``."""
+        bound = self.in_proj.in_features**-0.5
+        self.in_proj.weight.uniform_(-bound, bound, generator=generator)
+        bound = self.out_proj.in_features**-0.5 * residual_scale
+        self.out_proj.weight.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Apply the layer to each token."""
+        gate, value = self.in_proj(x).chunk(2, dim=-1)
+        return self.out_proj(F.silu(gate) * value)
+
+    def init_state(self, batch: int, length: int) -> MixerState:
+        """Nothing to remember."""
+        return {}
+
+    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Apply the layer to one token a row."""
+        return self.forward(x)

@@ -1,0 +1,205 @@
+"""Loading and saving of models: a strict ``config.json`` beside a ``model.safetensors``, on disk or on the hub."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from aimamba.config import from_mapping, to_mapping
+from aimamba.errors import CheckpointError
+from aimamba.files import write_atomically
+from aimamba.models.official import is_official
+
+Config = TypeVar("Config")
+Model = TypeVar("Model", bound="PretrainedModel[Any]")  # not Self, which beartype refuses on a lone method
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_PICKLED = (".pt", ".pth", ".bin")
+_RUN_RESULT = "model"  # where a training run keeps what it made
+_HUB_FILES = ["*.json", "*.safetensors"]
+
+
+class PretrainedModel(nn.Module, Generic[Config]):
+    """A module built from one config, which can be saved and found again.
+
+    Subclasses name the dataclass of their config, the sub-folder they take in a saved pipeline, and the reader of
+    official checkpoints (see ``aimamba.models.official``).
+    """
+
+    config: Config
+    config_class: ClassVar[type]
+    folder_in_pipeline: ClassVar[str]
+    official_reader: ClassVar[
+        Callable[[Mapping[str, Any] | None, Mapping[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
+    ]
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Model:
+        """Load a model in evaluation mode.
+
+        Args:
+            source: A folder that ``save_pretrained`` or a training run wrote, a saved pipeline, an official
+                checkpoint (folder, ``.safetensors``, ``.pt`` or ``.bin`` file), or the id of a hub repository.
+            device: Where to put it.
+            dtype: Of the matrices; see ``cast``.
+
+        Raises:
+            CheckpointError: The source is missing, empty, truncated, or not a model of this class.
+        """
+        place = find(source, cls.folder_in_pipeline)
+        config, tensors = read_checkpoint(place)
+        if is_official(config, tensors):
+            with _named(place):
+                config, tensors = cls.official_reader(config, tensors)
+        else:
+            assert config is not None
+            named = config.pop("class", None)
+            if named != cls.__name__:
+                raise CheckpointError(f"{place}: holds a model of class {named!r}, expected {cls.__name__!r}")
+        with torch.device("meta"):
+            model = cls(from_mapping(cls.config_class, config, where=str(place)))  # type: ignore[call-arg]
+        fill(model, tensors, where=str(place))
+        return model.cast(dtype).to(device).eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each in one atomic step."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        config = json.dumps({"class": type(self).__name__, **to_mapping(self.config)}, indent=2)
+        write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(config + "\n"))
+
+    def cast(self: Model, dtype: torch.dtype) -> Model:
+        """Set the dtype of the weights; a subclass may keep sensitive ones wider."""
+        return self.to(dtype)
+
+    def num_parameters(self) -> int:
+        """Number of parameters, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def find(source: str | Path, part: str) -> Path:
+    """Find the file or folder that holds ``part`` ("generator" or "tokenizer") of a model, downloading if need be.
+
+    Raises:
+        CheckpointError: There is no such path, and no such repository on the hub.
+    """
+    path = Path(source)
+    if not path.exists():
+        path = _download(str(source))
+    if path.is_file():
+        return path
+    for folder in (path, path / part, path / _RUN_RESULT, path / _RUN_RESULT / part):
+        if (folder / WEIGHTS_FILE).is_file():
+            return folder
+    raise CheckpointError(
+        f"{path}: no {WEIGHTS_FILE} there, in {part}/ or in {_RUN_RESULT}/; "
+        "give the folder of a saved model or of a finished training run"
+    )
+
+
+def _download(source: str) -> Path:
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(("/", *_PICKLED)):
+        raise CheckpointError(f"{source}: no such file or folder (and not a hub id, which reads 'owner/name')")
+    try:
+        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+    except HFValidationError as error:
+        raise CheckpointError(f"{source}: no such folder, and not a hub id: {_first_line(error)}") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{source}: no such folder, and the hub cannot be reached to look it up there") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{source}: no such folder, and not to be had from the hub: {_first_line(error)}") from error
+
+
+def read_checkpoint(place: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Read config and tensors from a folder or a single file of weights; the config may be absent.
+
+    Raises:
+        CheckpointError: A file is missing, empty, truncated or not what its name says.
+    """
+    weights = place / WEIGHTS_FILE if place.is_dir() else place
+    config_path = weights.parent / CONFIG_FILE
+    config = None
+    if place.is_dir() or (config_path.is_file() and weights.name == WEIGHTS_FILE):
+        try:
+            config = json.loads(config_path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{config_path}: missing; a model folder needs it beside {WEIGHTS_FILE}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{config_path}: not valid JSON ({_first_line(error)})") from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{config_path}: expected a JSON object, got {type(config).__name__}")
+    return config, _read_tensors(weights)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    damaged = f"{path}: cannot be read ({size:,} bytes; empty, truncated or not a checkpoint); fetch or save it again"
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(damaged) from error
+    if path.suffix not in _PICKLED:
+        raise CheckpointError(f"{path}: expected a .safetensors, .pt, .pth or .bin file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(damaged) from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: expected a state dict of tensors, flat or under 'model'")
+    return content
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Give every parameter its tensor; the model may stand on the meta device.
+
+    Raises:
+        CheckpointError: Keys are missing, left over or of another shape; the first few of each are named.
+    """
+    wanted = model.state_dict()
+    faults = {
+        "missing": wanted.keys() - tensors.keys(),
+        "left over": tensors.keys() - wanted.keys(),
+        "of another shape": {k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape},
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{len(keys)} {fault} ({_first_few(keys)})" for fault, keys in faults.items() if keys)
+        raise CheckpointError(f"{where}: weights do not fit the model: {listed}")
+    model.load_state_dict(dict(tensors), assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+
+
+def _first_few(keys: Iterable[str], count: int = 3) -> str:
+    ordered = sorted(keys)
+    return ", ".join(ordered[:count]) + (", ..." if len(ordered) > count else "")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _named(place: Path) -> Iterator[None]:
+    """Put the file's name before the message of a ``CheckpointError``."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from error

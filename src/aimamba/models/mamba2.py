@@ -1,0 +1,109 @@
+"""The Mamba-2 mixer (Dao and Gu, arXiv 2405.21060), one group of B and C for all heads.
+
+Shape letters: B batch, L tokens, D width, E = expand * D inner width, H = E / P heads, P head width, N state size,
+C = E + 2N convolved channels.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aimamba.models.norm import RMSNorm
+from aimamba.ops.conv import causal_conv, causal_conv_step
+from aimamba.ops.ssd import ssd_chunked, ssd_step
+
+MixerState = dict[str, Tensor]
+"""What a mixer remembers between steps: tensors whose first axis is the row, so that rows can join and leave."""
+
+_SLOWEST_DT, _FASTEST_DT = 1e-3, 0.1
+_LARGEST_A = 16.0
+
+
+class Mamba2(nn.Module):
+    """Projection, causal convolution, SSD, gated norm, projection."""
+
+    def __init__(
+        self, width: int, *, state_size: int, head_width: int, expand: int, conv_width: int, chunk_size: int
+    ) -> None:
+        super().__init__()
+        self.inner = expand * width
+        self.heads = self.inner // head_width
+        self.state_size = state_size
+        self.chunk_size = chunk_size
+        convolved = self.inner + 2 * state_size
+        self.in_proj = nn.Linear(width, self.inner + convolved + self.heads, bias=False)  # z, (x, B, C), dt
+        self.conv_weight = nn.Parameter(torch.empty(convolved, conv_width))
+        self.conv_bias = nn.Parameter(torch.empty(convolved))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(self.heads))
+        self.norm = RMSNorm(self.inner)
+        self.out_proj = nn.Linear(self.inner, width, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter.
+
+        ===============  =====================================================
+        in_proj, conv    uniform +- 1 / sqrt(fan in)
+        out_proj         the same, times ``residual_scale``
+        A_log            log of uniform [1, 16]
+        D, norm          1
+        dt_bias          inverse softplus of log-uniform [0.001, 0.1]
+        ===============  =====================================================
+        """
+        bound = self.in_proj.in_features**-0.5
+        self.in_proj.weight.uniform_(-bound, bound, generator=generator)
+        bound = self.conv_weight.shape[1] ** -0.5
+        self.conv_weight.uniform_(-bound, bound, generator=generator)
+        self.conv_bias.uniform_(-bound, bound, generator=generator)
+        bound = self.out_proj.in_features**-0.5 * residual_scale
+        self.out_proj.weight.uniform_(-bound, bound, generator=generator)
+        self.A_log.uniform_(1.0, _LARGEST_A, generator=generator).log_()
+        self.D.fill_(1.0)
+        self.norm.weight.fill_(1.0)
+        dt = self.dt_bias.uniform_(math.log(_SLOWEST_DT), math.log(_FASTEST_DT), generator=generator).exp_()
+        dt.add_(torch.log(-torch.expm1(-dt)))
+
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split the input projection into the gate z, the convolved part (x, B, C) and the step size dt."""
+        z, xBC, dt = projected.split([self.inner, self.inner + 2 * self.state_size, self.heads], dim=-1)
+        return z, xBC, F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
+
+    def _combine(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """Add the skip D x, gate, normalise, project; y and x are (..., H, P)."""
+        y = y + self.D.to(y.dtype)[:, None] * x
+        return self.out_proj(self.norm(y.flatten(-2), z))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix all tokens in parallel."""
+        z, xBC, dt = self._split(self.in_proj(x))
+        xBC = F.silu(causal_conv(xBC, self.conv_weight, self.conv_bias)).to(z.dtype)
+        inputs, B, C = xBC.split([self.inner, self.state_size, self.state_size], dim=-1)
+        inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, L, H, P)
+        A = -self.A_log.to(dt.dtype).exp()
+        y, _ = ssd_chunked(inputs, dt, A, B, C, chunk_size=self.chunk_size)
+        return self._combine(y, inputs, z)
+
+    def init_state(self, batch: int, length: int) -> MixerState:
+        """Empty memory of ``batch`` rows; its size does not depend on ``length``."""
+        weight = self.conv_weight
+        channels, taps = weight.shape
+        heads, wide = self.heads, torch.promote_types(weight.dtype, torch.float32)
+        return {
+            "window": weight.new_zeros(batch, taps - 1, channels),
+            "ssm": weight.new_zeros(batch, heads, self.inner // heads, self.state_size, dtype=wide),
+        }
+
+    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Mix one token a row with what came before, and update ``state``; ``position`` plays no part here."""
+        z, xBC, dt = self._split(self.in_proj(x))
+        xBC, state["window"] = causal_conv_step(xBC, self.conv_weight, self.conv_bias, state["window"])
+        inputs, B, C = F.silu(xBC).split([self.inner, self.state_size, self.state_size], dim=-1)
+        inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, H, P)
+        A = -self.A_log.to(dt.dtype).exp()
+        y, state["ssm"] = ssd_step(inputs, dt, A, B, C, state["ssm"])
+        return self._combine(y, inputs, z)

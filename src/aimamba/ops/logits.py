@@ -1,0 +1,84 @@
+"""From logits to a drawn code: guidance, temperature, top-k, top-p and the draw itself.
+
+Every row stands alone: each setting is a number for all rows or a tensor with one value a row, and a draw needs only
+the row's own probabilities and its own uniform number.
+
+Shape letters: B rows, V vocabulary.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Setting = float | int | Tensor
+
+
+def _column(setting: Setting, like: Tensor) -> Tensor:
+    """Give a setting the shape (B, 1), or (1, 1) for all rows alike."""
+    return torch.as_tensor(setting, device=like.device).reshape(-1, 1)
+
+
+def guide(
+    conditional: Float[Tensor, "b v"], unconditional: Float[Tensor, "b v"], scale: Setting
+) -> Float[Tensor, "b v"]:
+    """Classifier-free guidance on logits, ``u + scale (c - u)`` (AiM eq. 11, which the official code applies here)."""
+    return unconditional + (conditional - unconditional) * _column(scale, conditional).to(conditional.dtype)
+
+
+def top_k_filter(logits: Float[Tensor, "b v"], k: Setting) -> Float[Tensor, "b v"]:
+    """Keep the ``k`` largest logits of each row (and what ties with the last of them); 0 keeps all."""
+    if isinstance(k, int | float):
+        if k <= 0 or k >= logits.shape[-1]:
+            return logits
+        threshold = logits.topk(int(k), dim=-1).values[:, -1:]
+    else:
+        size = logits.shape[-1]
+        kept = torch.where(k <= 0, size, k).clamp(max=size).to(torch.int64)
+        threshold = logits.sort(dim=-1, descending=True).values.gather(-1, _column(kept - 1, logits))
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def top_p_filter(logits: Float[Tensor, "b v"], p: Setting) -> Float[Tensor, "b v"]:
+    """Keep the smallest set of most likely codes whose probability reaches ``p`` (nucleus sampling, 1904.09751).
+
+    A code goes when it and all less likely ones together have at most ``1 - p``; the most likely one always stays.
+    """
+    if isinstance(p, int | float) and p >= 1:
+        return logits
+    ordered, order = logits.sort(dim=-1)
+    tail = ordered.softmax(dim=-1).cumsum(dim=-1)
+    remove = tail <= 1 - _column(p, logits).to(tail.dtype)
+    remove = remove & (_column(p, logits) < 1)
+    remove[:, -1] = False
+    return logits.masked_fill(remove.scatter(-1, order, remove), -torch.inf)
+
+
+def draw(probabilities: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """Draw one code a row by inverting the cumulative distribution at ``uniform`` in [0, 1).
+
+    A row's draw does not depend on the other rows. The sum runs in float64 (float32 where a device lacks it).
+    """
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
+    cumulative = probabilities.to(wide).cumsum(dim=-1)
+    target = uniform.to(device=cumulative.device, dtype=wide)[:, None] * cumulative[:, -1:]
+    # right=True steps over codes of probability zero; the clamp guards the rounding of target up to the total.
+    index = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    last = (probabilities > 0).to(torch.int64).cumsum(dim=-1).argmax(dim=-1)
+    return torch.minimum(index, last)
+
+
+def sample(
+    logits: Float[Tensor, "b v"],
+    uniform: Float[Tensor, " b"],
+    *,
+    temperature: Setting = 1.0,
+    top_k: Setting = 0,
+    top_p: Setting = 1.0,
+) -> Int[Tensor, " b"]:
+    """Draw a code a row: temperature, then top-k, then top-p, then the draw; temperature 0 takes the most likely."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    greedy = _column(temperature, logits) == 0  # (B or 1, 1)
+    scaled = logits / torch.where(greedy, 1.0, _column(temperature, logits)).to(logits.dtype)
+    filtered = top_p_filter(top_k_filter(scaled, top_k), top_p)
+    drawn = draw(filtered.softmax(dim=-1), uniform)
+    return torch.where(greedy.squeeze(-1), logits.argmax(dim=-1), drawn)

@@ -1,0 +1,133 @@
+"""The state-space duality (SSD) operator of Mamba-2, in three forms that compute the same function.
+
+For every head the operator is the linear recurrence (Dao and Gu, "Transformers are SSMs", arXiv 2405.21060, eq. 2)
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t
+
+with one scalar ``A`` a head and ``B``, ``C`` shared by all heads.
+
+* ``ssd_recurrent`` runs it token by token: slow and obviously right, the oracle of the tests.
+* ``ssd_chunked`` is the parallel form (section 6): matrix products within chunks, a recurrence over chunk states.
+* ``ssd_step`` advances one token and is what decoding uses.
+
+Decays are computed in float32 or better, whatever the dtype of the inputs; a state is never narrower than float32.
+
+Shape letters: B batch, L tokens, H heads, P head width, N state size, Q chunk length, K chunks.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# A log-decay below this erases the state to beyond float64's resolution (e^-60 = 9e-27). Clamping there keeps the
+# cumulative sums of a chunk small, so that their differences stay accurate next to an arbitrarily strong decay.
+_LOWEST_LOG_DECAY = -60.0
+
+
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def ssd_recurrent(
+    x: Float[Tensor, "b l h p"],
+    dt: Float[Tensor, "b l h"],
+    A: Float[Tensor, " h"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    initial_state: Float[Tensor, "b h p n"] | None = None,
+) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
+    """Run the recurrence token by token.
+
+    Args:
+        x: Inputs of the heads.
+        dt: Step sizes, positive.
+        A: Decay rates, negative.
+        B: Input projections, shared by the heads.
+        C: Output projections, shared by the heads.
+        initial_state: State before the first token; zeros when absent.
+
+    Returns:
+        Outputs in the dtype of ``x``, and the state after the last token in float32 (float64 for float64 inputs).
+    """
+    batch, length, heads, width = x.shape
+    state = initial_state
+    if state is None:
+        state = x.new_zeros((batch, heads, width, B.shape[-1]), dtype=_accumulation_dtype(x))
+    outputs = []
+    for t in range(length):
+        y, state = ssd_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
+        outputs.append(y)
+    return (torch.stack(outputs, dim=1) if outputs else torch.empty_like(x)), state
+
+
+def ssd_step(
+    x: Float[Tensor, "b h p"],
+    dt: Float[Tensor, "b h"],
+    A: Float[Tensor, " h"],
+    B: Float[Tensor, "b n"],
+    C: Float[Tensor, "b n"],
+    state: Float[Tensor, "b h p n"],
+) -> tuple[Float[Tensor, "b h p"], Float[Tensor, "b h p n"]]:
+    """Advance the recurrence by one token; arguments as ``ssd_recurrent`` without the token axis."""
+    dtype = state.dtype
+    dt = dt.to(dtype)
+    decay = torch.exp(dt * A.to(dtype))[..., None, None]  # (B, H, 1, 1)
+    update = (dt[..., None] * x.to(dtype))[..., None] * B.to(dtype)[:, None, None, :]  # (B, H, P, N)
+    state = torch.addcmul(update, state, decay)
+    y = torch.einsum("bhpn,bn->bhp", state, C.to(dtype))
+    return y.to(x.dtype), state
+
+
+def ssd_chunked(
+    x: Float[Tensor, "b l h p"],
+    dt: Float[Tensor, "b l h"],
+    A: Float[Tensor, " h"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    initial_state: Float[Tensor, "b h p n"] | None = None,
+    *,
+    chunk_size: int = 64,
+) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
+    """Compute the recurrence in parallel over chunks of ``chunk_size`` tokens.
+
+    Arguments and results are those of ``ssd_recurrent``; any length and any chunk size will do. The causal mask is
+    applied before the exponential, so gradients are finite for every decay.
+    """
+    batch, length, heads, width = x.shape
+    wide = _accumulation_dtype(x)
+    if length == 0:
+        return ssd_recurrent(x, dt, A, B, C, initial_state)
+    chunk = min(chunk_size, length)
+    padding = -length % chunk
+    if padding:  # a token with dt = 0 leaves the state as it is
+        x, dt, B, C = (torch.nn.functional.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)) for t in (x, dt, B, C))
+
+    dt = dt.to(wide)
+    log_decay = (dt * A.to(wide)).clamp(min=_LOWEST_LOG_DECAY)
+    x, dt, log_decay, B, C = (t.unflatten(1, (-1, chunk)) for t in (x, dt, log_decay, B, C))  # (B, K, Q, ...)
+    total = log_decay.cumsum(dim=2).transpose(2, 3)  # (B, K, H, Q): log decay from the chunk's start up to each token
+    dt_x = (dt[..., None] * x).to(x.dtype).transpose(2, 3)  # (B, K, H, Q, P)
+
+    # Within a chunk: y_t = sum over s <= t of (C_t . B_s) exp(total_t - total_s) dt_s x_s
+    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
+    between = total[..., :, None] - total[..., None, :]  # (B, K, H, Q, Q)
+    decay = between.masked_fill(~causal, -torch.inf).exp()
+    similarity = C @ B.transpose(-1, -2)  # (B, K, Q, Q), shared by the heads
+    y = (similarity[:, :, None] * decay).to(x.dtype) @ dt_x  # (B, K, H, Q, P)
+
+    # What each chunk adds to the state at its end, then the recurrence over chunks.
+    to_end = (total[..., -1:] - total).exp()[..., None]  # (B, K, H, Q, 1)
+    added = (dt_x * to_end).to(x.dtype).transpose(-1, -2) @ B[:, :, None]  # (B, K, H, P, N)
+    state = initial_state
+    if state is None:
+        state = x.new_zeros((batch, heads, width, B.shape[-1]), dtype=wide)
+    across = total[..., -1].exp()[..., None, None]  # (B, K, H, 1, 1)
+    before = []
+    for k in range(added.shape[1]):
+        before.append(state)
+        state = torch.addcmul(added[:, k].to(state.dtype), state, across[:, k].to(state.dtype))
+
+    # What the state before the chunk contributes to each of its tokens.
+    carried = torch.stack(before, dim=1).to(C.dtype)  # (B, K, H, P, N)
+    y = y + total.exp()[..., None] * (C[:, :, None] @ carried.transpose(-1, -2))
+    return y.transpose(2, 3).flatten(1, 2)[:, :length].to(x.dtype), state

@@ -1,0 +1,195 @@
+"""Tokenizer, generator and class names together: from a class to a picture."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from aimamba.data.sheets import to_images
+from aimamba.errors import CheckpointError, ConfigError, suggest
+from aimamba.files import write_atomically
+from aimamba.generation import SamplingConfig, generate
+from aimamba.models import AiM, VQModel
+from aimamba.models.hub import find
+
+PIPELINE_FILE = "pipeline.json"
+_IMAGENET_CLASSES = 1000
+
+Progress = Callable[[int, int], None]
+"""Called after every code with (codes drawn so far, codes to draw in all)."""
+
+
+class Pipeline:
+    """A generator and the tokenizer whose codes it speaks.
+
+    Attributes:
+        tokenizer: Draws pictures from codes.
+        generator: Draws codes from class labels.
+        class_names: Name of every label; empty where they are not known.
+    """
+
+    def __init__(self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str] = ()) -> None:
+        """Put the parts together.
+
+        Raises:
+            ConfigError: The generator speaks other codes than the tokenizer, its pictures are not square, or the
+                names are not one for each class.
+        """
+        codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
+        if codes != vocabulary:
+            raise ConfigError(
+                f"generator and tokenizer do not belong together: {vocabulary} codes against {codes} in the codebook"
+            )
+        self.grid = math.isqrt(generator.config.num_tokens)
+        if self.grid**2 != generator.config.num_tokens:
+            raise ConfigError(f"expected a square grid of codes, got {generator.config.num_tokens} codes a picture")
+        if len(class_names) not in (0, generator.config.num_classes):
+            raise ConfigError(
+                f"expected {generator.config.num_classes} class names, one for each class, got {len(class_names)}"
+            )
+        self.tokenizer = tokenizer
+        self.generator = generator
+        self.class_names = tuple(class_names)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Pipeline":
+        """Load both parts.
+
+        Args:
+            source: Folder of a saved pipeline or a training run, an official AiM checkpoint, or a hub id.
+            tokenizer: Where the tokenizer is, when ``source`` has none inside.
+            device: Where to put the weights.
+            dtype: Of the weights.
+
+        Raises:
+            CheckpointError: A part is missing or damaged.
+        """
+        place = find(source, AiM.folder_in_pipeline)  # downloads, when the source is a hub id
+        generator = AiM.from_pretrained(place, device=device, dtype=dtype)
+        names = _class_names(place, generator.config.num_classes)
+        root = place.parent if place.name == AiM.folder_in_pipeline else place
+        try:
+            vq = VQModel.from_pretrained(root if tokenizer is None else tokenizer, device=device, dtype=dtype)
+        except CheckpointError as error:
+            if tokenizer is not None:
+                raise
+            raise CheckpointError(f"{error}; give the tokenizer's place beside the generator's") from error
+        return cls(vq, generator, names)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``tokenizer/``, ``generator/`` and ``pipeline.json`` into ``folder``."""
+        folder = Path(folder)
+        self.tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline)
+        self.generator.save_pretrained(folder / AiM.folder_in_pipeline)
+        content = json.dumps({"class_names": self.class_names}, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / PIPELINE_FILE, lambda path: path.write_text(content, encoding="utf-8"))
+
+    @property
+    def image_size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.grid * self.tokenizer.config.downsampling
+
+    def label(self, name: str | int) -> int:
+        """Number of a class given by name or number.
+
+        Raises:
+            ConfigError: There is no such class; the nearest names are suggested.
+        """
+        count = self.generator.config.num_classes
+        by_name = {known.lower(): index for index, known in enumerate(self.class_names)}
+        if isinstance(name, str) and name.strip().lower() in by_name:
+            return by_name[name.strip().lower()]
+        try:
+            index = int(name)
+        except ValueError:
+            index = -1
+        if 0 <= index < count:
+            return index
+        if not self.class_names:
+            raise ConfigError(f"unknown class {name!r}: this model's classes have no names, expected 0 to {count - 1}")
+        near = suggest(str(name), self.class_names)
+        some = ", ".join(self.class_names[:10]) + (", ..." if count > 10 else "")
+        raise ConfigError(f"unknown class {name!r}{near}; expected a number from 0 to {count - 1} or one of: {some}")
+
+    def class_name(self, label: int) -> str:
+        """Name of a class, or ``class-<number>`` where it has none."""
+        return self.class_names[label] if self.class_names else f"class-{label}"
+
+    def __call__(
+        self,
+        labels: Sequence[str | int],
+        n: int = 1,
+        config: SamplingConfig = SamplingConfig(),  # noqa: B008 - frozen
+        *,
+        batch_size: int = 16,
+        progress: Progress | None = None,
+    ) -> list[Image.Image]:
+        """Draw ``n`` pictures of every label.
+
+        Args:
+            labels: Class names or numbers.
+            n: Pictures a label; picture j has the seed ``config.seed + j``, whatever its label.
+            config: Settings of the draw.
+            batch_size: Pictures drawn at once. It changes speed and memory, not the pictures.
+            progress: Called after every code.
+
+        Returns:
+            Square pictures, label by label.
+
+        Raises:
+            ConfigError: A label is unknown or a number is out of range.
+        """
+        if n < 1 or batch_size < 1:
+            raise ConfigError(f"expected at least one picture a class and a batch, got n {n}, batch size {batch_size}")
+        if isinstance(labels, str):
+            raise ConfigError(f"expected a list of classes, got the single text {labels!r}; write [{labels!r}]")
+        jobs = [(self.label(label), config.seed + j) for label in labels for j in range(n)]
+        length = self.generator.config.num_tokens
+        images: list[Image.Image] = []
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            codes = torch.empty(0)
+            for codes in generate(
+                self.generator, torch.tensor([label for label, _ in batch]), config, seeds=[seed for _, seed in batch]
+            ):
+                if progress is not None:
+                    progress(start * length + len(batch) * codes.shape[1], len(jobs) * length)
+            images += self.decode(codes)
+        return images
+
+    @torch.no_grad()
+    def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
+        """Draw pictures from their codes, one at a time: bounded in memory, and the same in every batch."""
+        grids = codes.unflatten(1, (self.grid, self.grid))
+        return [image for one in grids.split(1) for image in to_images(self.tokenizer.decode(one).float().cpu())]
+
+
+def imagenet_class_names() -> tuple[str, ...]:
+    """The 1,000 ImageNet classes in label order: each synset's first WordNet lemma, made unique."""
+    text = files("aimamba.assets").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
+
+
+def _class_names(place: Path, num_classes: int) -> tuple[str, ...]:
+    """Class names beside a generator; ImageNet's for an official one of 1,000 classes."""
+    path = place.parent / PIPELINE_FILE
+    if place.name != AiM.folder_in_pipeline or not path.is_file():
+        return imagenet_class_names() if num_classes == _IMAGENET_CLASSES else ()
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected a JSON object with 'class_names'") from error
+    return tuple(names)

@@ -1,0 +1,123 @@
+"""The one file from which a stopped run continues, and whether it may."""
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from aimamba.errors import CheckpointError, ConfigError
+
+_FORMAT = "aimamba training run 1"
+_FREE = {
+    "description",
+    *(f"fit.{key}" for key in ("steps", "log_every", "evaluate_every", "sheet_every", "checkpoint_every")),
+}
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: a module, an optimiser, an average."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take up what ``state_dict`` gave."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A run after some steps.
+
+    Attributes:
+        step: How many steps were taken.
+        seconds: How long they took.
+        recipe: The resolved recipe, as TOML.
+        parts: The state of each thing that changes in training, by name.
+    """
+
+    step: int
+    seconds: float
+    recipe: str
+    parts: dict[str, dict[str, Any]]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` so that ``path`` is at every moment the old file or the new one, and whole.
+
+    The file beside it has one fixed name, so that a run that is killed in writing leaves no more than one of them.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+        torch.save({"format": _FORMAT, **fields}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the file that ``write_checkpoint`` wrote, onto the CPU; nothing in it is executed.
+
+    Raises:
+        CheckpointError: The file is truncated or was not written by a run of this version.
+    """
+    mend = f"delete {path.name} to start over, or give another --out"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn archive or pickle can fail in any way
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {mend}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of a training run; {mend}")
+    return Checkpoint(**{field.name: content[field.name] for field in dataclasses.fields(Checkpoint)})
+
+
+def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -> None:
+    """Put the state in ``checkpoint``, which was read from ``path``, back into ``parts``.
+
+    Raises:
+        CheckpointError: It is the state of other parts than these.
+    """
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(checkpoint.parts[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            first = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"{path} does not fit this {name} ({first}); delete {path.name} to start over, or give another --out"
+            ) from error
+
+
+def check_same_recipe(before: str, now: str, folder: Path) -> None:
+    """Refuse to continue a run under a recipe that would make it another one.
+
+    The number of steps, the intervals and the description may change.
+
+    Args:
+        before: The recipe that the run in ``folder`` began with, as TOML.
+        now: The recipe asked for, as TOML.
+        folder: The run's folder.
+
+    Raises:
+        ConfigError: Anything else differs; it names the first such key.
+    """
+    old, new = dict(_flat(tomllib.loads(before))), dict(_flat(tomllib.loads(now)))
+    for key in [*new, *old]:
+        if key not in _FREE and old.get(key) != new.get(key):
+            was, wanted = (repr(values[key]) if key in values else "not set" for values in (old, new))
+            raise ConfigError(
+                f"{folder} holds a run with {key} {was}, now it is {wanted}; set it back, or give another --out"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

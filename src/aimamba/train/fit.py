@@ -1,0 +1,356 @@
+"""The training loop: one for every stage, in one process.
+
+A run is a folder: ``recipe.toml`` says what it is, ``metrics.jsonl`` and ``sheets/`` how it goes, ``checkpoint.pt``
+where it stands, ``model/`` what came of it. The command that began a run continues it, exactly, after any interruption:
+examples are a function of (seed, position), randomness of (seed, step), and all else is in the checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aimamba.config import check, to_mapping
+from aimamba.errors import ConfigError
+from aimamba.files import write_atomically
+from aimamba.train.checkpoint import (
+    Checkpoint,
+    Stateful,
+    check_same_recipe,
+    read_checkpoint,
+    restore,
+    write_checkpoint,
+)
+from aimamba.train.ema import ExponentialAverage
+from aimamba.train.interruption import Interrupted, Interruption
+from aimamba.train.optim import Schedule, adamw, learning_rate
+from aimamba.train.task import Batch, Model, Task
+from aimamba.train.toml import read_toml, to_toml
+from aimamba.train.tracking import MetricsFile, Progress, RunningMeans, read_metrics
+
+_MOST_FAILURES = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How to train.
+
+    Attributes:
+        steps: Updates of the weights in all.
+        batch_size: Pictures in each.
+        lr: Highest learning rate.
+        betas: AdamW's decay of the first and second moment.
+        weight_decay: AdamW's decay of matrices.
+        warmup_steps: Steps in which the learning rate rises.
+        schedule: How it falls afterwards.
+        final_lr_fraction: Where it falls to, as a fraction of ``lr``.
+        clip_norm: Longest gradient, over all parameters together; 0 is no limit.
+        ema_decay: Decay of the average that is judged and kept; 0 is no average.
+        accumulation: Parts into which a batch is cut to save memory; the gradient is the same up to rounding.
+        precision: Of the forward pass in training; weights, updates and evaluation are float32.
+        seed: Of the randomness in the loss.
+        log_every: Steps between lines of training metrics.
+        evaluate_every: Steps between held-out metrics; 0 is only at the end.
+        sheet_every: Steps between sample sheets; 0 is only at the end.
+        checkpoint_every: Steps between checkpoints; 0 is only at the end and on interruption.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup_steps: int = 0
+    schedule: Schedule = "cosine"
+    final_lr_fraction: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+    accumulation: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    log_every: int = 10
+    evaluate_every: int = 0
+    sheet_every: int = 0
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every"):
+            check(getattr(self, name) >= 1, f"fit.{name} must be at least 1, got {getattr(self, name)}")
+        intervals = ("evaluate_every", "sheet_every", "checkpoint_every")
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "seed", *intervals):
+            check(getattr(self, name) >= 0, f"fit.{name} must not be negative, got {getattr(self, name)}")
+        check(0 < self.lr < math.inf, f"fit.lr must be positive, got {self.lr}")
+        check(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"fit.betas must be two numbers in [0, 1), got {list(self.betas)}",
+        )
+        check(0 <= self.ema_decay < 1, f"fit.ema_decay must be in [0, 1), got {self.ema_decay}")
+        check(
+            0 <= self.final_lr_fraction <= 1, f"fit.final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}"
+        )
+        check(
+            self.batch_size % self.accumulation == 0,
+            f"fit.accumulation must divide fit.batch_size = {self.batch_size}, got {self.accumulation}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+        model: The folder of the finished model.
+        steps: How many made it.
+        metrics: What it reached on held-out examples.
+    """
+
+    model: Path
+    steps: int
+    metrics: dict[str, float]
+
+
+def fit(
+    task: Task[Model, Batch],
+    config: FitConfig,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    recipe: Mapping[str, Any] | None = None,
+) -> Result:
+    """Train ``task.model`` in the run folder ``out``: begin there, continue, or find the run finished.
+
+    A run that had fewer steps is extended to ``config.steps``; its schedule is then, from where it stands, that of the
+    longer run. A step whose loss or gradient is not finite is left out; five in a row end the run.
+
+    Args:
+        task: What to train, on what, towards what.
+        config: How.
+        out: Folder of the run.
+        device: Where to train.
+        recipe: All else that the run depends on, kept in ``recipe.toml``; its section ``fit`` is ``config``.
+
+    Raises:
+        ConfigError: ``out`` holds another run, or the training fell apart.
+        CheckpointError: The checkpoint in ``out`` is damaged or does not fit.
+        Interrupted: Ctrl-C or SIGTERM came; the run is saved.
+    """
+    text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
+    if _finished(out, text, config.steps):
+        print(f"{out} is finished: {config.steps} steps; raise fit.steps to train on", file=sys.stderr)
+    else:
+        run = _Run(task, config, out, text, torch.device(device))
+        with (
+            Interruption() as interruption,
+            MetricsFile(out / "metrics.jsonl", step=run.step) as metrics,
+            Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
+        ):
+            if run.step:
+                progress.say(f"continuing {out} after step {run.step} of {config.steps}")
+            run.train(interruption, metrics, progress)
+    held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
+    last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
+    return Result(
+        model=out / "model",
+        steps=config.steps,
+        metrics={name: value for name, value in last.items() if name not in ("step", "split")},
+    )
+
+
+def _finished(out: Path, recipe: str, steps: int) -> bool:
+    """Say whether ``out`` holds the model of ``recipe``, and refuse to replace a model that could not be made again."""
+    model, made_by = out / "model", out / "model" / "recipe.toml"
+    if not model.exists():
+        return False
+    if not made_by.exists():
+        raise ConfigError(f"{model} was not made by a training run and would be replaced; give another --out")
+    made = read_toml(made_by)
+    check_same_recipe(to_toml(made), recipe, out)
+    if made["fit"]["steps"] == steps:
+        return True
+    if not (out / "checkpoint.pt").exists():
+        raise ConfigError(
+            f"{out} holds a model of {made['fit']['steps']} steps and no checkpoint.pt to train on from; "
+            f"give another --out, or delete {model} to start over"
+        )
+    return False
+
+
+class _Run(Generic[Model, Batch]):
+    """A training in its folder: what changes in it, and the loop that changes it."""
+
+    def __init__(
+        self, task: Task[Model, Batch], config: FitConfig, out: Path, recipe: str, device: torch.device
+    ) -> None:
+        """Begin in ``out``, or continue from its checkpoint."""
+        self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
+        self.step, self.seconds = 0, 0.0
+        self.model = task.model.to(device).train()
+        self.optimizer = adamw(
+            self.model,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            no_weight_decay=task.no_weight_decay,
+        )
+        self.average = ExponentialAverage(self.model, config.ema_decay) if config.ema_decay else None
+        self.means = RunningMeans()
+        self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer, "means": self.means}
+        if self.average is not None:
+            self.parts["average"] = self.average
+        if (out / "checkpoint.pt").exists():
+            self.resume(out / "checkpoint.pt")
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
+
+    def train(self, interruption: Interruption, metrics: MetricsFile, progress: Progress) -> None:
+        """Take the steps that are left, look at the model now and then, and keep it."""
+        config = self.config
+        batches = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
+        failures = 0
+        while True:
+            if interruption.received:
+                self.save_checkpoint()
+                raise Interrupted(
+                    f"stopped after step {self.step} of {config.steps}; the same command continues from {self.out}",
+                    interruption.received,
+                )
+            self.look(metrics, progress)
+            if self.step == config.steps:
+                break
+
+            started = time.perf_counter()
+            lr = learning_rate(
+                self.step,
+                peak=config.lr,
+                steps=config.steps,
+                warmup_steps=config.warmup_steps,
+                schedule=config.schedule,
+                final_fraction=config.final_lr_fraction,
+            )
+            loss, norm = self.update(batches, lr)
+            seconds = time.perf_counter() - started
+            self.step += 1
+            self.seconds += seconds
+
+            failures = 0 if math.isfinite(loss) and math.isfinite(norm) else failures + 1
+            if failures:
+                progress.say(f"step {self.step} is left out: its loss is {loss:g}, the length of its gradient {norm:g}")
+            if failures == _MOST_FAILURES:
+                raise ConfigError(
+                    f"{self.out}: {failures} steps in a row, up to step {self.step}, had no finite loss and gradient "
+                    f"(now {loss:g} and {norm:g}); lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in a new --out"
+                )
+            progress.advance(loss, seconds)
+            self.means.add({"seconds_per_step": seconds})
+            if self.due(config.log_every):
+                means = self.means.take()
+                rate = config.batch_size / means.pop("seconds_per_step")
+                report = {**means, "lr": lr, "pictures_per_second": rate, "seconds": self.seconds}
+                metrics.write(self.step, "train", report)
+            if self.due(config.checkpoint_every):
+                self.save_checkpoint()
+        self.save_model()
+        progress.say(
+            f"finished {self.out}: {config.steps} steps in {self.seconds:.0f} s; the model is {self.out}/model"
+        )
+
+    def update(self, batches: Iterator[Batch], lr: float) -> tuple[float, float]:
+        """Take one step, if its loss and the length of its gradient are finite; give both."""
+        parts = self.config.accumulation
+        rng = _rng(self.config.seed, self.step, self.device)
+        reports: list[dict[str, Tensor | float]] = []
+        losses = []
+        for batch in islice(batches, parts):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                loss, report = self.task.loss(self.model, _moved(batch, self.device), rng)
+            (loss / parts).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach().float())
+            reports.append(report)
+        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        mean, norm = torch.stack([torch.stack(losses).mean(), length.float()]).tolist()  # the step's one wait
+        if math.isfinite(mean) and math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.model)
+            self.means.add({"loss": mean, "gradient_norm": norm})
+            for report in reports:
+                self.means.add(report)
+        self.optimizer.zero_grad(set_to_none=True)
+        return mean, norm
+
+    def look(self, metrics: MetricsFile, progress: Progress) -> None:
+        """Measure and draw the model, if it is time."""
+        if self.due(self.config.evaluate_every):
+            with self.judged() as model:
+                held_out = self.task.evaluate(model)
+            metrics.write(self.step, "held-out", held_out)
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
+            progress.say(f"step {self.step}, held out: {numbers}")
+        if self.due(self.config.sheet_every):
+            (self.out / "sheets").mkdir(exist_ok=True)
+            with self.judged() as model:
+                self.task.sheet(model).save(self.out / "sheets" / f"step-{self.step:06d}.png")
+
+    def due(self, every: int) -> bool:
+        """Say whether something is to be done after this step that is done every so many, and at the end."""
+        return self.step == self.config.steps or (every > 0 and self.step > 0 and self.step % every == 0)
+
+    @contextlib.contextmanager
+    def judged(self) -> Iterator[Model]:
+        """Lend the model that is judged and kept: the average where there is one."""
+        model = self.model if self.average is None else self.average.model
+        with torch.no_grad():
+            yield model.eval()
+        self.model.train()
+
+    def save_checkpoint(self) -> None:
+        """Write down where the run stands."""
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts)
+        write_checkpoint(self.out / "checkpoint.pt", checkpoint)
+
+    def resume(self, path: Path) -> None:
+        """Take up the run where the checkpoint ``path`` left it."""
+        saved = read_checkpoint(path)
+        check_same_recipe(saved.recipe, self.recipe, self.out)
+        if saved.step > self.config.steps:
+            raise ConfigError(
+                f"{self.out} has taken {saved.step} steps, more than fit.steps = {self.config.steps}; "
+                f"ask for at least {saved.step}, or give another --out"
+            )
+        restore(saved, self.parts, path)
+        self.step, self.seconds = saved.step, saved.seconds
+
+    def save_model(self) -> None:
+        """Put the finished model, with the recipe that made it, in place at once and whole."""
+        folder, partial = self.out / "model", self.out / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        with self.judged() as model:
+            self.task.save(model, partial)
+        (partial / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # of a shorter run
+        partial.rename(folder)
+
+
+def _rng(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Give step ``step`` its own source of randomness, so that none has to be kept."""
+    state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]))
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    tensors = [tensor.to(device, non_blocking=True) for tensor in batch]
+    return type(batch)._make(tensors) if hasattr(batch, "_make") else type(batch)(tensors)

@@ -1,0 +1,110 @@
+"""Stage 2: learn to predict the codes of a picture from its class."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from aimamba.config import check
+from aimamba.data.codes import CodeBatch, CodeSet
+from aimamba.data.sheets import sheet
+from aimamba.generation import SamplingConfig
+from aimamba.models import AiM, VQModel
+from aimamba.pipeline import Pipeline
+
+_PICTURES_AT_ONCE = 64
+_SHEET_CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorTaskConfig:
+    """How the generator learns, and what its sample sheets show.
+
+    Attributes:
+        label_dropout: Share of examples whose class is withheld, so that guidance has something to push from. One
+            draw decides for the class token and the condition alike.
+        sheet_pictures: Pictures of each class on a sample sheet.
+        sheet_cfg_scale: Guidance of the sample sheet.
+        sheet_top_k: Top-k of the sample sheet; 0 draws among all codes.
+    """
+
+    label_dropout: float = 0.1
+    sheet_pictures: int = 4
+    sheet_cfg_scale: float = 2.0
+    sheet_top_k: int = 0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.label_dropout <= 1, f"task.label_dropout must lie in [0, 1], got {self.label_dropout}")
+        check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
+
+
+class GeneratorTask:
+    """Next-code prediction; the tokenizer is only asked to draw the samples and is never trained."""
+
+    def __init__(
+        self,
+        model: AiM,
+        tokenizer: VQModel,
+        train: CodeSet,
+        held_out: CodeSet,
+        class_names: tuple[str, ...],
+        config: GeneratorTaskConfig,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.train = train
+        self.held_out = held_out
+        self.class_names = class_names
+        self.config = config
+        self.seed = seed
+
+    def no_weight_decay(self, name: str) -> bool:
+        """Spare the tables that are added, not multiplied: adaLN's offsets."""
+        return name == "adaln.table"
+
+    def batches(self, start: int, batch_size: int) -> Iterator[CodeBatch]:
+        """Give shuffled training codes."""
+        return self.train.batches(batch_size=batch_size, seed=self.seed, start=start)
+
+    def loss(self, model: AiM, batch: CodeBatch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Mean cross entropy of every code, in nats; some labels become "no class"."""
+        dropped = torch.rand(batch.labels.shape, generator=rng, device=batch.labels.device) < self.config.label_dropout
+        labels = torch.where(dropped, model.condition.nothing, batch.labels)
+        return _cross_entropy(model, batch.codes, labels), {}
+
+    @torch.no_grad()
+    def evaluate(self, model: AiM) -> dict[str, float]:
+        """Mean cross entropy of held-out codes given their true class, in nats and in bits a code."""
+        device, total = model.word_embedding.weight.device, 0.0
+        codes = torch.from_numpy(self.held_out.codes[:, 0].astype("int64")).split(_PICTURES_AT_ONCE)
+        labels = torch.from_numpy(self.held_out.labels).split(_PICTURES_AT_ONCE)
+        for some, their in zip(codes, labels, strict=True):
+            total += float(_cross_entropy(model, some.to(device), their.to(device))) * len(some)
+        loss = total / len(self.held_out)
+        return {"loss": loss, "bits_per_token": loss / math.log(2)}
+
+    def sheet(self, model: AiM) -> Image:
+        """Guided samples, a row for each of the first classes; the same seeds each time."""
+        shown, columns = self.class_names[:_SHEET_CLASSES], self.config.sheet_pictures
+        sampling = SamplingConfig(cfg_scale=self.config.sheet_cfg_scale, top_k=self.config.sheet_top_k)
+        images = self._pipeline(model)(list(range(len(shown))), columns, sampling, batch_size=64)
+        return sheet([images[i * columns : (i + 1) * columns] for i in range(len(shown))], row_names=shown)
+
+    def save(self, model: AiM, folder: Path) -> None:
+        """Write tokenizer, generator and class names together."""
+        self._pipeline(model).save_pretrained(folder)
+
+    def _pipeline(self, model: AiM) -> Pipeline:
+        return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), model, self.class_names)
+
+
+def _cross_entropy(model: AiM, codes: Tensor, labels: Tensor) -> Tensor:
+    logits = model(codes[:, :-1], labels)
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())

@@ -1,0 +1,61 @@
+"""TOML as recipes use it: top-level values, then one level of tables. Python reads it with ``tomllib`` but cannot write."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aimamba.errors import ConfigError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read the TOML file ``path``.
+
+    Raises:
+        ConfigError: The file cannot be opened or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}; mend that place in the file") from error
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Write ``values`` as TOML that ``tomllib`` reads back as the same mapping (tuples come back as lists).
+
+    Args:
+        values: Strings, numbers, bools and lists of these, by key; or one level of mappings of them, which become tables.
+
+    Raises:
+        TypeError: A value is of another kind.
+    """
+    tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in values.items() if key not in tables}
+    blocks = [_lines(plain)] if plain else []
+    blocks += [f"[{_key(name)}]\n{_lines(table)}" for name, table in tables.items()]
+    return "\n".join(blocks)
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    return "".join(f"{_key(key)} = {_value(value)}\n" for key, value in values.items())
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case str():  # a JSON string is a TOML string but for the one control character that JSON leaves bare
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case list() | tuple():
+            return f"[{', '.join(map(_value, value))}]"
+    raise TypeError(f"cannot write {value!r} as a TOML value")

@@ -1,0 +1,76 @@
+"""Fixtures that several parts of the suite share. Nothing of aimamba is imported before jaxtyping's hook is in place."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("aimamba", deadline=None, derandomize=True, max_examples=40, database=None)
+hypothesis.settings.load_profile("aimamba")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of what the official code computes (see its README)."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def make_aim() -> Callable[..., Any]:
+    """Build a small generator in which nothing is silent: adaLN drawn, embeddings large enough for peaked logits."""
+    import torch
+
+    from aimamba.models import AiM, AiMConfig
+
+    small = {
+        "width": 16,
+        "num_blocks": 2,
+        "vocab_size": 24,
+        "num_tokens": 9,
+        "num_classes": 5,
+        "state_size": 4,
+        "head_width": 8,
+        "chunk_size": 4,
+        "adaln_groups": 2,
+    }
+
+    @torch.no_grad()
+    def make(*, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) -> AiM:
+        model = AiM(AiMConfig(**(small | settings)))
+        generator = torch.Generator().manual_seed(seed)
+        model.init_weights(generator)
+        for name, parameter in model.named_parameters():
+            if "adaln" in name:
+                parameter.normal_(std=0.2, generator=generator)
+            elif "embedding" in name or "condition" in name:
+                parameter.normal_(std=0.5, generator=generator)
+        return model.cast(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_vq() -> Callable[..., Any]:
+    """Build a small tokenizer whose codebook is the vocabulary of ``make_aim``."""
+    import torch
+
+    from aimamba.models import VQConfig, VQModel
+
+    small = {
+        "channels": 8,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "z_channels": 8,
+        "codebook_size": 24,
+        "codebook_dim": 4,
+        "norm_groups": 4,
+    }
+
+    def make(*, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) -> VQModel:
+        model = VQModel(VQConfig(**(small | settings)))
+        model.init_weights(torch.Generator().manual_seed(seed))
+        return model.cast(dtype).eval()
+
+    return make
