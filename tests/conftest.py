@@ -1,4 +1,7 @@
-"""Fixtures that several parts of the suite share. Nothing of aimamba is imported before jaxtyping's hook is in place."""
+"""Fixtures that several parts of the suite share.
+
+Nothing of aimamba is imported at the top: jaxtyping's import hook is not in place yet.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +9,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 
 hypothesis.settings.register_profile("aimamba", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("aimamba")
+torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other cost more than they bring
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +25,6 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def make_aim() -> Callable[..., Any]:
     """Build a small generator in which nothing is silent: adaLN drawn, embeddings large enough for peaked logits."""
-    import torch
-
     from aimamba.models import AiM, AiMConfig
 
     small = {
@@ -54,8 +57,6 @@ def make_aim() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def make_vq() -> Callable[..., Any]:
     """Build a small tokenizer whose codebook is the vocabulary of ``make_aim``."""
-    import torch
-
     from aimamba.models import VQConfig, VQModel
 
     small = {

@@ -112,7 +112,6 @@ class TestToRgb:
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
     def test_every_exif_orientation_comes_out_upright(self, tmp_path, orientation, suffix):
-        # Blocks of 16 survive JPEG's chroma subsampling, so the stored turn is the only difference between the two.
         upright = Image.fromarray(noise(2, 3).repeat(16, axis=0).repeat(16, axis=1))
         undo = {
             2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,11 +125,13 @@ class TestToRgb:
         stored = upright.transpose(undo[orientation]) if orientation in undo else upright
         exif = Image.Exif()
         exif[0x0112] = orientation
-        options = {"lossless": True} if suffix == "webp" else {}
+        options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(suffix, {})
         straight = reopened(tmp_path, upright, f"straight.{suffix}", **options)
         turned = reopened(tmp_path, stored, f"turned.{suffix}", exif=exif, **options)
         assert turned.size == upright.size
-        np.testing.assert_array_equal(to_array(turned), to_array(straight))
+        # JPEG rounds a block and its mirror image not quite alike; a wrong turn would be off by a hundred.
+        difference = np.abs(to_array(turned).astype(int) - to_array(straight))
+        assert difference.max() <= (2 if suffix == "jpg" else 0)
 
     def test_damaged_exif_spoils_nothing(self, tmp_path):
         image = picture(16, 16)
@@ -158,7 +159,7 @@ class TestCrops:
         exact = max(width, height) / min(width, height) * size
         assert abs(max(resized.size) - exact) <= 0.5 + exact * 2 / size
 
-    def test_random_crop_is_adms_with_the_same_draws(self, monkeypatch):
+    def test_random_crop_is_adms_with_the_same_draws(self):
         image = picture(150, 100)
         for seed in range(10):
             rng = np.random.default_rng(seed)
@@ -217,5 +218,5 @@ def test_to_array_is_a_writable_copy():
 
 
 def test_to_array_refuses_other_modes():
-    with pytest.raises(ValueError, match="'L'.*to_rgb"):
+    with pytest.raises(ValueError, match=r"'L'.*to_rgb"):
         to_array(Image.new("L", (2, 2)))

@@ -22,7 +22,7 @@ def generate(
     config: SamplingConfig | Sequence[SamplingConfig] = SamplingConfig(),  # noqa: B008 - frozen
     *,
     seeds: Sequence[int] | None = None,
-    prefix: Int[Tensor, "b k"] | None = None,
+    prefix: Int[Tensor, "_ k"] | None = None,
     position_shift: int | None = None,
 ) -> Iterator[Tensor]:
     """Draw the codes of pictures, all in step.

@@ -173,7 +173,11 @@ class VQModel(PretrainedModel[VQConfig]):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> VQOutput:
         """Encode, quantise and decode, with the two quantiser losses."""
-        latents, codes, (codebook_loss, distance) = self.quantize(self.latents(images))
+        return self.reconstruct(self.latents(images))
+
+    def reconstruct(self, latents: Float[Tensor, "b e h w"]) -> VQOutput:
+        """Quantise and decode what ``latents`` gave."""
+        latents, codes, (codebook_loss, distance) = self.quantize(latents)
         return VQOutput(
             self.decode_latents(latents), codes, codebook_loss, self.config.commitment_weight * distance
         )

@@ -5,11 +5,12 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from aimamba.errors import CheckpointError, ConfigError
+from aimamba.train.toml import read_toml, to_toml
 
 _FORMAT = "aimamba training run 1"
 _FREE = {
@@ -18,6 +19,7 @@ _FREE = {
 }
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What a checkpoint can hold: a module, an optimiser, an average."""
 
@@ -113,6 +115,29 @@ def check_same_recipe(before: str, now: str, folder: Path) -> None:
             raise ConfigError(
                 f"{folder} holds a run with {key} {was}, now it is {wanted}; set it back, or give another --out"
             )
+
+
+def is_finished(out: Path, recipe: str, steps: int) -> bool:
+    """Say whether the run folder ``out`` holds the model that ``steps`` steps of ``recipe`` make.
+
+    Raises:
+        ConfigError: It holds another model, which the run would replace and could not train on from.
+    """
+    model, made_by = out / "model", out / "model" / "recipe.toml"
+    if not model.exists():
+        return False
+    if not made_by.exists():
+        raise ConfigError(f"{model} was not made by a training run and would be replaced; give another --out")
+    made = read_toml(made_by)
+    check_same_recipe(to_toml(made), recipe, out)
+    if made["fit"]["steps"] == steps:
+        return True
+    if not (out / "checkpoint.pt").exists():
+        raise ConfigError(
+            f"{out} holds a model of {made['fit']['steps']} steps and no checkpoint.pt to train on from; "
+            f"give another --out, or delete {model} to start over"
+        )
+    return False
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,8 @@
 
 A run is a folder: ``recipe.toml`` says what it is, ``metrics.jsonl`` and ``sheets/`` how it goes, ``checkpoint.pt``
 where it stands, ``model/`` what came of it. The command that began a run continues it, exactly, after any interruption:
-examples are a function of (seed, position), randomness of (seed, step), and all else is in the checkpoint.
+examples are a function of (seed, position), randomness of (seed, step), and all else is in the checkpoint. (Exactly
+means bit for bit on the same device with the same number of threads, where the operations themselves repeat.)
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from aimamba.train.checkpoint import (
     Checkpoint,
     Stateful,
     check_same_recipe,
+    is_finished,
     read_checkpoint,
     restore,
     write_checkpoint,
@@ -35,7 +37,7 @@ from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
 from aimamba.train.optim import Schedule, adamw, learning_rate
 from aimamba.train.task import Batch, Model, Task
-from aimamba.train.toml import read_toml, to_toml
+from aimamba.train.toml import to_toml
 from aimamba.train.tracking import MetricsFile, Progress, RunningMeans, read_metrics
 
 _MOST_FAILURES = 5
@@ -145,7 +147,7 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM came; the run is saved.
     """
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
-    if _finished(out, text, config.steps):
+    if is_finished(out, text, config.steps):
         print(f"{out} is finished: {config.steps} steps; raise fit.steps to train on", file=sys.stderr)
     else:
         run = _Run(task, config, out, text, torch.device(device))
@@ -164,25 +166,6 @@ def fit(
         steps=config.steps,
         metrics={name: value for name, value in last.items() if name not in ("step", "split")},
     )
-
-
-def _finished(out: Path, recipe: str, steps: int) -> bool:
-    """Say whether ``out`` holds the model of ``recipe``, and refuse to replace a model that could not be made again."""
-    model, made_by = out / "model", out / "model" / "recipe.toml"
-    if not model.exists():
-        return False
-    if not made_by.exists():
-        raise ConfigError(f"{model} was not made by a training run and would be replaced; give another --out")
-    made = read_toml(made_by)
-    check_same_recipe(to_toml(made), recipe, out)
-    if made["fit"]["steps"] == steps:
-        return True
-    if not (out / "checkpoint.pt").exists():
-        raise ConfigError(
-            f"{out} holds a model of {made['fit']['steps']} steps and no checkpoint.pt to train on from; "
-            f"give another --out, or delete {model} to start over"
-        )
-    return False
 
 
 class _Run(Generic[Model, Batch]):
@@ -207,6 +190,8 @@ class _Run(Generic[Model, Batch]):
         self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer, "means": self.means}
         if self.average is not None:
             self.parts["average"] = self.average
+        for name, module in task.companions().items():
+            self.parts[f"companion {name}"] = module.to(device)
         if (out / "checkpoint.pt").exists():
             self.resume(out / "checkpoint.pt")
         out.mkdir(parents=True, exist_ok=True)
@@ -244,12 +229,13 @@ class _Run(Generic[Model, Batch]):
 
             failures = 0 if math.isfinite(loss) and math.isfinite(norm) else failures + 1
             if failures:
-                progress.say(f"step {self.step} is left out: its loss is {loss:g}, the length of its gradient {norm:g}")
-            if failures == _MOST_FAILURES:
-                raise ConfigError(
-                    f"{self.out}: {failures} steps in a row, up to step {self.step}, had no finite loss and gradient "
-                    f"(now {loss:g} and {norm:g}); lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in a new --out"
-                )
+                found = f"its loss is {loss:g}, the length of its gradient {norm:g}"
+                progress.say(f"step {self.step} is left out: {found}")
+                if failures == _MOST_FAILURES:
+                    raise ConfigError(
+                        f"{self.out}: step {self.step} is the {failures}th in a row to be left out: {found}; "
+                        f"lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in another --out"
+                    )
             progress.advance(loss, seconds)
             self.means.add({"seconds_per_step": seconds})
             if self.due(config.log_every):

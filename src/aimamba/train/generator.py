@@ -26,6 +26,7 @@ class GeneratorTaskConfig:
     """How the generator learns, and what its sample sheets show.
 
     Attributes:
+        tokenizer: Whose codes to learn: a training run, a saved model, or a hub id.
         label_dropout: Share of examples whose class is withheld, so that guidance has something to push from. One
             draw decides for the class token and the condition alike.
         sheet_pictures: Pictures of each class on a sample sheet.
@@ -33,6 +34,7 @@ class GeneratorTaskConfig:
         sheet_top_k: Top-k of the sample sheet; 0 draws among all codes.
     """
 
+    tokenizer: str
     label_dropout: float = 0.1
     sheet_pictures: int = 4
     sheet_cfg_scale: float = 2.0

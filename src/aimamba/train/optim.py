@@ -33,7 +33,8 @@ def adamw(
         no_weight_decay: Says by its name that a parameter is to be spared although it has two axes or more.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spare = parameter.ndim < 2 or id(parameter) in tables or (no_weight_decay and no_weight_decay(name))

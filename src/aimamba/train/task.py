@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -12,6 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 
+@runtime_checkable
 class Task(Protocol[Model, Batch]):
     """One stage: its model, its examples, its loss, and how to judge and keep the result.
 
@@ -37,6 +38,13 @@ class Task(Protocol[Model, Batch]):
         """Give the scalar to descend and what else to report, averaged over the batch.
 
         All randomness comes from ``rng``, which lives on the batch's device and starts afresh with every step.
+        """
+        ...
+
+    def companions(self) -> dict[str, nn.Module]:
+        """Name the modules beside ``model`` that ``loss`` changes; ``fit`` moves them and keeps them in checkpoints.
+
+        A task keeps nothing else from step to step, or a run that was stopped could not go on as if it had not been.
         """
         ...
 

@@ -15,6 +15,7 @@ from aimamba.data.loader import Batch, batches
 from aimamba.data.pictures import Pictures
 from aimamba.data.sheets import sheet, to_float, to_images
 from aimamba.models import VQModel
+from aimamba.train.codebook import CodebookUse
 
 _PICTURES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
@@ -58,6 +59,7 @@ class TokenizerTask:
         self.config = config
         self.seed = seed
         self.workers = workers
+        self.use = CodebookUse(model.config.codebook_size)
 
     def no_weight_decay(self, name: str) -> bool:
         """Spare the codebook: only the direction of its rows counts."""
@@ -70,7 +72,12 @@ class TokenizerTask:
     def loss(self, model: VQModel, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Pixel errors and the two quantiser losses (van den Oord et al., arXiv 1711.00937, eq. 3)."""
         images = to_float(batch.images)
-        output = model(images)
+        latents = model.latents(images)
+        if model.training:
+            self.use.revive(model.codebook, latents.detach().movedim(1, -1).flatten(0, -2), rng)
+        output = model.reconstruct(latents)
+        if model.training:
+            self.use.observe(output.codes)
         drawn = output.images.float()
         l1, l2 = F.l1_loss(drawn, images), F.mse_loss(drawn, images)
         quantizer = output.codebook_loss + output.commitment_loss

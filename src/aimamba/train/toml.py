@@ -1,4 +1,4 @@
-"""TOML as recipes use it: top-level values, then one level of tables. Python reads it with ``tomllib`` but cannot write."""
+"""TOML as recipes use it: top-level values, then one level of tables. Python's ``tomllib`` reads but cannot write."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
     """Write ``values`` as TOML that ``tomllib`` reads back as the same mapping (tuples come back as lists).
 
     Args:
-        values: Strings, numbers, bools and lists of these, by key; or one level of mappings of them, which become tables.
+        values: Strings, numbers, bools and lists of these, by key; or mappings of them, which become tables.
 
     Raises:
         TypeError: A value is of another kind.

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -76,7 +76,7 @@ class MetricsFile:
         self._file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
         self._file.flush()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,19 +86,16 @@ class MetricsFile:
 class Progress:
     """Loss, pictures a second and time left: a bar on a terminal, elsewhere a plain line every few seconds."""
 
-    def __init__(
-        self, *, steps: int, start: int, batch_size: int, stream: TextIO | None = None, interval: float = 10.0
-    ) -> None:
-        """Begin to show a run.
+    def __init__(self, *, steps: int, start: int, batch_size: int, interval: float = 10.0) -> None:
+        """Begin to show a run on standard error.
 
         Args:
             steps: How many there will be in all.
             start: How many were taken in earlier sittings.
             batch_size: Pictures in a step.
-            stream: Where to write; standard error unless given.
             interval: Seconds between plain lines.
         """
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = sys.stderr
         self._steps, self._step, self._batch_size = steps, start, batch_size
         self._loss, self._seconds = math.nan, math.nan
         self._interval, self._told = interval, time.monotonic()
@@ -128,7 +125,7 @@ class Progress:
         else:
             print(message, file=self._stream, flush=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,109 @@
+"""From a recipe to a task: open the pictures, build the model, load what the stage stands on."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from aimamba.config import check, from_mapping, to_mapping
+from aimamba.data.codes import encode_pictures
+from aimamba.data.pictures import Pictures, open_pictures
+from aimamba.data.splits import Split
+from aimamba.errors import CheckpointError, ConfigError, suggest
+from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
+from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.recipe import Recipe
+from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+
+Config = TypeVar("Config", AiMConfig, VQConfig)
+
+
+def make_task(
+    recipe: Recipe, *, device: torch.device, say: Callable[[str], None] = lambda line: None
+) -> TokenizerTask | GeneratorTask:
+    """Prepare the stage that ``recipe`` describes.
+
+    Args:
+        recipe: The resolved recipe.
+        device: Where to encode pictures, for a generator.
+        say: Told what takes its time.
+
+    Raises:
+        ConfigError: A setting is unknown, or does not fit the pictures or the tokenizer.
+        DataError: The pictures cannot be used.
+        CheckpointError: The tokenizer cannot be loaded.
+    """
+    if recipe.stage == "tokenizer":
+        return _tokenizer_task(recipe)
+    return _generator_task(recipe, device, say)
+
+
+def _pictures(recipe: Recipe, split: Split) -> Pictures:
+    data = recipe.data
+    held_out = split == "held-out"
+    return open_pictures(
+        data.source,
+        size=data.size,
+        split=split,
+        crop="center" if held_out else data.crop,
+        flip=data.flip and not held_out,
+        per_class=data.held_out_per_class if held_out else data.per_class,
+        strict=data.strict,
+        progress=True,
+    )
+
+
+def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
+    config = _model_config(VQConfig, VQ_PRESETS, recipe.model)
+    task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
+    check(
+        recipe.data.size % config.downsampling == 0,
+        f"data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {recipe.data.size}",
+    )
+    train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
+    model = VQModel(config)
+    model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
+    return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed)
+
+
+def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> GeneratorTask:
+    task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
+    if not Path(task.tokenizer).exists() and task.tokenizer.startswith("runs/"):
+        raise CheckpointError(
+            f"the tokenizer {task.tokenizer} is not there yet: train it first "
+            f"('aimamba train {Path(task.tokenizer).name}'), or give another with --tokenizer"
+        )
+    tokenizer = VQModel.from_pretrained(task.tokenizer, device=device)
+    train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
+    fixed = {
+        "vocab_size": tokenizer.config.codebook_size,
+        "num_tokens": (recipe.data.size // tokenizer.config.downsampling) ** 2,
+        "num_classes": len(train.class_names),
+    }
+    for name, value in fixed.items():
+        check(
+            recipe.model.get(name, value) == value,
+            f"model.{name} is {value} for these pictures and this tokenizer, but the recipe says "
+            f"{recipe.model.get(name)}; leave it out",
+        )
+    model = AiM(_model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
+    model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
+    say(f"encoding {len(train) + len(held_out):,} pictures with {task.tokenizer}")
+    codes = encode_pictures(tokenizer, train, flip=recipe.data.flip)
+    held_out_codes = encode_pictures(tokenizer, held_out)
+    return GeneratorTask(
+        model, tokenizer.cpu(), codes, held_out_codes, train.class_names, task, seed=recipe.fit.seed
+    )
+
+
+def _model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:
+    """Settings over a preset, where one is named, over the defaults."""
+    values = dict(settings)
+    base: dict[str, Any] = {}
+    if (preset := values.pop("preset", None)) is not None:
+        if preset not in presets:
+            near = suggest(str(preset), presets)
+            raise ConfigError(f"recipe: unknown model.preset {preset!r}{near}; known presets: {', '.join(presets)}")
+        base = to_mapping(presets[preset])
+    return from_mapping(cls, {**base, **values}, where="recipe: model")

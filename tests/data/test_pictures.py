@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from aimamba.data.avatars import Avatars
+from aimamba.data.images import ImageFolder
+from aimamba.data.pictures import AVATARS_PER_CLASS, Pictures, open_pictures
+from aimamba.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (20, 16), (number, 0, 0)).save(tmp_path / "pets" / name / f"{number}.png")
+    return str(tmp_path / "pets")
+
+
+def test_avatars_of_chosen_styles():
+    pictures = open_pictures("avatars:thumbs, landscape", size=8, split="train", per_class=2)
+    assert isinstance(pictures, Avatars)
+    assert isinstance(pictures, Pictures)
+    assert pictures.class_names == ("thumbs", "landscape")
+    assert len(pictures) == 4
+
+
+def test_how_many_avatars_there_are_by_default(monkeypatch):
+    asked = []
+
+    def few(size, split, per_class, styles, **options):
+        asked.append((split, per_class, len(styles)))
+        return Avatars(size, split, 1, styles[-1:], **options)
+
+    monkeypatch.setattr("aimamba.data.pictures.Avatars", few)
+    for split in ("train", "held-out"):
+        open_pictures("avatars", size=8, split=split)
+    assert asked == [("train", 1000, 10), ("held-out", 100, 10)]
+    assert AVATARS_PER_CLASS == {"train": 1000, "held-out": 100}
+
+
+def test_a_folder(pets):
+    pictures = open_pictures(pets, size=16, split="train", crop="random", flip=True, per_class=2)
+    assert isinstance(pictures, ImageFolder)
+    assert isinstance(pictures, Pictures)
+    assert len(pictures) == 4
+    assert pictures.picture(0, np.random.default_rng(0)).shape == (16, 16, 3)
+
+
+def test_the_options_reach_the_folder(pets):
+    (held_out,) = open_pictures(pets, size=8, split="held-out").names
+    assert held_out not in open_pictures(pets, size=8, split="train").names
+    with open(f"{pets}/{held_out}", "wb"), pytest.raises(DataError, match="empty"):
+        open_pictures(pets, size=8, split="held-out", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        ("avatar", r"did you mean 'avatars'\?"),
+        ("Avatars:thumbs", r"did you mean 'avatars'\?"),
+        ("avatars:", "at least one style"),
+        ("avatars:tumbs", "'thumbs'"),
+        ("some/where", "there is no such folder"),
+    ],
+)
+def test_sources_that_are_refused(source, match):
+    with pytest.raises(DataError, match=match):
+        open_pictures(source, size=8, split="train")
+
+
+def test_avatars_have_two_splits():
+    with pytest.raises(ConfigError, match="'train' or 'held-out' for avatars"):
+        open_pictures("avatars", size=8, split="all")

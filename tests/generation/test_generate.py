@@ -1,0 +1,202 @@
+"""The decoding loop: a picture depends on weights, label, settings and seed, and on nothing beside it."""
+
+import pytest
+import torch
+
+from aimamba.errors import ConfigError, DataError
+from aimamba.generation import SamplingConfig, generate
+
+GUIDED = SamplingConfig(cfg_scale=2.5, top_p=0.95)
+CONFIGS = [
+    SamplingConfig(),
+    GUIDED,
+    SamplingConfig(temperature=0.7, top_k=5),
+    SamplingConfig(cfg_scale=4.0, cfg_schedule="linear"),
+    SamplingConfig(temperature=0.0),
+    SamplingConfig(cfg_scale=0.0),
+    SamplingConfig(cfg_scale=2.0, cfg_schedule="power-cosine", cfg_power=2.0),
+]
+MIXERS = ("mamba2", "attention")
+
+
+@pytest.fixture(params=MIXERS)
+def model(request, make_aim):
+    return make_aim(mixer=request.param, num_tokens=16)
+
+
+def draw(model, labels, config=GUIDED, **options):
+    """The finished codes."""
+    *_, codes = generate(model, torch.as_tensor(labels), config, **options)
+    return codes
+
+
+def rows_per_step(monkeypatch, model):
+    """Record how many rows each step is given."""
+    rows, step = [], model.step
+
+    def watched(inputs, state):
+        rows.append(len(inputs))
+        return step(inputs, state)
+
+    monkeypatch.setattr(model, "step", watched)
+    return rows
+
+
+def test_codes_vary_with_label_and_seed(model):
+    codes = draw(model, [0, 0, 1, 2, 3, 4, 5], seeds=[0, 1, 0, 0, 0, 0, 0])
+    assert codes.dtype == torch.int64
+    assert codes.min() >= 0
+    assert codes.max() < model.config.vocab_size
+    assert len({tuple(row) for row in codes.tolist()}) == 7, "the test's model must not be trivial"
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_batches_of_every_size_draw_the_same(model, size):
+    labels, seeds = [0, 1, 2, 3, 4, 5, 0], list(range(10, 17))
+    whole = draw(model, labels, seeds=seeds)
+    parts = [draw(model, labels[i : i + size], seeds=seeds[i : i + size]) for i in range(0, 7, size)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_order_does_not_matter(model):
+    labels, seeds = torch.tensor([0, 1, 2, 3, 4, 5, 0]), [5, 5, 6, 7, 8, 9, 10]
+    order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
+    shuffled = draw(model, labels[order], seeds=[seeds[i] for i in order])
+    assert torch.equal(shuffled, draw(model, labels, seeds=seeds)[order])
+
+
+def test_settings_of_other_pictures_do_not_matter(model):
+    labels, seeds = [0, 1, 2, 3, 4, 2, 1], [3] * 7
+    together = draw(model, labels, CONFIGS, seeds=seeds)
+    for i, config in enumerate(CONFIGS):
+        assert torch.equal(together[i : i + 1], draw(model, labels[i : i + 1], config, seeds=[3])), config
+
+
+def test_seeds_count_up_from_the_configs(model):
+    config = SamplingConfig(seed=40)
+    assert torch.equal(draw(model, [1, 2, 3], config), draw(model, [1, 2, 3], config, seeds=[40, 41, 42]))
+    each = [SamplingConfig(seed=seed) for seed in (9, 9, 2)]
+    assert torch.equal(draw(model, [1, 1, 3], each), draw(model, [1, 1, 3], SamplingConfig(), seeds=[9, 9, 2]))
+
+
+def test_the_global_generator_is_neither_used_nor_moved(model):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = draw(model, [1, 2])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(draw(model, [1, 2]), first)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "power-cosine"])
+def test_no_guidance_costs_one_pass(model, monkeypatch, schedule):
+    rows = rows_per_step(monkeypatch, model)
+    draw(model, [1, 2, 3], SamplingConfig(cfg_scale=1.0, cfg_schedule=schedule))
+    assert rows == [3] * 16
+
+
+def test_guidance_doubles_only_the_guided_rows(model, monkeypatch):
+    rows = rows_per_step(monkeypatch, model)
+    draw(model, [0, 1, 2, 3, 4, 2, 1], CONFIGS)
+    assert rows == [7 + 4] * 16
+    rows.clear()
+    draw(model, [0, 1, 2])
+    assert rows == [6] * 16
+
+
+def test_guidance_of_the_empty_class_changes_nothing(model):
+    nothing = model.config.num_classes
+    assert torch.equal(draw(model, [nothing], GUIDED), draw(model, [nothing], SamplingConfig(top_p=0.95)))
+
+
+def test_scale_zero_forgets_the_class(model):
+    config = SamplingConfig(cfg_scale=0.0)
+    codes = draw(model, [0, 1, model.config.num_classes], config, seeds=[7, 7, 7])
+    assert torch.equal(codes[0], codes[1])
+    assert torch.equal(codes[0], codes[2])
+
+
+def test_top_k_of_one_is_greedy(model):
+    labels = [0, 1, 2, 3, 4, 5]
+    greedy = draw(model, labels, SamplingConfig(temperature=0.0))
+    assert torch.equal(draw(model, labels, SamplingConfig(top_k=1)), greedy)
+    assert torch.equal(draw(model, labels, SamplingConfig(top_p=1e-9, seed=99)), greedy)
+
+
+@torch.no_grad()
+def test_greedy_codes_are_the_likeliest_of_the_parallel_form(model):
+    labels = torch.tensor([0, 3, 5])
+    codes = draw(model, labels, SamplingConfig(temperature=0.0))
+    assert torch.equal(model(codes[:, :-1], labels).argmax(dim=-1), codes)
+
+
+@pytest.mark.parametrize("known", [0, 1, 7, 15, 16])
+def test_completing_a_prefix_reproduces_the_run(model, known):
+    labels, seeds = [0, 3, 5], [1, 2, 3]
+    whole = draw(model, labels, seeds=seeds)
+    assert torch.equal(draw(model, labels, seeds=seeds, prefix=whole[:, :known]), whole)
+
+
+def test_a_prefix_is_kept_and_changes_what_follows(model):
+    labels, seeds = [0, 3], [1, 2]
+    whole = draw(model, labels, seeds=seeds)
+    prefix = (whole[:, :4] + 1) % model.config.vocab_size
+    completed = draw(model, labels, seeds=seeds, prefix=prefix)
+    assert torch.equal(completed[:, :4], prefix)
+    assert not torch.equal(completed[:, 4:], whole[:, 4:])
+
+
+def test_yields_after_every_code(model):
+    steps = [codes.clone() for codes in generate(model, torch.tensor([1, 2]), GUIDED)]
+    assert [tuple(codes.shape) for codes in steps] == [(2, t) for t in range(1, 17)]
+    assert all(torch.equal(codes, steps[-1][:, : codes.shape[1]]) for codes in steps)
+
+
+def test_can_be_stopped_early(model, monkeypatch):
+    rows = rows_per_step(monkeypatch, model)
+    run = generate(model, torch.tensor([1]))
+    next(run), next(run)
+    run.close()
+    assert len(rows) == 2
+    assert torch.is_grad_enabled()
+
+
+def test_grad_mode_of_the_caller_is_untouched_between_codes(model):
+    for codes in generate(model, torch.tensor([1])):
+        assert torch.is_grad_enabled()
+        assert not codes.requires_grad
+
+
+def test_position_shift_can_be_overridden(make_aim):
+    labels, greedy = [0, 1, 2, 3], SamplingConfig(temperature=0.0)
+    plain = make_aim(num_tokens=16)
+    shifted = make_aim(num_tokens=16, decode_position_shift=1)
+    assert torch.equal(draw(shifted, labels, greedy, position_shift=0), draw(plain, labels, greedy))
+    assert torch.equal(draw(plain, labels, greedy, position_shift=1), draw(shifted, labels, greedy))
+    assert not torch.equal(draw(plain, labels, greedy), draw(shifted, labels, greedy))
+
+
+def test_bfloat16(make_aim):
+    model = make_aim(dtype=torch.bfloat16, num_tokens=16)
+    codes = draw(model, [0, 1, 2])
+    assert torch.equal(codes[1:2], draw(model, [1], seeds=[1]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "error", "named"),
+    [
+        ([], {}, DataError, "no labels"),
+        ([0, -1], {}, DataError, "label -1 is out of range"),
+        ([0, 6], {}, DataError, "label 6 is out of range: expected 0 to 4, or 5 for no class"),
+        ([0, 1], {"seeds": [1]}, ConfigError, "2 labels, 2 configs and 1 seeds"),
+        ([0, 1], {"config": [GUIDED] * 3}, ConfigError, "2 labels, 3 configs and 3 seeds"),
+        ([0], {"prefix": torch.zeros(2, 3, dtype=torch.int64)}, DataError, r"prefix of shape \(2, 3\)"),
+        ([0], {"prefix": torch.zeros(1, 17, dtype=torch.int64)}, DataError, r"prefix of shape \(1, 17\)"),
+        ([0], {"prefix": torch.full((1, 3), 24)}, DataError, "codes outside 0 to 23"),
+        ([0], {"prefix": torch.full((1, 3), -1)}, DataError, "codes outside 0 to 23"),
+    ],
+)
+def test_what_does_not_fit_is_refused(model, labels, options, error, named):
+    with pytest.raises(error, match=named) as caught:
+        draw(model, torch.tensor(labels, dtype=torch.int64), **options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,118 @@
+import os
+import pickle
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aimamba.errors import CheckpointError, ConfigError
+from aimamba.train.checkpoint import Checkpoint, check_same_recipe, read_checkpoint, restore, write_checkpoint
+from aimamba.train.interruption import Interruption
+from aimamba.train.toml import to_toml
+
+
+def checkpoint(**changes) -> Checkpoint:
+    parts = {"model": nn.Linear(2, 2).state_dict()}
+    return Checkpoint(**{"step": 3, "seconds": 1.5, "recipe": "stage = 'toy'", "parts": parts, **changes})
+
+
+def test_what_is_written_is_read(tmp_path):
+    path, written = tmp_path / "checkpoint.pt", checkpoint()
+    write_checkpoint(path, written)
+    read = read_checkpoint(path)
+    assert (read.step, read.seconds, read.recipe) == (3, 1.5, "stage = 'toy'")
+    torch.testing.assert_close(read.parts, written.parts, rtol=0, atol=0)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, checkpoint())
+
+    def full(_handle):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_checkpoint(path, checkpoint(step=4))
+    assert read_checkpoint(path).step == 3
+
+
+@pytest.mark.parametrize("length", [0, 10, 500, -1])
+def test_a_torn_file_is_one_line_that_says_how_to_mend(tmp_path, length):
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, checkpoint())
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"cannot be read .* delete checkpoint\.pt to start over, or") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    path: Path = tmp_path / "checkpoint.pt"
+    torch.save({"model": {}}, path)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a training run"):
+        read_checkpoint(path)
+    path.write_bytes(pickle.dumps(print))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(path)
+    path.write_text("a picture of a cat")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(path)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    torch.save({"format": Trap()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_state_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for part in (nn.Linear(3, 2), nn.Embedding(2, 2)):
+        with pytest.raises(CheckpointError, match=r"does not fit this model \(.*\); delete checkpoint\.pt") as caught:
+            restore(checkpoint(), {"model": part}, path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="does not fit this average"):
+        restore(checkpoint(), {"average": nn.Linear(2, 2)}, path)
+
+
+def test_steps_intervals_and_description_may_change(tmp_path):
+    fit = {"steps": 5, "log_every": 1, "evaluate_every": 1, "sheet_every": 1, "checkpoint_every": 1, "lr": 0.1}
+    before = {"description": "old", "fit": fit}
+    now = {"description": "new", "fit": {name: value if name == "lr" else value + 1 for name, value in fit.items()}}
+    check_same_recipe(to_toml(before), to_toml(now), tmp_path)
+    with pytest.raises(ConfigError, match=r"fit\.lr 0\.1, now it is 0\.2"):
+        check_same_recipe(to_toml(before), to_toml({"fit": {**fit, "lr": 0.2}}), tmp_path)
+    with pytest.raises(ConfigError, match=r"fit\.lr 0\.1, now it is not set"):
+        check_same_recipe(to_toml(before), to_toml({"fit": {}}), tmp_path)
+
+
+def test_a_second_signal_acts_at_once():
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    handler, entered = signal.getsignal(signal.SIGINT), []
+
+    def enter() -> None:
+        with Interruption() as interruption:
+            entered.append(interruption.received)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered == [0]
+    assert signal.getsignal(signal.SIGINT) is handler
