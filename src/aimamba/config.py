@@ -1,7 +1,7 @@
 """Strict reading and writing of the frozen dataclasses that hold every setting.
 
-A mapping (JSON, TOML, flags) becomes a dataclass or a ``ConfigError`` that names the key: unknown keys are refused with
-a suggestion, values are checked against the annotation, lists become tuples and whole numbers become floats where asked.
+A mapping (JSON, TOML, flags) becomes a dataclass or a ``ConfigError`` that names the key: unknown keys are refused
+with a suggestion, values are checked against the annotation, lists become tuples and whole numbers floats where asked.
 """
 
 import dataclasses

@@ -80,7 +80,8 @@ class Pipeline:
         place = find(source, AiM.folder_in_pipeline)  # downloads, when the source is a hub id
         generator = AiM.from_pretrained(place, device=device, dtype=dtype)
         names = _class_names(place, generator.config.num_classes)
-        root = place.parent if place.name == AiM.folder_in_pipeline else place
+        beside = place.parent / VQModel.folder_in_pipeline
+        root = place.parent if place.name == AiM.folder_in_pipeline and beside.is_dir() else place
         try:
             vq = VQModel.from_pretrained(root if tokenizer is None else tokenizer, device=device, dtype=dtype)
         except CheckpointError as error:
@@ -186,10 +187,12 @@ def imagenet_class_names() -> tuple[str, ...]:
 def _class_names(place: Path, num_classes: int) -> tuple[str, ...]:
     """Class names beside a generator; ImageNet's for an official one of 1,000 classes."""
     path = place.parent / PIPELINE_FILE
-    if place.name != AiM.folder_in_pipeline or not path.is_file():
+    if not path.is_file():
         return imagenet_class_names() if num_classes == _IMAGENET_CLASSES else ()
     try:
         names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: expected a JSON object with 'class_names'") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: expected 'class_names' to be a list of texts")
     return tuple(names)

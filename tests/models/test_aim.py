@@ -266,7 +266,7 @@ def test_training_under_autocast(make_aim, mixer):
     "mixer",
     [
         "mamba2",
-        pytest.param("attention", marks=pytest.mark.xfail(strict=True, reason="the cache keeps the weights' dtype")),
+        "attention",
     ],
 )
 @torch.no_grad()
@@ -314,11 +314,7 @@ def test_rotary_depends_on_relative_places_alone():
         ({"positions": "rope", "mixer": "attention", "head_width": 6, "width": 12}, "rope"),
         ({"mixer": "attention", "num_blocks": 3}, "even num_blocks"),
         ({"decode_position_shift": 2}, "decode_position_shift"),
-        pytest.param(
-            {"mixer": "attention", "feed_forward": 0.0},
-            "feed_forward",
-            marks=pytest.mark.xfail(strict=True, reason="feed_forward is not checked"),
-        ),
+        ({"mixer": "attention", "feed_forward": 0.0}, "feed_forward"),
     ],
 )
 def test_impossible_shapes_are_refused(settings, named):

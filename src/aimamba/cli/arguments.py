@@ -1,7 +1,7 @@
 """Command-line arguments whose faults fit on one line."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from aimamba.errors import ConfigError, suggest
@@ -11,11 +11,9 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises ``ConfigError`` instead of printing its usage."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-        )
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parse all arguments; an unknown option brings a suggestion."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

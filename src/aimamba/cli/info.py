@@ -4,8 +4,12 @@ MODEL is a folder, an official checkpoint, a hub id, or the name of a preset (ai
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser
+
+if TYPE_CHECKING:
+    from aimamba.models import AiM, VQModel
 
 
 def add_arguments(parser: Parser) -> None:

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not paths:
         raise DataError(f"no pictures found in {', '.join(map(str, arguments.images))}")
 
-    rows, names, total = [], [], 0.0
+    rows: list[list[Image.Image]] = []
+    names, total = [], 0.0
     for path in tqdm(paths, unit="picture"):
         original = center_crop(open_image(path), arguments.size)
         pixels = torch.from_numpy(to_array(original)).permute(2, 0, 1)[None]

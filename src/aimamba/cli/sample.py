@@ -6,9 +6,13 @@ Writes one PNG for each picture, named by class and seed, and sheet.png with all
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser, add_model
 from aimamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aimamba.generation import SamplingConfig
 
 _CLASSES_BY_DEFAULT = 10
 
@@ -61,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     pictures = len(labels) * arguments.n
     tokens = pipeline.generator.config.num_tokens
-    with tqdm(total=pictures, unit="picture", bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]") as bar:
+    look = "{l_bar}{bar}| {n:.1f}/{total} pictures [{elapsed}<{remaining}]"
+    with tqdm(total=pictures, bar_format=look) as bar:
         images = pipeline(
             labels,
             arguments.n,
@@ -81,7 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def describe(config: "SamplingConfig") -> str:
     """Settings that differ from the defaults, for the title of a sheet."""
-    parts = [f"guidance {config.cfg_scale:g}" + (f" {config.cfg_schedule}" if config.cfg_schedule != "constant" else "")]
+    schedule = "" if config.cfg_schedule == "constant" else f" {config.cfg_schedule}"
+    parts = [f"guidance {config.cfg_scale:g}{schedule}"]
     parts += [f"temperature {config.temperature:g}"] if config.temperature != 1 else []
     parts += [f"top-k {config.top_k}"] if config.top_k else []
     parts += [f"top-p {config.top_p:g}"] if config.top_p < 1 else []

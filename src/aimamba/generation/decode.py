@@ -12,7 +12,7 @@ from torch import Tensor
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
-from aimamba.ops.logits import guide, sample
+from aimamba.ops.logits import Setting, guide, sample
 
 
 @torch.no_grad()
@@ -53,6 +53,7 @@ def generate(
     device = model.word_embedding.weight.device
     labels = labels.to(device)
 
+    settings: dict[str, Setting]
     if shared is not None:
         settings = {"temperature": shared.temperature, "top_k": shared.top_k, "top_p": shared.top_p}
     else:
@@ -105,5 +106,9 @@ def _validate(
         raise DataError(
             f"prefix of shape {tuple(prefix.shape)} does not fit {count} pictures of {model.config.num_tokens} codes"
         )
-    if prefix is not None and prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < model.config.vocab_size:
+    if (
+        prefix is not None
+        and prefix.numel()
+        and not 0 <= int(prefix.min()) <= int(prefix.max()) < model.config.vocab_size
+    ):
         raise DataError(f"prefix holds codes outside 0 to {model.config.vocab_size - 1}")

@@ -2,7 +2,7 @@
 
 Each variant turns a condition (B, D) into a shift, a scale and a gate for every block, (B, blocks, 3, D):
 
-* ``none``    no conditioning: shift 0, scale 0, gate 1
+* ``none``    shift 0, scale 0, gate 1: the class token and the final norm alone tell the class
 * ``block``   every block has its own projection (plain adaLN, zero at the start so that every block begins silent)
 * ``group``   blocks share ``G`` projections, block i using the i mod G-th, and each adds its own table
 * ``single``  ``group`` with one projection

@@ -7,8 +7,9 @@ Shape letters: B batch, L tokens of a picture, D width, V vocabulary, N blocks.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,15 @@ from aimamba.models.mamba2 import Mamba2, MixerState
 from aimamba.models.norm import RMSNorm
 from aimamba.models.official import aim_from_official
 
+MixerKind = Literal["mamba2", "attention"]
+PositionKind = Literal["learned", "rope", "none"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mixer": get_args(MixerKind),
+    "adaln": get_args(AdaLNKind),
+    "positions": get_args(PositionKind),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class AiMConfig:
@@ -34,7 +44,8 @@ class AiMConfig:
         vocab_size: Codes of the tokenizer (V).
         num_tokens: Codes of a picture (L), e.g. 256 for a grid of 16 x 16.
         num_classes: Class labels; one more row of the class table stands for "no class".
-        mixer: ``mamba2``, or ``attention``: the Transformer baseline, whose blocks are attention and feed-forward in turn.
+        mixer: ``mamba2``, or ``attention``: the Transformer baseline, whose blocks are attention and feed-forward in
+            turn.
         adaln: How the condition reaches the blocks, see ``aimamba.models.adaln``.
         adaln_groups: Number of shared projections when ``adaln`` is ``group``.
         positions: ``learned`` adds a table to the codes, ``rope`` turns queries and keys of the attention mixer.
@@ -53,10 +64,10 @@ class AiMConfig:
     vocab_size: int = 16384
     num_tokens: int = 256
     num_classes: int = 1000
-    mixer: Literal["mamba2", "attention"] = "mamba2"
+    mixer: MixerKind = "mamba2"
     adaln: AdaLNKind = "block"
     adaln_groups: int = 4
-    positions: Literal["learned", "rope", "none"] = "learned"
+    positions: PositionKind = "learned"
     state_size: int = 128
     head_width: int = 64
     expand: int = 2
@@ -70,6 +81,10 @@ class AiMConfig:
             check(getattr(self, name) >= 1, f"AiMConfig: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("head_width", "expand", "conv_width", "chunk_size"):
             check(getattr(self, name) >= 1, f"AiMConfig: {name} must be at least 1, got {getattr(self, name)}")
+        check(self.feed_forward > 0, f"AiMConfig: feed_forward must be above 0, got {self.feed_forward}")
+        for name, choices in _CHOICES.items():
+            chosen = getattr(self, name)
+            check(chosen in choices, f"AiMConfig: {name} must be one of {', '.join(choices)}, got {chosen!r}")
         inner = self.width * (self.expand if self.mixer == "mamba2" else 1)
         check(
             inner % self.head_width == 0,
@@ -221,7 +236,9 @@ class AiM(PretrainedModel[AiMConfig]):
         # One row more than there are codes: the place of a code may be shifted by one when decoding.
         self.position_embedding = nn.Embedding(config.num_tokens + 1, width) if config.positions == "learned" else None
         self.adaln = make_adaln(config.adaln, width=width, blocks=config.num_blocks, groups=config.adaln_groups)
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_blocks))
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
+            Block(config, index) for index in range(config.num_blocks)
+        )
         self.norm = RMSNorm(width)
         self.final_norm = RMSNorm(width)
         self.final_adaln = nn.Linear(width, 2 * width)

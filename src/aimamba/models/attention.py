@@ -76,12 +76,13 @@ class Attention(nn.Module):
         """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
         q, k, v = (part.squeeze(1) for part in self._project(x[:, None], position[:, None]))  # (B, H, P)
         rows = torch.arange(x.shape[0], device=x.device)
-        state["keys"][rows, :, position] = k
-        state["values"][rows, :, position] = v
+        keys, values = state["keys"], state["values"]
+        keys[rows, :, position] = k.to(keys.dtype)
+        values[rows, :, position] = v.to(values.dtype)
         seen = int(position.max()) + 1
         visible = torch.arange(seen, device=x.device) <= position[:, None]  # (B, T)
         y = F.scaled_dot_product_attention(
-            q[:, :, None], state["keys"][:, :, :seen], state["values"][:, :, :seen], attn_mask=visible[:, None, None]
+            q[:, :, None].to(keys.dtype), keys[:, :, :seen], values[:, :, :seen], attn_mask=visible[:, None, None]
         )
         return self.out_proj(y.flatten(1))
 

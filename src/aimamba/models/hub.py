@@ -1,12 +1,11 @@
 """Loading and saving of models: a strict ``config.json`` beside a ``model.safetensors``, on disk or on the hub."""
 
 import json
-import pickle
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -29,6 +28,16 @@ _RUN_RESULT = "model"  # where a training run keeps what it made
 _HUB_FILES = ["*.json", "*.safetensors"]
 
 
+class OfficialReader(Protocol):
+    """A reader of official checkpoints: their config and tensors to ours, see ``aimamba.models.official``."""
+
+    def __call__(
+        self, config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], /
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Translate."""
+        ...
+
+
 class PretrainedModel(nn.Module, Generic[Config]):
     """A module built from one config, which can be saved and found again.
 
@@ -39,9 +48,7 @@ class PretrainedModel(nn.Module, Generic[Config]):
     config: Config
     config_class: ClassVar[type]
     folder_in_pipeline: ClassVar[str]
-    official_reader: ClassVar[
-        Callable[[Mapping[str, Any] | None, Mapping[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
-    ]
+    official_reader: ClassVar[OfficialReader]
 
     @classmethod
     def from_pretrained(
@@ -69,7 +76,7 @@ class PretrainedModel(nn.Module, Generic[Config]):
             if named != cls.__name__:
                 raise CheckpointError(f"{place}: holds a model of class {named!r}, expected {cls.__name__!r}")
         with torch.device("meta"):
-            model = cls(from_mapping(cls.config_class, config, where=str(place)))  # type: ignore[call-arg]
+            model = cls(from_mapping(cls.config_class, config, where=str(place)))
         fill(model, tensors, where=str(place))
         return model.cast(dtype).to(device).eval()
 
@@ -112,7 +119,11 @@ def find(source: str | Path, part: str) -> Path:
 
 
 def _download(source: str) -> Path:
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(("/", *_PICKLED)):
+    if (
+        source.count("/") != 1
+        or source.startswith((".", "/", "~"))
+        or source.endswith(("/", ".safetensors", *_PICKLED))
+    ):
         raise CheckpointError(f"{source}: no such file or folder (and not a hub id, which reads 'owner/name')")
     try:
         return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
@@ -121,7 +132,9 @@ def _download(source: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{source}: no such folder, and the hub cannot be reached to look it up there") from error
     except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{source}: no such folder, and not to be had from the hub: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{source}: no such folder, and not to be had from the hub: {_first_line(error)}"
+        ) from error
 
 
 def read_checkpoint(place: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -156,8 +169,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix not in _PICKLED:
         raise CheckpointError(f"{path}: expected a .safetensors, .pt, .pth or .bin file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):  # torch warns of odd pickles before it fails on them
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no pickle can fail in any way
         raise CheckpointError(damaged) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
@@ -177,13 +191,12 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None
         "missing": wanted.keys() - tensors.keys(),
         "left over": tensors.keys() - wanted.keys(),
         "of another shape": {k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape},
+        "not of floating point": {key for key in wanted if key in tensors and not tensors[key].is_floating_point()},
     }
     if any(faults.values()):
         listed = "; ".join(f"{len(keys)} {fault} ({_first_few(keys)})" for fault, keys in faults.items() if keys)
         raise CheckpointError(f"{where}: weights do not fit the model: {listed}")
     model.load_state_dict(dict(tensors), assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _first_few(keys: Iterable[str], count: int = 3) -> str:

@@ -118,7 +118,8 @@ def aim_from_official(config: Mapping[str, Any] | None, tensors: Mapping[str, Te
     if tables:
         renamed["adaln.table"] = torch.cat(tables)
     for key in [key for key in renamed if key.endswith("conv_weight")]:
-        renamed[key] = renamed[key].squeeze(1)  # (C, 1, K) of a grouped convolution to (C, K)
+        if renamed[key].ndim == 3:  # (C, 1, K) of a grouped convolution to (C, K)
+            renamed[key] = renamed[key].squeeze(1)
     return settings, renamed
 
 
@@ -160,10 +161,16 @@ def _rename(tensors: Tensors, keys: tuple[tuple[str, str], ...], part: str) -> T
     return renamed
 
 
-def _shape(tensors: Tensors, key: str) -> torch.Size:
+def _shape(tensors: Tensors, key: str, rank: int) -> torch.Size:
+    """Shape of a tensor that widths are read off: it must be there, of this rank, and not empty."""
     if key not in tensors:
         raise CheckpointError(f"cannot read the model's widths: the tensor for {key!r} is missing from the checkpoint")
-    return tensors[key].shape
+    shape = tensors[key].shape
+    if len(shape) != rank or 0 in shape:
+        raise CheckpointError(
+            f"cannot read the model's widths: the tensor for {key!r} has shape {list(shape)}, expected {rank} axes"
+        )
+    return shape
 
 
 def _count(tensors: Tensors, prefix: str) -> int:
@@ -173,16 +180,16 @@ def _count(tensors: Tensors, prefix: str) -> int:
 
 def _aim_settings(tensors: Tensors) -> Settings:
     """Read ``AiMConfig`` off the shapes."""
-    vocab_size, width = _shape(tensors, "word_embedding.weight")
-    (inner,) = _shape(tensors, "blocks.0.mixer.norm.weight")
-    (heads,) = _shape(tensors, "blocks.0.mixer.dt_bias")
-    convolved, _, taps = _shape(tensors, "blocks.0.mixer.conv_weight")
+    vocab_size, width = _shape(tensors, "word_embedding.weight", 2)
+    (inner,) = _shape(tensors, "blocks.0.mixer.norm.weight", 1)
+    (heads,) = _shape(tensors, "blocks.0.mixer.dt_bias", 1)
+    convolved, _, taps = _shape(tensors, "blocks.0.mixer.conv_weight", 3)
     settings = {
         "width": width,
         "num_blocks": _count(tensors, "blocks."),
         "vocab_size": vocab_size,
-        "num_tokens": _shape(tensors, "position_embedding.weight")[0] - 1,
-        "num_classes": _shape(tensors, "condition.table.weight")[0] - 1,
+        "num_tokens": _shape(tensors, "position_embedding.weight", 2)[0] - 1,
+        "num_classes": _shape(tensors, "condition.table.weight", 2)[0] - 1,
         "adaln": "block",
         "state_size": (convolved - inner) // 2,
         "head_width": inner // heads,
@@ -191,22 +198,22 @@ def _aim_settings(tensors: Tensors) -> Settings:
         "decode_position_shift": 1,
     }
     if "adaln.projection.weight" in tensors:
-        groups = _shape(tensors, "adaln.projection.weight")[0] // (3 * width)
+        groups = _shape(tensors, "adaln.projection.weight", 2)[0] // (3 * width)
         settings |= {"adaln": "group", "adaln_groups": groups}
     return settings
 
 
 def _vq_settings(tensors: Tensors) -> Settings:
     """Read ``VQConfig`` off the shapes."""
-    channels = _shape(tensors, "encoder.stem.weight")[0]
+    channels = _shape(tensors, "encoder.stem.weight", 4)[0]
     levels = _count(tensors, "encoder.levels.")
-    widths = [_shape(tensors, f"encoder.levels.{i}.residual.0.conv2.weight")[0] for i in range(levels)]
-    codebook_size, codebook_dim = _shape(tensors, "codebook")
+    widths = [_shape(tensors, f"encoder.levels.{i}.residual.0.conv2.weight", 4)[0] for i in range(levels)]
+    codebook_size, codebook_dim = _shape(tensors, "codebook", 2)
     return {
         "channels": channels,
         "channel_mult": [width // channels for width in widths],
         "num_res_blocks": _count(tensors, "encoder.levels.0.residual."),
-        "z_channels": _shape(tensors, "encoder.head.weight")[0],
+        "z_channels": _shape(tensors, "encoder.head.weight", 4)[0],
         "codebook_size": codebook_size,
         "codebook_dim": codebook_dim,
         "attention": f"encoder.levels.{levels - 1}.attention.0.q.weight" in tensors,

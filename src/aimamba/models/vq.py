@@ -57,10 +57,11 @@ class VQConfig:
             len(self.channel_mult) >= 1 and min(self.channel_mult) >= 1,
             f"VQConfig: channel_mult needs at least one level and positive multiples, got {list(self.channel_mult)}",
         )
-        for mult in self.channel_mult:
+        for mult in (1, *self.channel_mult):
             check(
                 self.channels * mult % self.norm_groups == 0,
-                f"VQConfig: norm_groups {self.norm_groups} must divide every level's width, got {self.channels * mult}",
+                f"VQConfig: norm_groups {self.norm_groups} must divide channels and every level's width, "
+                f"got {self.channels * mult}",
             )
 
     @property
@@ -134,7 +135,9 @@ class VQModel(PretrainedModel[VQConfig]):
         )
         return self.to_code(self.encoder(images))
 
-    def quantize(self, latents: Float[Tensor, "b e h w"]) -> tuple[Float[Tensor, "b e h w"], Int[Tensor, "b h w"], Tensor]:
+    def quantize(
+        self, latents: Float[Tensor, "b e h w"]
+    ) -> tuple[Float[Tensor, "b e h w"], Int[Tensor, "b h w"], Tensor]:
         """Round unit-length latents to their nearest codes.
 
         Always in float32 or better, under autocast too: a code must not hang on the rounding of bfloat16.
@@ -178,9 +181,7 @@ class VQModel(PretrainedModel[VQConfig]):
     def reconstruct(self, latents: Float[Tensor, "b e h w"]) -> VQOutput:
         """Quantise and decode what ``latents`` gave."""
         latents, codes, (codebook_loss, distance) = self.quantize(latents)
-        return VQOutput(
-            self.decode_latents(latents), codes, codebook_loss, self.config.commitment_weight * distance
-        )
+        return VQOutput(self.decode_latents(latents), codes, codebook_loss, self.config.commitment_weight * distance)
 
 
 class Encoder(nn.Module):
@@ -207,6 +208,7 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) to features (B, z_channels, h, w)."""
         hidden = self.stem(images)
         for level in self.levels:
             hidden = level(hidden)
@@ -237,6 +239,7 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Features (B, z_channels, h, w) to pictures (B, 3, H, W)."""
         hidden = self.middle(self.stem(latents))
         for level in self.levels:
             hidden = level(hidden)
@@ -264,6 +267,7 @@ class Level(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply all blocks."""
         for i, block in enumerate(self.residual):
             x = block(x)
             if self.attention:
@@ -283,6 +287,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply both convolutions and add the shortcut."""
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
@@ -297,6 +302,7 @@ class SpatialAttention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Let every cell attend to all."""
         normed = self.norm(x)
         q, k, v = (part(normed).flatten(2).transpose(1, 2)[:, None] for part in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, 1, h w, C)
@@ -310,6 +316,7 @@ class Downsample(nn.Conv2d):
         super().__init__(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, h / 2, w / 2)."""
         return super().forward(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -320,4 +327,5 @@ class Upsample(nn.Conv2d):
         super().__init__(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, 2 h, 2 w)."""
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))

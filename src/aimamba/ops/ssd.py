@@ -127,7 +127,8 @@ def ssd_chunked(
         before.append(state)
         state = torch.addcmul(added[:, k].to(state.dtype), state, across[:, k].to(state.dtype))
 
-    # What the state before the chunk contributes to each of its tokens.
-    carried = torch.stack(before, dim=1).to(C.dtype)  # (B, K, H, P, N)
-    y = y + total.exp()[..., None] * (C[:, :, None] @ carried.transpose(-1, -2))
+    # What the state before the chunk contributes to each of its tokens; nothing, in a lone chunk from a state of zeros.
+    if len(before) > 1 or initial_state is not None:
+        carried = torch.stack(before, dim=1).to(C.dtype)  # (B, K, H, P, N)
+        y = y + total.exp()[..., None] * (C[:, :, None] @ carried.transpose(-1, -2))
     return y.transpose(2, 3).flatten(1, 2)[:, :length].to(x.dtype), state

@@ -259,7 +259,7 @@ class _Run(Generic[Model, Batch]):
         for batch in islice(batches, parts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 loss, report = self.task.loss(self.model, _moved(batch, self.device), rng)
-            (loss / parts).backward()  # type: ignore[no-untyped-call]
+            (loss / parts).backward()
             losses.append(loss.detach().float())
             reports.append(report)
         length = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.config import check
@@ -66,6 +66,10 @@ class GeneratorTask:
         self.class_names = class_names
         self.config = config
         self.seed = seed
+
+    def companions(self) -> dict[str, nn.Module]:
+        """Name what else training changes: nothing."""
+        return {}
 
     def no_weight_decay(self, name: str) -> bool:
         """Spare the tables that are added, not multiplied: adaLN's offsets."""

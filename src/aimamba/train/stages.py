@@ -14,6 +14,7 @@ from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
 from aimamba.train.recipe import Recipe
+from aimamba.train.task import Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
@@ -21,7 +22,7 @@ Config = TypeVar("Config", AiMConfig, VQConfig)
 
 def make_task(
     recipe: Recipe, *, device: torch.device, say: Callable[[str], None] = lambda line: None
-) -> TokenizerTask | GeneratorTask:
+) -> Task[Any, Any]:
     """Prepare the stage that ``recipe`` describes.
 
     Args:
@@ -92,9 +93,7 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
     say(f"encoding {len(train) + len(held_out):,} pictures with {task.tokenizer}")
     codes = encode_pictures(tokenizer, train, flip=recipe.data.flip)
     held_out_codes = encode_pictures(tokenizer, held_out)
-    return GeneratorTask(
-        model, tokenizer.cpu(), codes, held_out_codes, train.class_names, task, seed=recipe.fit.seed
-    )
+    return GeneratorTask(model, tokenizer.cpu(), codes, held_out_codes, train.class_names, task, seed=recipe.fit.seed)
 
 
 def _model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.config import check
@@ -60,6 +60,10 @@ class TokenizerTask:
         self.seed = seed
         self.workers = workers
         self.use = CodebookUse(model.config.codebook_size)
+
+    def companions(self) -> dict[str, nn.Module]:
+        """Name what else training changes: the running use of the codes."""
+        return {"codebook_use": self.use}
 
     def no_weight_decay(self, name: str) -> bool:
         """Spare the codebook: only the direction of its rows counts."""
