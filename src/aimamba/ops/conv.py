@@ -16,6 +16,7 @@ def causal_conv(
     Written as K shifted products, which on CPU is faster than a grouped convolution and works in every dtype.
     """
     length, taps = x.shape[1], weight.shape[1]
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # else every product of narrow inputs would be widened
     padded = torch.nn.functional.pad(x, (0, 0, taps - 1, 0))
     y = torch.addcmul(bias, padded[:, :length], weight[:, 0])
     for k in range(1, taps):

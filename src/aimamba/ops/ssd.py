@@ -111,9 +111,9 @@ def ssd_chunked(
     # Within a chunk: y_t = sum over s <= t of (C_t . B_s) exp(total_t - total_s) dt_s x_s
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
     between = total[..., :, None] - total[..., None, :]  # (B, K, H, Q, Q)
-    decay = between.masked_fill(~causal, -torch.inf).exp()
+    decay = between.masked_fill_(~causal, -torch.inf).exp().to(x.dtype)
     similarity = C @ B.transpose(-1, -2)  # (B, K, Q, Q), shared by the heads
-    y = (similarity[:, :, None] * decay).to(x.dtype) @ dt_x  # (B, K, H, Q, P)
+    y = (similarity[:, :, None] * decay) @ dt_x  # (B, K, H, Q, P)
 
     # What each chunk adds to the state at its end, then the recurrence over chunks.
     to_end = (total[..., -1:] - total).exp()[..., None]  # (B, K, H, Q, 1)
