@@ -44,7 +44,8 @@ class Pipeline:
         codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
         if codes != vocabulary:
             raise ConfigError(
-                f"generator and tokenizer do not belong together: {vocabulary} codes against {codes} in the codebook"
+                f"generator and tokenizer do not belong together: {vocabulary} codes against {codes} in the codebook; "
+                "give the tokenizer that the generator was trained with"
             )
         self.grid = math.isqrt(generator.config.num_tokens)
         if self.grid**2 != generator.config.num_tokens:

@@ -216,7 +216,7 @@ def test_five_bad_steps_in_a_row_end_the_run(tmp_path):
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, monkeypatch):
-    def loss(self, model, batch, rng):
+    def loss(self, model, batch, rng, step):
         return (model[3](batch.x.repeat(1, 2)) - batch.y).square().mean(), {}
 
     monkeypatch.setattr(ToyTask, "loss", loss)
@@ -247,7 +247,7 @@ def test_clipping_bounds_the_gradient_but_reports_its_length(tmp_path):
 def test_bfloat16_runs_the_forward_pass_only(tmp_path, monkeypatch):
     seen = []
 
-    def loss(self, model, batch, rng):
+    def loss(self, model, batch, rng, step):
         output = model(batch.x)
         seen.append(output.dtype)
         return (output.float() - batch.y).square().mean(), {}

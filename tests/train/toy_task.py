@@ -54,7 +54,7 @@ class ToyTask:
             yield ToyBatch(x, x.sum(dim=1, keepdim=True))
             start += batch_size
 
-    def loss(self, model, batch: ToyBatch, rng: torch.Generator):
+    def loss(self, model, batch: ToyBatch, rng: torch.Generator, step: int):
         self.step += 1
         factor = self.before_step(self.step)
         kept = (torch.rand(batch.x.shape, generator=rng) < 0.8).float()
@@ -63,6 +63,9 @@ class ToyTask:
 
     def companions(self) -> dict[str, nn.Module]:
         return {"seen": self.seen}
+
+    def adversary(self) -> None:
+        return None
 
     def no_weight_decay(self, name: str) -> bool:
         return name == "3.weight"

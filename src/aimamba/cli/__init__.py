@@ -1,11 +1,12 @@
 """The command line: one file for each command, imported only when it runs.
 
-A command module has ``add_arguments(parser)`` and ``run(arguments)``. What the user did wrong is told in one line on
-stderr with exit status 2.
+A command module has ``add_arguments(parser)`` and ``run(arguments)``. Results go to stdout, all else to stderr. What
+the user did wrong is told in one line with exit status 2.
 """
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -24,28 +25,37 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``aimamba`` with these arguments and give the exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _dispatch(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return 0
     except AimambaError as error:
-        print(f"aimamba: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
     except KeyboardInterrupt as error:
-        print(f"aimamba: stopped{f': {error}' if str(error) else ''}", file=sys.stderr)
+        _tell(str(error) or "stopped")
         return getattr(error, "exit_code", 130)
     except BrokenPipeError:
         # The reader of our output has gone; keep Python from failing once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.strerror is None:  # not from the system: a bug, which keeps its traceback
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _tell(f"{place}{error.strerror}; check the path, its permissions and the space left")
+        return 2
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
-        return 0
+        return
     if argv[0] in ("-V", "--version"):
         print(f"aimamba {__version__}")
-        return 0
+        return
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}{suggest(name, COMMANDS)}; expected one of {', '.join(COMMANDS)}")
@@ -53,7 +63,14 @@ def _dispatch(argv: list[str]) -> int:
     parser = Parser(prog=f"aimamba {name}", description=command.__doc__)
     command.add_arguments(parser)
     command.run(parser.parse_args(rest))
-    return 0
+
+
+def _tell(message: str) -> None:
+    print(f"aimamba: {' '.join(message.splitlines())}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    _tell(str(message))
 
 
 def _overview() -> str:

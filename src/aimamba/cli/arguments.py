@@ -1,6 +1,7 @@
 """Command-line arguments whose faults fit on one line."""
 
 import argparse
+import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -14,12 +15,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """Parse all arguments; an unknown option brings a suggestion."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            near = suggest(unknown[0].split("=")[0], known) if unknown[0].startswith("-") else ""
-            self.error(f"unexpected argument {unknown[0]!r}{near}")
+        """Parse all arguments; an unknown option brings a suggestion, before anything that is missing."""
+        given = list(sys.argv[1:] if args is None else args)
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        for option in (argument.partition("=")[0] for argument in given if argument.startswith("--")):
+            if option not in (*known, "--"):
+                self.error(f"unknown option {option!r}{suggest(option, known)}")
+        parsed, unexpected = self.parse_known_args(given, namespace)
+        if unexpected:
+            self.error(f"unexpected argument {unexpected[0]!r}")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -27,19 +31,19 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog.partition(' ')[2]}: {message}; see '{self.prog} --help'")
 
 
-def add_model(parser: Parser) -> None:
-    """Add ``--model`` and where and how precisely it runs."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="folder of a saved model or training run, an official checkpoint, or a hub id such as hp-l33/aim-base",
-    )
-    add_placement(parser)
-
-
 def add_placement(parser: Parser) -> None:
-    """Add ``--tokenizer``, ``--device`` and ``--dtype``."""
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
+    """Add ``--device`` and ``--dtype``: where and how precisely a model runs."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
+
+
+def require_positive(**values: int) -> None:
+    """Refuse counts below 1, named by their options without dashes.
+
+    Raises:
+        ConfigError: The first that is too small.
+    """
+    for name, value in values.items():
+        if value < 1:
+            option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} must be at least 1, got {value}")

@@ -1,25 +1,37 @@
 """Draw pictures of the classes you name.
 
-Writes one PNG for each picture, named by class and seed, and sheet.png with all of them.
+Writes one PNG for each picture, named by class and seed, as soon as it is finished; and sheet.png with all of them (of
+the first 32 of each class, where there are more).
 """
 
 import argparse
-import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_model
-from aimamba.errors import ConfigError
+from aimamba.cli.arguments import Parser, add_placement, require_positive
+from aimamba.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from aimamba.generation import SamplingConfig
+    from aimamba.pipeline import Pipeline
 
 _CLASSES_BY_DEFAULT = 10
+_SHEET_COLUMNS = 32
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    add_model(parser)
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="folder of a saved model or training run, an official checkpoint, or a hub id such as hp-l33/aim-base",
+    )
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
     parser.add_argument("--classes", metavar="NAMES", help="names or numbers, by commas (default: the first ten)")
     parser.add_argument("-n", type=int, default=8, metavar="N", help="pictures of each class (default 8)")
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
@@ -31,57 +43,55 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes (default 0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus in (0, 1] (default 1: all)")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures at once; does not change them (16)")
+    add_placement(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Draw and write."""
-    from tqdm import tqdm
-
+    from aimamba.cli.output import output_folder
+    from aimamba.config import from_mapping
     from aimamba.data.sheets import sheet
     from aimamba.generation import SamplingConfig
     from aimamba.models.placement import resolve_device, resolve_dtype
     from aimamba.pipeline import Pipeline
 
-    config = SamplingConfig(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        cfg_scale=arguments.cfg_scale,
-        cfg_schedule=arguments.cfg_schedule,
-        cfg_power=arguments.cfg_power,
-        seed=arguments.seed,
-    )
-    if arguments.n < 1:
-        raise ConfigError(f"-n must be at least 1 picture a class, got {arguments.n}")
+    settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
+    config = from_mapping(SamplingConfig, settings, where="sample")
+    require_positive(n=arguments.n, batch_size=arguments.batch_size)
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    out = prepare_folder(arguments.out)
+    out = output_folder(arguments.out)
+    _check_parts(arguments.model, arguments.tokenizer)
     pipeline = Pipeline.from_pretrained(arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype)
-    if arguments.classes is None:
-        labels = list(range(min(_CLASSES_BY_DEFAULT, pipeline.generator.config.num_classes)))
-    else:
-        labels = [pipeline.label(name) for name in arguments.classes.split(",") if name.strip()]
-    if not labels:
-        raise ConfigError("--classes names no class; expected names or numbers separated by commas")
+    labels = chosen_classes(arguments.classes, pipeline)
 
-    pictures = len(labels) * arguments.n
-    tokens = pipeline.generator.config.num_tokens
-    look = "{l_bar}{bar}| {n:.1f}/{total} pictures [{elapsed}<{remaining}]"
-    with tqdm(total=pictures, bar_format=look) as bar:
-        images = pipeline(
-            labels,
-            arguments.n,
-            config,
-            batch_size=arguments.batch_size,
-            progress=lambda done, _: bar.update(done / tokens - bar.n),
-        )
-    rows = [images[i * arguments.n : (i + 1) * arguments.n] for i in range(len(labels))]
+    out.mkdir(parents=True, exist_ok=True)
+    rows = _draw(pipeline, labels, arguments.n, config, arguments.batch_size, out)
     names = [pipeline.class_name(label) for label in labels]
-    for label, name, row in zip(labels, names, rows, strict=True):
-        for j, image in enumerate(row):
-            image.save(out / f"{file_name(name) or label}-seed{config.seed + j}.png")
     path = out / "sheet.png"
     sheet(rows, row_names=names, title=f"{arguments.model}, {describe(config)}").save(path)
-    print(f"{pictures} pictures of {tokens} codes in {out}, all on one sheet: {path}")
+    print(f"{len(labels) * arguments.n} pictures in {out}, on one sheet: {path}")
+
+
+def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
+    """Labels of the classes named in ``text``, each once; a name may hold commas itself.
+
+    Raises:
+        ConfigError: A class is unknown, or none is named.
+    """
+    if text is None:
+        return list(range(min(_CLASSES_BY_DEFAULT, pipeline.generator.config.num_classes)))
+    known = {name.lower() for name in pipeline.class_names}
+    longest = 1 + max((name.count(",") for name in known), default=0)
+    pieces, labels = text.split(","), []
+    while pieces:
+        starts = {count: ",".join(pieces[:count]).strip() for count in range(longest, 0, -1)}
+        count = next((count for count, start in starts.items() if start.lower() in known), 1)
+        if starts[count]:
+            labels.append(pipeline.label(starts[count]))
+        pieces = pieces[count:]
+    if not labels:
+        raise ConfigError(f"--classes names no class, got {text!r}; expected names or numbers separated by commas")
+    return list(dict.fromkeys(labels))
 
 
 def describe(config: "SamplingConfig") -> str:
@@ -94,19 +104,54 @@ def describe(config: "SamplingConfig") -> str:
     return ", ".join([*parts, f"seed {config.seed}"])
 
 
-def file_name(text: str) -> str:
-    """Turn a class name into part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", text.strip()).strip("-.")
+def _check_parts(model: str, tokenizer: str | None) -> None:
+    from aimamba.cli.parts import parts_inside
+
+    inside = parts_inside(model)
+    if "generator" not in inside:
+        raise CheckpointError(
+            f"{model}: holds a tokenizer alone, but drawing a class needs a generator; "
+            f"train one with 'aimamba train RECIPE --tokenizer {model}'"
+        )
+    if "tokenizer" not in inside and tokenizer is None:
+        raise CheckpointError(f"{model}: holds a generator alone; give its tokenizer with --tokenizer")
 
 
-def prepare_folder(path: Path) -> Path:
-    """Make the output folder before the work begins.
+def _draw(
+    pipeline: "Pipeline", labels: list[int], n: int, config: "SamplingConfig", batch_size: int, out: Path
+) -> "list[list[Image.Image]]":
+    """Draw and save ``n`` pictures of each class, block by block; give those for the sheet, a row a class."""
+    from tqdm import tqdm
 
-    Raises:
-        ConfigError: It cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {path}: {error.strerror}; give another --out") from error
-    return path
+    from aimamba.cli.output import file_names
+
+    stems = file_names([pipeline.class_name(label) for label in range(pipeline.generator.config.num_classes)])
+    rows: list[list[Image.Image]] = [[] for _ in labels]
+    done, total, tokens = 0, len(labels) * n, pipeline.generator.config.num_tokens
+    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} pictures [{elapsed}<{remaining}]"
+    with tqdm(total=total * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
+
+        def show(codes: int, _: int) -> None:
+            bar.update(done * tokens + codes - bar.n)
+
+        try:
+            for places, seeds in _blocks(len(labels), n, batch_size):
+                some, first = [labels[place] for place in places], replace(config, seed=config.seed + seeds.start)
+                images = iter(pipeline(some, len(seeds), first, batch_size=batch_size, progress=show))
+                for place in places:
+                    for seed in seeds:
+                        image = next(images)
+                        image.save(out / f"{stems[labels[place]]}-seed{config.seed + seed}.png")
+                        rows[place] += [image] if seed < _SHEET_COLUMNS else []
+                done += len(places) * len(seeds)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped with {done} of {total} pictures finished, in {out}") from None
+    return rows
+
+
+def _blocks(classes: int, n: int, batch_size: int) -> Iterator[tuple[range, range]]:
+    """Cut classes by seeds into blocks of at most ``batch_size`` pictures."""
+    together = max(1, batch_size // n)
+    for first in range(0, classes, together):
+        for seed in range(0, n, batch_size):
+            yield range(first, min(first + together, classes)), range(seed, min(seed + batch_size, n))

@@ -5,6 +5,7 @@ sheets, a checkpoint and at last the model; the same command continues a run tha
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,24 @@ from typing import Any
 from aimamba.cli.arguments import Parser
 from aimamba.errors import ConfigError
 
-_FLAGS = {"data": "data.source", "tokenizer": "task.tokenizer", "steps": "fit.steps", "batch_size": "fit.batch_size"}
-_FLAGS |= {"lr": "fit.lr", "seed": "fit.seed", "strict": "data.strict"}
+_FLAGS = {
+    "data": "data.source",
+    "size": "data.size",
+    "strict": "data.strict",
+    "tokenizer": "task.tokenizer",
+    "steps": "fit.steps",
+    "batch_size": "fit.batch_size",
+    "lr": "fit.lr",
+    "seed": "fit.seed",
+}
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("recipe", metavar="RECIPE")
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="without one, those packaged are named")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--data", metavar="FOLDER", help="folder with a sub-folder of pictures for each class")
+    parser.add_argument("--size", type=int, help="side of the pictures in pixels")
     parser.add_argument("--tokenizer", metavar="MODEL", help="whose codes a generator learns")
     parser.add_argument("--steps", type=int, help="updates of the weights")
     parser.add_argument("--batch-size", type=int, help="pictures an update")
@@ -35,24 +45,34 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Resolve the recipe, prepare the stage, train."""
+    from aimamba.cli.output import output_folder
     from aimamba.config import to_mapping
     from aimamba.models.placement import resolve_device
     from aimamba.train.fit import fit
-    from aimamba.train.recipe import load_recipe
+    from aimamba.train.recipe import load_recipe, recipe_names
     from aimamba.train.stages import make_task
 
-    overrides: dict[str, Any] = {
-        key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None
-    }
-    for setting in arguments.set:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set expects KEY=VALUE, as in fit.steps=500, got {setting!r}")
-        overrides[key.strip()] = value.strip()
+    if arguments.recipe is None:
+        raise ConfigError(
+            f"train: no recipe given; expected the path of a .toml file or one of {', '.join(recipe_names())}"
+        )
     device = resolve_device(arguments.device)
-    recipe = load_recipe(arguments.recipe, overrides)
-    out = arguments.out or Path("runs") / Path(arguments.recipe).stem
+    recipe = load_recipe(arguments.recipe, _overrides(arguments))
+    out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
     task = make_task(recipe, device=device, say=lambda line: print(line, file=sys.stderr))
     result = fit(task, recipe.fit, out, device=device, recipe=to_mapping(recipe))
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     print(f"{result.model}: {result.steps} steps, held out: {numbers}")
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings by dotted name: from the flags, and over them from ``--set``."""
+    given = {key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None}
+    # Quoted, a folder called 2024 or true stays a text.
+    overrides = {key: json.dumps(value) if isinstance(value, str) else value for key, value in given.items()}
+    for setting in arguments.set:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set expects KEY=VALUE, as in fit.steps=500, got {setting!r}")
+        overrides[key.strip()] = value.strip()
+    return overrides

@@ -153,7 +153,7 @@ class ImageFolder:
             others = f" (and {len(small) - 1} more like it)" if len(small) > 1 else ""
             raise DataError(
                 f"{self.root / name}: the picture is {width} x {height} pixels, but its shorter side must be at least "
-                f"{self.size}{others}: choose a smaller size, remove it, or allow upscale"
+                f"{self.size}{others}: choose a smaller size, remove it, or allow upscale (data.upscale)"
             )
         if not sound:
             raise DataError(f"{self.root}: all {len(chosen)} pictures of the split are broken: replace them")

@@ -46,6 +46,8 @@ def open_pictures(
     crop: Crop = "center",
     flip: bool = False,
     per_class: int | None = None,
+    upscale: bool = False,
+    max_broken: int | None = None,
     strict: bool = False,
     progress: bool = False,
 ) -> Pictures:
@@ -61,6 +63,8 @@ def open_pictures(
         flip: Whether a random view is mirrored half of the time.
         per_class: At most this many pictures of each class; by default every one of a folder, and of the avatars 1,000
             to train on or 100 held out.
+        upscale: Enlarge a folder's pictures that are smaller than ``size`` instead of refusing them.
+        max_broken: How many broken files of a folder to pass over; by default 1 %, but at least 10.
         strict: Refuse a folder's first broken file instead of passing it over with a warning.
         progress: Show a bar on stderr while avatars are drawn for the first time.
 
@@ -75,4 +79,14 @@ def open_pictures(
         return Avatars(size, split, amount, styles, flip=flip, progress=progress)
     if not Path(source).expanduser().exists() and suggest(name, ["avatars"]):
         raise DataError(f"{source}: there is no such folder{suggest(name, ['avatars'])}")
-    return ImageFolder(source, size=size, split=split, crop=crop, flip=flip, per_class=per_class, strict=strict)
+    return ImageFolder(
+        source,
+        size=size,
+        split=split,
+        crop=crop,
+        flip=flip,
+        per_class=per_class,
+        upscale=upscale,
+        max_broken=max_broken,
+        strict=strict,
+    )

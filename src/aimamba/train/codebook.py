@@ -24,9 +24,11 @@ class CodebookUse(nn.Module):
 
     @torch.no_grad()
     def revive(self, codebook: Float[Tensor, "v e"], latents: Float[Tensor, "m e"], rng: torch.Generator) -> None:
-        """Move dead rows of ``codebook`` onto latents drawn without repetition; as many as there are latents."""
-        dead = (self.use < _DEAD).nonzero().squeeze(-1)[: len(latents)]
+        """Move dead rows of ``codebook`` onto finite latents drawn without repetition; as many as there are."""
+        dead = (self.use < _DEAD).nonzero().squeeze(-1)
         if len(dead):
+            latents = latents[latents.isfinite().all(dim=-1)]
+            dead = dead[: len(latents)]
             drawn = torch.randperm(len(latents), generator=rng, device=latents.device)[: len(dead)]
             codebook[dead] = nn.functional.normalize(latents[drawn].to(codebook.dtype), dim=-1)
             self.use[dead] = 1.0

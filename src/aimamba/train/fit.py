@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aimamba.config import check, to_mapping
 from aimamba.errors import ConfigError
@@ -35,8 +35,8 @@ from aimamba.train.checkpoint import (
 )
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
-from aimamba.train.optim import Schedule, adamw, learning_rate
-from aimamba.train.task import Batch, Model, Task
+from aimamba.train.optim import Learner, Schedule, adamw, learning_rate
+from aimamba.train.task import Batch, Model, Task, moved
 from aimamba.train.toml import to_toml
 from aimamba.train.tracking import MetricsFile, Progress, RunningMeans, read_metrics
 
@@ -56,7 +56,7 @@ class FitConfig:
         warmup_steps: Steps in which the learning rate rises.
         schedule: How it falls afterwards.
         final_lr_fraction: Where it falls to, as a fraction of ``lr``.
-        clip_norm: Longest gradient, over all parameters together; 0 is no limit.
+        clip_norm: Longest gradient, over all parameters of a network together; 0 is no limit.
         ema_decay: Decay of the average that is judged and kept; 0 is no average.
         accumulation: Parts into which a batch is cut to save memory; the gradient is the same up to rounding.
         precision: Of the forward pass in training; weights, updates and evaluation are float32.
@@ -178,20 +178,26 @@ class _Run(Generic[Model, Batch]):
         self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
         self.step, self.seconds = 0, 0.0
         self.model = task.model.to(device).train()
-        self.optimizer = adamw(
+        optimizer = adamw(
             self.model,
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
             no_weight_decay=task.no_weight_decay,
         )
+        self.learners = [Learner(self.model, optimizer, config.lr)]
         self.average = ExponentialAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.means = RunningMeans()
-        self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer, "means": self.means}
+        self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": optimizer, "means": self.means}
         if self.average is not None:
             self.parts["average"] = self.average
         for name, module in task.companions().items():
             self.parts[f"companion {name}"] = module.to(device)
+        if (adversary := task.adversary()) is not None:
+            network, lr = adversary.network.to(device), adversary.lr
+            optimizer = adamw(network, lr=lr, betas=adversary.betas, weight_decay=adversary.weight_decay)
+            self.learners.append(Learner(network, optimizer, lr))
+            self.parts |= {"adversary": network, "adversary optimizer": optimizer}
         if (out / "checkpoint.pt").exists():
             self.resume(out / "checkpoint.pt")
         out.mkdir(parents=True, exist_ok=True)
@@ -258,22 +264,24 @@ class _Run(Generic[Model, Batch]):
         losses = []
         for batch in islice(batches, parts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                loss, report = self.task.loss(self.model, _moved(batch, self.device), rng)
+                loss, report = self.task.loss(self.model, moved(batch, self.device), rng, self.step)
             (loss / parts).backward()
             losses.append(loss.detach().float())
             reports.append(report)
-        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
-        mean, norm = torch.stack([torch.stack(losses).mean(), length.float()]).tolist()  # the step's one wait
+        lengths = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
+        mean, *norms = torch.stack([torch.stack(losses).mean(), *lengths]).tolist()  # the step's one wait
+        norm = math.hypot(*norms)
         if math.isfinite(mean) and math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+            for learner in self.learners:
+                learner.step(lr * (learner.peak / self.config.lr))
             if self.average is not None:
                 self.average.update(self.model)
-            self.means.add({"loss": mean, "gradient_norm": norm})
+            names = ("gradient_norm", "adversary_gradient_norm")
+            self.means.add({"loss": mean, **dict(zip(names, norms, strict=False))})
             for report in reports:
                 self.means.add(report)
-        self.optimizer.zero_grad(set_to_none=True)
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
         return mean, norm
 
     def look(self, metrics: MetricsFile, progress: Progress) -> None:
@@ -335,8 +343,3 @@ def _rng(seed: int, step: int, device: torch.device) -> torch.Generator:
     """Give step ``step`` its own source of randomness, so that none has to be kept."""
     state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]))
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    tensors = [tensor.to(device, non_blocking=True) for tensor in batch]
-    return type(batch)._make(tensors) if hasattr(batch, "_make") else type(batch)(tensors)

@@ -43,6 +43,8 @@ class GeneratorTaskConfig:
     def __post_init__(self) -> None:
         check(0 <= self.label_dropout <= 1, f"task.label_dropout must lie in [0, 1], got {self.label_dropout}")
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
+        check(self.sheet_cfg_scale >= 0, f"task.sheet_cfg_scale must not be negative, got {self.sheet_cfg_scale}")
+        check(self.sheet_top_k >= 0, f"task.sheet_top_k must not be negative, got {self.sheet_top_k}")
 
 
 class GeneratorTask:
@@ -71,6 +73,9 @@ class GeneratorTask:
         """Name what else training changes: nothing."""
         return {}
 
+    def adversary(self) -> None:
+        """Nobody is trained against the generator."""
+
     def no_weight_decay(self, name: str) -> bool:
         """Spare the tables that are added, not multiplied: adaLN's offsets."""
         return name == "adaln.table"
@@ -79,8 +84,10 @@ class GeneratorTask:
         """Give shuffled training codes."""
         return self.train.batches(batch_size=batch_size, seed=self.seed, start=start)
 
-    def loss(self, model: AiM, batch: CodeBatch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Mean cross entropy of every code, in nats; some labels become "no class"."""
+    def loss(
+        self, model: AiM, batch: CodeBatch, rng: torch.Generator, step: int = 0
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Mean cross entropy of every code, in nats; some labels become "no class". Every ``step`` is alike."""
         dropped = torch.rand(batch.labels.shape, generator=rng, device=batch.labels.device) < self.config.label_dropout
         labels = torch.where(dropped, model.condition.nothing, batch.labels)
         return _cross_entropy(model, batch.codes, labels), {}

@@ -1,10 +1,10 @@
-"""AdamW with decay on matrices only, and the learning rate of each step."""
+"""AdamW with decay on matrices only, the learning rate of each step, and the step itself."""
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -56,3 +56,27 @@ def learning_rate(
     done = (step - warmup_steps) / (steps - warmup_steps)
     remaining = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[schedule]
     return peak * (final_fraction + (1 - final_fraction) * remaining)
+
+
+class Learner(NamedTuple):
+    """A network with its optimiser.
+
+    Attributes:
+        network: What learns.
+        optimizer: Of its parameters.
+        peak: Its highest learning rate.
+    """
+
+    network: nn.Module
+    optimizer: AdamW
+    peak: float
+
+    def clip(self, limit: float) -> Tensor:
+        """Shorten the gradient to ``limit`` (0 is no limit), over all parameters together, and give its old length."""
+        return nn.utils.clip_grad_norm_(self.network.parameters(), limit or math.inf).float()
+
+    def step(self, lr: float) -> None:
+        """Take a step of learning rate ``lr``; what has no gradient stays as it is."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()

@@ -29,6 +29,8 @@ class DataConfig:
         held_out_per_class: Pictures of each class to judge by; all there are unless given.
         crop: Whether training sees the middle of a picture or a random part of it.
         flip: Whether training sees half of the pictures mirrored.
+        upscale: Whether a picture smaller than ``size`` is enlarged rather than an error.
+        max_broken: Broken files to pass over; 1 % of them, but at least 10, unless given.
         strict: Whether a broken file is an error rather than a warning.
     """
 
@@ -38,6 +40,8 @@ class DataConfig:
     held_out_per_class: int | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    upscale: bool = False
+    max_broken: int | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from aimamba.data.splits import Split
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
-from aimamba.train.recipe import Recipe
+from aimamba.train.recipe import Recipe, recipe_names
 from aimamba.train.task import Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 
@@ -50,6 +50,8 @@ def _pictures(recipe: Recipe, split: Split) -> Pictures:
         crop="center" if held_out else data.crop,
         flip=data.flip and not held_out,
         per_class=data.held_out_per_class if held_out else data.per_class,
+        upscale=data.upscale,
+        max_broken=data.max_broken,
         strict=data.strict,
         progress=True,
     )
@@ -58,10 +60,7 @@ def _pictures(recipe: Recipe, split: Split) -> Pictures:
 def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
     config = _model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
-    check(
-        recipe.data.size % config.downsampling == 0,
-        f"data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {recipe.data.size}",
-    )
+    _check_size(recipe, config)
     train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
     model = VQModel(config)
     model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
@@ -70,12 +69,18 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
 
 def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> GeneratorTask:
     task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
-    if not Path(task.tokenizer).exists() and task.tokenizer.startswith("runs/"):
+    check(
+        recipe.data.crop == "center",
+        "data.crop must be 'center' for a generator: its pictures are encoded once, before training",
+    )
+    recipe_of_tokenizer = Path(task.tokenizer).name
+    if not Path(task.tokenizer).exists() and recipe_of_tokenizer in recipe_names():
         raise CheckpointError(
             f"the tokenizer {task.tokenizer} is not there yet: train it first "
-            f"('aimamba train {Path(task.tokenizer).name}'), or give another with --tokenizer"
+            f"('aimamba train {recipe_of_tokenizer}'), or give another with --tokenizer"
         )
     tokenizer = VQModel.from_pretrained(task.tokenizer, device=device)
+    _check_size(recipe, tokenizer.config)
     train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
     fixed = {
         "vocab_size": tokenizer.config.codebook_size,
@@ -94,6 +99,14 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
     codes = encode_pictures(tokenizer, train, flip=recipe.data.flip)
     held_out_codes = encode_pictures(tokenizer, held_out)
     return GeneratorTask(model, tokenizer.cpu(), codes, held_out_codes, train.class_names, task, seed=recipe.fit.seed)
+
+
+def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:
+    factor = tokenizer.downsampling
+    check(
+        recipe.data.size % factor == 0,
+        f"data.size must be a multiple of the tokenizer's down-sampling {factor}, got {recipe.data.size}",
+    )
 
 
 def _model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:

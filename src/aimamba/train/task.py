@@ -1,6 +1,7 @@
 """What a stage of training has to know, so that one loop serves them all."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -10,6 +11,23 @@ from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """A network that is trained against the model, with an optimiser of its own (AdamW).
+
+    Attributes:
+        network: In training mode; ``fit`` moves it to its device.
+        lr: Learning rate where the model's is at its highest; it rises and falls with that.
+        betas: Decay of the first and second moment.
+        weight_decay: Decay of matrices.
+    """
+
+    network: nn.Module
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
 
 
 @runtime_checkable
@@ -34,10 +52,14 @@ class Task(Protocol[Model, Batch]):
         """
         ...
 
-    def loss(self, model: Model, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss(
+        self, model: Model, batch: Batch, rng: torch.Generator, step: int
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Give the scalar to descend and what else to report, averaged over the batch.
 
-        All randomness comes from ``rng``, which lives on the batch's device and starts afresh with every step.
+        Where there is an adversary its loss is part of the scalar; neither player's may have gradients for the other.
+        One that gets no gradient in a step stays as it is. All randomness comes from ``rng``, which lives on the
+        batch's device and starts afresh with every step; ``step`` counts from 0.
         """
         ...
 
@@ -46,6 +68,10 @@ class Task(Protocol[Model, Batch]):
 
         A task keeps nothing else from step to step, or a run that was stopped could not go on as if it had not been.
         """
+        ...
+
+    def adversary(self) -> Adversary | None:
+        """Give the network that is trained against ``model``, always the same one; ``None`` where there is none."""
         ...
 
     def no_weight_decay(self, name: str) -> bool:
@@ -63,3 +89,9 @@ class Task(Protocol[Model, Batch]):
     def save(self, model: Model, folder: Path) -> None:
         """Write the finished model into the new folder ``folder``, for ``from_pretrained`` to load."""
         ...
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """Give ``batch`` with its tensors on ``device``."""
+    tensors = [tensor.to(device, non_blocking=True) for tensor in batch]
+    return type(batch)._make(tensors) if hasattr(batch, "_make") else type(batch)(tensors)

@@ -1,0 +1,104 @@
+"""``aimamba reconstruct``."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aimamba.data.images import open_image
+from aimamba.data.sheets import to_float, to_images
+from aimamba.data.transforms import center_crop, to_array
+
+REFUSALS = {
+    "photos --size 0": ["--size must be at least 1, got 0"],
+    "photos --size -8": ["--size must be at least 1, got -8"],
+    "photos --size 7": ["--size must be a multiple of 2", "got 7"],
+    "photos --size 22": ["24 x 20 pixels", "give --size 20 or less"],
+    "photos --dtype half": ["dtype 'half'", "float32"],
+    "photos --device tpu": ["device 'tpu'", "this machine has"],
+    "photoz": ["photoz: there is no such file or folder", "did you mean 'photos'"],
+    "photos/cats/9.png": ["9.png: there is no such file"],
+    "empty": ["no pictures found in empty", "give files or folders"],
+    "text.png": ["text.png: this is not a picture in a known format"],
+    "nothing.png": ["nothing.png: the file is empty (0 bytes)"],
+    "photos broken.png": ["broken.png"],
+    "dot.png": ["1 x 1 pixels", "this tokenizer needs 2 pixels at least"],
+    "photos --out text.png": ["--out text.png", "is a file"],
+    "photos --out text.png/below": ["text.png is a file"],
+}
+
+
+def halves(path):
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return np.split(pixels, 2, axis=1)
+
+
+def psnr(one, two):
+    return 10 * np.log10(255**2 / np.square(one.astype(float) - two).mean())
+
+
+def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, here):
+    files = [photos / "cats" / "3.png", photos / "dogs" / "1.png"]
+    status, out, _ = aimamba("reconstruct", *files, "--model", models / "pipeline", "--size", 16, "--out", "a/b")
+    assert status == 0
+    assert sorted(path.name for path in (here / "a/b").iterdir()) == ["0000-3.png", "0001-1.png", "sheet.png"]
+    measured = []
+    for name, file in zip(("0000-3.png", "0001-1.png"), files, strict=True):
+        original, drawn = halves(here / "a/b" / name)
+        expected = to_array(center_crop(open_image(file), 16))
+        assert np.array_equal(original, expected)
+        tokenizer = pipeline.tokenizer
+        codes = tokenizer.encode(to_float(torch.from_numpy(expected).permute(2, 0, 1)[None]))
+        assert np.array_equal(drawn, np.asarray(to_images(tokenizer.decode(codes))[0]))
+        measured.append(psnr(original, drawn))
+    assert out == f"2 pictures at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
+
+
+def test_folders_and_the_size_by_default(aimamba, models, photos, here):
+    status, out, err = aimamba("reconstruct", photos, photos / "cats" / "0.png", "--model", models / "tokenizer")
+    assert status == 0
+    assert re.match(r"17 pictures at 20 px, mean PSNR \d+\.\d\d dB: reconstructions/sheet.png\n$", out)
+    assert "17/17" in err
+    assert len(list((here / "reconstructions").iterdir())) == 18
+
+
+def test_large_pictures_have_256_pixels_by_default(aimamba, golden, here):
+    Image.new("RGB", (300, 270), "red").save("large.png")
+    status, out, _ = aimamba("reconstruct", "large.png", "--model", golden / "adaln")
+    assert status == 0
+    assert out.startswith("1 pictures at 256 px")
+    assert halves("reconstructions/0000-large.png")[0].shape == (256, 256, 3)
+
+
+def test_a_run_and_low_precision(aimamba, trained, photos):
+    model = trained / "runs" / "vq"
+    assert aimamba("reconstruct", photos / "cats", "--model", model, "--size", 8, "--dtype", "bfloat16").status == 0
+
+
+@pytest.mark.parametrize("arguments", REFUSALS)
+def test_refusals(refusal, models, photos, here, arguments):
+    (here / "empty").mkdir()
+    (here / "text.png").write_text("no picture")
+    (here / "nothing.png").touch()
+    (here / "broken.png").write_bytes((photos / "cats" / "0.png").read_bytes()[:10])
+    Image.new("RGB", (1, 1)).save("dot.png")
+    message = refusal("reconstruct", *arguments.split(), "--model", models / "pipeline")
+    for part in REFUSALS[arguments]:
+        assert part in message
+    assert not (here / "reconstructions").exists()
+
+
+def test_a_picture_that_ends_early(aimamba, models, photos):
+    content = (photos / "cats" / "0.png").read_bytes()
+    (photos / "cats" / "0.png").write_bytes(content[: len(content) // 2])
+    status, out, err = aimamba("reconstruct", photos, "--model", models / "tokenizer")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"aimamba: {photos / 'cats' / '0.png'}: ")
+
+
+def test_a_generator_alone(refusal, models, photos):
+    message = refusal("reconstruct", photos, "--model", models / "generator")
+    assert "holds a generator alone; give its tokenizer as --model" in message

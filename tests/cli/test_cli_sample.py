@@ -1,0 +1,201 @@
+"""``aimamba sample``."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aimamba import pipeline as pipeline_module
+from aimamba.generation import SamplingConfig
+from aimamba.pipeline import Pipeline
+
+SETTINGS = {
+    "--temperature 0.3": {"temperature": 0.3},
+    "--temperature 0": {"temperature": 0.0},
+    "--top-k 2": {"top_k": 2},
+    "--top-p 0.3": {"top_p": 0.3},
+    "--cfg-scale 4": {"cfg_scale": 4.0},
+    "--cfg-scale 4 --cfg-schedule linear": {"cfg_scale": 4.0, "cfg_schedule": "linear"},
+    "--cfg-scale 4 --cfg-schedule power-cosine": {"cfg_scale": 4.0, "cfg_schedule": "power-cosine"},
+    "--cfg-scale 4 --cfg-schedule power-cosine --cfg-power 3": {
+        "cfg_scale": 4.0,
+        "cfg_schedule": "power-cosine",
+        "cfg_power": 3.0,
+    },
+    "--seed 1000": {"seed": 1000},
+}
+
+REFUSALS = {
+    "--classes planet": ["unknown class 'planet'", "did you mean 'planets'", "a number from 0 to 4"],
+    "--classes 5": ["unknown class '5'", "0 to 4"],
+    "--classes=-1": ["unknown class '-1'", "0 to 4"],
+    "--classes ,": ["--classes names no class", "','"],
+    "--top-p 0": ["top-p", "(0, 1]", "got 0.0"],
+    "--top-p 1.5": ["top-p", "got 1.5"],
+    "--top-p nan": ["top-p", "got nan"],
+    "--top-k -1": ["top-k", "got -1"],
+    "--temperature -0.5": ["temperature", "got -0.5"],
+    "--temperature inf": ["temperature", "got inf"],
+    "--cfg-scale -1": ["cfg-scale", "got -1.0"],
+    "--cfg-schedule cosine": [
+        "cfg_schedule",
+        "'constant', 'linear', 'power-cosine'",
+        "got 'cosine' (did you mean 'power-cosine'",
+    ],
+    "--cfg-power 0": ["cfg-power", "got 0.0"],
+    "--seed -1": ["seed", "got -1"],
+    "-n 0": ["-n must be at least 1, got 0"],
+    "-n -3": ["-n must be at least 1, got -3"],
+    "--batch-size 0": ["--batch-size must be at least 1, got 0"],
+    "--batch-size -2": ["--batch-size must be at least 1, got -2"],
+    "--dtype int8": ["dtype 'int8'", "float32, bfloat16, float16, float64"],
+    "--device gpu": ["device 'gpu'", "this machine has: auto, cpu"],
+    "--device cuda:99": ["device 'cuda:99'", "this machine has: auto, cpu"],
+    "--tokenizer nowhere": ["nowhere: no such file or folder"],
+}
+
+
+def pixels(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in folder.glob("*-seed*.png")}
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_files_tell_class_and_seed(aimamba, models, pipeline, here):
+    options = ["--classes", "sprouts,sea shells", "-n", 3, "--seed", 5, "--out", "new/drawn"]
+    status, out, err = aimamba("sample", "--model", models / "pipeline", *options)
+    assert status == 0
+    assert out == "6 pictures in new/drawn, on one sheet: new/drawn/sheet.png\n"
+    assert "6.0/6 pictures" in err
+    stems = [f"{name}-seed{seed}.png" for name in ("sea-shells", "sprouts") for seed in (5, 6, 7)]
+    assert sorted(path.name for path in (here / "new/drawn").iterdir()) == sorted([*stems, "sheet.png"])
+    drawn = pixels(here / "new/drawn")
+    expected = pipeline(["sprouts", "sea shells"], 3, SamplingConfig(seed=5))
+    for index, image in enumerate(expected):
+        name = ("sprouts", "sea-shells")[index // 3]
+        assert np.array_equal(drawn[f"{name}-seed{5 + index % 3}.png"], np.asarray(image))
+    width, height = size("new/drawn/sheet.png")
+    assert width > 3 * 64
+    assert 2 * 64 < height < width
+
+
+def test_the_batch_size_changes_nothing(aimamba, models, here):
+    command = ["sample", "--model", models / "pipeline", "-n", 3, "--cfg-scale", 2]
+    for batch_size in (1, 2, 7, 100):
+        assert aimamba(*command, "--batch-size", batch_size, "--out", f"by-{batch_size}").status == 0
+    drawn = pixels(here / "by-100")
+    assert len(drawn) == 15
+    assert len({picture.tobytes() for picture in drawn.values()}) > 9
+    for batch_size in (1, 2, 7):
+        assert same(pixels(here / f"by-{batch_size}"), drawn)
+
+
+@pytest.mark.parametrize("flags", SETTINGS)
+def test_every_setting_arrives(aimamba, models, pipeline, here, flags):
+    status, _, _ = aimamba(
+        "sample", "--model", models / "pipeline", "--classes", 0, "-n", 4, "--out", "drawn", *flags.split()
+    )
+    assert status == 0
+    expected = pipeline([0], 4, SamplingConfig(**SETTINGS[flags]))
+    seed = SETTINGS[flags].get("seed", 0)
+    drawn = pixels(here / "drawn")
+    assert same(drawn, {f"planets-seed{seed + j}.png": np.asarray(image) for j, image in enumerate(expected)})
+    plain = pipeline([0], 4)
+    assert any(not np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(plain, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        ("planets", {"planets"}),
+        ("3", {"sea-shells"}),
+        (" Robots , 0 ,", {"Robots", "planets"}),
+        ("PLANETS,0,planets", {"planets"}),
+        ("cats, small", {"cats-small"}),
+        ("planets,cats, small,1", {"planets", "cats-small", "sprouts"}),
+    ],
+)
+def test_classes_by_name_and_number(aimamba, models, here, classes, names):
+    aimamba("sample", "--model", models / "pipeline", "--classes", classes, "-n", 1)
+    assert pixels(here / "samples").keys() == {f"{name}-seed0.png" for name in names}
+
+
+def test_ten_classes_and_eight_pictures_by_default(aimamba, make_aim, make_vq, here):
+    Pipeline(make_vq(), make_aim(num_classes=12, num_tokens=1)).save_pretrained(here / "twelve")
+    assert aimamba("sample", "--model", "twelve").status == 0
+    assert pixels(here / "samples").keys() == {f"class-{i}-seed{j}.png" for i in range(10) for j in range(8)}
+
+
+def test_a_sheet_does_not_grow_for_ever(aimamba, make_aim, make_vq, here):
+    Pipeline(make_vq(), make_aim(num_tokens=1)).save_pretrained(here / "one")
+    for n in (32, 40):
+        aimamba("sample", "--model", "one", "-n", n, "--classes", 0, "--out", n)
+        assert len(pixels(here / str(n))) == n
+    assert size("32/sheet.png") == size("40/sheet.png")
+
+
+def test_ctrl_c_leaves_what_is_finished(aimamba, models, here, monkeypatch):
+    generate, calls = pipeline_module.generate, []
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(pipeline_module, "generate", interrupted)
+    status, out, err = aimamba("sample", "--model", models / "pipeline", "-n", 2, "--batch-size", 2)
+    assert (status, out) == (130, "")
+    assert err.endswith("aimamba: stopped with 4 of 10 pictures finished, in samples\n")
+    assert len(pixels(here / "samples")) == 4
+
+
+@pytest.mark.parametrize("flags", REFUSALS)
+def test_refusals(refusal, models, here, flags):
+    message = refusal("sample", "--model", models / "pipeline", *flags.split())
+    for part in REFUSALS[flags]:
+        assert part in message
+    assert not (here / "samples").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(refusal, models):
+    assert refusal("sample", "--model", models / "pipeline", "--device", "cuda").startswith("device 'cuda' is not")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_dtypes(aimamba, models, here, dtype):
+    assert aimamba("sample", "--model", models / "pipeline", "-n", 1, "--dtype", dtype).status == 0
+    assert len(pixels(here / "samples")) == 5
+
+
+def test_a_tokenizer_alone(refusal, models):
+    message = refusal("sample", "--model", models / "tokenizer")
+    assert "holds a tokenizer alone" in message
+    assert f"aimamba train RECIPE --tokenizer {models / 'tokenizer'}" in message
+
+
+def test_a_generator_and_its_tokenizer(aimamba, refusal, models, here):
+    assert "give its tokenizer with --tokenizer" in refusal("sample", "--model", models / "generator")
+    command = ["sample", "--model", models / "generator", "--tokenizer", models / "tokenizer", "-n", 1, "--classes", 2]
+    assert aimamba(*command).status == 0
+    assert pixels(here / "samples").keys() == {"class-2-seed0.png"}
+
+
+def test_a_tokenizer_of_other_codes(refusal, models, make_vq):
+    make_vq(codebook_size=30).save_pretrained("other")
+    message = refusal("sample", "--model", models / "generator", "--tokenizer", "other")
+    assert "24 codes against 30" in message
+    assert "give the tokenizer" in message
+
+
+def test_an_output_that_is_a_file(refusal, models, here):
+    (here / "file").touch()
+    assert "is a file" in refusal("sample", "--model", models / "pipeline", "--out", "file")

@@ -1,0 +1,201 @@
+"""``aimamba train``, both stages, small."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import tomllib
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from aimamba.pipeline import Pipeline
+from aimamba.train.recipe import recipe_names
+from aimamba.train.tokenizer import TokenizerTask
+
+TINY = """--size 16 --steps 1 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8
+--set model.norm_groups=4 --set model.codebook_size=16 --set data.per_class=4 --set data.held_out_per_class=1"""
+
+REFUSALS = {
+    "": ["no recipe given", *recipe_names()],
+    "avatars-tinyvq": ["unknown recipe 'avatars-tinyvq'", "did you mean 'avatars-tiny-vq'", "known recipes: "],
+    "vq": ["unknown recipe 'vq'", "the path of a .toml file"],
+    "nowhere/vq.toml": ["cannot read nowhere/vq.toml", "No such file"],
+    "no.toml": ["no.toml is not valid TOML", "line 1"],
+    "vq.toml --steps 0": ["fit.steps must be at least 1, got 0"],
+    "vq.toml --batch-size -1": ["fit.batch_size must be at least 1, got -1"],
+    "vq.toml --lr 0": ["fit.lr must be positive, got 0"],
+    "vq.toml --lr nan": ["fit.lr must be positive, got nan"],
+    "vq.toml --seed -1": ["fit.seed must not be negative, got -1"],
+    "vq.toml --size 0": ["data.size must be at least 1, got 0"],
+    "vq.toml --size -16": ["data.size must be at least 1, got -16"],
+    "vq.toml --size 18": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
+    "vq.toml --size 4": ["size must be 8 to 4096 pixels for avatars, got 4"],
+    "vq.toml --set fit.step=4": ["unknown setting 'fit.step'", "did you mean 'fit.steps'"],
+    "vq.toml --set steps=4": ["unknown setting 'steps'", "did you mean 'fit.steps'"],
+    "vq.toml --set model.chanels=4": ["unknown key 'chanels'", "did you mean 'channels'"],
+    "vq.toml --set model.preset=vq-f8": ["unknown model.preset 'vq-f8'", "did you mean 'vq-f16'"],
+    "vq.toml --set task.l3_weight=4": ["unknown key 'l3_weight'", "did you mean ", "'l1_weight'"],
+    "vq.toml --set fit.steps=many": ["steps must be int, got 'many'"],
+    "vq.toml --set stage=decoder": ["stage must be one of 'tokenizer', 'generator'", "got 'decoder'"],
+    "vq.toml --set fit.steps": ["--set expects KEY=VALUE", "'fit.steps'"],
+    "vq.toml --set =4": ["--set expects KEY=VALUE", "'=4'"],
+    "vq.toml --data nowhere": ["nowhere: there is no such folder"],
+    "vq.toml --data 2024": ["2024: there is no such folder"],
+    "vq.toml --data avatar": ["did you mean 'avatars'"],
+    "vq.toml --data avatars:planet": ["no avatar style 'planet'", "did you mean 'planets'"],
+    "vq.toml --data empty": ["empty: the folder is empty"],
+    "vq.toml --data photos/cats": ["8 pictures but no sub-folders"],
+    "vq.toml --data photos/cats/0.png": ["this is a file"],
+    "vq.toml --data photos --size 24": ["24 x 20 pixels", "at least 24"],
+    "vq.toml --device gpu": ["device 'gpu' is not available"],
+    "vq.toml --out no.toml": ["--out no.toml", "is a file"],
+    "aim.toml": ["task: key 'tokenizer' is missing"],
+    "aim.toml --tokenizer runs/none": ["runs/none: no such", "folder"],
+    "avatars-tiny-aim": ["runs/avatars-tiny-vq is not there yet", "'aimamba train avatars-tiny-vq'", "--tokenizer"],
+    "aim.toml --tokenizer VQ --size 18": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
+    "aim.toml --tokenizer VQ --set model.vocab_size=99": ["model.vocab_size is 16", "says 99"],
+    "aim.toml --tokenizer VQ --set model.num_classes=9": ["model.num_classes is 2", "says 9"],
+    "aim.toml --tokenizer VQ --set task.sheet_top_k=-1": ["task.sheet_top_k must not be negative, got -1"],
+    "aim.toml --tokenizer VQ --set task.label_dropout=2": ["task.label_dropout must lie in [0, 1], got 2"],
+}
+
+
+@pytest.fixture
+def recipes(trained, here):
+    """The two recipes in the folder of the test."""
+    for name in ("vq.toml", "aim.toml"):
+        shutil.copy(trained / name, here)
+    return here
+
+
+def same_model(one, two):
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
+    return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
+
+
+def metrics(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    unsteady = ("seconds", "pictures_per_second")
+    return [{key: value for key, value in json.loads(line).items() if key not in unsteady} for line in lines]
+
+
+class TestRuns:
+    def test_the_folder_of_a_run(self, trained):
+        for stage, steps in (("vq", 3), ("aim", 2)):
+            run = trained / "runs" / stage
+            assert {"recipe.toml", "metrics.jsonl", "sheets", "checkpoint.pt", "model"} == {
+                path.name for path in run.iterdir()
+            }
+            assert [path.name for path in (run / "sheets").iterdir()] == [f"step-{steps:06d}.png"]
+            assert [line["split"] for line in metrics(run)] == ["train", "held-out"]
+            assert tomllib.loads((run / "recipe.toml").read_text())["fit"]["steps"] == steps
+
+    def test_the_generator_is_a_whole_pipeline(self, trained, aimamba, here):
+        pipeline = Pipeline.from_pretrained(trained / "runs" / "aim")
+        assert pipeline.class_names == ("planets", "sprouts")
+        assert same_model(trained / "runs" / "aim" / "model" / "tokenizer", trained / "runs" / "vq" / "model")
+        status, _, _ = aimamba("sample", "--model", trained / "runs" / "aim", "-n", 1, "--cfg-scale", 2)
+        assert status == 0
+        with Image.open(here / "samples" / "sprouts-seed0.png") as image:
+            assert image.size == (16, 16)
+
+    def test_again_it_is_finished(self, trained, aimamba, monkeypatch):
+        monkeypatch.chdir(trained)
+        before = {path: path.stat().st_mtime_ns for path in (trained / "runs").rglob("*")}
+        for recipe, flags in (("vq", []), ("aim", ["--tokenizer", "runs/vq"])):
+            status, out, err = aimamba("train", f"{recipe}.toml", *flags, "--device", "cpu")
+            assert status == 0
+            assert f"runs/{recipe} is finished" in err
+            assert out.startswith(f"runs/{recipe}/model: ")
+            assert out.count("\n") == 1
+            last = metrics(trained / "runs" / recipe)[-1]
+            assert out.endswith(", ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("step", "split")) + "\n")
+        assert {path: path.stat().st_mtime_ns for path in (trained / "runs").rglob("*")} == before
+
+    def test_a_stopped_run_goes_on(self, trained, recipes, aimamba, monkeypatch):
+        loss, steps = TokenizerTask.loss, []
+
+        def interrupted(*arguments, **options):
+            steps.append(arguments)
+            if len(steps) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return loss(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TokenizerTask, "loss", interrupted)
+            status, out, err = aimamba("train", "vq.toml", "--device", "cpu")
+        assert (status, out) == (130, "")
+        last = err.splitlines()[-1]
+        assert last == "aimamba: stopped after step 2 of 3; the same command continues from runs/vq"
+        assert not (recipes / "runs/vq/model").exists()
+        status, out, err = aimamba("train", "vq.toml", "--device", "cpu")
+        assert status == 0
+        assert "continuing runs/vq after step 2 of 3" in err
+        assert same_model(recipes / "runs/vq/model", trained / "runs/vq/model")
+        assert metrics(recipes / "runs/vq") == metrics(trained / "runs/vq")
+
+    def test_the_recipe_of_a_run_makes_the_same_run(self, trained, aimamba, here):
+        status, _, _ = aimamba("train", trained / "runs/vq/recipe.toml", "--out", "again", "--device", "cpu")
+        assert status == 0
+        assert same_model(here / "again/model", trained / "runs/vq/model")
+        assert (here / "again/recipe.toml").read_text() == (trained / "runs/vq/recipe.toml").read_text()
+
+    def test_results_alone_go_to_stdout(self, recipes, aimamba):
+        _, out, err = aimamba("train", "vq.toml", "--steps", 1, "--device", "cpu", "--out", "elsewhere")
+        assert out.startswith("elsewhere/model: 1 steps, held out: ")
+        assert out.count("\n") == 1
+        assert "finished elsewhere" in err
+        assert os.listdir("elsewhere")
+
+
+class TestSettings:
+    def test_a_packaged_recipe_with_flags(self, aimamba, here):
+        flags = "--data avatars:planets,sprouts --lr 0.5 --seed 7 --set fit.lr=1e-3 --set fit.betas=[0.8,0.9]"
+        status, out, _ = aimamba("train", "avatars-tiny-vq", *shlex.split(f"{TINY} {flags}"))
+        assert status == 0
+        assert out.startswith("runs/avatars-tiny-vq/model: 1 steps")
+        recipe = tomllib.loads((here / "runs/avatars-tiny-vq/recipe.toml").read_text())
+        assert recipe["data"]["source"] == "avatars:planets,sprouts"
+        assert (recipe["data"]["size"], recipe["data"]["per_class"], recipe["model"]["channels"]) == (16, 4, 8)
+        wanted = {"steps": 1, "batch_size": 4, "lr": 1e-3, "seed": 7, "betas": [0.8, 0.9]}
+        assert wanted.items() <= recipe["fit"].items()
+
+    def test_pictures_of_ones_own(self, aimamba, photos, here):
+        photos.rename(here / "2024")  # a text, though it could be a number
+        assert aimamba("train", "avatars-tiny-vq", "--data", "2024", "--out", "1", *shlex.split(TINY)).status == 0
+        recipe = tomllib.loads((here / "1/recipe.toml").read_text())
+        assert recipe["data"]["source"] == "2024"
+        flags = """--data 2024 --tokenizer 1 --size 16 --steps 1 --batch-size 4 --device cpu --set model.width=16
+        --set model.num_blocks=1 --set model.head_width=8 --set task.sheet_pictures=1"""
+        assert aimamba("train", "avatars-tiny-aim", "--out", "true", *shlex.split(flags)).status == 0
+        assert Pipeline.from_pretrained("true").class_names == ("cats", "dogs")
+
+    @pytest.mark.filterwarnings("default")
+    def test_a_broken_picture_is_told_in_a_line_or_refused(self, aimamba, photos):
+        broken = photos / "dogs" / "5.png"
+        broken.write_bytes(b"")
+        command = ["train", "avatars-tiny-vq", "--data", photos, *shlex.split(TINY), "--set", "data.per_class=99"]
+        status, out, err = aimamba(*command, "--strict")
+        assert (status, out) == (2, "")
+        assert err.startswith(f"aimamba: {broken}: the file is empty (0 bytes)")
+        status, _, err = aimamba(*command)
+        assert status == 0
+        assert f"aimamba: {broken}: the file is empty (0 bytes); it is passed over\n" in err
+
+    def test_another_recipe_in_the_same_folder(self, trained, refusal, monkeypatch):
+        monkeypatch.chdir(trained)
+        message = refusal("train", "vq.toml", "--lr", 0.5, "--device", "cpu")
+        assert "runs/vq holds a run with fit.lr 0.001, now it is 0.5" in message
+
+
+@pytest.mark.parametrize("arguments", REFUSALS)
+def test_refusals(refusal, trained, recipes, photos, arguments):
+    (recipes / "empty").mkdir()
+    (recipes / "no.toml").write_text("no recipe")
+    message = refusal("train", *arguments.replace("VQ", str(trained / "runs/vq")).split())
+    for part in REFUSALS[arguments]:
+        assert part in message
+    assert not (recipes / "runs").exists()

@@ -1,0 +1,131 @@
+"""Pictures as codes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aimamba.data.codes import CodeSet, encode_pictures
+from aimamba.data.order import Order
+from aimamba.data.sheets import to_float
+from aimamba.errors import ConfigError
+
+
+class Noise(NamedTuple):
+    """Pictures of noise; a random view would be black."""
+
+    amount: int
+    size: int = 8
+    class_names: tuple[str, ...] = ("even", "odd")
+
+    @property
+    def labels(self):
+        return np.arange(self.amount, dtype=np.int64) % 2
+
+    def __len__(self):
+        return self.amount
+
+    def picture(self, index, rng=None):
+        if rng is not None:
+            return np.zeros((self.size, self.size, 3), np.uint8)
+        return np.random.default_rng(index).integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_vq):
+    return make_vq()
+
+
+def encoded(tokenizer, picture):
+    """Codes of one picture by itself."""
+    image = to_float(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None])
+    return tokenizer.encode(image.to(tokenizer.codebook.dtype)).flatten().tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_centre_view_of_every_picture(tokenizer, batch_size):
+    pictures = Noise(7)
+    codes = encode_pictures(tokenizer, pictures, batch_size=batch_size)
+    assert (codes.codes.shape, codes.codes.dtype) == ((7, 1, 16), np.uint16)
+    assert codes.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert len(codes) == 7
+    for index in range(7):
+        assert codes.codes[index, 0].tolist() == encoded(tokenizer, pictures.picture(index))
+
+
+def test_the_mirror_image_is_a_second_view(tokenizer):
+    pictures = Noise(5)
+    codes = encode_pictures(tokenizer, pictures, flip=True, batch_size=2).codes
+    assert codes.shape == (5, 2, 16)
+    for index in range(5):
+        picture = pictures.picture(index)
+        assert codes[index, 0].tolist() == encoded(tokenizer, picture)
+        assert codes[index, 1].tolist() == encoded(tokenizer, picture[:, ::-1])
+    assert (codes[:, 0] != codes[:, 1]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_tokenizer_of_another_dtype(make_vq, dtype):
+    codes = encode_pictures(make_vq(dtype=dtype), Noise(2)).codes
+    assert codes.max() < 24
+
+
+def test_progress(tokenizer):
+    seen = []
+    encode_pictures(tokenizer, Noise(7), batch_size=3, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_codes_up_to_two_bytes(make_vq):
+    tokenizer = make_vq(codebook_size=1 << 16)
+    tokenizer.encode = lambda images: torch.full((len(images), 4, 4), 65535)
+    codes = encode_pictures(tokenizer, Noise(2))
+    assert (codes.codes == 65535).all()
+    batch = next(codes.batches(batch_size=2, seed=0))
+    assert (batch.codes == 65535).all()
+    with pytest.raises(ConfigError, match="at most 65536 codes, got 65537"):
+        encode_pictures(make_vq(codebook_size=(1 << 16) + 1), Noise(2))
+
+
+@pytest.fixture(scope="module")
+def code_set():
+    """Five pictures in three views; every code says which."""
+    picture, view, place = np.meshgrid(range(5), range(3), range(4), indexing="ij")
+    return CodeSet((100 * picture + 10 * view + place).astype(np.uint16), np.arange(5, dtype=np.int64) + 50)
+
+
+def examples(code_set, count, *, batch_size=1, seed=0, start=0):
+    """(picture, view) of the first ``count`` examples, each seen to be whole and with its label."""
+    found = []
+    for batch in code_set.batches(batch_size=batch_size, seed=seed, start=start):
+        assert (batch.codes.dtype, batch.labels.dtype) == (torch.int64, torch.int64)
+        assert (batch.codes.shape, batch.labels.shape) == ((batch_size, 4), (batch_size,))
+        assert torch.equal(batch.codes - batch.codes[:, :1], torch.arange(4).expand(batch_size, 4))
+        assert torch.equal(batch.codes[:, 0] // 100 + 50, batch.labels)
+        found += [(first // 100, first // 10 % 10) for first in batch.codes[:, 0].tolist()]
+        if len(found) >= count:
+            return found[:count]
+    raise AssertionError("batches never end")
+
+
+def test_the_order_is_that_of_the_pictures(code_set):
+    order = Order(5, 9)
+    assert [picture for picture, _ in examples(code_set, 23, seed=9)] == [order.index(place) for place in range(23)]
+
+
+def test_all_views_come_about_as_often(code_set):
+    views = [view for _, view in examples(code_set, 3000, batch_size=50)]
+    assert all(900 < views.count(view) < 1100 for view in range(3))
+
+
+@given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 2**32))
+def test_an_example_depends_on_seed_and_position_alone(code_set, batch_size, start, seed):
+    whole = examples(code_set, 60, seed=seed)
+    assert examples(code_set, 20, batch_size=batch_size, seed=seed, start=start) == whole[start : start + 20]
+
+
+def test_seeds_differ(code_set):
+    assert examples(code_set, 20, seed=0) != examples(code_set, 20, seed=1)

@@ -1,0 +1,159 @@
+"""The documentation does what it says: its commands and its Python run, its links lead somewhere.
+
+Blocks marked ``sh`` and ``python`` run in the order in which they stand, each page in a folder of its own that looks
+like a clone after ``make demo``: tiny models under ``runs/``, class folders of pictures in ``photos/``. A block whose
+info string says ``no-test`` needs a download or a long time and is not run. Commands run as written, but for these:
+
+* ``make TARGET`` is not run; the Makefile must have the target.
+* ``git clone``, ``cd``, ``pip install`` and the activation of ``.venv`` are passed over.
+* ``aimamba train`` gets ``QUICK`` flags at its end, which make the models and the training tiny.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+RUN = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/design.md", "docs/weights.md")
+PAGES = (*RUN, "CHANGELOG.md", "docs/log.md")
+PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
+QUICK = {
+    "avatars-tiny-vq": "--steps 2 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8",
+    "avatars-tiny-aim": "--steps 2 --batch-size 4 --device cpu --set model.width=32 --set model.num_blocks=2 "
+    "--set model.head_width=16 --set model.state_size=8 --set task.sheet_pictures=1 --set task.sheet_cfg_scale=1",
+}
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and content of the blocks to run."""
+    found = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    return [(language, content) for language, info, content in found if "no-test" not in info.split()]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into a page may name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def run_command(words: list[str]) -> None:
+    from aimamba.cli import main
+
+    if any(words[: len(known)] == known for known in PASSED_OVER):
+        return
+    if words[0] == "make":
+        assert set(words[1:]) <= make_targets(), words
+        return
+    assert words[0] == "aimamba", f"a command that this test does not know: {shlex.join(words)}"
+    if words[1] == "train":
+        words = [*words, *shlex.split(QUICK[words[2]])]
+    status = main(words[1:])
+    assert status == 0, f"{shlex.join(words)} ended with {status}"
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch, make_aim, make_vq) -> Path:
+    """A folder like a clone after ``make demo``, which becomes the current one."""
+    from aimamba import Pipeline
+    from aimamba.data import STYLES, Avatars
+
+    monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    tokenizer = make_vq(channel_mult=(1, 1, 2))  # down-sampling 4
+    generator = make_aim(num_classes=len(STYLES), num_tokens=64)
+    Pipeline(tokenizer, generator, STYLES).save_pretrained("runs/avatars-tiny-aim/model")
+    tokenizer.save_pretrained("runs/avatars-tiny-vq/model")
+    photos = Avatars(32, "train", 4, ("critters", "thumbs"))
+    for index, label in enumerate(photos.labels):
+        place = folder / "photos" / ("cats", "dogs")[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photos.picture(index)).save(place / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_commands_and_python_run_as_written(page, clone):
+    for language, content in blocks(page):
+        if language == "sh":
+            for line in content.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    run_command(words)
+        elif language == "python":
+            exec(compile(content, page, "exec"), {"__name__": "__main__"})
+    if page == "README.md":
+        check_what_readme_promises()
+
+
+def check_what_readme_promises() -> None:
+    drawn = {path.name for path in Path("drawn").iterdir()}
+    assert drawn == {"sheet.png"} | {f"{name}-seed{i}.png" for name in ("planets", "sprouts") for i in range(4)}
+    assert len(list(Path("my-samples").glob("*-seed*.png"))) == 2 * 8
+    run = {path.name for path in Path("runs/photos-aim").iterdir()}
+    assert {"recipe.toml", "metrics.jsonl", "checkpoint.pt", "sheets", "model"} <= run
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_figures_lead_somewhere(page):
+    for target in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (ROOT / page).parent / path if path else ROOT / page
+        assert place.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(place), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_placeholder_is_left(page):
+    assert "{{" not in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_every_toml_block_is_a_recipe(tmp_path):
+    from aimamba.train.recipe import load_recipe
+
+    recipes = [content for page in RUN for language, content in blocks(page) if language == "toml"]
+    assert recipes
+    for content in recipes:
+        (tmp_path / "recipe.toml").write_text(content, encoding="utf-8")
+        load_recipe(str(tmp_path / "recipe.toml"))
+
+
+def test_presets_of_the_table_are_as_it_says():
+    import torch
+
+    from aimamba import AiM
+    from aimamba.models import AIM_PRESETS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(aim-\w+)` \| (\d+) \| (\d+) \| [^|]+ \| ([\d,]+) \|", text, re.MULTILINE)
+    assert [row[0] for row in rows] == list(AIM_PRESETS)
+    for name, blocks_, width, parameters in rows:
+        with torch.device("meta"):
+            model = AiM(AIM_PRESETS[name])
+        counted = (str(model.config.num_blocks), str(model.config.width), f"{model.num_parameters():,}")
+        assert (blocks_, width, parameters) == counted
+
+
+def test_the_citation_is_of_this_version():
+    from aimamba import __version__
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == __version__
+    assert {"message", "title", "authors"} <= citation.keys()
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{__version__}] - {citation['date-released']}" in changelog

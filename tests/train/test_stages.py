@@ -1,0 +1,184 @@
+"""From a recipe to a task."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from aimamba.config import from_mapping
+from aimamba.errors import CheckpointError, ConfigError, DataError
+from aimamba.models import VQModel
+from aimamba.train import stages
+from aimamba.train.generator import GeneratorTask
+from aimamba.train.recipe import Recipe
+from aimamba.train.stages import make_task
+from aimamba.train.task import Task
+from aimamba.train.tokenizer import TokenizerTask
+
+CPU = torch.device("cpu")
+DATA = {"source": "avatars:thumbs,landscape", "size": 16, "per_class": 4, "held_out_per_class": 2}
+FIT = {"steps": 1, "batch_size": 2, "lr": 1e-3, "seed": 5}
+VQ = {
+    "channels": 8,
+    "channel_mult": [1, 2],
+    "num_res_blocks": 1,
+    "z_channels": 8,
+    "codebook_size": 24,
+    "codebook_dim": 4,
+    "norm_groups": 4,
+    "attention": False,
+}
+AIM = {"width": 16, "num_blocks": 1, "state_size": 4, "head_width": 8}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tokenizer(make_vq, here):
+    """A tokenizer in the folder ``vq``."""
+    vq = make_vq()
+    vq.save_pretrained(here / "vq")
+    return vq
+
+
+def recipe(stage, **sections):
+    model = VQ if stage == "tokenizer" else AIM
+    task = {} if stage == "tokenizer" else {"tokenizer": "vq"}
+    values = {"data": DATA, "model": model, "fit": FIT, "task": task}
+    merged = {name: {**value, **sections.get(name, {})} for name, value in values.items()}
+    return from_mapping(Recipe, {"stage": stage, **merged}, where="test")
+
+
+def make(stage, **sections):
+    return make_task(recipe(stage, **sections), device=CPU)
+
+
+def same_weights(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+class TestBoth:
+    @pytest.mark.parametrize(("stage", "kind"), [("tokenizer", TokenizerTask), ("generator", GeneratorTask)])
+    def test_the_kind_of_task(self, tokenizer, stage, kind):
+        task = make(stage, fit={"seed": 11})
+        assert isinstance(task, kind)
+        assert isinstance(task, Task)
+        assert task.seed == 11
+
+    @pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+    def test_the_weights_come_from_the_seed(self, tokenizer, stage):
+        first = make(stage).model
+        torch.manual_seed(123)
+        assert same_weights(first, make(stage).model)
+        assert not same_weights(first, make(stage, fit={"seed": 6}).model)
+
+    @pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+    def test_sizes_must_be_multiples_of_the_down_sampling(self, tokenizer, stage):
+        with pytest.raises(ConfigError, match=r"^data.size must be a multiple of .* 2, got 17$"):
+            make(stage, data={"size": 17})
+
+    @pytest.mark.parametrize(("stage", "near"), [("tokenizer", "vq-f16"), ("generator", "aim-xl")])
+    def test_unknown_presets(self, tokenizer, stage, near):
+        with pytest.raises(ConfigError, match=f"unknown model.preset '{near}x'.*did you mean '{near}'.*known presets"):
+            make(stage, model={"preset": f"{near}x"})
+
+    @pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+    @pytest.mark.parametrize("section", ["model", "task"])
+    def test_unknown_settings(self, tokenizer, stage, section):
+        with pytest.raises(ConfigError, match=f"^recipe: {section}: unknown key 'colour'"):
+            make(stage, **{section: {"colour": 1}})
+
+    def test_pictures_as_the_recipe_has_them(self, tokenizer, monkeypatch):
+        opened, open_pictures = [], stages.open_pictures
+        monkeypatch.setattr(
+            stages,
+            "open_pictures",
+            lambda *names, **options: opened.append(options) or open_pictures(*names, **options),
+        )
+        make("tokenizer", data={"flip": True, "crop": "random", "strict": True})
+        train, held_out = opened
+        assert (train["split"], train["crop"], train["flip"], train["per_class"]) == ("train", "random", True, 4)
+        assert (held_out["split"], held_out["crop"], held_out["flip"]) == ("held-out", "center", False)
+        assert held_out["per_class"] == 2
+        assert train["strict"]
+        assert train["size"] == held_out["size"] == 16
+
+
+class TestTokenizer:
+    def test_it(self):
+        task = make("tokenizer", task={"l1_weight": 0.5})
+        assert task.train.class_names == ("thumbs", "landscape")
+        assert (len(task.train), len(task.held_out)) == (8, 4)
+        assert task.config.l1_weight == 0.5
+        assert (task.model.config.channels, task.model.config.channel_mult) == (8, (1, 2))
+
+    def test_what_is_set_goes_over_the_preset(self, monkeypatch, make_vq):
+        preset = make_vq(codebook_size=32).config
+        monkeypatch.setattr(stages, "VQ_PRESETS", {"small": preset})
+        values = {"preset": "small", "z_channels": 12}
+        task = make_task(dataclasses.replace(recipe("tokenizer"), model=values), device=CPU)
+        assert task.model.config == dataclasses.replace(preset, z_channels=12)
+
+    def test_bad_data_is_found_before_the_model_is_built(self, monkeypatch):
+        monkeypatch.setattr(stages, "VQModel", None)
+        with pytest.raises(DataError, match="nowhere"):
+            make("tokenizer", data={"source": "nowhere"})
+
+
+class TestGenerator:
+    def test_the_tokenizer_and_the_pictures_decide(self, tokenizer):
+        config = make("generator").model.config
+        assert (config.vocab_size, config.num_tokens, config.num_classes) == (24, 64, 2)
+        assert (config.width, config.num_blocks) == (16, 1)
+
+    @pytest.mark.parametrize(("name", "value"), [("vocab_size", 24), ("num_tokens", 64), ("num_classes", 2)])
+    def test_a_recipe_may_say_so_but_not_otherwise(self, tokenizer, name, value):
+        make("generator", model={name: value})
+        with pytest.raises(ConfigError, match=rf"model.{name} is {value} .* says {value + 1}; leave it out"):
+            make("generator", model={name: value + 1})
+
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_codes(self, tokenizer, flip):
+        task = make("generator", data={"flip": flip})
+        assert task.train.codes.shape == (8, 1 + flip, 64)
+        assert task.held_out.codes.shape == (4, 1, 64), "judged by what the pictures are, not mirrored"
+        assert task.train.labels.tolist() == [0] * 4 + [1] * 4
+        assert task.class_names == ("thumbs", "landscape")
+        pictures = make("tokenizer").held_out
+        image = torch.from_numpy(np.stack([pictures.picture(3)])).permute(0, 3, 1, 2) / 127.5 - 1
+        assert task.held_out.codes[3, 0].tolist() == tokenizer.encode(image).flatten().tolist()
+
+    def test_the_tokenizer_is_kept_for_the_sheet(self, tokenizer):
+        task = make("generator")
+        assert isinstance(task.tokenizer, VQModel)
+        assert same_weights(task.tokenizer, tokenizer)
+        assert not task.tokenizer.training
+
+    def test_it_says_what_takes_long(self, tokenizer):
+        said = []
+        make_task(recipe("generator"), device=CPU, say=said.append)
+        assert said == ["encoding 12 pictures with vq"]
+
+    def test_no_tokenizer(self):
+        with pytest.raises(CheckpointError, match="^vq: no such file or folder"):
+            make("generator")
+        with pytest.raises(CheckpointError, match=r"train it first \('aimamba train avatars-tiny-vq'\).*--tokenizer"):
+            make("generator", task={"tokenizer": "runs/avatars-tiny-vq"})
+        values = dataclasses.replace(recipe("generator"), task={})
+        with pytest.raises(ConfigError, match="task: key 'tokenizer' is missing"):
+            make_task(values, device=CPU)
+
+    def test_random_crops_cannot_be_encoded_once(self, tokenizer):
+        with pytest.raises(ConfigError, match=r"data.crop must be 'center' for a generator"):
+            make("generator", data={"crop": "random"})
