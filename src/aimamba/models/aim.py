@@ -23,6 +23,7 @@ from aimamba.models.hub import PretrainedModel
 from aimamba.models.mamba2 import Mamba2, MixerState
 from aimamba.models.norm import RMSNorm
 from aimamba.models.official import aim_from_official
+from aimamba.models.state import AiMState
 
 MixerKind = Literal["mamba2", "attention"]
 PositionKind = Literal["learned", "rope", "none"]
@@ -112,50 +113,6 @@ AIM_PRESETS: dict[str, AiMConfig] = {  #                                        
     "aim-1b": replace(_AIM, width=2048, num_blocks=48, adaln="group", adaln_groups=4),  # 1,335,944,192     2.21
 }
 """The paper's four scales (its Table 1) for ImageNet at 256 x 256 pixels."""
-
-
-@dataclass
-class AiMState:
-    """What decoding remembers: every tensor has the row as its first axis, and rows know nothing of each other.
-
-    Attributes:
-        position: Tokens each row has taken so far, (B,); 0 means that the class label comes next.
-        modulation: Shift, scale and gate of every block for each row's class, (B, N, 3, D).
-        final_modulation: Shift and scale of the final norm, (B, 2, D).
-        mixers: Memory of each block.
-        position_shift: See ``AiMConfig.decode_position_shift``.
-    """
-
-    position: Tensor
-    modulation: Tensor
-    final_modulation: Tensor
-    mixers: list[MixerState]
-    position_shift: int
-
-    def select(self, rows: Int[Tensor, " k"]) -> "AiMState":
-        """Copy out some rows, in the order given."""
-        return AiMState(
-            self.position[rows],
-            self.modulation[rows],
-            self.final_modulation[rows],
-            [{key: value[rows] for key, value in mixer.items()} for mixer in self.mixers],
-            self.position_shift,
-        )
-
-    @staticmethod
-    def join(states: "list[AiMState]") -> "AiMState":
-        """Put the rows of several states of one model together; they may stand at different positions."""
-        assert len({state.position_shift for state in states}) == 1, "states of different position shifts"
-        return AiMState(
-            torch.cat([state.position for state in states]),
-            torch.cat([state.modulation for state in states]),
-            torch.cat([state.final_modulation for state in states]),
-            [
-                {key: torch.cat([mixer[key] for mixer in mixers]) for key in mixers[0]}
-                for mixers in zip(*(state.mixers for state in states), strict=True)
-            ],
-            states[0].position_shift,
-        )
 
 
 class ClassCondition(nn.Module):
