@@ -1,5 +1,6 @@
 """What all commands share: help, how little is loaded for it, and one line for whatever is wrong."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -94,9 +95,9 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr
 
 
 def test_a_reader_that_has_gone():
-    with subprocess.Popen(
-        [sys.executable, "-m", "aimamba", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "aimamba", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         process.stdout.close()
         assert process.wait() == 141
         assert process.stderr.read() == b""

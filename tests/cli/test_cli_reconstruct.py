@@ -42,7 +42,8 @@ def psnr(one, two):
 
 def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, here):
     files = [photos / "cats" / "3.png", photos / "dogs" / "1.png"]
-    status, out, _ = aimamba("reconstruct", *files, "--model", models / "pipeline", "--size", 16, "--out", "a/b")
+    options = ["--model", models / "pipeline", "--size", 16, "--device", "cpu", "--out", "a/b"]
+    status, out, _ = aimamba("reconstruct", *files, *options)
     assert status == 0
     assert sorted(path.name for path in (here / "a/b").iterdir()) == ["0000-3.png", "0001-1.png", "sheet.png"]
     measured = []

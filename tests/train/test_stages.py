@@ -171,7 +171,7 @@ class TestGenerator:
         assert said == ["encoding 12 pictures with vq"]
 
     def test_no_tokenizer(self):
-        with pytest.raises(CheckpointError, match="^vq: no such file or folder"):
+        with pytest.raises(CheckpointError, match=r"^vq: no such file or folder"):
             make("generator")
         with pytest.raises(CheckpointError, match=r"train it first \('aimamba train avatars-tiny-vq'\).*--tokenizer"):
             make("generator", task={"tokenizer": "runs/avatars-tiny-vq"})

@@ -25,9 +25,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``aimamba`` with these arguments and give the exit status."""
-    # Threads that spin while they wait make two busy programs on few cores ten times slower, not two; for a few per
-    # cent of speed when alone. Read by OpenMP when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
