@@ -49,16 +49,16 @@ def encoded(tokenizer, picture):
 def test_the_centre_view_of_every_picture(tokenizer, batch_size):
     pictures = Noise(7)
     codes = encode_pictures(tokenizer, pictures, batch_size=batch_size)
-    assert (codes.codes.shape, codes.codes.dtype) == ((7, 1, 16), np.uint16)
+    assert (codes.shards[0].shape, codes.shards[0].dtype) == ((7, 1, 16), np.uint16)
     assert codes.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert len(codes) == 7
     for index in range(7):
-        assert codes.codes[index, 0].tolist() == encoded(tokenizer, pictures.picture(index))
+        assert codes.shards[0][index, 0].tolist() == encoded(tokenizer, pictures.picture(index))
 
 
 def test_the_mirror_image_is_a_second_view(tokenizer):
     pictures = Noise(5)
-    codes = encode_pictures(tokenizer, pictures, flip=True, batch_size=2).codes
+    codes = encode_pictures(tokenizer, pictures, flip=True, batch_size=2).shards[0]
     assert codes.shape == (5, 2, 16)
     for index in range(5):
         picture = pictures.picture(index)
@@ -69,7 +69,7 @@ def test_the_mirror_image_is_a_second_view(tokenizer):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_tokenizer_of_another_dtype(make_vq, dtype):
-    codes = encode_pictures(make_vq(dtype=dtype), Noise(2)).codes
+    codes = encode_pictures(make_vq(dtype=dtype), Noise(2)).shards[0]
     assert codes.max() < 24
 
 
@@ -83,7 +83,7 @@ def test_codes_up_to_two_bytes(make_vq):
     tokenizer = make_vq(codebook_size=1 << 16)
     tokenizer.encode = lambda images: torch.full((len(images), 4, 4), 65535)
     codes = encode_pictures(tokenizer, Noise(2))
-    assert (codes.codes == 65535).all()
+    assert (codes.shards[0] == 65535).all()
     batch = next(codes.batches(batch_size=2, seed=0))
     assert (batch.codes == 65535).all()
     with pytest.raises(ConfigError, match="at most 65536 codes, got 65537"):

@@ -151,13 +151,13 @@ class TestGenerator:
     @pytest.mark.parametrize("flip", [False, True])
     def test_codes(self, tokenizer, flip):
         task = make("generator", data={"flip": flip})
-        assert task.train.codes.shape == (8, 1 + flip, 64)
-        assert task.held_out.codes.shape == (4, 1, 64), "judged by what the pictures are, not mirrored"
+        assert task.train.shards[0].shape == (8, 1 + flip, 64)
+        assert task.held_out.shards[0].shape == (4, 1, 64), "judged by what the pictures are, not mirrored"
         assert task.train.labels.tolist() == [0] * 4 + [1] * 4
         assert task.class_names == ("thumbs", "landscape")
         pictures = make("tokenizer").held_out
         image = torch.from_numpy(np.stack([pictures.picture(3)])).permute(0, 3, 1, 2) / 127.5 - 1
-        assert task.held_out.codes[3, 0].tolist() == tokenizer.encode(image).flatten().tolist()
+        assert task.held_out.shards[0][3, 0].tolist() == tokenizer.encode(image).flatten().tolist()
 
     def test_the_tokenizer_is_kept_for_the_sheet(self, tokenizer):
         task = make("generator")

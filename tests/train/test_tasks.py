@@ -259,7 +259,7 @@ class TestGenerator:
     def test_held_out_loss(self, make, held_out):
         task = make(held_out=held_out)
         measured = task.evaluate(task.model)
-        codes = torch.from_numpy(task.held_out.codes[:, 0].astype(np.int64))
+        codes = torch.from_numpy(task.held_out.shards[0][:, 0].astype(np.int64))
         loss = self.expected(task.model, codes, torch.from_numpy(task.held_out.labels)).item()
         assert measured == pytest.approx({"loss": loss, "bits_per_token": loss / math.log(2)}, rel=1e-5)
 

@@ -3,7 +3,7 @@
 Shape letters: n pictures, v views of each, L codes of a view.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,19 +28,36 @@ class CodeBatch(NamedTuple):
 
 
 class CodeSet:
-    """Codes of a set of pictures, in one or more views of each.
+    """Codes of a set of pictures, in one or more views of each, in memory or mapped from files.
 
     Attributes:
-        codes: (n, v, L), two bytes a code.
+        shards: Runs of pictures, each (some, v, L) with two bytes a code.
         labels: Class of each picture, (n,).
+        views: Number of views of a picture.
     """
 
-    def __init__(self, codes: UInt16[np.ndarray, "n v l"], labels: Int64[np.ndarray, " n"]) -> None:
-        self.codes = codes
+    def __init__(
+        self,
+        codes: UInt16[np.ndarray, "n v l"] | Sequence[UInt16[np.ndarray, "_ v l"]],
+        labels: Int64[np.ndarray, " n"],
+    ) -> None:
+        """Take codes in one piece or in shards of any length."""
+        self.shards = [codes] if isinstance(codes, np.ndarray) else list(codes)
         self.labels = labels
+        self.views = self.shards[0].shape[1]
+        self._ends = np.cumsum([len(shard) for shard in self.shards])
 
     def __len__(self) -> int:
+        """How many pictures."""
         return len(self.labels)
+
+    def take(self, indices: Sequence[int], views: Sequence[int]) -> Int[Tensor, "b l"]:
+        """Codes of some pictures, each in one of its views."""
+        rows = []
+        for index, view in zip(indices, views, strict=True):
+            number = int(np.searchsorted(self._ends, index, side="right"))
+            rows.append(self.shards[number][index - self._ends[number], view])
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
 
     def batches(self, *, batch_size: int, seed: int, start: int = 0) -> Iterator[CodeBatch]:
         """Give shuffled batches for ever; the example at a position is a function of ``(seed, position)`` alone."""
@@ -48,9 +65,8 @@ class CodeSet:
         while True:
             positions = range(start, start + batch_size)
             indices = [order.index(position) for position in positions]
-            views = [int(order.generator(position).integers(self.codes.shape[1])) for position in positions]
-            codes = torch.from_numpy(self.codes[indices, views].astype(np.int64))
-            yield CodeBatch(codes, torch.from_numpy(self.labels[indices]))
+            views = [int(order.generator(position).integers(self.views)) for position in positions]
+            yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]))
             start += batch_size
 
 

@@ -96,10 +96,11 @@ class GeneratorTask:
     def evaluate(self, model: AiM) -> dict[str, float]:
         """Mean cross entropy of held-out codes given their true class, in nats and in bits a code."""
         device, total = model.word_embedding.weight.device, 0.0
-        codes = torch.from_numpy(self.held_out.codes[:, 0].astype("int64")).split(_PICTURES_AT_ONCE)
-        labels = torch.from_numpy(self.held_out.labels).split(_PICTURES_AT_ONCE)
-        for some, their in zip(codes, labels, strict=True):
-            total += float(_cross_entropy(model, some.to(device), their.to(device))) * len(some)
+        for start in range(0, len(self.held_out), _PICTURES_AT_ONCE):
+            chosen = range(start, min(start + _PICTURES_AT_ONCE, len(self.held_out)))
+            codes = self.held_out.take(chosen, [0] * len(chosen)).to(device)
+            labels = torch.from_numpy(self.held_out.labels[chosen.start : chosen.stop]).to(device)
+            total += float(_cross_entropy(model, codes, labels)) * len(chosen)
         loss = total / len(self.held_out)
         return {"loss": loss, "bits_per_token": loss / math.log(2)}
 
