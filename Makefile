@@ -7,6 +7,9 @@ READY  := $(VENV)/.ready
 
 .PHONY: demo test lint clean
 
+# The demo's models are so small that a second thread hardly helps, and beside another busy program it would cost far
+# more than it brings (docs/log.md).
+demo: export OMP_NUM_THREADS ?= 1
 demo: $(READY)                  ## train both stages on avatars in a few minutes, then draw with them
 	$(BIN)/aimamba train avatars-tiny-vq --out $(RUNS)/avatars-tiny-vq
 	$(BIN)/aimamba train avatars-tiny-aim --out $(RUNS)/avatars-tiny-aim --tokenizer $(RUNS)/avatars-tiny-vq

@@ -14,7 +14,10 @@ from aimamba.cli import info as some_command
 from aimamba.errors import DataError
 
 REFUSALS = [
-    (["sampel"], ["unknown command 'sampel'", "did you mean 'sample'", "sample, train, reconstruct, info, convert"]),
+    (
+        ["sampel"],
+        ["unknown command 'sampel'", "did you mean 'sample'", "sample, train, encode, reconstruct, info, convert"],
+    ),
     (["--verbose"], ["unknown command '--verbose'", "expected one of"]),
     (["sample", "--modle", "x"], ["unknown option '--modle'", "did you mean '--model'", "aimamba sample --help"]),
     (["sample", "--model=x", "--clases=a"], ["unknown option '--clases'", "did you mean '--classes'"]),

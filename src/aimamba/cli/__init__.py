@@ -17,6 +17,7 @@ from aimamba.errors import AimambaError, ConfigError, suggest
 COMMANDS = {
     "sample": "draw pictures of the classes you name",
     "train": "train a tokenizer or a generator by a recipe",
+    "encode": "write pictures as codes, for a generator to train on",
     "reconstruct": "show pictures beside what the tokenizer makes of them",
     "info": "tell what a model is: shape, parameters, classes",
     "convert": "turn an official checkpoint into an aimamba folder",

@@ -129,13 +129,17 @@ class ImageFolder:
             DataError: The file is broken and ``strict`` is set, or too many are, or its whole class is.
             IndexError: ``index`` is out of range.
         """
-        image = self._decode(index)
+        image = self.image(index)
         if rng is None:
             return to_array(center_crop(image, self.size))
         random = self._crop == "random"
         image = random_crop(image, self.size, rng) if random else center_crop(image, self.size)
         mirrored = self._flip and rng.random() < 0.5
         return to_array(flip(image) if mirrored else image)
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one picture at its full size, upright RGB; arguments and errors as of ``picture``."""
+        return self._decode(index)
 
     def _inspect(self, chosen: list[int], names: list[str], upscale: bool) -> list[int]:
         """Read the headers of the chosen files; return those that can be used."""

@@ -74,7 +74,9 @@ class PretrainedModel(nn.Module, Generic[Config]):
             assert config is not None
             named = config.pop("class", None)
             if named != cls.__name__:
-                raise CheckpointError(f"{place}: holds a model of class {named!r}, expected {cls.__name__!r}")
+                raise CheckpointError(
+                    f"{place}: holds a model of class {named!r}, but a {cls.folder_in_pipeline} is needed"
+                )
         with torch.device("meta"):
             model = cls(from_mapping(cls.config_class, config, where=str(place)))
         fill(model, tensors, where=str(place))

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import torch
 
 from aimamba.config import check, from_mapping, to_mapping
-from aimamba.data.codes import encode_pictures
+from aimamba.data.codes import CodeSet, encode_pictures
 from aimamba.data.pictures import Pictures, open_pictures
+from aimamba.data.shards import META_FILE, open_codes
 from aimamba.data.splits import Split
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
@@ -80,12 +81,11 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
             f"('aimamba train {recipe_of_tokenizer}'), or give another with --tokenizer"
         )
     tokenizer = VQModel.from_pretrained(task.tokenizer, device=device)
-    _check_size(recipe, tokenizer.config)
-    train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
+    train, held_out, class_names, num_tokens = _codes(recipe, tokenizer, say)
     fixed = {
         "vocab_size": tokenizer.config.codebook_size,
-        "num_tokens": (recipe.data.size // tokenizer.config.downsampling) ** 2,
-        "num_classes": len(train.class_names),
+        "num_tokens": num_tokens,
+        "num_classes": len(class_names),
     }
     for name, value in fixed.items():
         check(
@@ -95,10 +95,24 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
         )
     model = AiM(_model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
     model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
-    say(f"encoding {len(train) + len(held_out):,} pictures with {task.tokenizer}")
-    codes = encode_pictures(tokenizer, train, flip=recipe.data.flip)
-    held_out_codes = encode_pictures(tokenizer, held_out)
-    return GeneratorTask(model, tokenizer.cpu(), codes, held_out_codes, train.class_names, task, seed=recipe.fit.seed)
+    return GeneratorTask(model, tokenizer.cpu(), train, held_out, class_names, task, seed=recipe.fit.seed)
+
+
+def _codes(
+    recipe: Recipe, tokenizer: VQModel, say: Callable[[str], None]
+) -> tuple[CodeSet, CodeSet, tuple[str, ...], int]:
+    """Training and held-out codes, class names and codes a picture: from shards, or by encoding pictures now."""
+    source = Path(recipe.data.source)
+    if (source / "train" / META_FILE).is_file():
+        meta, train = open_codes(source / "train", tokenizer)
+        _, held_out = open_codes(source / "held-out", tokenizer)
+        return train, held_out, meta.class_names, meta.grid[0] * meta.grid[1]
+    _check_size(recipe, tokenizer.config)
+    pictures, judged = _pictures(recipe, "train"), _pictures(recipe, "held-out")
+    say(f"encoding {len(pictures) + len(judged):,} pictures with {recipe.task['tokenizer']}")
+    codes = encode_pictures(tokenizer, pictures, flip=recipe.data.flip)
+    tokens = (recipe.data.size // tokenizer.config.downsampling) ** 2
+    return codes, encode_pictures(tokenizer, judged), pictures.class_names, tokens
 
 
 def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:

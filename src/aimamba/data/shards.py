@@ -1,0 +1,240 @@
+"""Codes on disk: memory-mapped shards from which a generator trains without the pictures.
+
+A folder of codes holds, for each split, ``meta.json``, ``labels.npy`` and ``codes-00000.npy`` and so on, each shard
+(pictures, views, L) in two bytes a code. ``meta.json`` is written first and says what the shards will hold, so an
+encoding that was interrupted goes on where it stopped and ends with the same bytes.
+
+Shape letters: n pictures, v views of each, L codes of a view.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8, UInt16
+
+from aimamba.config import check, from_mapping, to_mapping
+from aimamba.data.codes import CodeSet
+from aimamba.data.images import ImageFolder
+from aimamba.data.pictures import Pictures
+from aimamba.data.sheets import to_float
+from aimamba.data.transforms import ten_crop, to_array
+from aimamba.errors import ConfigError, DataError
+from aimamba.files import write_atomically
+from aimamba.models import VQModel
+
+VIEWS = ("center", "center-flip", "ten-crop")
+
+META_FILE, LABELS_FILE = "meta.json", "labels.npy"
+_TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesMeta:
+    """What a folder of codes holds.
+
+    Attributes:
+        tokenizer: Fingerprint of the tokenizer that wrote the codes, see ``fingerprint``.
+        codebook_size: Codes lie below it.
+        grid: Rows and columns of codes.
+        size: Side of the pictures in pixels.
+        class_names: Names of the labels.
+        views: Names of the views of a picture, in the order of their axis.
+        pictures: How many there are.
+        shard_pictures: Pictures of a shard; the last one may have fewer.
+    """
+
+    tokenizer: str
+    codebook_size: int
+    grid: tuple[int, ...]
+    size: int
+    class_names: tuple[str, ...]
+    views: tuple[str, ...]
+    pictures: int
+    shard_pictures: int
+
+    def shards(self) -> Iterator[tuple[str, int, int]]:
+        """Name of every shard, its first picture, and the one behind its last."""
+        for number, start in enumerate(range(0, self.pictures, self.shard_pictures)):
+            yield f"codes-{number:05d}.npy", start, min(start + self.shard_pictures, self.pictures)
+
+
+def fingerprint(tokenizer: VQModel) -> str:
+    """SHA-256 of a tokenizer's config and float32 weights: the same for equal models, wherever they are stored."""
+    digest = hashlib.sha256(json.dumps(to_mapping(tokenizer.config), sort_keys=True).encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def view_names(views: str) -> tuple[str, ...]:
+    """Names of the views that a choice stands for.
+
+    ``center`` is the centre crop, ``center-flip`` also its mirror image, ``ten-crop`` LlamaGen's twenty: four corners
+    and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the picture.
+    """
+    check(views in VIEWS, f"views must be one of {', '.join(VIEWS)}, got {views!r}")
+    if views == "ten-crop":
+        return tuple(f"ten-crop-{scale}-{number}" for scale in _TEN_CROP_RANGES for number in range(10))
+    return ("center",) if views == "center" else ("center", "center-flip")
+
+
+def encode_to_shards(
+    tokenizer: VQModel,
+    pictures: Pictures,
+    folder: Path,
+    *,
+    views: str = "center",
+    batch_size: int = 32,
+    shard_pictures: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> CodesMeta:
+    """Encode every picture into ``folder``, or what is missing there.
+
+    Batches start with the shard, so the bytes do not depend on where an earlier run was interrupted.
+
+    Args:
+        tokenizer: On the device where the work should be done.
+        pictures: What to encode; ``ten-crop`` needs a folder of pictures.
+        folder: Where to write; made if need be.
+        views: Which views of each picture.
+        batch_size: Pictures at once.
+        shard_pictures: Pictures of a shard.
+        progress: Called with (pictures done, pictures in all).
+
+    Raises:
+        ConfigError: The folder holds other codes, or the views cannot be had of these pictures.
+    """
+    check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one picture")
+    names = view_names(views)
+    if views == "ten-crop" and not isinstance(pictures, ImageFolder):
+        raise ConfigError("views 'ten-crop' needs a folder of pictures; avatars are drawn whole, at just one size")
+    side = pictures.size // tokenizer.config.downsampling
+    meta = CodesMeta(
+        tokenizer=fingerprint(tokenizer),
+        codebook_size=tokenizer.config.codebook_size,
+        grid=(side, side),
+        size=pictures.size,
+        class_names=pictures.class_names,
+        views=names,
+        pictures=len(pictures),
+        shard_pictures=shard_pictures,
+    )
+    _begin(folder, meta, np.asarray(pictures.labels, np.int64))
+    for name, start, stop in meta.shards():
+        path = folder / name
+        if _read_shard(path, meta, stop - start) is None:
+            parts = []
+            for first in range(start, stop, batch_size):
+                chosen = range(first, min(first + batch_size, stop))
+                parts.append(_encode(tokenizer, pictures, chosen, views))
+                if progress is not None:
+                    progress(chosen.stop, len(pictures))
+            _save(path, np.concatenate(parts))
+        if progress is not None:
+            progress(stop, len(pictures))
+    return meta
+
+
+def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMeta, CodeSet]:
+    """Open a finished folder of codes, memory-mapped.
+
+    Args:
+        folder: Of one split.
+        tokenizer: Refuse codes that another one wrote.
+
+    Raises:
+        DataError: The folder is missing, unfinished or damaged, its labels are out of range, or its codes are another
+            tokenizer's.
+    """
+    meta = _read_meta(folder)
+    if meta is None:
+        raise DataError(f"{folder}: no {META_FILE} there; make codes with 'aimamba encode'")
+    if tokenizer is not None and meta.tokenizer != fingerprint(tokenizer):
+        raise DataError(
+            f"{folder}: these codes were written by another tokenizer ({meta.tokenizer[:12]}) than the one given "
+            f"({fingerprint(tokenizer)[:12]}); give that one, or encode again"
+        )
+    labels = _load(folder / LABELS_FILE)
+    if labels is None or labels.shape != (meta.pictures,) or labels.dtype != np.int64:
+        raise DataError(f"{folder / LABELS_FILE}: missing or cut short; encode again to mend it")
+    if labels.min() < 0 or labels.max() >= len(meta.class_names):
+        raise DataError(f"{folder / LABELS_FILE}: labels must lie in 0 to {len(meta.class_names) - 1}; encode again")
+    shards = []
+    for name, start, stop in meta.shards():
+        shard = _read_shard(folder / name, meta, stop - start)
+        if shard is None:
+            raise DataError(f"{folder / name}: missing or cut short; run the same 'aimamba encode' again to finish it")
+        shards.append(shard)
+    return meta, CodeSet(shards, np.array(labels))
+
+
+def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
+    """Write what the shards will hold, or check that the folder is about the same."""
+    before = _read_meta(folder)
+    if before is not None and before != meta:
+        key = next(key for key in to_mapping(meta) if getattr(before, key) != getattr(meta, key))
+        raise ConfigError(f"{folder} holds codes of another {key}; give another --out, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_mapping(meta), indent=2, ensure_ascii=False) + "\n"
+    _save(folder / LABELS_FILE, labels)
+    write_atomically(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _read_meta(folder: Path) -> CodesMeta | None:
+    path = folder / META_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return from_mapping(CodesMeta, values, where=str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ConfigError) as error:
+        raise DataError(f"{path}: not the description of a folder of codes; encode again in another --out") from error
+
+
+@torch.no_grad()
+def _encode(tokenizer: VQModel, pictures: Pictures, chosen: range, views: str) -> UInt16[np.ndarray, "n v l"]:
+    device, dtype = tokenizer.codebook.device, tokenizer.codebook.dtype
+    seen = np.stack([np.stack(_views(pictures, index, views)) for index in chosen])  # (B, v, S, S, 3)
+    columns = []
+    for view in range(seen.shape[1]):
+        images = torch.from_numpy(seen[:, view]).permute(0, 3, 1, 2)
+        columns.append(tokenizer.encode(to_float(images).to(device, dtype)).flatten(1).cpu().numpy())
+    return np.stack(columns, axis=1).astype(np.uint16)
+
+
+def _views(pictures: Pictures, index: int, views: str) -> Sequence[UInt8[np.ndarray, "s s 3"]]:
+    if views == "ten-crop":
+        assert isinstance(pictures, ImageFolder)
+        image = pictures.image(index)
+        crops = [crop for scale in _TEN_CROP_RANGES for crop in ten_crop(image, pictures.size, crop_range=scale)]
+        return [to_array(crop) for crop in crops]
+    whole = pictures.picture(index, None)
+    return [whole] if views == "center" else [whole, np.ascontiguousarray(whole[:, ::-1])]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, array)
+
+    write_atomically(path, write)
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """Map an array, if it is there and whole."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _read_shard(path: Path, meta: CodesMeta, pictures: int) -> np.ndarray | None:
+    shard = _load(path)
+    expected = (pictures, len(meta.views), meta.grid[0] * meta.grid[1])
+    return shard if shard is not None and shard.shape == expected and shard.dtype == np.uint16 else None

@@ -1,0 +1,188 @@
+"""Codes on disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aimamba.data.images import ImageFolder
+from aimamba.data.shards import encode_to_shards, fingerprint, open_codes, view_names
+from aimamba.data.sheets import to_float
+from aimamba.data.transforms import center_crop, ten_crop, to_array
+from aimamba.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven noisy pictures of two classes, 20 x 24 pixels."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for number in range(7):
+        place = root / ("cats" if number < 4 else "dogs")
+        place.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(place / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def pictures(folder):
+    return ImageFolder(folder, size=16, split="all", upscale=True)
+
+
+@pytest.fixture
+def tokenizer(make_vq):
+    return make_vq()
+
+
+def codes_of(tokenizer, image):
+    pixels = torch.from_numpy(to_array(image)).permute(2, 0, 1)[None]
+    return tokenizer.encode(to_float(pixels)).flatten().tolist()
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_shards_hold_the_codes_of_every_view(tokenizer, pictures, tmp_path):
+    done = []
+    encode_to_shards(
+        tokenizer,
+        pictures,
+        tmp_path,
+        views="center-flip",
+        batch_size=2,
+        shard_pictures=3,
+        progress=lambda now, total: done.append((now, total)),
+    )
+    assert sorted(path.name for path in tmp_path.glob("codes-*")) == [f"codes-0000{i}.npy" for i in range(3)]
+    assert done[-1] == (7, 7)
+    meta, codes = open_codes(tmp_path, tokenizer)
+    assert (meta.grid, meta.class_names, meta.pictures) == ((8, 8), ("cats", "dogs"), 7)
+    assert (len(codes), codes.views) == (7, 2)
+    assert codes.labels.tolist() == [0] * 4 + [1] * 3
+    for index in range(7):
+        image = center_crop(pictures.image(index), 16)
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        plain, flipped = codes.take([index, index], [0, 1]).tolist()
+        assert plain == codes_of(tokenizer, image)
+        assert flipped == codes_of(tokenizer, mirrored)
+    assert all(isinstance(shard, np.memmap) for shard in codes.shards)
+
+
+def test_ten_crop_is_llamagens_two_ranges(tokenizer, pictures, tmp_path):
+    assert len(view_names("ten-crop")) == 20
+    encode_to_shards(tokenizer, pictures, tmp_path, views="ten-crop")
+    _, codes = open_codes(tmp_path)
+    image = pictures.image(5)
+    expected = [*ten_crop(image, 16, crop_range=1.1), *ten_crop(image, 16, crop_range=1.05)]
+    assert codes.take([5] * 20, range(20)).tolist() == [codes_of(tokenizer, crop) for crop in expected]
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut short", "interrupted"])
+def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(tokenizer, pictures, tmp_path, harm):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    encode_to_shards(tokenizer, pictures, whole, batch_size=2, shard_pictures=3)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(done, total):
+        if harm == "interrupted" and done > 3:
+            raise StoppedError
+
+    try:
+        encode_to_shards(tokenizer, pictures, broken, batch_size=2, shard_pictures=3, progress=stop)
+    except StoppedError:
+        assert harm == "interrupted"
+    shard = broken / "codes-00001.npy"
+    if harm == "missing":
+        shard.unlink()
+    elif harm == "cut short":
+        shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"codes-00001\.npy: missing or cut short"):
+        open_codes(broken)
+    encode_to_shards(tokenizer, pictures, broken, batch_size=2, shard_pictures=3)
+    assert bytes_of(broken) == bytes_of(whole)
+
+
+def test_other_codes_in_the_folder_are_not_overwritten(tokenizer, make_vq, pictures, tmp_path):
+    encode_to_shards(tokenizer, pictures, tmp_path)
+    before = bytes_of(tmp_path)
+    with pytest.raises(ConfigError, match="codes of another views"):
+        encode_to_shards(tokenizer, pictures, tmp_path, views="center-flip")
+    with pytest.raises(ConfigError, match="codes of another tokenizer"):
+        encode_to_shards(make_vq(seed=1), pictures, tmp_path)
+    assert bytes_of(tmp_path) == before
+
+
+def test_codes_of_another_tokenizer_are_refused(tokenizer, make_vq, pictures, tmp_path):
+    encode_to_shards(tokenizer, pictures, tmp_path)
+    with pytest.raises(DataError, match="written by another tokenizer"):
+        open_codes(tmp_path, make_vq(seed=1))
+    assert open_codes(tmp_path, make_vq())[0].tokenizer == fingerprint(tokenizer)
+
+
+def test_fingerprint_is_of_weights_and_config(make_vq, tmp_path):
+    one = make_vq()
+    one.save_pretrained(tmp_path)
+    assert fingerprint(type(one).from_pretrained(tmp_path)) == fingerprint(one)
+    assert fingerprint(make_vq(commitment_weight=0.5)) != fingerprint(one)
+    with torch.no_grad():
+        one.codebook[0, 0] += 1
+    assert fingerprint(one) != fingerprint(make_vq())
+
+
+def labels_beyond(folder):
+    np.save(folder / "labels.npy", np.full(7, 2))
+
+
+def labels_short(folder):
+    np.save(folder / "labels.npy", np.zeros(6, np.int64))
+
+
+def meta_damaged(folder):
+    (folder / "meta.json").write_text("{")
+
+
+def meta_unknown(folder):
+    values = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(values | {"colour": 1}))
+
+
+def meta_gone(folder):
+    (folder / "meta.json").unlink()
+
+
+@pytest.mark.parametrize("harm", [labels_beyond, labels_short, meta_damaged, meta_unknown, meta_gone])
+def test_damage_is_told_in_a_line(tokenizer, pictures, tmp_path, harm):
+    encode_to_shards(tokenizer, pictures, tmp_path)
+    harm(tmp_path)
+    with pytest.raises(DataError) as caught:
+        open_codes(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "encode" in str(caught.value)
+
+
+def test_views_must_be_known(tokenizer, pictures, tmp_path):
+    with pytest.raises(ConfigError, match="views must be one of center, center-flip, ten-crop, got 'all'"):
+        encode_to_shards(tokenizer, pictures, tmp_path, views="all")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ten_crop_needs_whole_pictures(tokenizer, tmp_path):
+    class Drawn:
+        class_names = ("dots",)
+        labels = np.zeros(1, np.int64)
+        size = 16
+
+        def __len__(self):
+            return 1
+
+        def picture(self, index, rng=None):
+            return np.zeros((16, 16, 3), np.uint8)
+
+    with pytest.raises(ConfigError, match="'ten-crop' needs a folder of pictures"):
+        encode_to_shards(tokenizer, Drawn(), tmp_path, views="ten-crop")
+    assert encode_to_shards(tokenizer, Drawn(), tmp_path).pictures == 1
