@@ -8,13 +8,13 @@ import torch
 
 from aimamba.config import from_mapping
 from aimamba.errors import CheckpointError, ConfigError, DataError
-from aimamba.models import VQModel
+from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig, VQModel
 from aimamba.train import stages
-from aimamba.train.generator import GeneratorTask
-from aimamba.train.recipe import Recipe
+from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.recipe import Recipe, load_recipe, recipe_names
 from aimamba.train.stages import make_task
 from aimamba.train.task import Task
-from aimamba.train.tokenizer import TokenizerTask
+from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 CPU = torch.device("cpu")
 DATA = {"source": "avatars:thumbs,landscape", "size": 16, "per_class": 4, "held_out_per_class": 2}
@@ -52,12 +52,12 @@ def tokenizer(make_vq, here):
     return vq
 
 
-def recipe(stage, **sections):
+def recipe(stage, *, init="", **sections):
     model = VQ if stage == "tokenizer" else AIM
     task = {} if stage == "tokenizer" else {"tokenizer": "vq"}
     values = {"data": DATA, "model": model, "fit": FIT, "task": task}
     merged = {name: {**value, **sections.get(name, {})} for name, value in values.items()}
-    return from_mapping(Recipe, {"stage": stage, **merged}, where="test")
+    return from_mapping(Recipe, {"stage": stage, "init": init, **merged}, where="test")
 
 
 def make(stage, **sections):
@@ -182,3 +182,50 @@ class TestGenerator:
     def test_random_crops_cannot_be_encoded_once(self, tokenizer):
         with pytest.raises(ConfigError, match=r"data.crop must be 'center' for a generator"):
             make("generator", data={"crop": "random"})
+
+
+class TestInit:
+    """Starting from given weights."""
+
+    def test_a_tokenizer_keeps_shape_and_weights(self, tokenizer):
+        task = make_task(recipe("tokenizer", init="vq", model={"channels": 16}), device=CPU)
+        assert task.model.config == tokenizer.config
+        assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), tokenizer.parameters(), strict=True))
+
+    def test_a_generator_gets_a_new_class_table_for_other_classes(self, tokenizer, make_aim, here):
+        given = make_aim(num_tokens=64, num_classes=5, decode_position_shift=1)
+        given.save_pretrained(here / "given")
+        model = make_task(recipe("generator", init="given"), device=CPU).model
+        assert model.config == dataclasses.replace(given.config, num_classes=2, decode_position_shift=0)
+        for name, tensor in model.state_dict().items():
+            if name == "condition.table.weight":
+                assert tensor.shape == (3, given.config.width)
+                assert torch.equal(tensor[-1], given.state_dict()[name][-1])
+            else:
+                assert torch.equal(tensor, given.state_dict()[name])
+
+    def test_a_generator_of_the_same_classes_keeps_its_table(self, tokenizer, make_aim, here):
+        given = make_aim(num_tokens=64, num_classes=2)
+        given.save_pretrained(here / "given")
+        model = make_task(recipe("generator", init="given"), device=CPU).model
+        assert torch.equal(model.condition.table.weight, given.condition.table.weight)
+
+    def test_a_generator_of_other_codes_is_refused(self, tokenizer, make_aim, here):
+        make_aim(num_tokens=9).save_pretrained(here / "given")
+        with pytest.raises(ConfigError, match="given has num_tokens 9, but these pictures and this tokenizer need 64"):
+            make_task(recipe("generator", init="given"), device=CPU)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipes_hold_together(name):
+    loaded = load_recipe(name)
+    tokenizer = loaded.stage == "tokenizer"
+    from_mapping(TokenizerTaskConfig if tokenizer else GeneratorTaskConfig, loaded.task, where=name)
+    config, presets = (VQConfig, VQ_PRESETS) if tokenizer else (AiMConfig, AIM_PRESETS)
+    shape = stages._model_config(config, presets, loaded.model)
+    if "imagenet256" in name:
+        assert shape == presets[name.removesuffix("-imagenet256")]
+        assert "not run here" in loaded.description
+        assert loaded.fit.batch_size * loaded.fit.steps / 1_281_167 == pytest.approx(
+            40 if tokenizer else 300 if name.startswith(("aim-b", "aim-l")) else 350, rel=1e-3
+        )

@@ -241,7 +241,7 @@ class TestGenerator:
     def test_how_many_labels_are_dropped(self, make, batch, monkeypatch):
         task, seen = make(label_dropout=0.1), []
         monkeypatch.setattr(
-            generator_module, "_cross_entropy", lambda model, codes, labels: seen.append(labels) or codes.sum()
+            generator_module, "_cross_entropy", lambda model, codes, labels, mask: seen.append(labels) or codes.sum()
         )
         for seed in range(100):
             task.loss(task.model, batch, rng(seed), 0)
@@ -312,3 +312,31 @@ class TestGenerator:
     def test_settings_out_of_range(self, name, value):
         with pytest.raises(ConfigError, match=f"task.{name} must .*, got {value}"):
             GeneratorTaskConfig(tokenizer="vq", **{name: value})
+
+
+class TestTokenDropout:
+    """``task.token_dropout``."""
+
+    def test_zero_asks_for_no_mask_and_no_random_number(self, make_aim, make_vq):
+        assert mask(make_aim(), make_vq(), 0.0) is None
+
+    def test_features_are_dropped_at_the_rate_and_the_rest_scaled_up(self, make_aim, make_vq):
+        drawn = mask(make_aim(), make_vq(), 0.25, rows=400)
+        assert drawn.unique().tolist() == pytest.approx([0.0, 4 / 3])
+        assert float((drawn == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+        assert float(drawn.mean()) == pytest.approx(1.0, abs=0.02)
+
+    def test_it_touches_words_and_not_places(self, make_aim):
+        model = make_aim()
+        codes, labels = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+        silent = model(codes, labels, token_mask=torch.zeros(1, 3, model.config.width))
+        with torch.no_grad():
+            model.word_embedding.weight[0] = 0  # the head is tied: compare the other codes
+        assert torch.allclose(model(codes, labels)[..., 1:], silent[..., 1:], atol=1e-6)
+
+
+def mask(model, tokenizer, rate, rows=2):
+    empty = CodeSet(np.zeros((1, 1, 9), np.uint16), np.zeros(1, np.int64))
+    config = GeneratorTaskConfig(tokenizer="", token_dropout=rate)
+    task = GeneratorTask(model, tokenizer, empty, empty, (), config)
+    return task._token_mask(model, torch.zeros(rows, 9, dtype=torch.long), torch.Generator().manual_seed(0))

@@ -17,6 +17,7 @@ _FLAGS = {
     "data": "data.source",
     "size": "data.size",
     "strict": "data.strict",
+    "init": "init",
     "tokenizer": "task.tokenizer",
     "steps": "fit.steps",
     "batch_size": "fit.batch_size",
@@ -36,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--batch-size", type=int, help="pictures an update")
     parser.add_argument("--lr", type=float, help="highest learning rate")
     parser.add_argument("--seed", type=int, help="of weights, order and dropout")
+    parser.add_argument("--init", metavar="MODEL", help="start from the weights of this model, and keep its shape")
     parser.add_argument("--strict", action="store_true", default=None, help="stop at the first broken picture")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as fit.ema_decay=0.999"
@@ -68,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings by dotted name: from the flags, and over them from ``--set``."""
     given = {key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None}
+    if arguments.data is not None:  # a recipe's limits are meant for its own pictures
+        given |= {"data.per_class": None, "data.held_out_per_class": None}
     # Quoted, a folder called 2024 or true stays a text.
     overrides = {key: json.dumps(value) if isinstance(value, str) else value for key, value in given.items()}
     for setting in arguments.set:

@@ -236,9 +236,11 @@ class AiM(PretrainedModel[AiMConfig]):
                 parameter.data = parameter.data.to(wide if kept else dtype)
         return self
 
-    def _embed(self, codes: Tensor, place: Tensor) -> Tensor:
+    def _embed(self, codes: Tensor, place: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Vectors of codes, each at its place in the picture counted from 0."""
         embedded = self.word_embedding(codes)
+        if token_mask is not None:
+            embedded = embedded * token_mask
         return embedded if self.position_embedding is None else embedded + self.position_embedding(place)
 
     def _modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,7 +255,12 @@ class AiM(PretrainedModel[AiMConfig]):
         return F.linear(hidden * (1 + scale) + shift, self.word_embedding.weight)
 
     def forward(
-        self, codes: Int[Tensor, "b l1"], labels: Int[Tensor, " b"], *, position_shift: int = 0
+        self,
+        codes: Int[Tensor, "b l1"],
+        labels: Int[Tensor, " b"],
+        *,
+        position_shift: int = 0,
+        token_mask: Float[Tensor, "b l1 d"] | None = None,
     ) -> Float[Tensor, "b l v"]:
         """Logits of every code given the class and the codes before it.
 
@@ -261,6 +268,7 @@ class AiM(PretrainedModel[AiMConfig]):
             codes: The picture's codes but the last, (B, L - 1); any shorter prefix will do.
             labels: Class labels; ``num_classes`` means "no class".
             position_shift: Added to every code's place. 0 is how the model is trained.
+            token_mask: Multiplies the word embeddings, for dropout: the caller draws it.
 
         Returns:
             Logits (B, L, V): place t predicts code t.
@@ -268,7 +276,7 @@ class AiM(PretrainedModel[AiMConfig]):
         condition = self.condition(labels)
         modulation, final_modulation = self._modulations(condition)
         place = torch.arange(position_shift, codes.shape[1] + position_shift, device=codes.device)
-        hidden = torch.cat([condition[:, None], self._embed(codes, place)], dim=1)
+        hidden = torch.cat([condition[:, None], self._embed(codes, place, token_mask)], dim=1)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             residual = block(residual, modulation[:, index])

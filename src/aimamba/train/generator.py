@@ -29,6 +29,7 @@ class GeneratorTaskConfig:
         tokenizer: Whose codes to learn: a training run, a saved model, or a hub id.
         label_dropout: Share of examples whose class is withheld, so that guidance has something to push from. One
             draw decides for the class token and the condition alike.
+        token_dropout: Share of the word embeddings' features set to zero, the others scaled up to make up for it.
         sheet_pictures: Pictures of each class on a sample sheet.
         sheet_cfg_scale: Guidance of the sample sheet.
         sheet_top_k: Top-k of the sample sheet; 0 draws among all codes.
@@ -36,12 +37,14 @@ class GeneratorTaskConfig:
 
     tokenizer: str
     label_dropout: float = 0.1
+    token_dropout: float = 0.0
     sheet_pictures: int = 4
     sheet_cfg_scale: float = 2.0
     sheet_top_k: int = 0
 
     def __post_init__(self) -> None:
         check(0 <= self.label_dropout <= 1, f"task.label_dropout must lie in [0, 1], got {self.label_dropout}")
+        check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
         check(self.sheet_cfg_scale >= 0, f"task.sheet_cfg_scale must not be negative, got {self.sheet_cfg_scale}")
         check(self.sheet_top_k >= 0, f"task.sheet_top_k must not be negative, got {self.sheet_top_k}")
@@ -90,7 +93,7 @@ class GeneratorTask:
         """Mean cross entropy of every code, in nats; some labels become "no class". Every ``step`` is alike."""
         dropped = torch.rand(batch.labels.shape, generator=rng, device=batch.labels.device) < self.config.label_dropout
         labels = torch.where(dropped, model.condition.nothing, batch.labels)
-        return _cross_entropy(model, batch.codes, labels), {}
+        return _cross_entropy(model, batch.codes, labels, self._token_mask(model, batch.codes, rng)), {}
 
     @torch.no_grad()
     def evaluate(self, model: AiM) -> dict[str, float]:
@@ -115,10 +118,18 @@ class GeneratorTask:
         """Write tokenizer, generator and class names together."""
         self._pipeline(model).save_pretrained(folder)
 
+    def _token_mask(self, model: AiM, codes: Tensor, rng: torch.Generator) -> Tensor | None:
+        """What to multiply the word embeddings by (B, L - 1, D), where there is token dropout."""
+        rate = self.config.token_dropout
+        if rate == 0:
+            return None
+        shape = (codes.shape[0], codes.shape[1] - 1, model.config.width)
+        return (torch.rand(shape, generator=rng, device=codes.device) >= rate) / (1 - rate)
+
     def _pipeline(self, model: AiM) -> Pipeline:
         return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), model, self.class_names)
 
 
-def _cross_entropy(model: AiM, codes: Tensor, labels: Tensor) -> Tensor:
-    logits = model(codes[:, :-1], labels)
+def _cross_entropy(model: AiM, codes: Tensor, labels: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    logits = model(codes[:, :-1], labels, token_mask=token_mask)
     return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())

@@ -57,6 +57,7 @@ class Recipe:
     Attributes:
         stage: Which of the two stages.
         description: A line for people.
+        init: A saved model to start from, whose shape is then kept; a new set of classes gets a new class table.
         data: The pictures.
         model: Settings of the model: perhaps a ``preset``, and what differs from it.
         fit: Settings of the loop.
@@ -65,6 +66,7 @@ class Recipe:
 
     stage: Literal["tokenizer", "generator"]
     description: str = ""
+    init: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     fit: FitConfig
@@ -109,6 +111,7 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
     known = [
         "stage",
         "description",
+        "init",
         *(f"{key}.{f.name}" for key, cls in fields.items() for f in dataclasses.fields(cls)),
     ]
     section, _, key = name.partition(".")

@@ -1,8 +1,9 @@
 """From a recipe to a task: open the pictures, build the model, load what the stage stands on."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -59,10 +60,13 @@ def _pictures(recipe: Recipe, split: Split) -> Pictures:
 
 
 def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
-    config = _model_config(VQConfig, VQ_PRESETS, recipe.model)
+    given = VQModel.from_pretrained(recipe.init) if recipe.init else None
+    config = given.config if given else _model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
     _check_size(recipe, config)
     train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
+    if given is not None:
+        return TokenizerTask(given, train, held_out, task, seed=recipe.fit.seed)
     model = VQModel(config)
     model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
     return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed)
@@ -81,12 +85,19 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
             f"('aimamba train {recipe_of_tokenizer}'), or give another with --tokenizer"
         )
     tokenizer = VQModel.from_pretrained(task.tokenizer, device=device)
-    train, held_out, class_names, num_tokens = _codes(recipe, tokenizer, say)
+    source = _code_source(recipe, tokenizer, say)
     fixed = {
         "vocab_size": tokenizer.config.codebook_size,
-        "num_tokens": num_tokens,
-        "num_classes": len(class_names),
+        "num_tokens": source.num_tokens,
+        "num_classes": len(source.class_names),
     }
+    model = _given_generator(recipe, fixed) if recipe.init else _new_generator(recipe, fixed)
+    train, held_out = source.load()
+    return GeneratorTask(model, tokenizer.cpu(), train, held_out, source.class_names, task, seed=recipe.fit.seed)
+
+
+def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
+    """A generator of the recipe's shape with fresh weights; ``fixed`` follows from pictures and tokenizer."""
     for name, value in fixed.items():
         check(
             recipe.model.get(name, value) == value,
@@ -95,24 +106,61 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
         )
     model = AiM(_model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
     model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
-    return GeneratorTask(model, tokenizer.cpu(), train, held_out, class_names, task, seed=recipe.fit.seed)
+    return model
 
 
-def _codes(
-    recipe: Recipe, tokenizer: VQModel, say: Callable[[str], None]
-) -> tuple[CodeSet, CodeSet, tuple[str, ...], int]:
-    """Training and held-out codes, class names and codes a picture: from shards, or by encoding pictures now."""
-    source = Path(recipe.data.source)
-    if (source / "train" / META_FILE).is_file():
-        meta, train = open_codes(source / "train", tokenizer)
-        _, held_out = open_codes(source / "held-out", tokenizer)
-        return train, held_out, meta.class_names, meta.grid[0] * meta.grid[1]
+def _given_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
+    """The generator that the recipe starts from, with a fresh class table where the number of classes is another."""
+    given = AiM.from_pretrained(recipe.init)
+    for name in ("vocab_size", "num_tokens"):
+        check(
+            getattr(given.config, name) == fixed[name],
+            f"{recipe.init} has {name} {getattr(given.config, name)}, but these pictures and this tokenizer need "
+            f"{fixed[name]}; give its own tokenizer and size",
+        )
+    # Trained on, official weights are decoded as they are trained: without the shift.
+    model = AiM(replace(given.config, num_classes=fixed["num_classes"], decode_position_shift=0))
+    model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
+    tensors = given.state_dict()
+    if fixed["num_classes"] != given.config.num_classes:
+        table = model.condition.table.weight.detach().clone()
+        table[-1] = tensors["condition.table.weight"][-1]  # "no class" means the same
+        tensors["condition.table.weight"] = table
+    model.load_state_dict(tensors)
+    return model
+
+
+class _CodeSource(NamedTuple):
+    """Where a generator's codes come from.
+
+    Attributes:
+        class_names: Names of the labels.
+        num_tokens: Codes of a picture.
+        load: Gives training and held-out codes; this is what may take long.
+    """
+
+    class_names: tuple[str, ...]
+    num_tokens: int
+    load: Callable[[], tuple[CodeSet, CodeSet]]
+
+
+def _code_source(recipe: Recipe, tokenizer: VQModel, say: Callable[[str], None]) -> _CodeSource:
+    """Codes on disk, or pictures that are encoded now."""
+    folder = Path(recipe.data.source)
+    if (folder / "train" / META_FILE).is_file():
+        meta, train = open_codes(folder / "train", tokenizer)
+        _, held_out = open_codes(folder / "held-out", tokenizer)
+        return _CodeSource(meta.class_names, meta.grid[0] * meta.grid[1], lambda: (train, held_out))
+
     _check_size(recipe, tokenizer.config)
     pictures, judged = _pictures(recipe, "train"), _pictures(recipe, "held-out")
-    say(f"encoding {len(pictures) + len(judged):,} pictures with {recipe.task['tokenizer']}")
-    codes = encode_pictures(tokenizer, pictures, flip=recipe.data.flip)
+
+    def encode() -> tuple[CodeSet, CodeSet]:
+        say(f"encoding {len(pictures) + len(judged):,} pictures with {recipe.task['tokenizer']}")
+        return encode_pictures(tokenizer, pictures, flip=recipe.data.flip), encode_pictures(tokenizer, judged)
+
     tokens = (recipe.data.size // tokenizer.config.downsampling) ** 2
-    return codes, encode_pictures(tokenizer, judged), pictures.class_names, tokens
+    return _CodeSource(pictures.class_names, tokens, encode)
 
 
 def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:
