@@ -109,6 +109,7 @@ class TestRuns:
             status, out, err = aimamba("train", f"{recipe}.toml", *flags, "--device", "cpu")
             assert status == 0
             assert f"runs/{recipe} is finished" in err
+            assert "encoding" not in err, "nothing is prepared for nothing"
             assert out.startswith(f"runs/{recipe}/model: ")
             assert out.count("\n") == 1
             last = metrics(trained / "runs" / recipe)[-1]

@@ -96,6 +96,15 @@ def test_steps_intervals_and_description_may_change(tmp_path):
         check_same_recipe(to_toml(before), to_toml({"fit": {}}), tmp_path)
 
 
+@pytest.fixture
+def sigint_as_on_a_terminal():
+    """What a suite that a shell starts in the background lacks: SIGINT is then ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_as_on_a_terminal")
 def test_a_second_signal_acts_at_once():
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)

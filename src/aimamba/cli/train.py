@@ -61,8 +61,13 @@ def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     recipe = load_recipe(arguments.recipe, _overrides(arguments))
     out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
-    task = make_task(recipe, device=device, say=lambda line: print(line, file=sys.stderr))
-    result = fit(task, recipe.fit, out, device=device, recipe=to_mapping(recipe))
+    result = fit(
+        lambda: make_task(recipe, device=device, say=lambda line: print(line, file=sys.stderr)),
+        recipe.fit,
+        out,
+        device=device,
+        recipe=to_mapping(recipe),
+    )
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     print(f"{result.model}: {result.steps} steps, held out: {numbers}")
 

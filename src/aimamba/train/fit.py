@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal
@@ -122,7 +122,7 @@ class Result:
 
 
 def fit(
-    task: Task[Model, Batch],
+    task: Task[Model, Batch] | Callable[[], Task[Model, Batch]],
     config: FitConfig,
     out: Path,
     *,
@@ -135,7 +135,7 @@ def fit(
     longer run. A step whose loss or gradient is not finite is left out; five in a row end the run.
 
     Args:
-        task: What to train, on what, towards what.
+        task: What to train, on what, towards what; or how to prepare that, called only if there is something to do.
         config: How.
         out: Folder of the run.
         device: Where to train.
@@ -150,7 +150,7 @@ def fit(
     if is_finished(out, text, config.steps):
         print(f"{out} is finished: {config.steps} steps; raise fit.steps to train on", file=sys.stderr)
     else:
-        run = _Run(task, config, out, text, torch.device(device))
+        run = _Run(task() if callable(task) else task, config, out, text, torch.device(device))
         with (
             Interruption() as interruption,
             MetricsFile(out / "metrics.jsonl", step=run.step) as metrics,
