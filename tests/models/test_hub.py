@@ -128,7 +128,7 @@ def test_config_and_weights_that_disagree(folder):
 def test_wrong_class(folder, make_vq, tmp_path):
     assert "class 'AiM', but a tokenizer is needed" in refusal(folder, cls=VQModel)
     make_vq().save_pretrained(tmp_path / "vq")
-    assert "class 'VQModel', expected 'AiM'" in refusal(tmp_path / "vq")
+    assert "class 'VQModel', but a generator is needed" in refusal(tmp_path / "vq")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", '"AiM"', "\x00\xff"])
