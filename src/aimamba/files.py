@@ -1,19 +1,27 @@
 """Files that are either whole or absent."""
 
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it into place."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+def write_atomically(path: Path, write: Callable[[Path], object], *, draft: str | None = None) -> None:
+    """Let ``write`` fill a draft beside ``path``, which then takes its place.
+
+    A reader sees the old file or the new one.
+
+    Args:
+        path: Where the file should be.
+        write: Fills the file whose path it is given.
+        draft: Name of the draft. By default it is unique, so that several processes may write at once; with a name of
+            its own, a process that is killed again and again leaves no more than one.
+    """
+    place = path.with_name(draft or f".{path.name}.{uuid.uuid4().hex}")
     try:
-        write(Path(name))
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        write(place)
+        with place.open("r+b") as file:
+            os.fsync(file.fileno())
+        place.replace(path)
+    finally:
+        place.unlink(missing_ok=True)

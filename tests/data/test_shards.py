@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from aimamba.data.codes import view_names
 from aimamba.data.images import ImageFolder
-from aimamba.data.shards import encode_to_shards, fingerprint, open_codes, view_names
+from aimamba.data.shards import encode_to_shards, fingerprint, open_codes
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import center_crop, ten_crop, to_array
 from aimamba.errors import ConfigError, DataError

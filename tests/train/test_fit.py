@@ -106,7 +106,7 @@ def test_a_signal_ends_the_step_and_the_same_command_continues(tmp_path, whole, 
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize(("how", "number", "left"), [("--die-in-step", 6, 4), ("--die-in-write", 2, 2)])
+@pytest.mark.parametrize(("how", "number", "left"), [("--die-in-step", 6, 4), ("--die-in-write", 4, 2)])
 def test_kill_9_and_the_same_command_continues(tmp_path, how, number, left):
     program = [sys.executable, str(Path(__file__).with_name("toy_task.py"))]
     killed = subprocess.run([*program, str(tmp_path / "killed"), how, str(number)], capture_output=True, check=False)

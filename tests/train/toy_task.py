@@ -100,7 +100,7 @@ if __name__ == "__main__":
         return die() if step == number else 1.0
 
     if how == "--die-in-write":
-        fsync, written = os.fsync, []
+        fsync, written = os.fsync, []  # recipe.toml and metrics.jsonl are the first two, checkpoints follow
 
         def count(handle: int) -> None:
             written.append(handle)

@@ -32,8 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from aimamba.cli.output import output_folder
     from aimamba.config import check
+    from aimamba.data.codes import view_names
     from aimamba.data.pictures import open_pictures
-    from aimamba.data.shards import encode_to_shards, view_names
+    from aimamba.data.shards import encode_to_shards
     from aimamba.data.splits import Split
     from aimamba.models import VQModel
     from aimamba.models.placement import resolve_device, resolve_dtype

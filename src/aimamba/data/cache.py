@@ -2,11 +2,12 @@
 
 import os
 import sys
-import uuid
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from aimamba.files import write_atomically
 
 
 def cache_folder() -> Path:
@@ -42,11 +43,20 @@ def load_pictures(path: Path, size: int) -> UInt8[np.ndarray, "n s s 3"] | None:
     return None
 
 
+def store_array(path: Path, array: np.ndarray) -> None:
+    """Write an array to an ``.npy`` file that is either whole or absent."""
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:
+            np.save(file, array)
+
+    write_atomically(path, write)
+
+
 def store_pictures(path: Path, pictures: UInt8[np.ndarray, "n s s 3"]) -> UInt8[np.ndarray, "m s s 3"]:
     """Keep pictures in a file and map it.
 
-    A reader sees the old file or the new one, never half of it: the bytes go to a file beside it, which then takes its
-    place. If another process has meanwhile stored at least as many pictures, its file stays.
+    If another process has meanwhile stored at least as many pictures, its file stays.
 
     Args:
         path: Where to keep them; folders are made as needed.
@@ -63,14 +73,6 @@ def store_pictures(path: Path, pictures: UInt8[np.ndarray, "n s s 3"]) -> UInt8[
     stored = load_pictures(path, size)
     if stored is None or len(stored) < len(pictures):
         del stored  # Windows replaces no file that is mapped
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with open(draft, "xb") as file:
-                np.save(file, pictures)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        store_array(path, pictures)
         stored = load_pictures(path, size)
     return pictures if stored is None else stored

@@ -8,16 +8,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64, UInt16
+from jaxtyping import Int, Int64, UInt8, UInt16
 from torch import Tensor
 
 from aimamba.config import check
+from aimamba.data.images import ImageFolder
 from aimamba.data.order import Order
 from aimamba.data.pictures import Pictures
 from aimamba.data.sheets import to_float
+from aimamba.data.transforms import ten_crop, to_array
 from aimamba.models import VQModel
 
+VIEWS = ("center", "center-flip", "ten-crop")
+
 _LARGEST_CODEBOOK = 1 << 16
+_TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
 
 class CodeBatch(NamedTuple):
@@ -70,7 +75,46 @@ class CodeSet:
             start += batch_size
 
 
+def view_names(views: str) -> tuple[str, ...]:
+    """Names of the views that a choice stands for.
+
+    ``center`` is the centre crop, ``center-flip`` also its mirror image, ``ten-crop`` LlamaGen's twenty: four corners
+    and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the picture.
+    """
+    check(views in VIEWS, f"views must be one of {', '.join(VIEWS)}, got {views!r}")
+    if views == "ten-crop":
+        return tuple(f"ten-crop-{scale}-{number}" for scale in _TEN_CROP_RANGES for number in range(10))
+    return ("center",) if views == "center" else ("center", "center-flip")
+
+
 @torch.no_grad()
+def encode_views(tokenizer: VQModel, pictures: Pictures, chosen: range, views: str) -> UInt16[np.ndarray, "n v l"]:
+    """Codes of some pictures in the views that ``view_names(views)`` lists, as one batch a view.
+
+    Raises:
+        ConfigError: The codebook has more codes than two bytes can hold.
+    """
+    size = tokenizer.config.codebook_size
+    check(size <= _LARGEST_CODEBOOK, f"codes are kept in two bytes: at most {_LARGEST_CODEBOOK} codes, got {size}")
+    device, dtype = tokenizer.codebook.device, tokenizer.codebook.dtype
+    seen = np.stack([np.stack(_views(pictures, index, views)) for index in chosen])  # (B, v, S, S, 3)
+    columns = []
+    for view in range(seen.shape[1]):
+        images = torch.from_numpy(seen[:, view]).permute(0, 3, 1, 2)
+        columns.append(tokenizer.encode(to_float(images).to(device, dtype)).flatten(1).cpu().numpy())
+    return np.stack(columns, axis=1).astype(np.uint16)
+
+
+def _views(pictures: Pictures, index: int, views: str) -> Sequence[UInt8[np.ndarray, "s s 3"]]:
+    if views == "ten-crop":
+        assert isinstance(pictures, ImageFolder)
+        image = pictures.image(index)
+        crops = [crop for scale in _TEN_CROP_RANGES for crop in ten_crop(image, pictures.size, crop_range=scale)]
+        return [to_array(crop) for crop in crops]
+    whole = pictures.picture(index, None)
+    return [whole] if views == "center" else [whole, np.ascontiguousarray(whole[:, ::-1])]
+
+
 def encode_pictures(
     tokenizer: VQModel,
     pictures: Pictures,
@@ -91,17 +135,10 @@ def encode_pictures(
     Raises:
         ConfigError: The codebook has more codes than two bytes can hold.
     """
-    size = tokenizer.config.codebook_size
-    check(size <= _LARGEST_CODEBOOK, f"codes are kept in two bytes: at most {_LARGEST_CODEBOOK} codes, got {size}")
-    device, dtype = tokenizer.codebook.device, tokenizer.codebook.dtype
     parts = []
     for start in range(0, len(pictures), batch_size):
-        stop = min(start + batch_size, len(pictures))
-        stacked = np.stack([pictures.picture(index, None) for index in range(start, stop)])
-        images = to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2)).to(device, dtype)
-        views = [images, images.flip(-1)] if flip else [images]
-        codes = torch.stack([tokenizer.encode(view).flatten(1) for view in views], dim=1)  # (B, v, L)
-        parts.append(codes.cpu().numpy().astype(np.uint16))
+        chosen = range(start, min(start + batch_size, len(pictures)))
+        parts.append(encode_views(tokenizer, pictures, chosen, "center-flip" if flip else "center"))
         if progress is not None:
-            progress(stop, len(pictures))
+            progress(chosen.stop, len(pictures))
     return CodeSet(np.concatenate(parts), np.asarray(pictures.labels, dtype=np.int64))

@@ -9,28 +9,24 @@ Shape letters: n pictures, v views of each, L codes of a view.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8, UInt16
+from jaxtyping import Int64
 
 from aimamba.config import check, from_mapping, to_mapping
-from aimamba.data.codes import CodeSet
+from aimamba.data.cache import store_array
+from aimamba.data.codes import CodeSet, encode_views, view_names
 from aimamba.data.images import ImageFolder
 from aimamba.data.pictures import Pictures
-from aimamba.data.sheets import to_float
-from aimamba.data.transforms import ten_crop, to_array
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import write_atomically
 from aimamba.models import VQModel
 
-VIEWS = ("center", "center-flip", "ten-crop")
-
 META_FILE, LABELS_FILE = "meta.json", "labels.npy"
-_TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +66,6 @@ def fingerprint(tokenizer: VQModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def view_names(views: str) -> tuple[str, ...]:
-    """Names of the views that a choice stands for.
-
-    ``center`` is the centre crop, ``center-flip`` also its mirror image, ``ten-crop`` LlamaGen's twenty: four corners
-    and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the picture.
-    """
-    check(views in VIEWS, f"views must be one of {', '.join(VIEWS)}, got {views!r}")
-    if views == "ten-crop":
-        return tuple(f"ten-crop-{scale}-{number}" for scale in _TEN_CROP_RANGES for number in range(10))
-    return ("center",) if views == "center" else ("center", "center-flip")
 
 
 def encode_to_shards(
@@ -132,10 +116,10 @@ def encode_to_shards(
             parts = []
             for first in range(start, stop, batch_size):
                 chosen = range(first, min(first + batch_size, stop))
-                parts.append(_encode(tokenizer, pictures, chosen, views))
+                parts.append(encode_views(tokenizer, pictures, chosen, views))
                 if progress is not None:
                     progress(chosen.stop, len(pictures))
-            _save(path, np.concatenate(parts))
+            store_array(path, np.concatenate(parts))
         if progress is not None:
             progress(stop, len(pictures))
     return meta
@@ -182,7 +166,7 @@ def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> No
         raise ConfigError(f"{folder} holds codes of another {key}; give another --out, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_mapping(meta), indent=2, ensure_ascii=False) + "\n"
-    _save(folder / LABELS_FILE, labels)
+    store_array(folder / LABELS_FILE, labels)
     write_atomically(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -195,35 +179,6 @@ def _read_meta(folder: Path) -> CodesMeta | None:
         return from_mapping(CodesMeta, values, where=str(path))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ConfigError) as error:
         raise DataError(f"{path}: not the description of a folder of codes; encode again in another --out") from error
-
-
-@torch.no_grad()
-def _encode(tokenizer: VQModel, pictures: Pictures, chosen: range, views: str) -> UInt16[np.ndarray, "n v l"]:
-    device, dtype = tokenizer.codebook.device, tokenizer.codebook.dtype
-    seen = np.stack([np.stack(_views(pictures, index, views)) for index in chosen])  # (B, v, S, S, 3)
-    columns = []
-    for view in range(seen.shape[1]):
-        images = torch.from_numpy(seen[:, view]).permute(0, 3, 1, 2)
-        columns.append(tokenizer.encode(to_float(images).to(device, dtype)).flatten(1).cpu().numpy())
-    return np.stack(columns, axis=1).astype(np.uint16)
-
-
-def _views(pictures: Pictures, index: int, views: str) -> Sequence[UInt8[np.ndarray, "s s 3"]]:
-    if views == "ten-crop":
-        assert isinstance(pictures, ImageFolder)
-        image = pictures.image(index)
-        crops = [crop for scale in _TEN_CROP_RANGES for crop in ten_crop(image, pictures.size, crop_range=scale)]
-        return [to_array(crop) for crop in crops]
-    whole = pictures.picture(index, None)
-    return [whole] if views == "center" else [whole, np.ascontiguousarray(whole[:, ::-1])]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.save(file, array)
-
-    write_atomically(path, write)
 
 
 def _load(path: Path) -> np.ndarray | None:

@@ -1,7 +1,6 @@
 """The one file from which a stopped run continues, and whether it may."""
 
 import dataclasses
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from aimamba.errors import CheckpointError, ConfigError
+from aimamba.files import write_atomically
 from aimamba.train.toml import read_toml, to_toml
 
 _FORMAT = "aimamba training run 1"
@@ -52,15 +52,11 @@ class Checkpoint:
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint`` so that ``path`` is at every moment the old file or the new one, and whole.
 
-    The file beside it has one fixed name, so that a run that is killed in writing leaves no more than one of them.
+    The draft beside it has one fixed name, so that a run that is killed in writing leaves no more than one of them.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-        torch.save({"format": _FORMAT, **fields}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    content = {"format": _FORMAT, **fields}
+    write_atomically(path, lambda draft: torch.save(content, draft), draft=f"{path.name}.partial")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
