@@ -24,6 +24,5 @@ if __name__ == "__main__":
         pipeline([0], config=SamplingConfig(cfg_scale=2.0))
         drawn = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        f"{name}, {torch.get_num_threads()} threads: loaded in {loaded:.1f} s, one picture {drawn:.1f} s, peak {peak:.1f} GB"
-    )
+    print(f"{name}, {torch.get_num_threads()} threads: loaded in {loaded:.1f} s, one picture in {drawn:.1f} s")
+    print(f"peak memory {peak:.1f} GB")
