@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aimamba.config import from_mapping
+from aimamba.config import from_mapping, to_mapping
 from aimamba.errors import CheckpointError, ConfigError, DataError
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig, VQModel
 from aimamba.train import stages
@@ -52,7 +52,7 @@ def tokenizer(make_vq, here):
     return vq
 
 
-def recipe(stage, *, init="", **sections):
+def recipe(stage, *, init=None, **sections):
     model = VQ if stage == "tokenizer" else AIM
     task = {} if stage == "tokenizer" else {"tokenizer": "vq"}
     values = {"data": DATA, "model": model, "fit": FIT, "task": task}
@@ -186,6 +186,10 @@ class TestGenerator:
 
 class TestInit:
     """Starting from given weights."""
+
+    def test_without_it_the_recipe_of_a_run_does_not_mention_it(self):
+        assert "init" not in to_mapping(recipe("tokenizer"))
+        assert to_mapping(recipe("tokenizer", init="vq"))["init"] == "vq"
 
     def test_a_tokenizer_keeps_shape_and_weights(self, tokenizer):
         task = make_task(recipe("tokenizer", init="vq", model={"channels": 16}), device=CPU)

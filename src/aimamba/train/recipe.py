@@ -66,7 +66,7 @@ class Recipe:
 
     stage: Literal["tokenizer", "generator"]
     description: str = ""
-    init: str = ""
+    init: str | None = None
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     fit: FitConfig
