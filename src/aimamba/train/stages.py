@@ -91,7 +91,7 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
         "num_tokens": source.num_tokens,
         "num_classes": len(source.class_names),
     }
-    model = _given_generator(recipe, fixed) if recipe.init else _new_generator(recipe, fixed)
+    model = _given_generator(recipe, recipe.init, fixed) if recipe.init else _new_generator(recipe, fixed)
     train, held_out = source.load()
     return GeneratorTask(model, tokenizer.cpu(), train, held_out, source.class_names, task, seed=recipe.fit.seed)
 
@@ -109,13 +109,13 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
     return model
 
 
-def _given_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
-    """The generator that the recipe starts from, with a fresh class table where the number of classes is another."""
-    given = AiM.from_pretrained(recipe.init)
+def _given_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> AiM:
+    """The generator ``init`` that the recipe starts from, with a fresh class table where the number of classes is another."""
+    given = AiM.from_pretrained(init)
     for name in ("vocab_size", "num_tokens"):
         check(
             getattr(given.config, name) == fixed[name],
-            f"{recipe.init} has {name} {getattr(given.config, name)}, but these pictures and this tokenizer need "
+            f"{init} has {name} {getattr(given.config, name)}, but these pictures and this tokenizer need "
             f"{fixed[name]}; give its own tokenizer and size",
         )
     # Trained on, official weights are decoded as they are trained: without the shift.
