@@ -110,7 +110,7 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
 
 
 def _given_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> AiM:
-    """The generator ``init`` that the recipe starts from, with a fresh class table where the number of classes is another."""
+    """Load ``init``, and give it a fresh class table where the number of classes is another."""
     given = AiM.from_pretrained(init)
     for name in ("vocab_size", "num_tokens"):
         check(
