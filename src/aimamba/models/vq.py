@@ -30,7 +30,10 @@ class VQConfig:
     Attributes:
         channels: Width of the first level.
         channel_mult: Width of each level as a multiple of ``channels``; every level but the last halves the picture,
-            so the down-sampling is ``2 ** (len(channel_mult) - 1)``.
+            so the down-sampling is ``patch_size * 2 ** (len(channel_mult) - 1)``.
+        patch_size: Side of the squares of pixels that the first convolution takes in, and the last one draws, as the
+            channels of one place. 1, as published, convolves at full resolution, which is where a small model would
+            spend most of its time.
         num_res_blocks: Residual blocks of an encoder level; a decoder level has one more.
         z_channels: Channels between the convolutions and the code projection.
         codebook_size: Number of codes (V).
@@ -42,6 +45,7 @@ class VQConfig:
 
     channels: int = 128
     channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    patch_size: int = 1
     num_res_blocks: int = 2
     z_channels: int = 256
     codebook_size: int = 16384
@@ -51,7 +55,8 @@ class VQConfig:
     commitment_weight: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("channels", "num_res_blocks", "z_channels", "codebook_size", "codebook_dim", "norm_groups"):
+        codes = ("z_channels", "codebook_size", "codebook_dim")
+        for name in ("channels", "patch_size", "num_res_blocks", *codes, "norm_groups"):
             check(getattr(self, name) >= 1, f"VQConfig: {name} must be at least 1, got {getattr(self, name)}")
         check(
             len(self.channel_mult) >= 1 and min(self.channel_mult) >= 1,
@@ -67,7 +72,7 @@ class VQConfig:
     @property
     def downsampling(self) -> int:
         """Pixels of the picture per cell of the code grid, along one side."""
-        return 1 << (len(self.channel_mult) - 1)
+        return self.patch_size << (len(self.channel_mult) - 1)
 
 
 VQ_PRESETS: dict[str, VQConfig] = {
@@ -191,7 +196,8 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.channels * mult for mult in config.channel_mult]
         last = len(widths) - 1
-        self.stem = nn.Conv2d(3, config.channels, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.stem = nn.Conv2d(3 * config.patch_size**2, config.channels, 3, padding=1)
         self.levels = nn.ModuleList(
             Level(
                 [config.channels, *widths][i],
@@ -209,7 +215,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) to features (B, z_channels, h, w)."""
-        hidden = self.stem(images)
+        hidden = self.stem(F.pixel_unshuffle(images, self.patch_size))
         for level in self.levels:
             hidden = level(hidden)
         return self.head(F.silu(self.norm(self.middle(hidden))))
@@ -236,14 +242,15 @@ class Decoder(nn.Module):
             for i in range(len(widths))
         )
         self.norm = nn.GroupNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
-        self.head = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.head = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Features (B, z_channels, h, w) to pictures (B, 3, H, W)."""
         hidden = self.middle(self.stem(latents))
         for level in self.levels:
             hidden = level(hidden)
-        return self.head(F.silu(self.norm(hidden)))
+        return F.pixel_shuffle(self.head(F.silu(self.norm(hidden))), self.patch_size)
 
 
 def _middle(width: int, config: VQConfig) -> nn.Sequential:

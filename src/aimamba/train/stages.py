@@ -63,6 +63,10 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
     given = VQModel.from_pretrained(recipe.init) if recipe.init else None
     config = given.config if given else _model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
+    check(
+        given is not None or not task.decoder_only,
+        "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
+    )
     _check_size(recipe, config)
     train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
     if given is not None:

@@ -37,6 +37,7 @@ class TokenizerTaskConfig:
         l2_weight: Weight of their mean squared error.
         codebook_weight: Weight of the codebook and commitment losses together.
         perceptual_weight: Weight of the distance that a trained network sees; 0 needs no network.
+        perceptual_start: Step, counted from 0, from which on there is one; pixels alone take a fraction of the time.
         perceptual: That network: ``lite0``, or the file or folder of VGG16's and LPIPS's weights.
         perceptual_side: Smaller pictures are magnified to at least this for ``lite0``; its time grows with the square.
         adversarial_weight: Weight of the adversarial loss; 0 needs no discriminator.
@@ -46,12 +47,15 @@ class TokenizerTaskConfig:
         discriminator_lr: Its highest learning rate; the model's schedule goes for both.
         discriminator_channels: Width of its first layer.
         discriminator_layers: Its layers that halve the picture.
+        decoder_only: Whether encoder and codebook stay as they are, so that pictures keep their codes and generators
+            trained on them stay valid: to draw better from the codes there are. Asks for ``init`` in the recipe.
     """
 
     l1_weight: float = 0.0
     l2_weight: float = 1.0
     codebook_weight: float = 1.0
     perceptual_weight: float = 0.0
+    perceptual_start: int = 0
     perceptual: str = "lite0"
     perceptual_side: int = 128
     adversarial_weight: float = 0.0
@@ -60,10 +64,11 @@ class TokenizerTaskConfig:
     discriminator_lr: float = 1e-4
     discriminator_channels: int = 64
     discriminator_layers: int = 3
+    decoder_only: bool = False
 
     def __post_init__(self) -> None:
         weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
-        for name in (*weights, "adversarial_start"):
+        for name in (*weights, "perceptual_start", "adversarial_start"):
             check(getattr(self, name) >= 0, f"task.{name} must not be negative, got {getattr(self, name)}")
         for name in ("perceptual_side", "discriminator_channels", "discriminator_layers"):
             check(getattr(self, name) >= 1, f"task.{name} must be at least 1, got {getattr(self, name)}")
@@ -104,6 +109,10 @@ class TokenizerTask:
             else None
         )
         self.discriminator = _discriminator(config, train.size, seed) if config.adversarial_weight else None
+        if config.decoder_only:
+            model.requires_grad_(False)
+            for part in (model.from_code, model.decoder):
+                part.requires_grad_(True)
 
     def companions(self) -> dict[str, nn.Module]:
         """Name what else training changes: the running use of the codes."""
@@ -133,7 +142,7 @@ class TokenizerTask:
         """
         images = to_float(batch.images)
         latents = model.latents(images)
-        if model.training:
+        if model.training and not self.config.decoder_only:
             self.use.revive(model.codebook, latents.detach().movedim(1, -1).flatten(0, -2), rng)
         output = model.reconstruct(latents)
         if model.training:
@@ -144,7 +153,7 @@ class TokenizerTask:
         quantizer = output.codebook_loss + output.commitment_loss
         parts: dict[str, Tensor | float] = {"l1": l1.detach(), "l2": l2.detach(), "quantizer": quantizer.detach()}
         likeness = config.l1_weight * l1 + config.l2_weight * l2
-        if self.perceptual is not None:
+        if self.perceptual is not None and step >= config.perceptual_start:
             perceptual = self.perceptual.to(images.device)(drawn, images)
             likeness = likeness + config.perceptual_weight * perceptual
             parts["perceptual"] = perceptual.detach()
