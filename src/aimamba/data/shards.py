@@ -97,7 +97,7 @@ def encode_to_shards(
     check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one picture")
     names = view_names(views)
     if views == "ten-crop" and not isinstance(pictures, ImageFolder):
-        raise ConfigError("views 'ten-crop' needs a folder of pictures; avatars are drawn whole, at just one size")
+        raise ConfigError("views 'ten-crop' needs a folder of pictures; those of the named sets have just one size")
     side = pictures.size // tokenizer.config.downsampling
     meta = CodesMeta(
         tokenizer=fingerprint(tokenizer),
