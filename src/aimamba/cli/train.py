@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.models.placement import resolve_device
     from aimamba.train.fit import fit
     from aimamba.train.recipe import load_recipe, recipe_names
-    from aimamba.train.stages import make_task
+    from aimamba.train.stages import make_task, resolved
 
     if arguments.recipe is None:
         raise ConfigError(
@@ -62,11 +62,12 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, _overrides(arguments))
     out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
     result = fit(
-        lambda: make_task(recipe, device=device, say=lambda line: print(line, file=sys.stderr)),
+        lambda: make_task(recipe, device=device, codes=out / "codes", say=lambda line: print(line, file=sys.stderr)),
         recipe.fit,
         out,
         device=device,
-        recipe=to_mapping(recipe),
+        recipe=resolved(to_mapping(recipe)),
+        resolve=resolved,
     )
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     print(f"{result.model}: {result.steps} steps, held out: {numbers}")

@@ -37,8 +37,8 @@ _HOW_TO_GET = (
 class FashionMNIST:
     """The official split: 60,000 pictures to train on, and the 10,000 test pictures held out, in the files' order.
 
-    A picture of 28 pixels gets two black ones, the colour of its ground, on every side, so that it is 32 wide and can be
-    halved; grey becomes RGB. The pixels themselves are never resampled.
+    A picture of 28 pixels gets two black ones, the colour of its ground, on every side, so that it is 32 wide and can
+    be halved; grey becomes RGB. The pixels themselves are never resampled.
 
     Attributes:
         class_names: The official names; a label is an index into them.

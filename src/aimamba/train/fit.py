@@ -26,10 +26,11 @@ from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.train.checkpoint import (
     Checkpoint,
+    Resolve,
     Stateful,
-    check_same_recipe,
+    check_same_basis,
+    find_checkpoint,
     is_finished,
-    read_checkpoint,
     restore,
     write_checkpoint,
 )
@@ -58,7 +59,8 @@ class FitConfig:
         final_lr_fraction: Where it falls to, as a fraction of ``lr``.
         clip_norm: Longest gradient, over all parameters of a network together; 0 is no limit.
         ema_decay: Decay of the average that is judged and kept; 0 is no average.
-        accumulation: Parts into which a batch is cut to save memory; the gradient is the same up to rounding.
+        accumulation: Parts into which a batch is cut to save memory; the gradient is the same up to rounding, but for
+            a discriminator, whose batch norms see one part at a time.
         precision: Of the forward pass in training; weights, updates and evaluation are float32.
         seed: Of the randomness in the loss.
         log_every: Steps between lines of training metrics.
@@ -128,6 +130,7 @@ def fit(
     *,
     device: torch.device | str = "cpu",
     recipe: Mapping[str, Any] | None = None,
+    resolve: Resolve = lambda recipe: recipe,
 ) -> Result:
     """Train ``task.model`` in the run folder ``out``: begin there, continue, or find the run finished.
 
@@ -140,6 +143,7 @@ def fit(
         out: Folder of the run.
         device: Where to train.
         recipe: All else that the run depends on, kept in ``recipe.toml``; its section ``fit`` is ``config``.
+        resolve: Gives all settings of such a recipe, for one that an earlier version wrote may lack some.
 
     Raises:
         ConfigError: ``out`` holds another run, or the training fell apart.
@@ -147,10 +151,11 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM came; the run is saved.
     """
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
-    if is_finished(out, text, config.steps):
+    if is_finished(out, text, config.steps, resolve):
         print(f"{out} is finished: {config.steps} steps; raise fit.steps to train on", file=sys.stderr)
     else:
-        run = _Run(task() if callable(task) else task, config, out, text, torch.device(device))
+        saved = find_checkpoint(out, text, config.steps, resolve)
+        run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
         with (
             Interruption() as interruption,
             MetricsFile(out / "metrics.jsonl", step=run.step) as metrics,
@@ -172,9 +177,15 @@ class _Run(Generic[Model, Batch]):
     """A training in its folder: what changes in it, and the loop that changes it."""
 
     def __init__(
-        self, task: Task[Model, Batch], config: FitConfig, out: Path, recipe: str, device: torch.device
+        self,
+        task: Task[Model, Batch],
+        config: FitConfig,
+        out: Path,
+        recipe: str,
+        device: torch.device,
+        saved: Checkpoint | None,
     ) -> None:
-        """Begin in ``out``, or continue from its checkpoint."""
+        """Begin in ``out``, or continue there from ``saved``."""
         self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
         self.step, self.seconds = 0, 0.0
         self.model = task.model.to(device).train()
@@ -198,8 +209,11 @@ class _Run(Generic[Model, Batch]):
             optimizer = adamw(network, lr=lr, betas=adversary.betas, weight_decay=adversary.weight_decay)
             self.learners.append(Learner(network, optimizer, lr))
             self.parts |= {"adversary": network, "adversary optimizer": optimizer}
-        if (out / "checkpoint.pt").exists():
-            self.resume(out / "checkpoint.pt")
+        self.basis = task.basis()
+        if saved is not None:
+            check_same_basis(saved.basis, self.basis, out)
+            restore(saved, self.parts, out / "checkpoint.pt")
+            self.step, self.seconds = saved.step, saved.seconds
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
 
@@ -257,21 +271,23 @@ class _Run(Generic[Model, Batch]):
         )
 
     def update(self, batches: Iterator[Batch], lr: float) -> tuple[float, float]:
-        """Take one step, if its loss and the length of its gradient are finite; give both."""
+        """Take one step, if its loss and the length of its gradient are finite; give both, the loss as reported."""
         parts = self.config.accumulation
         rng = _rng(self.config.seed, self.step, self.device)
         reports: list[dict[str, Tensor | float]] = []
-        losses = []
+        losses, shown = [], []
         for batch in islice(batches, parts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 loss, report = self.task.loss(self.model, moved(batch, self.device), rng, self.step)
             (loss / parts).backward()
             losses.append(loss.detach().float())
+            shown.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
         lengths = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
-        mean, *norms = torch.stack([torch.stack(losses).mean(), *lengths]).tolist()  # the step's one wait
+        means = [torch.stack(values).mean() for values in (losses, shown)]
+        total, mean, *norms = torch.stack([*means, *lengths]).tolist()  # the step's one wait
         norm = math.hypot(*norms)
-        if math.isfinite(mean) and math.isfinite(norm):
+        if math.isfinite(total) and math.isfinite(norm):
             for learner in self.learners:
                 learner.step(lr * (learner.peak / self.config.lr))
             if self.average is not None:
@@ -282,7 +298,7 @@ class _Run(Generic[Model, Batch]):
                 self.means.add(report)
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)
-        return mean, norm
+        return mean if math.isfinite(total) else total, norm
 
     def look(self, metrics: MetricsFile, progress: Progress) -> None:
         """Measure and draw the model, if it is time."""
@@ -312,20 +328,8 @@ class _Run(Generic[Model, Batch]):
     def save_checkpoint(self) -> None:
         """Write down where the run stands."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts)
+        checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts, basis=self.basis)
         write_checkpoint(self.out / "checkpoint.pt", checkpoint)
-
-    def resume(self, path: Path) -> None:
-        """Take up the run where the checkpoint ``path`` left it."""
-        saved = read_checkpoint(path)
-        check_same_recipe(saved.recipe, self.recipe, self.out)
-        if saved.step > self.config.steps:
-            raise ConfigError(
-                f"{self.out} has taken {saved.step} steps, more than fit.steps = {self.config.steps}; "
-                f"ask for at least {saved.step}, or give another --out"
-            )
-        restore(saved, self.parts, path)
-        self.step, self.seconds = saved.step, saved.seconds
 
     def save_model(self) -> None:
         """Put the finished model, with the recipe that made it, in place at once and whole."""
