@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import tomllib
 
 import pytest
@@ -187,6 +188,14 @@ class TestRuns:
         assert status == 0
         assert same_model(here / "again/model", trained / "runs/vq/model")
         assert (here / "again/recipe.toml").read_text() == (trained / "runs/vq/recipe.toml").read_text()
+
+    def test_tensorboard_on_request(self, recipes, aimamba, refusal, here, monkeypatch):
+        command = ["train", "vq.toml", "--steps", 1, "--device", "cpu", "--out", "elsewhere", "--tensorboard"]
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+            assert "pip install 'aimamba[tensorboard]'" in refusal(*command)
+        assert aimamba(*command).status == 0
+        assert len(list((here / "elsewhere/tensorboard").glob("events.out.tfevents.*"))) == 1
 
     def test_results_alone_go_to_stdout(self, recipes, aimamba):
         _, out, err = aimamba("train", "vq.toml", "--steps", 1, "--device", "cpu", "--out", "elsewhere")

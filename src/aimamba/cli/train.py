@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="without one, those packaged are named")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--data", metavar="FOLDER", help="folder with a sub-folder of pictures for each class")
+    parser.add_argument("--data", metavar="SOURCE", help="folder of class sub-folders, codes, avatars or fashion-mnist")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels")
     parser.add_argument("--tokenizer", metavar="MODEL", help="whose codes a generator learns")
     parser.add_argument("--steps", type=int, help="updates of the weights")
@@ -42,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as fit.ema_decay=0.999"
     )
+    parser.add_argument("--tensorboard", action="store_true", help="write DIR/tensorboard as well, for TensorBoard")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
 
 
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=device,
         recipe=resolved(to_mapping(recipe)),
         resolve=resolved,
+        tensorboard=arguments.tensorboard,
     )
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     print(f"{result.model}: {result.steps} steps, held out: {numbers}")

@@ -37,9 +37,11 @@ from aimamba.train.checkpoint import (
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
 from aimamba.train.optim import Learner, Schedule, adamw, learning_rate
+from aimamba.train.records import Records
 from aimamba.train.task import Batch, Model, Task, moved
+from aimamba.train.tensorboard import TensorBoard, require_tensorboard
 from aimamba.train.toml import to_toml
-from aimamba.train.tracking import MetricsFile, Progress, RunningMeans, read_metrics
+from aimamba.train.tracking import Progress, RunningMeans, read_metrics
 
 _MOST_FAILURES = 5
 
@@ -131,6 +133,7 @@ def fit(
     device: torch.device | str = "cpu",
     recipe: Mapping[str, Any] | None = None,
     resolve: Resolve = lambda recipe: recipe,
+    tensorboard: bool = False,
 ) -> Result:
     """Train ``task.model`` in the run folder ``out``: begin there, continue, or find the run finished.
 
@@ -144,33 +147,35 @@ def fit(
         device: Where to train.
         recipe: All else that the run depends on, kept in ``recipe.toml``; its section ``fit`` is ``config``.
         resolve: Gives all settings of such a recipe, for one that an earlier version wrote may lack some.
+        tensorboard: Whether to write metrics and sheets for TensorBoard as well.
 
     Raises:
-        ConfigError: ``out`` holds another run, or the training fell apart.
+        ConfigError: ``out`` holds another run, the training fell apart, or TensorBoard is not installed.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit.
         Interrupted: Ctrl-C or SIGTERM came; the run is saved.
     """
+    if tensorboard:
+        require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
     if is_finished(out, text, config.steps, resolve):
         print(f"{out} is finished: {config.steps} steps; raise fit.steps to train on", file=sys.stderr)
+        if tensorboard:
+            TensorBoard(out, step=config.steps + 1).close()
     else:
         saved = find_checkpoint(out, text, config.steps, resolve)
         run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
         with (
             Interruption() as interruption,
-            MetricsFile(out / "metrics.jsonl", step=run.step) as metrics,
+            Records(out, step=run.step, tensorboard=tensorboard) as records,
             Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
         ):
             if run.step:
                 progress.say(f"continuing {out} after step {run.step} of {config.steps}")
-            run.train(interruption, metrics, progress)
+            run.train(interruption, records, progress)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
-    return Result(
-        model=out / "model",
-        steps=config.steps,
-        metrics={name: value for name, value in last.items() if name not in ("step", "split")},
-    )
+    metrics = {name: value for name, value in last.items() if name not in ("step", "split")}
+    return Result(model=out / "model", steps=config.steps, metrics=metrics)
 
 
 class _Run(Generic[Model, Batch]):
@@ -202,8 +207,7 @@ class _Run(Generic[Model, Batch]):
         self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": optimizer, "means": self.means}
         if self.average is not None:
             self.parts["average"] = self.average
-        for name, module in task.companions().items():
-            self.parts[f"companion {name}"] = module.to(device)
+        self.parts |= {f"companion {name}": module.to(device) for name, module in task.companions().items()}
         if (adversary := task.adversary()) is not None:
             network, lr = adversary.network.to(device), adversary.lr
             optimizer = adamw(network, lr=lr, betas=adversary.betas, weight_decay=adversary.weight_decay)
@@ -217,7 +221,7 @@ class _Run(Generic[Model, Batch]):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
 
-    def train(self, interruption: Interruption, metrics: MetricsFile, progress: Progress) -> None:
+    def train(self, interruption: Interruption, records: Records, progress: Progress) -> None:
         """Take the steps that are left, look at the model now and then, and keep it."""
         config = self.config
         batches = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
@@ -229,7 +233,7 @@ class _Run(Generic[Model, Batch]):
                     f"stopped after step {self.step} of {config.steps}; the same command continues from {self.out}",
                     interruption.received,
                 )
-            self.look(metrics, progress)
+            self.look(records, progress)
             if self.step == config.steps:
                 break
 
@@ -261,8 +265,8 @@ class _Run(Generic[Model, Batch]):
             if self.due(config.log_every):
                 means = self.means.take()
                 rate = config.batch_size / means.pop("seconds_per_step")
-                report = {**means, "lr": lr, "pictures_per_second": rate, "seconds": self.seconds}
-                metrics.write(self.step, "train", report)
+                more = {"lr": lr, "pictures_per_second": rate, "seconds": self.seconds}
+                records.write(self.step, "train", means | more)
             if self.due(config.checkpoint_every):
                 self.save_checkpoint()
         self.save_model()
@@ -300,18 +304,17 @@ class _Run(Generic[Model, Batch]):
             learner.optimizer.zero_grad(set_to_none=True)
         return mean if math.isfinite(total) else total, norm
 
-    def look(self, metrics: MetricsFile, progress: Progress) -> None:
+    def look(self, records: Records, progress: Progress) -> None:
         """Measure and draw the model, if it is time."""
         if self.due(self.config.evaluate_every):
             with self.judged() as model:
                 held_out = self.task.evaluate(model)
-            metrics.write(self.step, "held-out", held_out)
+            records.write(self.step, "held-out", held_out)
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
             progress.say(f"step {self.step}, held out: {numbers}")
         if self.due(self.config.sheet_every):
-            (self.out / "sheets").mkdir(exist_ok=True)
             with self.judged() as model:
-                self.task.sheet(model).save(self.out / "sheets" / f"step-{self.step:06d}.png")
+                records.sheet(self.step, self.task.sheet(model))
 
     def due(self, every: int) -> bool:
         """Say whether something is to be done after this step that is done every so many, and at the end."""
