@@ -160,6 +160,11 @@ def test_without_the_new_losses_all_is_as_it_was(tmp_path):
     assert not any("adversary" in name for name in read_checkpoint(tmp_path / "checkpoint.pt").parts)
 
 
+def test_a_small_codebook_on_few_pictures_is_used(tmp_path):
+    result = fit(make_task(l1_weight=1.0), settings(steps=30, batch_size=8, lr=3e-3), tmp_path)
+    assert result.metrics["codes_used"] > 0.9, "a quarter of it without revival"
+
+
 def test_the_discriminator_has_its_own_optimiser(tmp_path):
     task = make_task(**ALL_ON | {"adversarial_start": 0})
     assert task.adversary() == Adversary(network=task.discriminator, lr=2e-3)
