@@ -5,12 +5,15 @@ BIN    := $(VENV)/bin
 RUNS   := runs
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo train-demo test lint clean
 
-# The demo's models are so small that a second thread hardly helps, and beside another busy program it would cost far
-# more than it brings (docs/log.md).
-demo: export OMP_NUM_THREADS ?= 1
-demo: $(READY)                  ## train both stages on avatars in a few minutes, then draw with them
+demo: $(READY)                  ## draw with the weights that come with the package
+	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --out samples
+
+# These models are so small that a second thread hardly helps, and beside another busy program it would cost far more
+# than it brings (docs/log.md).
+train-demo: export OMP_NUM_THREADS ?= 1
+train-demo: $(READY)            ## train both stages on avatars in a few minutes, then draw with them
 	$(BIN)/aimamba train avatars-tiny-vq --out $(RUNS)/avatars-tiny-vq
 	$(BIN)/aimamba train avatars-tiny-aim --out $(RUNS)/avatars-tiny-aim --tokenizer $(RUNS)/avatars-tiny-vq
 	$(BIN)/aimamba sample --model $(RUNS)/avatars-tiny-aim -n 8 --cfg-scale 1.5 --top-k 100 --out samples

@@ -75,7 +75,7 @@ def clone(tmp_path, monkeypatch, make_aim, make_vq) -> Path:
     generator = make_aim(num_classes=len(STYLES), num_tokens=64)
     Pipeline(tokenizer, generator, STYLES).save_pretrained("runs/avatars-tiny-aim/model")
     tokenizer.save_pretrained("runs/avatars-tiny-vq/model")
-    photos = Avatars(32, "train", 4, ("critters", "thumbs"))
+    photos = Avatars(64, "train", 4, ("critters", "thumbs"))
     for index, label in enumerate(photos.labels):
         place = folder / "photos" / ("cats", "dogs")[label]
         place.mkdir(parents=True, exist_ok=True)

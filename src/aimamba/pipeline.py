@@ -70,7 +70,8 @@ class Pipeline:
         """Load both parts.
 
         Args:
-            source: Folder of a saved pipeline or a training run, an official AiM checkpoint, or a hub id.
+            source: Name of a packaged model (``avatars-64``), folder of a saved pipeline or a training run, an
+                official AiM checkpoint, or a hub id.
             tokenizer: Where the tokenizer is, when ``source`` has none inside.
             device: Where to put the weights.
             dtype: Of the weights.

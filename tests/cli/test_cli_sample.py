@@ -132,6 +132,16 @@ def test_ten_classes_and_eight_pictures_by_default(aimamba, make_aim, make_vq, h
     assert pixels(here / "samples").keys() == {f"class-{i}-seed{j}.png" for i in range(10) for j in range(8)}
 
 
+def test_a_sheet_is_rather_wide_than_tall(aimamba, models, here):
+    for n in (1, 7):
+        options = ["--model", models / "pipeline", "-n", n, "--device", "cpu", "--out", str(n)]
+        assert aimamba("sample", *options).status == 0
+        width, height = size(f"{n}/sheet.png")
+        assert width > 2 * height if n == 1 else width > height, (
+            "five classes: five columns of one, or five rows of seven"
+        )
+
+
 def test_a_sheet_does_not_grow_for_ever(aimamba, make_aim, make_vq, here):
     Pipeline(make_vq(), make_aim(num_tokens=1)).save_pretrained(here / "one")
     for n in (32, 40):

@@ -218,6 +218,17 @@ def test_a_path_that_does_not_exist_is_not_looked_up(monkeypatch, source):
     assert "no such file or folder" in refusal(source)
 
 
+def test_packaged_models_load_by_name(monkeypatch, folder, tmp_path, make_aim):
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "packaged_models", lambda: {"small-64": folder})
+    monkeypatch.chdir(tmp_path)
+    assert same(AiM.from_pretrained("small-64"), AiM.from_pretrained(folder))
+    assert "small-46: no such file or folder (did you mean 'small-64'?)" in refusal("small-46")
+    other = make_aim(seed=9)
+    other.save_pretrained(tmp_path / "small-64")
+    assert same(AiM.from_pretrained("small-64"), other), "a folder that is there goes first"
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -39,6 +39,23 @@ def test_downsampling(make_vq, downsampling):
 
 
 @torch.no_grad()
+def test_patches_are_taken_in_and_drawn_whole(make_vq):
+    model = make_vq(patch_size=4, channel_mult=(1, 2))
+    assert model.config.downsampling == 8
+    images = random_images((16, 24))
+    seen = []
+    model.encoder.stem.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    codes = model.encode(images)
+    assert codes.shape == (2, 2, 3)
+    [(patches, hidden)] = seen
+    assert (patches.shape, hidden.shape) == ((2, 48, 4, 6), (2, 8, 4, 6)), "no convolution at full resolution"
+    assert torch.equal(patches[:, :, 1, 2].view(2, 3, 4, 4), images[:, :, 4:8, 8:12])
+    drawn = model.decode(codes)
+    assert drawn.shape == images.shape
+    assert drawn[0, 0, :4, :4].unique().numel() == 16, "every pixel of a patch has its own value"
+
+
+@torch.no_grad()
 def test_decode_of_codes_is_the_reconstruction(make_vq):
     model = make_vq(dtype=torch.float64)
     images = random_images((8, 8), dtype=torch.float64)
@@ -172,6 +189,7 @@ def test_initial_weights_come_from_the_generator_alone(make_vq):
     ("settings", "named"),
     [
         ({"channels": 0}, "channels"),
+        ({"patch_size": 0}, "patch_size"),
         ({"num_res_blocks": 0}, "num_res_blocks"),
         ({"z_channels": 0}, "z_channels"),
         ({"codebook_size": 0}, "codebook_size"),

@@ -46,6 +46,15 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_model_is_compiled_if_asked(tmp_path, monkeypatch, compiled):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: asked.append((module, options)))
+    task = ToyTask()
+    fit(task, settings(steps=1, compile=compiled), tmp_path / "run", recipe=RECIPE)
+    assert asked == ([(task.model, {"dynamic": False})] if compiled else [])
+
+
 def test_a_run_leaves_all_it_should(whole):
     assert {path.name for path in whole.iterdir()} == {
         "recipe.toml", "metrics.jsonl", "checkpoint.pt", "sheets", "model",

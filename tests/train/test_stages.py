@@ -134,6 +134,16 @@ class TestTokenizer:
         task = make_task(dataclasses.replace(recipe("tokenizer"), model=values), device=CPU)
         assert task.model.config == dataclasses.replace(preset, z_channels=12)
 
+    def test_the_decoder_alone_needs_a_trained_tokenizer(self, tokenizer):
+        task = make_task(recipe("tokenizer", init="vq", task={"decoder_only": True}), device=CPU)
+        assert not task.model.codebook.requires_grad
+        with pytest.raises(ConfigError, match=r"^task.decoder_only .* name it in 'init' or with --init$"):
+            make("tokenizer", task={"decoder_only": True})
+
+    def test_it_is_not_compiled(self):
+        with pytest.raises(ConfigError, match=r"^fit.compile is for generators"):
+            make("tokenizer", fit={"compile": True})
+
     def test_bad_data_is_found_before_the_model_is_built(self, monkeypatch):
         monkeypatch.setattr(stages, "VQModel", None)
         with pytest.raises(DataError, match="nowhere"):

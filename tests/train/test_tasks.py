@@ -108,6 +108,23 @@ class TestTokenizer:
         assert math.isfinite(measured["psnr"])
         assert 1 <= measured["perplexity"] <= latents
 
+    def test_the_decoder_alone_learns_if_asked(self, make, batch):
+        task = make(decoder_only=True)
+        before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+        task.loss(task.model.train(), batch, rng(), 0)[0].backward()
+        learning = {name for name, parameter in task.model.named_parameters() if parameter.grad is not None}
+        decoding = {name for name in before if name.startswith(("from_code.", "decoder."))}
+        assert learning == decoding
+        assert all(torch.equal(task.model.state_dict()[name], tensor) for name, tensor in before.items())
+
+    def test_the_perceptual_loss_begins_at_its_start(self, make, batch, monkeypatch):
+        monkeypatch.setattr(tokenizer_module, "perceptual_loss", lambda *_, **__: torch.nn.L1Loss())
+        task, plain = make(perceptual_weight=0.5, perceptual_start=3), make()
+        for step in (2, 3):
+            (total, report), (without, _) = (one.loss(one.model.eval(), batch, rng(), step) for one in (task, plain))
+            assert ("perceptual" in report) == (step == 3)
+            assert torch.allclose(total, without + 0.5 * report.get("perceptual", torch.zeros(())))
+
     def test_codes_are_revived_in_training_alone(self, make, batch):
         task = make()
         before = task.model.codebook.detach().clone()

@@ -27,9 +27,10 @@ def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument(
         "--model",
-        required=True,
+        default="avatars-64",
         metavar="MODEL",
-        help="folder of a saved model or training run, an official checkpoint, or a hub id such as hp-l33/aim-base",
+        help="avatars-64 (default), the folder of a saved model or training run, an official checkpoint, or a hub id "
+        "such as hp-l33/aim-base",
     )
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
     parser.add_argument("--classes", metavar="NAMES", help="names or numbers, by commas (default: the first ten)")
@@ -67,8 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = _draw(pipeline, labels, arguments.n, config, arguments.batch_size, out)
     names = [pipeline.class_name(label) for label in labels]
-    path = out / "sheet.png"
-    sheet(rows, row_names=names, title=f"{arguments.model}, {describe(config)}").save(path)
+    path, title = out / "sheet.png", f"{arguments.model}, {describe(config)}"
+    if arguments.n < len(labels) <= _SHEET_COLUMNS:  # a sheet is rather wide than tall
+        sheet(list(zip(*rows, strict=True)), column_names=names, title=title).save(path)
+    else:
+        sheet(rows, row_names=names, title=title).save(path)
     print(f"{len(labels) * arguments.n} pictures in {out}, on one sheet: {path}")
 
 

@@ -60,11 +60,15 @@ class CodesMeta:
 
 
 def fingerprint(tokenizer: VQModel) -> str:
-    """SHA-256 of a tokenizer's config and float32 weights: the same for equal models, wherever they are stored."""
+    """SHA-256 of a tokenizer's config and of the float32 weights that decide a picture's codes.
+
+    It is the same for equal models, wherever they are stored, and for those that differ in the decoder alone.
+    """
     digest = hashlib.sha256(json.dumps(to_mapping(tokenizer.config), sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        if name.startswith(("encoder.", "to_code.", "codebook")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

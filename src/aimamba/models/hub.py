@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aimamba.config import from_mapping, to_mapping
-from aimamba.errors import CheckpointError
+from aimamba.errors import CheckpointError, suggest
 from aimamba.files import write_atomically
 from aimamba.models.official import is_official
 
@@ -58,7 +59,8 @@ class PretrainedModel(nn.Module, Generic[Config]):
 
         Args:
             source: A folder that ``save_pretrained`` or a training run wrote, a saved pipeline, an official
-                checkpoint (folder, ``.safetensors``, ``.pt`` or ``.bin`` file), or the id of a hub repository.
+                checkpoint (folder, ``.safetensors``, ``.pt`` or ``.bin`` file), the name of a packaged model, or the
+                id of a hub repository.
             device: Where to put it.
             dtype: Of the matrices; see ``cast``.
 
@@ -103,12 +105,14 @@ class PretrainedModel(nn.Module, Generic[Config]):
 def find(source: str | Path, part: str) -> Path:
     """Find the file or folder that holds ``part`` ("generator" or "tokenizer") of a model, downloading if need be.
 
+    A path that exists goes before the name of a packaged model, and that before a hub id.
+
     Raises:
-        CheckpointError: There is no such path, and no such repository on the hub.
+        CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
     """
     path = Path(source)
     if not path.exists():
-        path = _download(str(source))
+        path = packaged_models().get(str(source)) or _download(str(source))
     if path.is_file():
         return path
     for folder in (path, path / part, path / _RUN_RESULT, path / _RUN_RESULT / part):
@@ -120,13 +124,22 @@ def find(source: str | Path, part: str) -> Path:
     )
 
 
+def packaged_models() -> dict[str, Path]:
+    """Name the trained models that come with the package, and say where they are."""
+    assets = Path(str(files("aimamba").joinpath("assets")))
+    return {path.name: path for path in sorted(assets.iterdir()) if path.is_dir() and not path.name.startswith("_")}
+
+
 def _download(source: str) -> Path:
     if (
         source.count("/") != 1
         or source.startswith((".", "/", "~"))
         or source.endswith(("/", ".safetensors", *_PICKLED))
     ):
-        raise CheckpointError(f"{source}: no such file or folder (and not a hub id, which reads 'owner/name')")
+        raise CheckpointError(
+            f"{source}: no such file or folder{suggest(source, packaged_models())} "
+            "(and not a hub id, which reads 'owner/name')"
+        )
     try:
         return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
     except HFValidationError as error:

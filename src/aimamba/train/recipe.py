@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
 from aimamba.errors import ConfigError, suggest
-from aimamba.train.fit import FitConfig
+from aimamba.train.settings import FitConfig
 from aimamba.train.toml import read_toml
 
 
