@@ -146,7 +146,7 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
     if tokenizer is not None and meta.tokenizer != fingerprint(tokenizer):
         raise DataError(
             f"{folder}: these codes were written by another tokenizer ({meta.tokenizer[:12]}) than the one given "
-            f"({fingerprint(tokenizer)[:12]}); give that one, or encode again"
+            f"({fingerprint(tokenizer)[:12]}); give that one, or remove the folder and encode again"
         )
     labels = _load(folder / LABELS_FILE)
     if labels is None or labels.shape != (meta.pictures,) or labels.dtype != np.int64:

@@ -220,19 +220,17 @@ class _Run(Generic[Model, Batch]):
         parts = self.config.accumulation
         rng = _rng(self.config.seed, self.step, self.device)
         reports: list[dict[str, Tensor | float]] = []
-        losses, shown = [], []
+        losses = []
         for batch in islice(batches, parts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 loss, report = self.task.loss(self.model, moved(batch, self.device), rng, self.step)
             (loss / parts).backward()
-            losses.append(loss.detach().float())
-            shown.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
+            losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
         lengths = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
-        means = [torch.stack(values).mean() for values in (losses, shown)]
-        total, mean, *norms = torch.stack([*means, *lengths]).tolist()  # the step's one wait
+        mean, *norms = torch.stack([torch.stack(losses).mean(), *lengths]).tolist()  # the step's one wait
         norm = math.hypot(*norms)
-        if math.isfinite(total) and math.isfinite(norm):
+        if math.isfinite(mean) and math.isfinite(norm):
             for learner in self.learners:
                 learner.step(lr * (learner.peak / self.config.lr))
             if self.average is not None:
@@ -243,7 +241,7 @@ class _Run(Generic[Model, Batch]):
                 self.means.add(report)
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)
-        return mean if math.isfinite(total) else total, norm
+        return mean, norm
 
     def look(self, records: Records, progress: Progress) -> None:
         """Measure and draw the model, if it is time."""
