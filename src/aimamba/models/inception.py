@@ -164,8 +164,9 @@ class BatchNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_parameter(name, nn.Parameter(torch.zeros(width)))
+        self.weight, self.bias, self.running_mean, self.running_var = (
+            nn.Parameter(torch.zeros(width)) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
