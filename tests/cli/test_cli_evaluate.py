@@ -99,6 +99,8 @@ REFUSALS = {
     "nine.npz --reference avatars-8:held-out:2 --json no/f.json": ["there is no folder no"],
     "floats.npz --reference avatars-8:held-out:2": ["floats.npz: arr_0 holds float32"],
     "one.npz --reference avatars-8:held-out:2": ["one.npz: too few pictures to measure a set, got 1"],
+    "nine.npz --reference avatars-8:held-out:2 -n 4": ["-n and --labels are for samples drawn with --model"],
+    "nine.npz --reference nine.npz --size 0": ["--size must be at least 1 pixel, got 0"],
     "nine.npz --reference avatars-8:held-out:2 --sweep 1,2": ["--protocol and --sweep draw samples"],
     "--model model --reference avatars-8:held-out:2 --sweep 1,x": ["--sweep expects numbers by commas", "'1,x'"],
     "--model model --reference avatars-8:held-out:2 --sweep -1": ["--sweep"],
