@@ -23,7 +23,8 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-RUN = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/training.md", "docs/design.md", "docs/weights.md")
+PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "design", "weights", "models/avatars-64")
+RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
 PAGES = (*RUN, "CHANGELOG.md", "docs/log.md")
 PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
 VQ = "--steps 2 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8"
