@@ -1,0 +1,62 @@
+"""The trained models inside the package are small, load by name without a network, and draw what they should."""
+
+import numpy as np
+import pytest
+import torch
+
+from aimamba import Pipeline, SamplingConfig
+from aimamba.data import STYLES, Avatars
+from aimamba.data.sheets import to_float
+from aimamba.models import hub
+
+NAME = "avatars-64"
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+        return Pipeline.from_pretrained(NAME)
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    return Avatars(64, "held-out", 12, cache_dir=tmp_path_factory.mktemp("avatars"))
+
+
+def test_it_is_small_and_of_half_precision():
+    folder = hub.packaged_models()[NAME]
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 30e6
+    for part in ("generator", "tokenizer"):
+        _, tensors = hub.read_checkpoint(folder / part)
+        assert sum(tensor.numel() for tensor in tensors.values() if tensor.dtype != torch.float16) < 20_000
+
+
+def test_classes_and_size(pipeline):
+    assert pipeline.class_names == STYLES
+    assert (pipeline.image_size, pipeline.grid) == (64, 8)
+    assert pipeline.generator.config.decode_position_shift == 0
+
+
+@torch.no_grad()
+def test_the_tokenizer_keeps_held_out_pictures(pipeline, held_out):
+    pictures = np.stack([held_out.picture(index) for index in range(0, len(held_out), 4)])
+    images = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    drawn = pipeline.tokenizer(images).images.clamp(-1, 1)
+    error = (drawn - images).square().mean(dim=(1, 2, 3))
+    assert 10 * torch.log10(4 / error).mean() > 24
+
+
+def test_samples_show_their_class(pipeline, held_out):
+    from aimamba.evaluation.features import open_extractor
+    from aimamba.evaluation.measure import to_channels_first
+    from aimamba.evaluation.neighbours import recognition
+
+    labels = torch.arange(len(STYLES)).repeat_interleave(2)
+    drawn = pipeline(list(STYLES), n=2, config=SamplingConfig(cfg_scale=1.5), batch_size=20)
+    look = open_extractor("lite0")
+    samples = look(to_channels_first(np.stack([np.asarray(image) for image in drawn]))).vectors
+    pictures = np.stack([held_out.picture(index) for index in range(len(held_out))])
+    real = torch.cat([look(to_channels_first(some)).vectors for some in np.array_split(pictures, 15)])
+    found = recognition(samples, labels, real, torch.from_numpy(held_out.labels), STYLES)
+    assert found.majority >= 0.9, found
