@@ -18,6 +18,8 @@ COMMANDS = {
     "sample": "draw pictures of the classes you name",
     "train": "train a tokenizer or a generator by a recipe",
     "encode": "write pictures as codes, for a generator to train on",
+    "evaluate": "compare samples, or what a model draws, with real pictures",
+    "evaluate-tokenizer": "measure what a tokenizer keeps of pictures",
     "reconstruct": "show pictures beside what the tokenizer makes of them",
     "info": "tell what a model is: shape, parameters, classes",
     "convert": "turn an official checkpoint into an aimamba folder",
@@ -60,7 +62,7 @@ def _dispatch(argv: list[str]) -> None:
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}{suggest(name, COMMANDS)}; expected one of {', '.join(COMMANDS)}")
-    command = import_module(f"aimamba.cli.{name}")
+    command = import_module(f"aimamba.cli.{name.replace('-', '_')}")
     parser = Parser(prog=f"aimamba {name}", description=command.__doc__)
     command.add_arguments(parser)
     command.run(parser.parse_args(rest))

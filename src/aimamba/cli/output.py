@@ -1,12 +1,15 @@
 """Where a command writes: a folder that is checked before the work begins, and file names made of class names."""
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aimamba.errors import ConfigError
+from aimamba.files import write_atomically
 
 _LONGEST_NAME = 60  # characters: with a seed and a suffix below the 255 bytes of common file systems
 
@@ -27,6 +30,45 @@ def output_folder(path: Path) -> Path:
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"--out {path}: writing in {nearest} is not permitted; give another --out")
     return path
+
+
+def output_file(option: str, path: Path | None) -> Path | None:
+    """Check that a file can be written; nothing is written yet.
+
+    Args:
+        option: By which the user gave it, for the message.
+        path: The file, or None where none is wanted.
+
+    Returns:
+        The path, a leading ``~`` resolved.
+
+    Raises:
+        ConfigError: Its folder is missing or cannot be written, or it is a folder itself.
+    """
+    if path is None:
+        return None
+    path = path.expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder, but a file is needed; give a name inside it")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ConfigError(f"{option} {path}: writing is not permitted there; give another file")
+    return path
+
+
+def print_table(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write an object to a file, where one is wanted."""
+    if path is not None:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def file_name(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_placement, require_positive
+from aimamba.cli.arguments import Parser, add_placement, add_sampling, require_positive
 from aimamba.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -36,14 +36,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--classes", metavar="NAMES", help="names or numbers, by commas (default: the first ten)")
     parser.add_argument("-n", type=int, default=8, metavar="N", help="pictures of each class (default 8)")
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; they count up (default 0)")
-    parser.add_argument("--cfg-scale", type=float, default=1.0, help="guidance; 1, the default, is none")
-    parser.add_argument("--cfg-schedule", default="constant", help="constant (default), linear or power-cosine")
-    parser.add_argument("--cfg-power", type=float, default=1.0, help="power of power-cosine (default 1)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0 takes the most likely code")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes (default 0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus in (0, 1] (default 1: all)")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures at once; does not change them (16)")
+    add_sampling(parser)
     add_placement(parser)
 
 
@@ -61,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out = output_folder(arguments.out)
-    _check_parts(arguments.model, arguments.tokenizer)
+    check_parts(arguments.model, arguments.tokenizer)
     pipeline = Pipeline.from_pretrained(arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype)
     labels = chosen_classes(arguments.classes, pipeline)
 
@@ -108,7 +101,12 @@ def describe(config: "SamplingConfig") -> str:
     return ", ".join([*parts, f"seed {config.seed}"])
 
 
-def _check_parts(model: str, tokenizer: str | None) -> None:
+def check_parts(model: str, tokenizer: str | None) -> None:
+    """Refuse a model that lacks a part.
+
+    Raises:
+        CheckpointError: It has no generator, or no tokenizer and none is given.
+    """
     from aimamba.cli.parts import parts_inside
 
     inside = parts_inside(model)

@@ -95,9 +95,7 @@ class PerceptualLoss(nn.Module):
 
     def distances(self, images: Float[Tensor, "b 3 H W"], targets: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
         """Distance of each picture in [-1, 1] from its target, which gets no gradient."""
-        factor = -(-self.smallest_side // min(images.shape[-2:]))
-        if factor > 1:
-            images, targets = (F.interpolate(x, scale_factor=factor, mode="bilinear") for x in (images, targets))
+        images, targets = magnified(images, self.smallest_side), magnified(targets, self.smallest_side)
         with torch.no_grad():
             wanted = [_unit(there) for there in self.network.features(targets)]
         total = images.new_zeros(len(images), dtype=torch.float32)
@@ -109,6 +107,12 @@ class PerceptualLoss(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 H W"], targets: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
         """Mean distance of pictures from their targets."""
         return self.distances(images, targets).mean()
+
+
+def magnified(images: Float[Tensor, "b 3 h w"], smallest_side: int) -> Float[Tensor, "b 3 H W"]:
+    """Magnify, bilinearly and by the smallest whole factor that gives the shorter side ``smallest_side`` pixels."""
+    factor = -(-smallest_side // min(images.shape[-2:]))
+    return F.interpolate(images, scale_factor=factor, mode="bilinear") if factor > 1 else images
 
 
 def _unit(x: Tensor) -> Tensor:

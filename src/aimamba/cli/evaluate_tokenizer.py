@@ -1,0 +1,52 @@
+"""Measure what a tokenizer keeps of pictures.
+
+IMAGES is a named set such as avatars-64:held-out, a folder (FOLDER:held-out for those that training holds out), or an
+.npz of ADM's layout. Prints the distance between pictures and reconstructions, PSNR, SSIM, LPIPS where its weights are
+given, and how the codes are used.
+"""
+
+import argparse
+
+from aimamba.cli.arguments import Parser, add_measuring, add_placement
+from aimamba.errors import CheckpointError
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
+    parser.add_argument("images", metavar="IMAGES", help="avatars-64:held-out, a folder, or an .npz file")
+    parser.add_argument("--lpips", metavar="PATH", help="weights of VGG16 and LPIPS: a file, or a folder of both")
+    add_measuring(parser)
+    add_placement(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reconstruct, compare, print."""
+    from aimamba.cli.output import output_file, print_table, write_json
+    from aimamba.cli.parts import parts_inside
+    from aimamba.evaluation.features import open_extractor
+    from aimamba.evaluation.settings import general_settings
+    from aimamba.evaluation.sources import open_source
+    from aimamba.evaluation.summary import summary, tokenizer_summary
+    from aimamba.evaluation.tokenizer import compare_tokenizer
+    from aimamba.models import VQModel
+    from aimamba.models.perceptual import lpips_vgg16
+    from aimamba.models.placement import resolve_device, resolve_dtype
+
+    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    file = output_file("--json", arguments.json)
+    if "tokenizer" not in parts_inside(arguments.model):
+        raise CheckpointError(f"{arguments.model}: holds a generator alone; give its tokenizer as MODEL")
+    model = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
+    pictures = open_source(arguments.images, size=arguments.size, progress=True)
+    extractor = open_extractor(arguments.features, device=device)
+    lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)
+    between, kept = compare_tokenizer(model, pictures, extractor, lpips=lpips, progress=True)
+    print_table([*summary(extractor.name, between), *tokenizer_summary(kept)])
+    settings = {
+        "tokenizer": arguments.model,
+        "dtype": arguments.dtype,
+        "pictures": {"name": pictures.name, "count": len(pictures), "size": pictures.size},
+        **general_settings(extractor),
+    }
+    write_json(file, {extractor.name: between, "tokenizer": kept, "settings": settings})

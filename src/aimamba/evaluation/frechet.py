@@ -1,0 +1,35 @@
+"""The Fréchet distance between two Gaussians; between Inception's features it is FID (arXiv 1706.08500)."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from aimamba.errors import DataError
+from aimamba.evaluation.statistics import Gaussian
+
+
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+    """Give ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
+
+    With ``S = A A^T`` the trace of the root is the sum of the singular values of ``A1^T A2``. That needs no root of a
+    matrix that is not symmetric, and it holds for singular covariances (fewer pictures than features), where ADM's
+    evaluator may have to add 1e-6 to the diagonals.
+
+    Raises:
+        DataError: The vectors of the two differ in length, so they come from different networks.
+    """
+    if one.mean.shape != other.mean.shape:
+        raise DataError(
+            f"features of {len(one.mean)} numbers cannot be compared with features of {len(other.mean)}: "
+            "measure both sets with the same network"
+        )
+    apart = (one.mean - other.mean).square().sum()
+    root = torch.linalg.svdvals(_factor(one.covariance).T @ _factor(other.covariance)).sum()
+    return float(apart + one.covariance.trace() + other.covariance.trace() - 2 * root)
+
+
+def _factor(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
+    """``A`` with ``A A^T`` = the covariance, of as many columns as its numerical rank."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()

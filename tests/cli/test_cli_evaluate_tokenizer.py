@@ -1,0 +1,36 @@
+"""``aimamba evaluate-tokenizer``."""
+
+import json
+
+import pytest
+
+from aimamba.evaluation import sources
+
+
+@pytest.fixture(autouse=True)
+def few_avatars(monkeypatch):
+    monkeypatch.setattr(sources, "STYLES", ("planets", "thumbs"))
+
+
+def test_numbers_and_settings(aimamba, models, here):
+    options = ["avatars-16:held-out:4", "--json", "found.json"]
+    status, out, err = aimamba("evaluate-tokenizer", models / "tokenizer", *options)
+    assert status == 0, err
+    for part in ("lite0 Fréchet distance", "PSNR", "SSIM as LlamaGen computes it", "codes used"):
+        assert part in out
+    found = json.loads((here / "found.json").read_text())
+    assert found.keys() == {"lite0", "tokenizer", "settings"}
+    assert found["tokenizer"].keys() == {"psnr", "ssim", "ssim_llamagen", "codes_used", "perplexity"}
+    assert found["settings"]["pictures"] == {"name": "avatars-16:held-out:4", "count": 8, "size": 16}
+
+
+def test_a_folder(aimamba, models, photos):
+    assert aimamba("evaluate-tokenizer", models / "pipeline", photos, "--size", 16).status == 0
+
+
+def test_refusals(refusal, models, photos):
+    assert "holds a generator alone" in refusal("evaluate-tokenizer", models / "generator", photos)
+    assert "multiple of 2" in refusal("evaluate-tokenizer", models / "tokenizer", photos, "--size", 15)
+    assert "no such file or folder" in refusal(
+        "evaluate-tokenizer", models / "tokenizer", photos, "--size", 16, "--lpips", "no"
+    )

@@ -1,0 +1,72 @@
+"""Folders, networks and pictures small enough for measuring in no time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+STYLES = ("planets", "thumbs", "critters")  # in place of ten, which take a while to draw
+
+
+class Plain:
+    """A network without weights: a few sums over pixels."""
+
+    name = "plain"
+    width = 6
+    spatial_width = 4
+    batch_size = 3
+
+    def __init__(self, name="plain", logits=False):
+        self.name = name
+        self.device = torch.device("cpu")
+        self.seen = 0
+        self._logits = logits
+        self._matrix = torch.randn(3 * 8 * 8, 10, generator=torch.Generator().manual_seed(0)).double()
+
+    @property
+    def settings(self):
+        return {"network": self.name}
+
+    def __call__(self, images):
+        from aimamba.evaluation.features import Features
+
+        self.seen += len(images)
+        found = (images.double().flatten(1) / 255 @ self._matrix).tanh().float()
+        return Features(found[:, :6], found[:, 6:], found if self._logits else None)
+
+
+@pytest.fixture
+def plain():
+    return Plain
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """Avatars are drawn once for all tests."""
+    return tmp_path_factory.mktemp("drawn")
+
+
+@pytest.fixture(autouse=True)
+def few_avatars(drawn, monkeypatch) -> None:
+    from aimamba.evaluation import sources
+
+    monkeypatch.setattr(sources, "STYLES", STYLES)
+    monkeypatch.setenv("AIMAMBA_CACHE", str(drawn))
+
+
+@pytest.fixture
+def pixels():
+    """Random pictures of 8 pixels."""
+    return lambda n, seed=0: np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, pixels) -> Path:
+    """Class folders ``cats`` and ``dogs`` of five pictures each."""
+    for index, picture in enumerate(pixels(10)):
+        place = tmp_path / "folder" / ("cats", "dogs")[index // 5]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(place / f"{index}.png")
+    return tmp_path / "folder"

@@ -1,0 +1,94 @@
+"""ADM's files: pictures in a stream, statistics, and what is refused."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from aimamba.errors import DataError
+from aimamba.evaluation.npz import write_npz
+from aimamba.evaluation.sources import open_source
+
+
+def test_what_is_written_is_what_numpy_reads(tmp_path, pixels):
+    pictures, labels = pixels(7), np.arange(7)
+    write_npz(tmp_path / "s.npz", iter([pictures[:4], pictures[4:]]), labels, 8)
+    with np.load(tmp_path / "s.npz") as content:
+        assert content.files == ["arr_0", "arr_1"]
+        assert content["arr_0"].dtype == np.uint8
+        assert_array_equal(content["arr_0"], pictures)
+        assert_array_equal(content["arr_1"], labels)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_what_numpy_writes_is_read_in_a_stream(tmp_path, pixels, save):
+    pictures = pixels(7)
+    save(tmp_path / "s.npz", arr_0=pictures, arr_1=np.arange(7)[::-1])
+    source = open_source(str(tmp_path / "s.npz"))
+    assert (len(source), source.size, source.class_names, source.statistics) == (7, 8, (), None)
+    assert_array_equal(np.concatenate(list(source.batches(3))), pictures)
+    assert_array_equal(source.take([5, 0, 5]), pictures[[5, 0, 5]])
+    assert source.labels.tolist() == [6, 5, 4, 3, 2, 1, 0]
+
+
+def test_an_interrupted_file_is_absent(tmp_path, pixels):
+    def batches():
+        yield pixels(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_npz(tmp_path / "s.npz", batches(), np.arange(4), 8)
+    assert not list(tmp_path.glob("*.npz"))
+    assert not list(tmp_path.glob(".*npz*"))
+
+
+def test_memory_stays_bounded(tmp_path):
+    batch = np.zeros((10, 64, 64, 3), np.uint8)  # 123 kB
+    tracemalloc.start()
+    write_npz(tmp_path / "s.npz", (batch for _ in range(200)), np.zeros(2000, np.int64), 64)
+    assert sum(len(pictures) for pictures in open_source(str(tmp_path / "s.npz")).batches(10)) == 2000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000  # of 25 MB
+
+
+def test_statistics(tmp_path, pixels):
+    stored = {"mu": np.arange(3.0), "sigma": np.eye(3), "mu_s": np.ones(2, np.float32), "sigma_s": np.eye(2)}
+    np.savez(tmp_path / "both.npz", arr_0=pixels(3), **stored)
+    np.savez(tmp_path / "alone.npz", mu=stored["mu"], sigma=stored["sigma"])
+    both, alone = (open_source(str(tmp_path / f"{name}.npz")) for name in ("both", "alone"))
+    assert (len(both), len(alone), alone.size) == (3, 0, 0)
+    assert both.statistics.pooled.mean.tolist() == [0, 1, 2]
+    assert both.statistics.spatial.covariance.tolist() == [[1, 0], [0, 1]]
+    assert alone.statistics.spatial is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"arr_0": np.zeros((3, 8, 8, 3), np.float32)}, "arr_0 holds float32 of shape .* expected .* uint8"),
+        ({"arr_0": np.zeros((3, 3, 8, 8), np.uint8)}, "expected square pictures"),
+        ({"arr_0": np.zeros((3, 8, 9, 3), np.uint8)}, "expected square pictures"),
+        ({"arr_0": np.asfortranarray(np.zeros((3, 8, 8, 3), np.uint8))}, "column by column"),
+        ({"other": np.zeros(3)}, "holds other; expected arr_0, or mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu and sigma have shapes \(3,\) and \(4, 4\)"),
+    ],
+)
+def test_refusals(tmp_path, content, message):
+    np.savez(tmp_path / "s.npz", **content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(str(tmp_path / "s.npz"))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files(tmp_path, pixels):
+    path = tmp_path / "s.npz"
+    np.savez(path, arr_0=pixels(50))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match="not a readable"):
+        open_source(str(path))
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(DataError, match="arr_0 is damaged"):
+        list(open_source(str(path)).batches(20))

@@ -1,0 +1,110 @@
+"""Folders, named sets and models as streams of pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aimamba.data.avatars import Avatars
+from aimamba.errors import ConfigError, DataError
+from aimamba.evaluation.sources import AVATARS_PER_CLASS, ModelSource, draw_labels, open_source
+from aimamba.generation import SamplingConfig
+from aimamba.pipeline import Pipeline
+
+
+def everything(source, batch_size=3):
+    return np.concatenate(list(source.batches(batch_size)))
+
+
+def test_a_named_set():
+    source = open_source("avatars-16:held-out:2")
+    styles = ("planets", "thumbs", "critters")
+    avatars = Avatars(16, "held-out", 2, styles)
+    assert (len(source), source.size, source.class_names) == (6, 16, styles)
+    assert np.array_equal(everything(source), np.stack([avatars.picture(i) for i in range(6)]))
+    assert np.array_equal(source.take([5, 3])[1], avatars.picture(3))
+    assert np.array_equal(source.labels, avatars.labels)
+    assert source.identity != open_source("avatars-16:train:2").identity
+    assert AVATARS_PER_CLASS == {"train": 3000, "held-out": 500}
+
+
+def test_class_folders(folder, pixels):
+    source = open_source(str(folder))
+    assert (len(source), source.size, source.class_names) == (10, 8, ("cats", "dogs"))
+    assert source.labels.tolist() == [0] * 5 + [1] * 5
+    assert np.array_equal(everything(source), pixels(10))
+
+
+def test_splits_of_a_folder(folder):
+    train, held_out = (open_source(f"{folder}:{split}") for split in ("train", "held-out"))
+    assert len(train) + len(held_out) == 10
+    assert 0 < len(held_out) < len(train)
+    assert held_out.class_names == train.class_names == ("cats", "dogs")
+
+
+def test_loose_pictures_have_no_labels_and_the_sheet_is_none_of_them(folder):
+    Image.new("RGB", (100, 50)).save(folder / "cats" / "sheet.png")
+    source = open_source(str(folder / "cats"))
+    assert (len(source), source.labels, source.class_names) == (5, None, ())
+
+
+def test_pictures_of_different_sizes(folder):
+    Image.new("RGB", (12, 16)).save(folder / "cats" / "z.png")
+    with pytest.raises(DataError, match=r"z\.png: the picture is 12 x 16 pixels, but all must be .* give --size"):
+        open_source(str(folder))
+    source = open_source(str(folder), size=6)
+    assert everything(source).shape == (11, 6, 6, 3)
+
+
+def test_a_changed_file_is_another_identity(folder):
+    before = open_source(str(folder)).identity
+    assert open_source(str(folder)).identity == before
+    Image.new("RGB", (8, 8)).save(folder / "cats" / "0.png")
+    assert open_source(str(folder)).identity != before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("avatars-64", "name a split, avatars-64:held-out or avatars-64:train"),
+        ("avatars-64:test", "name a split"),
+        ("avatar-64:train", r"no such folder, \.npz file or named set \(did you mean 'avatars-64:train'"),
+        ("nowhere", "nowhere: no such folder"),
+        ("empty", "there are no pictures"),
+        ("note.txt", "expected a folder of pictures"),
+    ],
+)
+def test_refusals(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("no picture")
+    with pytest.raises(DataError, match=message):
+        open_source(text)
+
+
+@pytest.fixture
+def model(make_aim, make_vq):
+    return Pipeline(make_vq(), make_aim(), list("abcde"))
+
+
+def test_a_model_draws_what_its_pipeline_draws(model):
+    config = SamplingConfig(seed=7, cfg_scale=2.0)
+    source = ModelSource("tiny", model, draw_labels("balanced", 7, 5), config, 4)
+    assert (len(source), source.size, source.class_names) == (7, 6, tuple("abcde"))
+    assert source.identity is None
+    assert source.labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    drawn = everything(source)
+    for index in (0, 5, 6):
+        [image] = model([index % 5], 1, SamplingConfig(seed=7 + index, cfg_scale=2.0))
+        assert np.array_equal(drawn[index], np.asarray(image))
+    assert np.array_equal(source.take([6, 0]), drawn[[6, 0]])
+
+
+def test_labels():
+    assert np.bincount(draw_labels("balanced", 20, 10)).tolist() == [2] * 10
+    random = draw_labels("random", 50_000, 1000, seed=1)
+    counts = np.bincount(random, minlength=1000)
+    assert counts.min() >= 20
+    assert 6 < counts.std() < 8  # 7.07 if drawn independently
+    assert not np.array_equal(random, draw_labels("random", 50_000, 1000, seed=2))
+    with pytest.raises(ConfigError, match="balanced or random, got 'even'"):
+        draw_labels("even", 5, 5)
