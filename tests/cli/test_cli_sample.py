@@ -137,7 +137,9 @@ def test_a_sheet_is_rather_wide_than_tall(aimamba, models, here):
         options = ["--model", models / "pipeline", "-n", n, "--device", "cpu", "--out", str(n)]
         assert aimamba("sample", *options).status == 0
         width, height = size(f"{n}/sheet.png")
-        assert width > 2 * height if n == 1 else width > height, "five classes: five columns of one, or five rows of seven"
+        assert width > 2 * height if n == 1 else width > height, (
+            "five classes: five columns of one, or five rows of seven"
+        )
 
 
 def test_a_sheet_does_not_grow_for_ever(aimamba, make_aim, make_vq, here):

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from aimamba.data.pictures import Pictures
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import write_atomically
 from aimamba.models import VQModel
-from aimamba.models.hub import PretrainedModel
 
 META_FILE, LABELS_FILE = "meta.json", "labels.npy"
 
@@ -61,10 +59,10 @@ class CodesMeta:
             yield f"codes-{number:05d}.npy", start, min(start + self.shard_pictures, self.pictures)
 
 
-def fingerprint(model: PretrainedModel[Any]) -> str:
-    """SHA-256 of a model's config and float32 weights: the same for equal models, wherever they are stored."""
-    digest = hashlib.sha256(json.dumps(to_mapping(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+def fingerprint(tokenizer: VQModel) -> str:
+    """SHA-256 of a tokenizer's config and float32 weights: the same for equal models, wherever they are stored."""
+    digest = hashlib.sha256(json.dumps(to_mapping(tokenizer.config), sort_keys=True).encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

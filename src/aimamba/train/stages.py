@@ -60,7 +60,9 @@ def _pictures(recipe: Recipe, split: Split) -> Pictures:
 
 
 def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
-    check(not recipe.fit.compile, "fit.compile is for generators: a tokenizer's time goes into convolutions; leave it out")
+    check(
+        not recipe.fit.compile, "fit.compile is for generators: a tokenizer's time goes into convolutions; leave it out"
+    )
     given = VQModel.from_pretrained(recipe.init) if recipe.init else None
     config = given.config if given else _model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
