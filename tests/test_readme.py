@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 RUN = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/design.md", "docs/weights.md")
-PAGES = (*RUN, "CHANGELOG.md", "docs/log.md")
+PAGES = (*RUN, "CHANGELOG.md", "docs/log.md", "docs/studies/README.md")
 PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
 QUICK = {
     "avatars-tiny-vq": "--steps 2 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8",

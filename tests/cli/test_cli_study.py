@@ -155,7 +155,8 @@ def test_scaling(study, here):
         assert run["train_seconds"] > 0
         assert run["provenance"].keys() >= {"cpu", "cores", "torch", "date", "device"}
         assert [sample["sampling"]["cfg_scale"] for sample in run["samples"]] == [1.0, 2.0]
-        assert run["samples"][0]["numbers"].keys() >= {"network", "frechet", "kid", "precision", "recall", "recognition"}
+        numbers = run["samples"][0]["numbers"]
+        assert numbers.keys() >= {"network", "frechet", "kid", "precision", "recall", "recognition"}
     assert runs["small-seed-0"]["parameters"] < runs["large-seed-0"]["parameters"]
     table = (folder / "table.md").read_text()
     assert "`aimamba study scaling --budget 8`: every run trains on 8 pictures" in table
@@ -205,7 +206,7 @@ def test_baseline(study, here):
     table = (here / "studies/baseline/table.md").read_text()
     assert "### tiny" in table
     assert "| quantity | AiM | attention | better |" in table
-    assert "one run |" in table
+    assert "### Learning rates tried" in table
 
 
 def test_guidance(study, here):

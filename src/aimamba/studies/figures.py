@@ -1,14 +1,15 @@
 """The figure of a study, from its results alone. Needs matplotlib, which comes with ``aimamba[plots]``."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.studies.results import Results
-from aimamba.studies.rows import METRICS, Row, mean, metric, numbers, rows
+from aimamba.studies.rows import METRICS, PAPER_R, Row, mean, metric, network, numbers, pearson, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,9 +63,15 @@ def _points(axes: "Axes", found: list[Row], values: Callable[[Row], list[float]]
     axes.set_xlabel("parameters")
 
 
-def _distance(found: list[Row]) -> str:
-    """The Fréchet distance of the network that was used."""
-    return "fid" if any(row.metric("fid", 0) for row in found) else "frechet"
+def _distance(samples: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Key and name of the Fréchet distance of the network that was used."""
+    if any(metric(sample, "fid") is not None for sample in samples):
+        return "fid", "FID"
+    return "frechet", f"{network(samples)} {METRICS['frechet'][0]} distance"
+
+
+def _label(drawn: str) -> str:
+    return "no guidance" if drawn == "none" else f"guidance {drawn}"
 
 
 def _scaling(figure: "Figure", results: Results) -> None:
@@ -72,10 +79,14 @@ def _scaling(figure: "Figure", results: Results) -> None:
     bits, distance = _panels(figure, 2)
     _points(bits, found, Row.bits, "")
     bits.set_ylabel("held-out bits a token")
-    key = _distance(found)
+    key, name = _distance(found[0].runs[0]["samples"])
+    logs = [math.log10(row.parameters) for row in found]
+    bits.set_title(f"r = {pearson(logs, [mean(row.bits()) for row in found]):.3f}", fontsize="medium")
     for index, drawn in enumerate(found[0].guidances()):
-        _points(distance, found, lambda row, index=index: row.metric(key, index), f"guidance {drawn}")  # type: ignore[misc]
-    distance.set_ylabel(f"{METRICS[key][0]} distance")
+        r = pearson(logs, [mean(row.metric(key, index)) for row in found])
+        _points(distance, found, lambda row, index=index: row.metric(key, index), f"{_label(drawn)}, r = {r:.3f}")  # type: ignore[misc]
+    distance.set_title(f"the paper's models on ImageNet: r = {PAPER_R}", fontsize="medium")
+    distance.set_ylabel(name)
     distance.legend(frameon=False)
 
 
@@ -86,13 +97,13 @@ def _ablation(figure: "Figure", results: Results) -> None:
     for place, row in zip(places, found, strict=True):
         bits.plot(row.bits(), [place] * len(row.bits()), "o", color="C0")
     bits.set_xlabel("held-out bits a token")
-    key = _distance(found)
+    key, name = _distance(found[0].runs[0]["samples"])
     for index, drawn in enumerate(found[0].guidances()):
         for place, row in zip(places, found, strict=True):
             values = row.metric(key, index)
-            label = f"guidance {drawn}" if place == 0 else None
+            label = _label(drawn) if place == 0 else None
             distance.plot(values, [place] * len(values), "o", color=f"C{index}", label=label)
-    distance.set_xlabel(f"{METRICS[key][0]} distance")
+    distance.set_xlabel(name)
     distance.legend(frameon=False)
     for axes, names in ((bits, [row.title for row in found]), (distance, [])):
         axes.set_yticks(places, names or [""] * len(places))
@@ -102,7 +113,7 @@ def _ablation(figure: "Figure", results: Results) -> None:
 def _baseline(figure: "Figure", results: Results) -> None:
     found = rows(results.settings, results.runs)
     bits, distance, state = _panels(figure, 3)
-    key = _distance(found)
+    key, name = _distance(found[0].runs[0]["samples"])
     for family in dict.fromkeys(row.variant["family"] for row in found):
         kind = [row for row in found if row.variant["family"] == family]
         _points(bits, kind, Row.bits, family)
@@ -113,15 +124,17 @@ def _baseline(figure: "Figure", results: Results) -> None:
             color = "C0" if kind[0] is found[0] else "C1"
             state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
     bits.set_ylabel("held-out bits a token")
-    distance.set_ylabel(f"{METRICS[key][0]} distance, guidance {found[0].guidances()[0]}")
-    state.set(xscale="log", yscale="log", xlabel="tokens", ylabel="state of a row, KiB")
+    distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")
+    state.set(xlabel="tokens", ylabel="state of a row, KiB")
+    if any("speed" in run for run in results.runs.values()):
+        state.set(xscale="log", yscale="log")
     for axes in (bits, distance, state):
         axes.legend(frameon=False)
 
 
 def _guidance(figure: "Figure", results: Results) -> None:
     samples = [sample for run in results.runs.values() for sample in run["samples"]]
-    key = "fid" if any(metric(sample, "fid") is not None for sample in samples) else "frechet"
+    key, title = _distance(samples)
     distance, shares = _panels(figure, 2)
     none = [sample for sample in samples if sample["sampling"]["cfg_scale"] == 1]
     schedules = dict.fromkeys(sample["sampling"]["cfg_schedule"] for sample in samples if sample not in none)
@@ -135,7 +148,7 @@ def _guidance(figure: "Figure", results: Results) -> None:
             color = distance.lines[-1].get_color()
             if len(values) == len(scales):
                 shares.plot(scales, values, style, markersize=4, color=color, label=f"{name}, {schedule}")
-    distance.set(xlabel="scale of guidance", ylabel=f"{METRICS[key][0]} distance")
+    distance.set(xlabel="scale of guidance", ylabel=title)
     shares.set(xlabel="scale of guidance", ylabel="share", ylim=(0, 1))
     distance.legend(frameon=False)
     shares.legend(frameon=False, fontsize="small")

@@ -17,6 +17,7 @@ from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.toml import read_toml
 
 Kind = Literal["ablation", "baseline", "guidance", "scaling"]
+Schedule = Literal["constant", "linear", "power-cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class JudgingConfig:
     samples: int = 1000
     batch_size: int = 50
     scales: tuple[float, ...] = (1.0,)
-    schedules: tuple[str, ...] = ("constant",)
+    schedules: tuple[Schedule, ...] = ("constant",)
     cfg_power: float = 1.0
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ class JudgingConfig:
     def samplings(self) -> list[SamplingConfig]:
         """Every scale with every schedule; scale 1 once, as no schedule matters there."""
         guided = [
-            SamplingConfig(cfg_scale=scale, cfg_schedule=schedule, cfg_power=self.cfg_power)  # type: ignore[arg-type]
+            SamplingConfig(cfg_scale=scale, cfg_schedule=schedule, cfg_power=self.cfg_power)
             for schedule in self.schedules
             for scale in self.scales
             if scale != 1

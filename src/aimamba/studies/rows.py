@@ -5,13 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+PAPER_R = -0.9838
+"""Correlation of parameters and FID that the paper gives for its four models, without a definition."""
+
 Run = Mapping[str, Any]
 
 METRICS: dict[str, tuple[str, str, float, int]] = {
     # key: name, which values are better, factor of the shown value, its digits
     "frechet": ("Fréchet", "lower", 1.0, 1),
     "fid": ("FID", "lower", 1.0, 2),
-    "kid": ("1000 kernel", "lower", 1000.0, 2),
+    "kid": ("kernel, thousandths", "lower", 1000.0, 2),
     "precision": ("precision", "higher", 1.0, 3),
     "recall": ("recall", "higher", 1.0, 3),
     "recognition": ("recognised", "higher", 100.0, 1),
@@ -47,6 +50,11 @@ class Row:
     def guidances(self) -> list[str]:
         """The settings of guidance with which the runs drew."""
         return [guidance(sample) for sample in self.runs[0]["samples"]]
+
+    @property
+    def network(self) -> str:
+        """Whose features were compared."""
+        return network(self.runs[0]["samples"])
 
     def metric(self, key: str, index: int) -> list[float]:
         """A metric of each run with its setting of guidance number ``index``."""

@@ -5,9 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aimamba.studies.results import Results
-from aimamba.studies.rows import METRICS, Row, guidance, known_metrics, mean, metric, network, numbers, pearson, rows
+from aimamba.studies.rows import (
+    METRICS,
+    PAPER_R,
+    Row,
+    guidance,
+    known_metrics,
+    mean,
+    metric,
+    network,
+    numbers,
+    pearson,
+    rows,
+)
 
-PAPER_R = -0.9838
+_SPEED = 0.1  # what two speeds must differ by
 _NOTHING = "-"
 
 
@@ -41,8 +53,10 @@ def _shown(values: Sequence[float], key: str) -> str:
     return spread(values, digits, factor)
 
 
-def _names(keys: Iterable[str]) -> list[str]:
-    return [METRICS[key][0] + (" %" if key == "recognition" else "") for key in keys]
+def _name(key: str, seen_by: str) -> str:
+    """A metric as a heading: distances with the network that they come from."""
+    name = METRICS[key][0] + (" %" if key == "recognition" else "")
+    return f"{seen_by} {name}" if key in ("frechet", "kid") else name
 
 
 def _scaling(results: Results) -> str:
@@ -54,13 +68,13 @@ def _scaling(results: Results) -> str:
         for key in ("frechet", "fid", "kid"):
             values = [mean(row.metric(key, index)) for row in found]
             if not all(map(math.isnan, values)):
-                columns[f"{METRICS[key][0].removeprefix('1000 ')} distance, guidance {drawn}"] = values
+                columns[f"{_name(key, found[0].network)}, guidance {drawn}"] = values
     lines = [[name, _correlation(logs, values)] for name, values in columns.items()]
     parts.append(grid([f"Pearson's r with log10(parameters), {len(found)} models", "r"], lines))
     parts.append(
-        f"The paper gives {PAPER_R} for the FID of its four models on ImageNet (148M to 1.3B) and does not say of "
-        "what; r with log10(parameters) of its printed numbers is -0.987. So few points of one training budget show a "
-        "trend in this range of sizes and no law beyond it."
+        f"The paper gives {PAPER_R} for the FID of its four models on ImageNet (148M to 1.3B), without a definition; "
+        "its printed numbers have r = -0.987 with log10(parameters). A few models of one budget show how this range of "
+        "sizes behaves, and nothing beyond it."
     )
     return "\n\n".join(parts)
 
@@ -86,14 +100,14 @@ def _variants(found: Sequence[Row], *, learning_rate: bool) -> str:
         for index, drawn in enumerate(row.guidances()):
             cells = [_shown(row.metric(key, index), key) for key in keys]
             body.append([*shape, spread(row.bits(), 4), drawn, *cells])
-    return grid([*header, "held-out bits a token", "guidance", *_names(keys)], body)
+    return grid([*header, "held-out bits a token", "guidance", *(_name(key, found[0].network) for key in keys)], body)
 
 
 def _guidance(results: Results) -> str:
     samples = [sample for run in results.runs.values() for sample in run["samples"]]
     keys = known_metrics(samples)
     body = [[guidance(sample), *(_shown(numbers([metric(sample, key)]), key) for key in keys)] for sample in samples]
-    return grid(["guidance", *_names(keys)], body)
+    return grid(["guidance", *(_name(key, network(samples)) for key in keys)], body)
 
 
 def _baseline(results: Results) -> str:
@@ -126,43 +140,41 @@ def _comparison(pair: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> s
     body.append(["learning rate", *(f"{row.runs[0]['lr']:g}" for row in pair), ""])
 
     def line(
-        name: str, values: Sequence[Sequence[float]], better: str, digits: int, factor: float = 1.0, exact: bool = False
+        name: str, values: Sequence[Sequence[float]], better: str, digits: int, factor: float = 1.0, margin: float = 0.0
     ) -> None:
         cells = [spread(some, digits, factor) for some in values]
-        once = "" if exact or max(map(len, values)) > 1 else ", one run"
-        body.append([name, *cells, _winner([row.title for row in pair], values, better) + once])
+        body.append([name, *cells, _winner([row.title for row in pair], values, better, margin)])
 
     line("held-out bits a token", [row.bits() for row in pair], "lower", 4)
     for index, drawn in enumerate(one.guidances()):
         for key in known_metrics(sample for row in pair for run in row.runs for sample in run["samples"]):
-            name, better, factor, digits = METRICS[key]
-            suffix = " %" if key == "recognition" else ""
+            _, better, factor, digits = METRICS[key]
             values = [row.metric(key, index) for row in pair]
-            line(f"{name}{suffix}, guidance {drawn}", values, better, digits, factor)
+            line(f"{_name(key, one.network)}, guidance {drawn}", values, better, digits, factor)
     tokens = [run["speed"][0]["tokens"] for run in runs.values() if "speed" in run][:1]
     for length in tokens:
         rates = [[run["train_pictures_per_second"] * length for run in row.runs] for row in pair]
-        line("training, tokens a second", rates, "higher", 0)
+        line("training, tokens a second", rates, "higher", 0, margin=_SPEED)
     if all("train_peak_bytes" in run for row in pair for run in row.runs):
         peaks = [[run["train_peak_bytes"] / 2**20 for run in row.runs] for row in pair]
         line("training, peak MiB of the GPU", peaks, "lower", 0)
     timed = [runs.get(f"speed-{row.variant['name']}", {}).get("speed", []) for row in pair]
     for first, second in zip(*timed, strict=False):
         name = f"drawing {first['tokens']} tokens, batch {first['batch']}, pictures a second"
-        line(name, [[drawn["pictures_per_second"]] for drawn in (first, second)], "higher", 2, exact=True)
+        line(name, [[drawn["pictures_per_second"]] for drawn in (first, second)], "higher", 2, margin=_SPEED)
     for first, second in zip(*timed, strict=False):
         if first["batch"] == timed[0][0]["batch"]:
             name = f"state of a row after {first['tokens']} tokens, KiB"
-            line(name, [[drawn["state_bytes"] / 1024] for drawn in (first, second)], "lower", 1, exact=True)
+            line(name, [[drawn["state_bytes"] / 1024] for drawn in (first, second)], "lower", 1)
     return grid(["quantity", one.title, other.title, "better"], body)
 
 
-def _winner(titles: Sequence[str], values: Sequence[Sequence[float]], better: str) -> str:
-    """Who is better, if all runs of one are better than all of the other."""
+def _winner(titles: Sequence[str], values: Sequence[Sequence[float]], better: str, margin: float = 0.0) -> str:
+    """Who is better, if all runs of one are better than all of the other, by more than a share ``margin``."""
     one, other = values
     if not one or not other:
         return _NOTHING
-    if max(one) < min(other) or min(one) > max(other):
+    if max(one) * (1 + margin) < min(other) or min(one) > max(other) * (1 + margin):
         return titles[(max(one) < min(other)) != (better == "lower")]
     return "equal" if set(one) == set(other) and len(set(one)) == 1 else "not told apart"
 
@@ -196,11 +208,13 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
     count = results.settings["budget"] if kind == "guidance" else judging["samples"]
     notes = [
         f"Distances compare {count:,} pictures of a model with `{judging['reference']}` by features of "
-        f"{network(samples)}; Fréchet distances of so few are too large by an amount that they all share, and are "
-        "not comparable with published ones."
+        f"{network(samples)}. Fréchet distances grow when pictures are few: compare them inside this table alone."
     ]
     if kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
     if kind == "baseline":
-        notes.append("A model is better where all its runs are better than all of the other's.")
+        notes.append(
+            "A model is better where each of its runs is better than all of the other's, and its speed by more than "
+            "10 %; of a single run each, that may be chance."
+        )
     return " ".join(notes)
