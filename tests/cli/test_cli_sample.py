@@ -208,3 +208,36 @@ def test_a_tokenizer_of_other_codes(refusal, models, make_vq):
 def test_an_output_that_is_a_file(refusal, models, here):
     (here / "file").touch()
     assert "is a file" in refusal("sample", "--model", models / "pipeline", "--out", "file")
+
+
+def test_an_npz_for_adms_evaluator(aimamba, models, pipeline, here):
+    command = ["sample", "--model", models / "pipeline", "--npz", "s.npz", "-n", 7, "--seed", 3, "--cfg-scale", 2]
+    status, out, _ = aimamba(*command, "--batch-size", 2)
+    assert (status, out) == (0, "7 pictures of 6 px in s.npz\n")
+    assert not (here / "samples").exists()
+    with np.load("s.npz") as content:
+        assert content["arr_0"].shape == (7, 6, 6, 3)
+        assert content["arr_0"].dtype == np.uint8
+        assert content["arr_1"].tolist() == [0, 1, 2, 3, 4, 0, 1]
+        for index in (0, 6):
+            [image] = pipeline([index % 5], 1, SamplingConfig(seed=3 + index, cfg_scale=2.0))
+            assert np.array_equal(content["arr_0"][index], np.asarray(image))
+    assert aimamba(*command, "--labels", "random").status == 0
+    with np.load("s.npz") as content:
+        labels = content["arr_1"]
+    assert labels.tolist() != [0, 1, 2, 3, 4, 0, 1]
+    assert set(labels.tolist()) <= set(range(5))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--npz s.npz --classes 1", "--npz draws all classes"),
+        ("--npz s.npz --labels even", "balanced or random, got 'even'"),
+        ("--npz no/s.npz", "there is no folder no"),
+        ("--npz .", "is a folder"),
+    ],
+)
+def test_refusals_of_an_npz(refusal, models, here, flags, message):
+    assert message in refusal("sample", "--model", models / "pipeline", *flags.split())
+    assert not list(here.glob("*.npz"))

@@ -14,7 +14,7 @@ from aimamba.files import write_atomically
 _LONGEST_NAME = 60  # characters: with a seed and a suffix below the 255 bytes of common file systems
 
 
-def output_folder(path: Path) -> Path:
+def output_folder(path: Path, option: str = "--out") -> Path:
     """Check that a folder is there or can be made; nothing is made yet.
 
     Returns:
@@ -26,9 +26,9 @@ def output_folder(path: Path) -> Path:
     path = path.expanduser()
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir():
-        raise ConfigError(f"--out {path}: {nearest} is a file, but a folder is needed; give another --out")
+        raise ConfigError(f"{option} {path}: {nearest} is a file, but a folder is needed; give another {option}")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {path}: writing in {nearest} is not permitted; give another --out")
+        raise ConfigError(f"{option} {path}: writing in {nearest} is not permitted; give another {option}")
     return path
 
 

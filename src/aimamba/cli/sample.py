@@ -1,7 +1,8 @@
 """Draw pictures of the classes you name.
 
 Writes one PNG for each picture, named by class and seed, as soon as it is finished; and sheet.png with all of them (of
-the first 32 of each class, where there are more).
+the first 32 of each class, where there are more). With --npz all pictures go into one file instead, as ADM's evaluator
+reads it.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from aimamba.cli.arguments import Parser, add_placement, add_sampling, require_p
 from aimamba.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from aimamba.generation import SamplingConfig
@@ -34,15 +36,21 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
     parser.add_argument("--classes", metavar="NAMES", help="names or numbers, by commas (default: the first ten)")
-    parser.add_argument("-n", type=int, default=8, metavar="N", help="pictures of each class (default 8)")
+    parser.add_argument(
+        "-n", type=int, default=8, metavar="N", help="pictures of each class (default 8); with --npz of all"
+    )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="write N pictures of all classes into one .npz")
+    parser.add_argument(
+        "--labels", default="balanced", help="with --npz: balanced (default), classes in turn; or random"
+    )
     add_sampling(parser)
     add_placement(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Draw and write."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_file, output_folder
     from aimamba.config import from_mapping
     from aimamba.data.sheets import sheet
     from aimamba.generation import SamplingConfig
@@ -53,9 +61,13 @@ def run(arguments: argparse.Namespace) -> None:
     config = from_mapping(SamplingConfig, settings, where="sample")
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    out = output_folder(arguments.out)
+    if arguments.npz is not None and arguments.classes is not None:
+        raise ConfigError("sample: --npz draws all classes; leave --classes out")
+    out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
     check_parts(arguments.model, arguments.tokenizer)
     pipeline = Pipeline.from_pretrained(arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype)
+    if file is not None:
+        return _write_npz(file, arguments, pipeline, config)
     labels = chosen_classes(arguments.classes, pipeline)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -67,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         sheet(rows, row_names=names, title=title).save(path)
     print(f"{len(labels) * arguments.n} pictures in {out}, on one sheet: {path}")
+    return None
 
 
 def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
@@ -149,6 +162,26 @@ def _draw(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped with {done} of {total} pictures finished, in {out}") from None
     return rows
+
+
+def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
+    """Draw pictures of all classes into one file; picture i has the seed ``config.seed + i``."""
+    from tqdm import tqdm
+
+    from aimamba.evaluation.npz import write_npz
+    from aimamba.evaluation.sources import ModelSource, draw_labels
+
+    labels = draw_labels(arguments.labels, arguments.n, pipeline.generator.config.num_classes, config.seed)
+    source = ModelSource(arguments.model, pipeline, labels, config, arguments.batch_size)
+    with tqdm(total=len(labels), unit="picture") as bar:
+
+        def watched() -> "Iterator[np.ndarray]":
+            for pictures in source.batches(arguments.batch_size):
+                yield pictures
+                bar.update(len(pictures))
+
+        write_npz(path, watched(), labels, source.size)
+    print(f"{len(labels)} pictures of {source.size} px in {path}")
 
 
 def _blocks(classes: int, n: int, batch_size: int) -> Iterator[tuple[range, range]]:

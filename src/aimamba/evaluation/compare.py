@@ -28,11 +28,13 @@ class Comparison:
         network: Whose features were compared.
         numbers: Metrics by name; ``recognition`` and ``neighbours`` hold several.
         nearest: The five nearest training pictures of every sample, where a training set was given.
+        unseen: Cosine of each reference picture with its nearest training picture, (m,), likewise.
     """
 
     network: str
     numbers: dict[str, Any]
-    nearest: Nearest | None
+    nearest: Nearest | None = None
+    unseen: Tensor | None = None
 
 
 def compare(
@@ -69,13 +71,13 @@ def compare(
     labels = common_labels(samples, reference)
     if labels is not None and len(real.vectors) > VOTERS:
         numbers["recognition"] = _recognition(drawn, real, labels, reference)
-    near = None
+    near, unseen = None, None
     if train is not None:
         learned = measure_set(train, extractor, keep=True, progress=progress).vectors.to(device)
         near = nearest(drawn.vectors.to(device), learned, min(_SHOWN_NEIGHBOURS, len(learned)))
         unseen = nearest(real.vectors.to(device), learned, 1).similarities[:, 0]
         numbers["neighbours"] = {"train": train.name, **copying(near.similarities[:, 0], unseen)._asdict()}
-    return Comparison(network=extractor.name, numbers=numbers, nearest=near)
+    return Comparison(network=extractor.name, numbers=numbers, nearest=near, unseen=unseen)
 
 
 def distances(

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from aimamba.config import check
 from aimamba.data.sheets import to_float
-from aimamba.errors import ConfigError
+from aimamba.evaluation.weights import inception_weights
 from aimamba.models.efficientnet import PACKAGE, efficientnet_lite0, weights_file
+from aimamba.models.inception import POOLED, SPATIAL, load_inception
 from aimamba.models.perceptual import magnified
 
 Setting = str | int | float | bool
@@ -93,12 +94,40 @@ class Lite0:
         return Features(self._network.pooled(magnified(to_float(images.to(self.device)), self._smallest_side)))
 
 
+class InceptionV3:
+    """Inception of 2015-12-05: the one network whose Fréchet distance is called FID."""
+
+    name = "inception"
+    width = POOLED
+    spatial_width = SPATIAL
+
+    def __init__(self, source: str = "inception", *, device: torch.device | str = "cpu") -> None:
+        """Load the network.
+
+        Args:
+            source: ``inception`` downloads the weights once; otherwise the path of the file.
+            device: Where to compute.
+
+        Raises:
+            CheckpointError: The weights are missing, cannot be downloaded, or are not the published ones.
+        """
+        path, digest = inception_weights(source)
+        self.device = torch.device(device)
+        self.batch_size = 8 if self.device.type == "cpu" else 64
+        self._network = load_inception(path).to(self.device)
+        self.settings: Mapping[str, Setting] = {"network": self.name, "weights": path.name, "sha256": digest}
+
+    @torch.no_grad()
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
+        """Give (B, 2048) and (B, 2023) vectors, and logits of 1,008 classes."""
+        return Features(*self._network(images.to(self.device)))
+
+
 def open_extractor(name: str, *, device: torch.device | str = "cpu") -> Extractor:
-    """Load the network that ``--features`` names.
+    """Load the network that ``--features`` names: ``lite0``, ``inception``, or the file of Inception's weights.
 
     Raises:
-        ConfigError: There is no such network, or its weights are not installed.
+        ConfigError: The package with lite0's weights is not installed.
+        CheckpointError: Inception's weights are missing, cannot be downloaded, or are not the published ones.
     """
-    if name == "lite0":
-        return Lite0(device=device)
-    raise ConfigError(f"--features must be lite0, got {name!r}")
+    return Lite0(device=device) if name == "lite0" else InceptionV3(name, device=device)

@@ -6,6 +6,7 @@ Pictures are bytes (n, s, s, 3), as in those files. No source holds them all.
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -171,7 +172,7 @@ class FolderSource(_ByIndex):
         return first[0]
 
 
-class ModelSource(_ByIndex):
+class ModelSource:
     """Samples of a model, drawn as they are asked for: picture i has label i and seed ``config.seed + i``."""
 
     def __init__(
@@ -184,8 +185,13 @@ class ModelSource(_ByIndex):
         self.class_names = pipeline.class_names
         self.identity = None
         self._pipeline = pipeline
-        self._config = config
+        self.config = config
         self._batch_size = batch_size
+
+    def guided(self, scale: float) -> "ModelSource":
+        """The same draws at another guidance scale."""
+        config = replace(self.config, cfg_scale=scale)
+        return ModelSource(f"{self.name} at {scale:g}", self._pipeline, self.labels, config, self._batch_size)
 
     def __len__(self) -> int:
         """How many pictures."""
@@ -193,14 +199,19 @@ class ModelSource(_ByIndex):
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
         """All pictures in order; drawn in batches of the model's own, given in batches of ``batch_size``."""
-        for drawn in super().batches(self._batch_size):
-            yield from (drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size))
+        for start in range(0, len(self), self._batch_size):
+            drawn = self.take(range(start, min(start + self._batch_size, len(self))))
+            yield from (drawn[first : first + batch_size] for first in range(0, len(drawn), batch_size))
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Draw some pictures."""
+        starts = range(0, len(indices), self._batch_size)
+        return np.concatenate([self._draw(indices[start : start + self._batch_size]) for start in starts])
+
+    def _draw(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         chosen = torch.from_numpy(self.labels[list(indices)])
-        seeds = [self._config.seed + index for index in indices]
-        [codes] = deque(generate(self._pipeline.generator, chosen, self._config, seeds=seeds), maxlen=1)  # the last
+        seeds = [self.config.seed + index for index in indices]
+        [codes] = deque(generate(self._pipeline.generator, chosen, self.config, seeds=seeds), maxlen=1)  # the last
         return np.stack([to_array(image) for image in self._pipeline.decode(codes)])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_NAMES = {
+NAMES = {
     "fid": "FID",
     "sfid": "sFID",
     "rfid": "rFID",
@@ -14,13 +14,15 @@ _NAMES = {
     "precision": "precision",
     "recall": "recall",
 }
+"""Of the numbers that are one value, in the order in which they are shown."""
+
 _DISTANCES = ("fid", "sfid", "rfid", "rsfid", "inception_score", "frechet")
 
 
 def summary(network: str, numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of each number; Inception's kernel distance is called KID."""
     lines = []
-    for key, name in _NAMES.items():
+    for key, name in NAMES.items():
         if key not in numbers:
             continue
         value, title = numbers[key], "KID" if key == "kid" and network == "inception" else name

@@ -1,0 +1,92 @@
+"""Small line plots as SVG."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+_WIDTH, _HEIGHT = 420, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 34, 44
+_COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
+_GREY = "#666"
+
+
+class Series(NamedTuple):
+    """A line.
+
+    Attributes:
+        name: For the legend.
+        points: (x, y).
+        marks: Written beside the points; none where empty.
+        dots: Whether the points are marked.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    marks: Sequence[str] = ()
+    dots: bool = True
+
+
+def plot(title: str, x_name: str, y_name: str, series: Sequence[Series]) -> str:
+    """Draw lines over common axes.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    xs, ys = ([point[axis] for each in series for point in each.points] for axis in (0, 1))
+    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_text(_LEFT, 16, title, "start", size=13, colour="#222")]
+    for x in x_ticks:
+        left, bottom = place(x, y_ticks[0])
+        parts += [_line(left, bottom, left, _TOP), _text(left, bottom + 15, f"{x:g}", "middle")]
+    for y in y_ticks:
+        left, height = place(x_ticks[0], y)
+        parts += [_line(left, height, _WIDTH - _RIGHT, height), _text(left - 6, height + 4, f"{y:g}", "end")]
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_name, "middle"))
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    turned = f' transform="rotate(-90 14 {middle:.1f})"'
+    parts.append(_text(14, middle, y_name, "middle", more=turned))
+    for number, each in enumerate(series):
+        parts += _drawn(each, [place(*point) for point in each.points], _COLOURS[number % len(_COLOURS)])
+        if len(series) > 1:
+            legend = _WIDTH - _RIGHT - 6, _HEIGHT - _BOTTOM - 8 - 14 * (len(series) - 1 - number)
+            parts.append(_text(*legend, each.name, "end", colour=_COLOURS[number % len(_COLOURS)]))
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif">{"".join(parts)}</svg>'
+
+
+def _drawn(series: Series, places: list[tuple[float, float]], colour: str) -> list[str]:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']
+    if series.dots:
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in places]
+    parts += [
+        _text(x, y - 8, mark, "middle", colour=colour) for (x, y), mark in zip(places, series.marks, strict=False)
+    ]
+    return parts
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to nine round numbers from at most ``low`` to at least ``high``."""
+    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
+        room = abs(low) / 10 or 1.0
+        low, high = low - room, high + room
+    magnitude = 10 ** math.floor(math.log10(high - low))
+    step = next(size * magnitude for size in (0.2, 0.25, 0.5, 1, 2) if (high - low) / (size * magnitude) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * number, 12) for number in range(first, last + 1)]
+
+
+def _text(x: float, y: float, text: str, anchor: str, *, size: int = 11, colour: str = _GREY, more: str = "") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
+    return f"<text {place}{more}>{escape(text)}</text>"
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#e2e2e2"/>'

@@ -1,0 +1,59 @@
+"""What published numbers were measured with, as far as it can be fixed in advance."""
+
+from dataclasses import replace
+
+from aimamba.config import check
+from aimamba.errors import DataError
+from aimamba.evaluation.npz import NpzSource
+from aimamba.evaluation.sources import Source
+from aimamba.generation import SamplingConfig
+from aimamba.models import AIM_PRESETS, AiMConfig
+
+PROTOCOLS = ("aim-paper",)
+PICTURES = 50_000
+LABELS = "random"
+
+_POSITION_SHIFT = 1  # of the official sampler, which drew the published samples
+_SCALES = {"aim-b": 2.0, "aim-l": 1.75, "aim-xl": 1.75}
+
+
+def aim_paper(config: SamplingConfig, shape: AiMConfig) -> SamplingConfig:
+    """Settings of the draw behind Table 2 of AiM (arXiv 2408.12245), as the authors name them.
+
+    Args:
+        config: What the user asked for; guidance 1 stands for the published scale, 2.0 for AiM-B and 1.75 for AiM-L and
+            AiM-XL. A model of another size must name its own.
+        shape: Of the generator.
+
+    Raises:
+        ConfigError: The user asked for something else, or the model is not sampled as the official one.
+    """
+    allowed = SamplingConfig(cfg_scale=config.cfg_scale, seed=config.seed)
+    check(config == allowed, "aim-paper draws at temperature 1 with constant guidance, without top-k or top-p")
+    check(
+        shape.decode_position_shift == _POSITION_SHIFT,
+        f"aim-paper needs decode_position_shift {_POSITION_SHIFT}, as official weights have; this model has "
+        f"{shape.decode_position_shift}",
+    )
+    sizes = {name: (preset.width, preset.num_blocks) for name, preset in AIM_PRESETS.items() if name in _SCALES}
+    name = next((name for name, size in sizes.items() if size == (shape.width, shape.num_blocks)), None)
+    if name is None:
+        check(config.cfg_scale != 1, "aim-paper knows the guidance of AiM-B, -L and -XL alone; give --cfg-scale")
+        return config
+    scale = _SCALES[name]
+    check(config.cfg_scale in (1, scale), f"aim-paper fixes guidance {scale} for {name}, got {config.cfg_scale}")
+    return replace(config, cfg_scale=scale)
+
+
+def check_paper_reference(reference: Source) -> None:
+    """Refuse a reference that lacks a part of ADM's.
+
+    Raises:
+        DataError: Pictures, ``mu``, ``sigma``, ``mu_s`` or ``sigma_s`` are missing.
+    """
+    stored = reference.statistics if isinstance(reference, NpzSource) else None
+    if not len(reference) or stored is None or stored.spatial is None:
+        raise DataError(
+            f"{reference.name}: aim-paper needs pictures and Inception's statistics (arr_0, mu, sigma, mu_s, sigma_s), "
+            "as ADM's VIRTUAL_imagenet256_labeled.npz has them"
+        )

@@ -1,0 +1,71 @@
+"""Inception's weights: a user's file, or the published one downloaded once, recognised by its SHA-256."""
+
+import hashlib
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+from tqdm import tqdm
+
+from aimamba.data.cache import cache_folder
+from aimamba.errors import CheckpointError
+from aimamba.files import write_atomically
+
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+SHA256_START = "6726825d"
+"""The first digits are all that the file's name tells."""
+
+_PIECE = 1 << 20
+
+
+def inception_weights(source: str = "inception") -> tuple[Path, str]:
+    """Find the file, and download it where ``source`` is ``"inception"`` and it is not in the cache yet.
+
+    Args:
+        source: ``"inception"`` or the path of the file.
+
+    Returns:
+        The path and the SHA-256 of the content.
+
+    Raises:
+        CheckpointError: There is no such file, it cannot be downloaded, or it is not the published one.
+    """
+    path = cache_folder() / "weights" / URL.rpartition("/")[2] if source == "inception" else Path(source).expanduser()
+    if not path.is_file():
+        if source != "inception":
+            raise CheckpointError(f"{source}: no such file; give lite0, inception or the file of Inception's weights")
+        _download(path)
+    digest = _digest(path)
+    if not digest.startswith(SHA256_START):
+        raise CheckpointError(
+            f"{path}: not the published Inception of 2015-12-05 (SHA-256 {digest[:8]}..., expected {SHA256_START}...): "
+            f"fetch {URL}"
+        )
+    return path, digest
+
+
+def _download(path: Path) -> None:
+    def write(draft: Path) -> None:
+        with urllib.request.urlopen(URL, timeout=60) as answer, draft.open("wb") as file:
+            total = int(answer.headers.get("Content-Length") or 0)
+            with tqdm(total=total, desc="Inception's weights", unit="B", unit_scale=True) as bar:
+                while piece := answer.read(_PIECE):
+                    file.write(piece)
+                    bar.update(len(piece))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_atomically(path, write)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise CheckpointError(
+            f"Inception's weights cannot be downloaded ({getattr(error, 'reason', error)}): fetch {URL} elsewhere and "
+            "give the file with --features, or use --features lite0"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
