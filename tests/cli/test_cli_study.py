@@ -178,13 +178,15 @@ def test_a_run_is_what_train_makes_of_its_recipe(study, aimamba, here):
     assert all(one[key].equal(other[key]) for key in one)
 
 
-def test_ablation(study, here):
+def test_ablation(study, refusal, here):
     assert study("ablation").status == 0
     runs = results(here / "studies/ablation")["runs"]
     assert list(runs) == ["plain-seed-0", "hilbert-seed-0", "hilbert-seed-1"]
     assert [run["order"] for run in runs.values()] == ["raster", "hilbert", "hilbert"]
     recipe = (here / "studies/ablation/runs/hilbert-seed-1/recipe.toml").read_text()
     assert 'order = "hilbert"' in recipe
+    message = refusal("train", "studies/ablation/runs/hilbert-seed-1/recipe.toml", "--device", "cpu")
+    assert "unknown key 'order'" in message, "an ordinary training would make another model"
     table = (here / "studies/ablation/table.md").read_text()
     assert "| no positions, no adaLN |" in table
     bits = [runs[f"hilbert-seed-{seed}"]["held_out"]["bits_per_token"] for seed in (0, 1)]
@@ -207,6 +209,7 @@ def test_baseline(study, here):
     assert "### tiny" in table
     assert "| quantity | AiM | attention | better |" in table
     assert "### Learning rates tried" in table
+    assert "is at the edge of those tried" in table
 
 
 def test_guidance(study, here):
@@ -296,6 +299,9 @@ REFUSALS = {
     "scaling --report-only --out broken": ["broken/results.json is not valid JSON"],
     "scaling --report-only --out foreign": ["foreign/results.json does not hold the results of a study"],
     "ablation --report-only --out scaled": ["holds the study 'scaling', not 'ablation'"],
+    "odd.toml --tokenizer vq": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
+    "deep.toml --tokenizer vq": ["plain: model", "unknown key 'dept'"],
+    "far.toml --tokenizer vq": ["reference avatars-16:held-out:2 has pictures of 16 pixels, the models draw 8"],
     "own.toml --tokenizer vq": ["order 'hilbert' needs a grid whose side is a power of two, got 3"],
 }
 
@@ -307,13 +313,14 @@ def test_refusals(refusal, tokenizer, here, arguments):
     for name, text in (("broken", "{"), ("foreign", '{"runs": []}'), ("scaled", json.dumps(begun))):
         (here / name).mkdir()
         (here / name / "results.json").write_text(text)
-    (here / "own.toml").write_text(
-        f'kind = "ablation"\n{SHARED}{STUDIES["ablation"]}'.replace("size = 16", "size = 12")
-    )
+    text = f'kind = "ablation"\n{SHARED}{STUDIES["ablation"]}'
+    for name, side in (("own", 12), ("odd", 18), ("far", 8)):
+        (here / f"{name}.toml").write_text(text.replace("size = 16", f"size = {side}"))
+    (here / "deep.toml").write_text(text.replace('adaln = "none" }', "dept = 3 }"))
     message = refusal("study", *arguments.split())
     for part in REFUSALS[arguments]:
         assert part in message
-    assert not (here / "studies").exists()
+    assert not (here / "studies/ablation/runs").exists()
 
 
 def test_other_settings_in_the_same_folder(study, refusal):

@@ -36,7 +36,8 @@ def test_what_is_added_is_there_again(path):
     ],
 )
 def test_other_settings_are_refused(path, changes, message):
-    Results.begin(path, "scaling", SETTINGS)
+    Results.begin(path, "scaling", {**SETTINGS, "budget": 7})
+    Results.begin(path, "scaling", SETTINGS).add("one", {})  # nothing was run yet, so nothing contradicts
     with pytest.raises(ConfigError, match=message):
         Results.begin(path, "scaling", {**SETTINGS, **changes})
 

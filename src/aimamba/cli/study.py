@@ -8,7 +8,7 @@ that was stopped, and repeats no run that is finished.
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser, require_positive
 from aimamba.errors import ConfigError
@@ -16,6 +16,7 @@ from aimamba.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from aimamba.studies.judge import Judge
     from aimamba.studies.recipe import StudyRecipe
     from aimamba.studies.results import Results
 
@@ -77,14 +78,14 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _measure(study: "StudyRecipe", samples: int, device: "torch.device") -> Any:
+def _judge(study: "StudyRecipe", samples: int, size: int, device: "torch.device") -> "Judge":
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.sources import open_source
     from aimamba.studies.judge import Judge
 
     reference = open_source(study.judging.reference, progress=True)
     extractor = open_extractor("lite0", device=device)
-    return Judge(reference, extractor, samples=samples, batch_size=study.judging.batch_size)
+    return Judge(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)
 
 
 def _train(
@@ -107,7 +108,6 @@ def _train(
         budget=budget,
         tokenizer=tokenizer,
         tokenizer_name=source,
-        measure=_measure(study, study.judging.samples, device),
         device=device,
         say=_say,
     )
@@ -118,7 +118,8 @@ def _train(
         "recipe": to_mapping(study),
     }
     results = Results.begin(out / RESULTS_FILE, name, settings)
-    run_jobs(training_jobs(workshop, results.runs), results, device=device, say=_say)
+    judge = _judge(study, study.judging.samples, study.data.size, device)
+    run_jobs(training_jobs(workshop, judge, results.runs), results, device=device, say=_say)
     return results
 
 
@@ -142,5 +143,6 @@ def _draw(
         "recipe": to_mapping(study),
     }
     results = Results.begin(out / RESULTS_FILE, name, settings)
-    run_jobs(guidance_jobs(pipeline, study.judging, _measure(study, budget, device)), results, device=device, say=_say)
+    judge = _judge(study, budget, pipeline.image_size, device)
+    run_jobs(guidance_jobs(pipeline, study.judging, judge), results, device=device, say=_say)
     return results

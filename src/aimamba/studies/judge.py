@@ -4,6 +4,7 @@ import time
 from typing import Any, Protocol, runtime_checkable
 
 from aimamba.config import to_mapping
+from aimamba.errors import DataError
 from aimamba.evaluation.compare import compare
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.sources import ModelSource, Source, draw_labels
@@ -23,8 +24,24 @@ class Measure(Protocol):
 class Judge:
     """Compares pictures of a model, its classes in turn, with real ones."""
 
-    def __init__(self, reference: Source, extractor: Extractor, *, samples: int, batch_size: int) -> None:
-        """Say with what to compare, and how many pictures to draw."""
+    def __init__(self, reference: Source, extractor: Extractor, *, size: int, samples: int, batch_size: int) -> None:
+        """Say with what to compare, and what will be drawn.
+
+        Args:
+            reference: Real pictures.
+            extractor: Looks at all pictures.
+            size: Side of the pictures that will be drawn.
+            samples: How many of each model.
+            batch_size: Pictures drawn at once.
+
+        Raises:
+            DataError: The real pictures are of another size.
+        """
+        if reference.size != size:
+            raise DataError(
+                f"judging.reference {reference.name} has pictures of {reference.size} pixels, the models draw {size}; "
+                f"name a set of {size} pixels"
+            )
         self._reference = reference
         self._extractor = extractor
         self._samples = samples

@@ -38,11 +38,12 @@ def run_jobs(
             results.add(job.name, {**job.work(), "provenance": provenance(device)})
 
 
-def training_jobs(workshop: Workshop, runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
+def training_jobs(workshop: Workshop, measure: Measure, runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
     """The plan of a study that trains.
 
     Args:
         workshop: Where.
+        measure: Judges.
         runs: Numbers of the runs that are finished; those of the learning rates are looked at when they are there.
     """
     study = workshop.study
@@ -57,8 +58,8 @@ def training_jobs(workshop: Workshop, runs: Mapping[str, Mapping[str, Any]]) -> 
     for variant in study.variants:
         for seed in variant.seeds or study.seeds:
             name = f"{variant.name}-seed-{seed}"
-            work = partial(workshop.train_and_judge, name, variant, seed=seed, lr=rates.get(variant.family))
-            yield Job(name, work)
+            lr = rates.get(variant.family)
+            yield Job(name, partial(workshop.train_and_judge, name, variant, measure, seed=seed, lr=lr))
 
 
 def _sweep(workshop: Workshop, variant: Variant) -> Iterator[Job]:

@@ -57,11 +57,11 @@ class Results:
             ConfigError: It holds those of another study, or of other settings; it names the first that differs.
         """
         wanted = json.loads(json.dumps(_plain(settings)))
-        if not path.exists():
+        results = cls.read(path, study) if path.exists() else None
+        if results is None or not results.runs:
             results = cls(path, study, wanted, {})
             results._write()
             return results
-        results = cls.read(path, study)
         old, new = dict(_flat(results.settings)), dict(_flat(wanted))
         for key in [*new, *old]:
             if old.get(key) != new.get(key):

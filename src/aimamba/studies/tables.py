@@ -1,7 +1,7 @@
 """The table of a study in Markdown, from its results alone. It says no more than they carry."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aimamba.studies.results import Results
@@ -117,20 +117,26 @@ def _baseline(results: Results) -> str:
         pair = [row for row in found if row.variant["size"] == size]
         if len(pair) == 2:
             parts.append(f"### {size}\n\n{_comparison(pair, results.runs)}")
-    sweep = {name: run for name, run in results.runs.items() if name.startswith("sweep-")}
-    titles = {row.variant["name"]: row.title for row in found}
-    body = [
-        [
-            titles.get(run["variant"], run["variant"]),
-            f"{run['lr']:g}",
-            f"{run['pictures']:,}",
-            spread(numbers([run["held_out"]["bits_per_token"]]), 4),
-        ]
-        for run in sweep.values()
-    ]
+    return "\n\n".join([*parts, *_sweep(results)])
+
+
+def _sweep(results: Results) -> Iterator[str]:
+    """The learning rates tried, and whether a better one may lie beyond them."""
+    titles = {known["name"]: known.get("title") or known["name"] for known in results.settings["recipe"]["variants"]}
+    tries: dict[str, dict[float, float]] = {}  # bits of each rate
+    body = []
+    for run in results.runs.values():
+        if "samples" not in run and "speed" not in run:
+            bits = numbers([run["held_out"]["bits_per_token"]])
+            body.append([titles[run["variant"]], f"{run['lr']:g}", f"{run['pictures']:,}", spread(bits, 4)])
+            tries.setdefault(run["variant"], {})[run["lr"]] = min(bits, default=math.inf)
     if body:
-        parts.append("### Learning rates tried\n\n" + grid(["model", "learning rate", "pictures", "bits"], body))
-    return "\n\n".join(parts)
+        yield "### Learning rates tried"
+        yield grid(["model", "learning rate", "pictures", "held-out bits a token"], body)
+    for name, rates in tries.items():
+        best = min(rates, key=rates.__getitem__)
+        if best in (min(rates), max(rates)):
+            yield f"{titles[name]}: the best rate, {best:g}, is at the edge of those tried, and a better one may lie beyond."
 
 
 def _comparison(pair: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> str:

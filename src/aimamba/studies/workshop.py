@@ -1,4 +1,4 @@
-"""Where the generators of a study are made: one tokenizer, codes that are encoded once, one judge."""
+"""Where the generators of a study are made: one tokenizer, and codes that are encoded once."""
 
 import statistics
 import sys
@@ -46,7 +46,6 @@ class Workshop:
         budget: int,
         tokenizer: VQModel,
         tokenizer_name: str,
-        measure: Measure,
         device: torch.device,
         say: Callable[[str], None],
     ) -> None:
@@ -58,7 +57,6 @@ class Workshop:
             budget: Pictures that every run trains on.
             tokenizer: Gives and draws the codes.
             tokenizer_name: By which it can be loaded again; kept with the runs.
-            measure: Judges.
             device: Where everything runs.
             say: Told what takes its time.
 
@@ -70,7 +68,6 @@ class Workshop:
         self._out = out
         self._tokenizer = tokenizer.to(device)
         self._name = tokenizer_name
-        self._measure = measure
         self._device = device
         self._say = say
         factor = tokenizer.config.downsampling
@@ -139,12 +136,14 @@ class Workshop:
             found["train_peak_bytes"] = torch.cuda.max_memory_allocated(self._device)
         return found
 
-    def train_and_judge(self, name: str, variant: Variant, *, seed: int, lr: float | None = None) -> dict[str, Any]:
+    def train_and_judge(
+        self, name: str, variant: Variant, measure: Measure, *, seed: int, lr: float | None = None
+    ) -> dict[str, Any]:
         """Train a generator, then draw with every setting of guidance; adds ``samples`` to what ``train`` gives."""
         found = self.train(name, variant, seed=seed, lr=lr)
         generator = AiM.from_pretrained(self._out / "runs" / name, device=self._device)
         pipeline = OrderedPipeline(self._tokenizer, generator, self.codes.class_names, variant.order)
-        drawn = [judged(pipeline, sampling, self._measure) for sampling in self.study.judging.samplings()]
+        drawn = [judged(pipeline, sampling, measure) for sampling in self.study.judging.samplings()]
         return {**found, "samples": drawn}
 
     def time_drawing(self, variant: Variant) -> dict[str, Any]:
