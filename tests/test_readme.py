@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-RUN = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/design.md", "docs/weights.md")
+RUN = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/design.md", "docs/evaluation.md", "docs/weights.md")
 PAGES = (*RUN, "CHANGELOG.md", "docs/log.md", "docs/studies/README.md")
 PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
 QUICK = {

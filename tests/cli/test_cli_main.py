@@ -16,7 +16,11 @@ from aimamba.errors import DataError
 REFUSALS = [
     (
         ["sampel"],
-        ["unknown command 'sampel'", "did you mean 'sample'", "expected one of sample, train, encode"],
+        [
+            "unknown command 'sampel'",
+            "did you mean 'sample'",
+            "sample, train, encode, evaluate, evaluate-tokenizer, study, reconstruct, info, convert",
+        ],
     ),
     (["--verbose"], ["unknown command '--verbose'", "expected one of"]),
     (["sample", "--modle", "x"], ["unknown option '--modle'", "did you mean '--model'", "aimamba sample --help"]),

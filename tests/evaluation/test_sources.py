@@ -51,6 +51,8 @@ def test_pictures_of_different_sizes(folder):
     Image.new("RGB", (12, 16)).save(folder / "cats" / "z.png")
     with pytest.raises(DataError, match=r"z\.png: the picture is 12 x 16 pixels, but all must be .* give --size"):
         open_source(str(folder))
+    with pytest.raises(DataError, match=r"0\.png: the picture is 8 x 8 pixels and would have to be enlarged to 9"):
+        open_source(str(folder), size=9)
     source = open_source(str(folder), size=6)
     assert everything(source).shape == (11, 6, 6, 3)
 

@@ -73,6 +73,7 @@ def test_perplexity():
 @pytest.mark.parametrize(
     ("size", "message"), [(8, "SSIM needs pictures of at least 11 pixels, got 8"), (13, "multiple of 2, .* got 13")]
 )
-def test_sizes_that_do_not_fit(make_vq, network, folder, size, message):
+def test_sizes_that_do_not_fit(make_vq, network, tmp_path, size, message):
+    np.savez(tmp_path / "s.npz", arr_0=np.zeros((3, size, size, 3), np.uint8))
     with pytest.raises(ConfigError, match=message):
-        compare_tokenizer(make_vq(), open_source(str(folder), size=size), network())
+        compare_tokenizer(make_vq(), open_source(str(tmp_path / "s.npz")), network())

@@ -46,7 +46,7 @@ def test_another_file_is_refused(tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(CheckpointError, match="vgg: no such file; give lite0, inception or the file"):
+    with pytest.raises(CheckpointError, match="--features vgg: no such file; give lite0, inception or the file"):
         inception_weights("vgg")
 
 

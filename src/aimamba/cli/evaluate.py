@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = None if arguments.report is None else output_folder(arguments.report, "--report")
     scales = _scales(arguments.sweep)
     samples, drawing = _samples(arguments)
-    size = samples.size if arguments.size is None else arguments.size
+    size = arguments.size or samples.size or None
     reference = open_source(arguments.reference, size=size, progress=True)
     if arguments.protocol is not None:
         check_paper_reference(reference)
@@ -92,6 +92,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("evaluate: give either SAMPLES or --model MODEL")
     if arguments.model is None and (given is not None or arguments.sweep is not None):
         raise ConfigError("evaluate: --protocol and --sweep draw samples, so they need --model MODEL")
+    if arguments.model is None and (arguments.n is not None or arguments.labels is not None):
+        raise ConfigError("evaluate: -n and --labels are for samples drawn with --model")
     n, labels = (5000, "balanced") if given is None else (protocol.PICTURES, protocol.LABELS)
     for name, fixed in (("n", n), ("labels", labels)):
         value = getattr(arguments, name)

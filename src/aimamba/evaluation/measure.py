@@ -28,7 +28,7 @@ from aimamba.files import write_atomically
 _ROWS = 1000  # of vectors that enter a covariance at once
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """What a network has found in a set of pictures.
 

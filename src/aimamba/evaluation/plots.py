@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_WIDTH, _HEIGHT = 420, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 34, 44
+_WIDTH, _HEIGHT = 420.0, 280.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 14.0, 34.0, 44.0
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
 _GREY = "#666"
+
+_Range = tuple[float, float]
 
 
 class Series(NamedTuple):
@@ -27,21 +29,38 @@ class Series(NamedTuple):
     dots: bool = True
 
 
-def plot(title: str, x_name: str, y_name: str, series: Sequence[Series]) -> str:
+def plot(
+    title: str,
+    x_name: str,
+    y_name: str,
+    series: Sequence[Series],
+    *,
+    x_range: _Range | None = None,
+    y_range: _Range | None = None,
+) -> str:
     """Draw lines over common axes.
+
+    Args:
+        title: Written above.
+        x_name: Written below.
+        y_name: Written beside.
+        series: The lines, of at least one point.
+        x_range: Of the axis; by default that of the points.
+        y_range: Likewise.
 
     Returns:
         An ``<svg>`` element.
     """
     xs, ys = ([point[axis] for each in series for point in each.points] for axis in (0, 1))
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
+    x_ticks = _ticks(*(x_range or (min(xs), max(xs))))
+    y_ticks = _ticks(*(y_range or (min(ys), max(ys))))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_text(_LEFT, 16, title, "start", size=13, colour="#222")]
+    parts = [_text(_LEFT, 16.0, title, "start", size=13, colour="#222")]
     for x in x_ticks:
         left, bottom = place(x, y_ticks[0])
         parts += [_line(left, bottom, left, _TOP), _text(left, bottom + 15, f"{x:g}", "middle")]
@@ -51,13 +70,13 @@ def plot(title: str, x_name: str, y_name: str, series: Sequence[Series]) -> str:
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_name, "middle"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     turned = f' transform="rotate(-90 14 {middle:.1f})"'
-    parts.append(_text(14, middle, y_name, "middle", more=turned))
+    parts.append(_text(14.0, middle, y_name, "middle", more=turned))
     for number, each in enumerate(series):
         parts += _drawn(each, [place(*point) for point in each.points], _COLOURS[number % len(_COLOURS)])
         if len(series) > 1:
             legend = _WIDTH - _RIGHT - 6, _HEIGHT - _BOTTOM - 8 - 14 * (len(series) - 1 - number)
             parts.append(_text(*legend, each.name, "end", colour=_COLOURS[number % len(_COLOURS)]))
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
+    box = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif">{"".join(parts)}</svg>'
 
 
@@ -77,7 +96,7 @@ def _ticks(low: float, high: float) -> list[float]:
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         room = abs(low) / 10 or 1.0
         low, high = low - room, high + room
-    magnitude = 10 ** math.floor(math.log10(high - low))
+    magnitude = 10.0 ** math.floor(math.log10(high - low))
     step = next(size * magnitude for size in (0.2, 0.25, 0.5, 1, 2) if (high - low) / (size * magnitude) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * number, 12) for number in range(first, last + 1)]

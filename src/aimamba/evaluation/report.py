@@ -19,6 +19,7 @@ from aimamba.files import write_atomically
 
 _CLASSES, _COLUMNS = 10, 8  # of a sheet
 _CURVE = 200  # points of a distribution
+_SHARE = (0.0, 1.0)
 _STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
@@ -139,7 +140,7 @@ def _precision_recall(found: Comparison, guidance: Sequence[Mapping[str, float]]
     points = [(entry["recall"], entry["precision"]) for entry in entries]
     marks = [f"{entry['cfg_scale']:g}" for entry in entries] if guidance else []
     title = f"{found.network} precision and recall" + (" by guidance scale" if guidance else "")
-    return plot(title, "recall", "precision", [Series("", points, marks)])
+    return plot(title, "recall", "precision", [Series("", points, marks)], x_range=_SHARE, y_range=_SHARE)
 
 
 def _guidance(network: str, guidance: Sequence[Mapping[str, float]]) -> str:
@@ -147,7 +148,8 @@ def _guidance(network: str, guidance: Sequence[Mapping[str, float]]) -> str:
     for key, name in {**NAMES, "recognised": "recognised"}.items():
         if all(key in entry for entry in guidance):
             points = [(entry["cfg_scale"], entry[key]) for entry in guidance]
-            plots.append(plot(f"{network} {name}", "guidance scale", name, [Series("", points)]))
+            limits = _SHARE if key in ("precision", "recall", "recognised") else None
+            plots.append(plot(f"{network} {name}", "guidance scale", name, [Series("", points)], y_range=limits))
     return "".join(plots)
 
 

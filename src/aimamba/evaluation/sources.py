@@ -121,10 +121,10 @@ class FolderSource(_ByIndex):
             name: As the user gave it.
             root: The folder.
             split: ``all``, or ``train`` or ``held-out`` by the files' names, as in training.
-            size: Cut every picture to its centre square and scale it to this side; by default none may need it.
+            size: Cut every picture to its centre square and scale it down to this side; by default none may need it.
 
         Raises:
-            DataError: There is no picture, one is broken, or they differ in size and no size is given.
+            DataError: There is no picture, one is broken or smaller than ``size``, or they differ and no size is given.
         """
         self.name = name
         self._root = root
@@ -133,7 +133,7 @@ class FolderSource(_ByIndex):
         if not self._names:
             raise DataError(f"{name}: there are no pictures; give a folder of PNG, JPEG, WebP, BMP, GIF or TIFF files")
         self._cropped = size is not None
-        self.size = self._common_size() if size is None else size
+        self.size = self._side(size)
         folders = [path.partition("/")[0] if "/" in path else "" for path in self._names]
         self.class_names = () if "" in folders else tuple(sorted({path.partition("/")[0] for path in found}))
         self.labels = None
@@ -156,20 +156,26 @@ class FolderSource(_ByIndex):
         images = [open_image(self._root / self._names[index]) for index in indices]
         return np.stack([to_array(center_crop(image, self.size) if self._cropped else image) for image in images])
 
-    def _common_size(self) -> int:
-        first: tuple[int, int] | None = None
+    def _side(self, wanted: int | None) -> int:
+        """The side asked for, if no picture is smaller, or the one that all have."""
         paths = [self._root / name for name in self._names]
+        first: tuple[int, int] | None = None
         for path, size in zip(paths, read_sizes(paths), strict=True):
             if isinstance(size, DataError):
                 raise size
             first = first or size
-            if size != first or size[0] != size[1]:
+            picture = f"{path}: the picture is {size[0]} x {size[1]} pixels"
+            if wanted is not None and min(size) < wanted:
                 raise DataError(
-                    f"{path}: the picture is {size[0]} x {size[1]} pixels, but all must be squares of one size "
-                    f"({paths[0].name} is {first[0]} x {first[1]}): give --size to cut and scale them"
+                    f"{picture} and would have to be enlarged to {wanted}: remove it, or use a smaller size"
+                )
+            if wanted is None and (size != first or size[0] != size[1]):
+                raise DataError(
+                    f"{picture}, but all must be squares of one size ({paths[0].name} is {first[0]} x {first[1]}): "
+                    "give --size to cut and scale them"
                 )
         assert first is not None
-        return first[0]
+        return wanted or first[0]
 
 
 class ModelSource:
@@ -245,8 +251,10 @@ def open_source(text: str, *, size: int | None = None, progress: bool = False) -
         progress: Show a bar on stderr while avatars are drawn.
 
     Raises:
+        ConfigError: The size is below 1.
         DataError: It is none of these or cannot be read.
     """
+    check(size is None or size >= 1, f"--size must be at least 1 pixel, got {size}")
     if named := _NAMED.fullmatch(text):
         side, split, amount = named.groups()
         if split not in _SPLITS:

@@ -33,7 +33,9 @@ def inception_weights(source: str = "inception") -> tuple[Path, str]:
     path = cache_folder() / "weights" / URL.rpartition("/")[2] if source == "inception" else Path(source).expanduser()
     if not path.is_file():
         if source != "inception":
-            raise CheckpointError(f"{source}: no such file; give lite0, inception or the file of Inception's weights")
+            raise CheckpointError(
+                f"--features {source}: no such file; give lite0, inception or the file of Inception's weights"
+            )
         _download(path)
     digest = _digest(path)
     if not digest.startswith(SHA256_START):
