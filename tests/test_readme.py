@@ -25,7 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "design", "weights", "models/avatars-64")
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
-PAGES = (*RUN, "CHANGELOG.md", "docs/log.md")
+PAGES = (*RUN, "CHANGELOG.md", "docs/log.md", "docs/studies/README.md")
 PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
 VQ = "--steps 2 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8"
 AIM = (

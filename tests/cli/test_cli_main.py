@@ -19,7 +19,7 @@ REFUSALS = [
         [
             "unknown command 'sampel'",
             "did you mean 'sample'",
-            "sample, train, encode, evaluate, evaluate-tokenizer, reconstruct, info, convert",
+            "sample, train, encode, evaluate, evaluate-tokenizer, study, reconstruct, info, convert",
         ],
     ),
     (["--verbose"], ["unknown command '--verbose'", "expected one of"]),

@@ -20,6 +20,7 @@ COMMANDS = {
     "encode": "write pictures as codes, for a generator to train on",
     "evaluate": "compare samples, or what a model draws, with real pictures",
     "evaluate-tokenizer": "measure what a tokenizer keeps of pictures",
+    "study": "run the paper's studies and comparisons, with table and figure",
     "reconstruct": "show pictures beside what the tokenizer makes of them",
     "info": "tell what a model is: shape, parameters, classes",
     "convert": "turn an official checkpoint into an aimamba folder",

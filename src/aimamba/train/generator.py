@@ -116,12 +116,12 @@ class GeneratorTask:
         """Guided samples, a row for each of the first classes; the same seeds each time."""
         shown, columns = self.class_names[:_SHEET_CLASSES], self.config.sheet_pictures
         sampling = SamplingConfig(cfg_scale=self.config.sheet_cfg_scale, top_k=self.config.sheet_top_k)
-        images = self._pipeline(model)(list(range(len(shown))), columns, sampling, batch_size=64)
+        images = self.pipeline(model)(list(range(len(shown))), columns, sampling, batch_size=64)
         return sheet([images[i * columns : (i + 1) * columns] for i in range(len(shown))], row_names=shown)
 
     def save(self, model: AiM, folder: Path) -> None:
         """Write tokenizer, generator and class names together."""
-        self._pipeline(model).save_pretrained(folder)
+        self.pipeline(model).save_pretrained(folder)
 
     def _token_mask(self, model: AiM, codes: Tensor, rng: torch.Generator) -> Tensor | None:
         """What to multiply the word embeddings by (B, L - 1, D), where there is token dropout."""
@@ -131,7 +131,8 @@ class GeneratorTask:
         shape = (codes.shape[0], codes.shape[1] - 1, model.config.width)
         return (torch.rand(shape, generator=rng, device=codes.device) >= rate) / (1 - rate)
 
-    def _pipeline(self, model: AiM) -> Pipeline:
+    def pipeline(self, model: AiM) -> Pipeline:
+        """Put ``model`` and the tokenizer together."""
         return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), model, self.class_names)
 
 

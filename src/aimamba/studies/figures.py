@@ -1,0 +1,154 @@
+"""The figure of a study, from its results alone. Needs matplotlib, which comes with ``aimamba[plots]``."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aimamba.errors import ConfigError
+from aimamba.files import write_atomically
+from aimamba.studies.results import Results
+from aimamba.studies.rows import METRICS, PAPER_R, Row, mean, metric, network, numbers, pearson, rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DPI = 120
+
+
+def require_matplotlib() -> None:
+    """Say early that a figure cannot be drawn.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("the figure of a study needs matplotlib; install it with: pip install 'aimamba[plots]'")
+
+
+def draw_figure(results: Results, path: Path) -> None:
+    """Write the figure as a PNG; nothing is written before a run with samples is finished.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
+
+    drawers = {"baseline": _baseline, "scaling": _scaling, "ablation": _ablation, "guidance": _guidance}
+    if any("samples" in run for run in results.runs.values()):
+        figure = Figure(dpi=_DPI, layout="constrained")
+        drawers[results.settings["recipe"]["kind"]](figure, results)
+        write_atomically(path, lambda draft: figure.savefig(draft, format="png", metadata={"Software": None}))
+
+
+def _panels(figure: "Figure", count: int, height: float = 3.6) -> "list[Axes]":
+    figure.set_size_inches(4.4 * count, height)
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(visible=True, alpha=0.25)
+    return list(panels)
+
+
+def _points(axes: "Axes", found: list[Row], values: Callable[[Row], list[float]], label: str) -> None:
+    """Means against parameters as a line, every run as a point."""
+    [line] = axes.plot([row.parameters for row in found], [mean(values(row)) for row in found], label=label)
+    for row in found:
+        runs = values(row)
+        axes.plot([row.parameters] * len(runs), runs, "o", markersize=4, color=line.get_color())
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+
+
+def _distance(samples: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Key and name of the Fréchet distance of the network that was used."""
+    if any(metric(sample, "fid") is not None for sample in samples):
+        return "fid", "FID"
+    return "frechet", f"{network(samples)} {METRICS['frechet'][0]} distance"
+
+
+def _label(drawn: str) -> str:
+    return "no guidance" if drawn == "none" else f"guidance {drawn}"
+
+
+def _scaling(figure: "Figure", results: Results) -> None:
+    found = rows(results.settings, results.runs)
+    bits, distance = _panels(figure, 2)
+    _points(bits, found, Row.bits, "")
+    bits.set_ylabel("held-out bits a token")
+    key, name = _distance(found[0].runs[0]["samples"])
+    logs = [math.log10(row.parameters) for row in found]
+    bits.set_title(f"r = {pearson(logs, [mean(row.bits()) for row in found]):.3f}", fontsize="medium")
+    for index, drawn in enumerate(found[0].guidances()):
+        r = pearson(logs, [mean(row.metric(key, index)) for row in found])
+        _points(distance, found, lambda row, index=index: row.metric(key, index), f"{_label(drawn)}, r = {r:.3f}")  # type: ignore[misc]
+    distance.set_title(f"FID of the paper's models: r = {PAPER_R}", fontsize="medium")
+    distance.set_ylabel(name)
+    distance.legend(frameon=False)
+
+
+def _ablation(figure: "Figure", results: Results) -> None:
+    found = rows(results.settings, results.runs)
+    bits, distance = _panels(figure, 2, 1.2 + 0.42 * len(found))
+    places = list(range(len(found)))
+    for place, row in zip(places, found, strict=True):
+        bits.plot(row.bits(), [place] * len(row.bits()), "o", color="C0")
+    bits.set_xlabel("held-out bits a token")
+    key, name = _distance(found[0].runs[0]["samples"])
+    for index, drawn in enumerate(found[0].guidances()):
+        for place, row in zip(places, found, strict=True):
+            values = row.metric(key, index)
+            label = _label(drawn) if place == 0 else None
+            distance.plot(values, [place] * len(values), "o", color=f"C{index}", label=label)
+    distance.set_xlabel(name)
+    distance.legend(frameon=False)
+    for axes, names in ((bits, [row.title for row in found]), (distance, [])):
+        axes.set_yticks(places, names or [""] * len(places))
+        axes.set_ylim(len(found) - 0.5, -0.5)
+
+
+def _baseline(figure: "Figure", results: Results) -> None:
+    found = rows(results.settings, results.runs)
+    bits, distance, state = _panels(figure, 3)
+    key, name = _distance(found[0].runs[0]["samples"])
+    for family in dict.fromkeys(row.variant["family"] for row in found):
+        kind = [row for row in found if row.variant["family"] == family]
+        _points(bits, kind, Row.bits, family)
+        _points(distance, kind, lambda row: row.metric(key, 0), family)
+        for row, style in zip(kind, ("-", "--", ":", "-.") * len(kind), strict=False):
+            speed = results.runs.get(f"speed-{row.variant['name']}", {}).get("speed", [])
+            sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
+            color = "C0" if kind[0] is found[0] else "C1"
+            state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
+    bits.set_ylabel("held-out bits a token")
+    distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")
+    state.set(xlabel="tokens", ylabel="state of a row, KiB")
+    if any("speed" in run for run in results.runs.values()):
+        state.set(xscale="log", yscale="log")
+    for axes in (bits, distance, state):
+        axes.legend(frameon=False)
+
+
+def _guidance(figure: "Figure", results: Results) -> None:
+    samples = [sample for run in results.runs.values() for sample in run["samples"]]
+    key, title = _distance(samples)
+    distance, shares = _panels(figure, 2)
+    none = [sample for sample in samples if sample["sampling"]["cfg_scale"] == 1]
+    schedules = dict.fromkeys(sample["sampling"]["cfg_schedule"] for sample in samples if sample not in none)
+    for schedule in schedules or ["constant"]:
+        drawn = [*none, *(sample for sample in samples if sample["sampling"]["cfg_schedule"] == schedule)]
+        drawn = sorted({id(sample): sample for sample in drawn}.values(), key=lambda s: s["sampling"]["cfg_scale"])
+        scales = [sample["sampling"]["cfg_scale"] for sample in drawn]
+        distance.plot(scales, numbers(metric(sample, key) for sample in drawn), "o-", markersize=4, label=schedule)
+        for name, style in (("precision", "o-"), ("recall", "s--")):
+            values = numbers(metric(sample, name) for sample in drawn)
+            color = distance.lines[-1].get_color()
+            if len(values) == len(scales):
+                shares.plot(scales, values, style, markersize=4, color=color, label=f"{name}, {schedule}")
+    distance.set(xlabel="scale of guidance", ylabel=title)
+    shares.set(xlabel="scale of guidance", ylabel="share", ylim=(0, 1))
+    distance.legend(frameon=False)
+    shares.legend(frameon=False, fontsize="small")

@@ -1,0 +1,64 @@
+"""On what a number was made: weights, machine, versions, commit, date."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import aimamba
+from aimamba.config import to_mapping
+from aimamba.models.hub import PretrainedModel
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Describe where and by what a run is made; ``commit`` only in a clone, ``-dirty`` when it was changed."""
+    package = Path(aimamba.__file__).parent
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "aimamba": aimamba.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:  # not merely inside another's clone
+        found["commit"] = _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return found
+
+
+def weights_hash(model: PretrainedModel[Any]) -> str:
+    """SHA-256 of a model's config and of all its weights in float32."""
+    digest = hashlib.sha256(json.dumps(to_mapping(model.config), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says, or None where there is no git or it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,51 @@
+"""Speed and memory of drawing, by length of the sequence. The weights play no part, so they are random."""
+
+import time
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from aimamba.generation import SamplingConfig, generate
+from aimamba.models import AiM, AiMConfig
+from aimamba.studies.recipe import SpeedConfig
+
+_LONG_ENOUGH = 2.0  # seconds of drawing after which a measurement is not repeated
+
+
+def drawing_speed(config: AiMConfig, speed: SpeedConfig, device: torch.device) -> list[dict[str, Any]]:
+    """Measure a generator of this shape, unguided and without the tokenizer's decoder.
+
+    Returns:
+        For every length and batch ``tokens``, ``state_bytes`` of a row, ``batch`` and ``pictures_per_second``.
+    """
+    found = []
+    for tokens in speed.tokens:
+        longer = replace(config, num_tokens=tokens)
+        model = AiM(longer).to(device).eval()
+        row = {"tokens": tokens, "state_bytes": state_bytes(longer)}
+        found += [{**row, "batch": batch, "pictures_per_second": _speed(model, batch)} for batch in speed.batches]
+    return found
+
+
+def state_bytes(config: AiMConfig) -> int:
+    """Bytes that the mixers remember of one picture in float32: states, windows, keys and values."""
+    with torch.device("meta"):
+        state = AiM(config).init_state(1)
+    return sum(tensor.numel() * tensor.element_size() for mixer in state.mixers for tensor in mixer.values())
+
+
+def _speed(model: AiM, batch: int) -> float:
+    """Pictures a second: the fastest of several draws, after a short one that warms up."""
+    labels = torch.zeros(batch, dtype=torch.long)
+    drawing = generate(model, labels, SamplingConfig())
+    next(drawing)
+    fastest, spent = float("inf"), 0.0
+    while spent < _LONG_ENOUGH:
+        started = time.perf_counter()
+        [codes] = deque(generate(model, labels, SamplingConfig()), maxlen=1)
+        codes.cpu()  # waits for the device
+        seconds = time.perf_counter() - started
+        fastest, spent = min(fastest, seconds), spent + seconds
+    return batch / fastest

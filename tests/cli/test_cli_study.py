@@ -1,0 +1,336 @@
+"""``aimamba study``: every kind of study from beginning to end, tiny; interruption; refusals."""
+
+import json
+import math
+import shutil
+import signal
+
+import pytest
+import torch
+from PIL import Image
+
+from aimamba.studies import figures
+from aimamba.studies.ordered import OrderedPipeline
+from aimamba.train.generator import GeneratorTask
+
+SHARED = """
+budget = 8
+
+[data]
+source = "avatars"
+size = 16
+per_class = 2
+held_out_per_class = 1
+
+[model]
+width = 16
+num_blocks = 2
+state_size = 4
+head_width = 8
+adaln_groups = 2
+
+[task]
+sheet_pictures = 1
+sheet_cfg_scale = 1
+
+[fit]
+batch_size = 4
+lr = 1e-2
+checkpoint_every = 1
+
+[judging]
+reference = "avatars-16:held-out:2"
+samples = 10
+scales = [1.0, 2.0]
+"""
+
+STUDIES = {
+    "scaling": """
+[[variants]]
+name = "small"
+[[variants]]
+name = "large"
+lr = 5e-3
+[variants.model]
+width = 24
+""",
+    "ablation": """
+[[variants]]
+name = "plain"
+title = "no positions, no adaLN"
+model = { positions = "none", adaln = "none" }
+[[variants]]
+name = "hilbert"
+order = "hilbert"
+seeds = [0, 1]
+""",
+    "baseline": """
+[sweep]
+lrs = [1e-3, 1e-2]
+share = 0.5
+[speed]
+tokens = [4, 16]
+batches = [1]
+[[variants]]
+name = "aim"
+title = "AiM"
+family = "AiM"
+size = "tiny"
+[[variants]]
+name = "attention"
+family = "attention"
+size = "tiny"
+model = { mixer = "attention", positions = "rope" }
+""",
+    "guidance": 'schedules = ["constant", "linear"]\n',
+}
+
+
+class Sums:
+    """A network without weights: a few sums over pixels."""
+
+    name = "sums"
+    width = 6
+    spatial_width = 0
+    batch_size = 8
+    device = torch.device("cpu")
+    settings = {"network": "sums"}  # noqa: RUF012
+
+    def __call__(self, images):
+        from aimamba.evaluation.features import Features
+
+        matrix = torch.randn(3 * 16 * 16, 6, generator=torch.Generator().manual_seed(0)).double()
+        return Features((images.double().flatten(1) / 255 @ matrix).tanh().float())
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Another network, and speed that is measured for an instant."""
+    monkeypatch.setattr("aimamba.evaluation.features.open_extractor", lambda name, device: Sums())
+    monkeypatch.setattr("aimamba.studies.speed._LONG_ENOUGH", 1e-9)
+
+
+@pytest.fixture
+def tokenizer(here, make_vq):
+    """A tokenizer in the folder ``vq``: pictures of 16 pixels are 4 x 4 codes."""
+    model = make_vq(channel_mult=(1, 1, 2))
+    model.save_pretrained(here / "vq")
+    return model
+
+
+@pytest.fixture
+def study(here, aimamba, tokenizer, make_aim):
+    """Write the recipe of a kind of study and run it."""
+    from aimamba.data import STYLES
+    from aimamba.pipeline import Pipeline
+
+    def run(kind, *options):
+        (here / f"{kind}.toml").write_text(f'kind = "{kind}"\n{SHARED}{STUDIES[kind]}')
+        if kind == "guidance":
+            Pipeline(tokenizer, make_aim(num_classes=10, num_tokens=16), STYLES).save_pretrained("whole")
+        source = ("--model", "whole") if kind == "guidance" else ("--tokenizer", "vq")
+        return aimamba("study", f"{kind}.toml", *source, "--device", "cpu", *options)
+
+    return run
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_scaling(study, here):
+    status, out, err = study("scaling")
+    assert status == 0, err
+    folder = here / "studies/scaling"
+    assert out == "2 runs in studies/scaling/results.json; studies/scaling/table.md, studies/scaling/figure.png\n"
+    content = results(folder)
+    assert (content["study"], content["settings"]["budget"], content["settings"]["model"]) == ("scaling", 8, "vq")
+    runs = content["runs"]
+    assert list(runs) == ["small-seed-0", "large-seed-0"]
+    for name, lr in (("small-seed-0", 1e-2), ("large-seed-0", 5e-3)):
+        run = runs[name]
+        assert (run["steps"], run["pictures"], run["lr"], run["seed"]) == (2, 8, lr, 0)
+        assert run["held_out"]["bits_per_token"] == pytest.approx(run["held_out"]["loss"] / math.log(2))
+        assert run["non_embedding"] < run["parameters"]
+        assert run["train_seconds"] > 0
+        assert run["provenance"].keys() >= {"cpu", "cores", "torch", "date", "device"}
+        assert [sample["sampling"]["cfg_scale"] for sample in run["samples"]] == [1.0, 2.0]
+        numbers = run["samples"][0]["numbers"]
+        assert numbers.keys() >= {"network", "frechet", "kid", "precision", "recall", "recognition"}
+    assert runs["small-seed-0"]["parameters"] < runs["large-seed-0"]["parameters"]
+    table = (folder / "table.md").read_text()
+    assert "`aimamba study scaling --budget 8`: every run trains on 8 pictures" in table
+    assert "-0.9838" in table
+    assert "features of sums" in table
+    assert table.count("| small |") == 2, "a line without and one with guidance"
+    with Image.open(folder / "figure.png") as figure:
+        assert figure.width > figure.height > 300
+
+
+def test_a_run_is_what_train_makes_of_its_recipe(study, aimamba, here):
+    from safetensors.torch import load_file
+
+    study("scaling")
+    run = here / "studies/scaling/runs/small-seed-0"
+    status, _, err = aimamba("train", run / "recipe.toml", "--out", "again", "--device", "cpu")
+    assert status == 0, err
+    one, other = (load_file(folder / "model/generator/model.safetensors") for folder in (run, here / "again"))
+    assert all(one[key].equal(other[key]) for key in one)
+
+
+def test_ablation(study, refusal, here):
+    assert study("ablation").status == 0
+    runs = results(here / "studies/ablation")["runs"]
+    assert list(runs) == ["plain-seed-0", "hilbert-seed-0", "hilbert-seed-1"]
+    assert [run["order"] for run in runs.values()] == ["raster", "hilbert", "hilbert"]
+    recipe = (here / "studies/ablation/runs/hilbert-seed-1/recipe.toml").read_text()
+    assert 'order = "hilbert"' in recipe
+    message = refusal("train", "studies/ablation/runs/hilbert-seed-1/recipe.toml", "--device", "cpu")
+    assert "unknown key 'order'" in message, "an ordinary training would make another model"
+    table = (here / "studies/ablation/table.md").read_text()
+    assert "| no positions, no adaLN |" in table
+    bits = [runs[f"hilbert-seed-{seed}"]["held_out"]["bits_per_token"] for seed in (0, 1)]
+    assert f"{sum(bits) / 2:.4f} ({min(bits):.4f} to {max(bits):.4f})" in table
+
+
+def test_baseline(study, here):
+    assert study("baseline").status == 0
+    runs = results(here / "studies/baseline")["runs"]
+    tries = [f"sweep-{name}-lr-{lr}" for name in ("aim", "attention") for lr in ("0.001", "0.01")]
+    assert list(runs) == [*tries, "speed-aim", "speed-attention", "aim-seed-0", "attention-seed-0"]
+    assert [runs[name]["pictures"] for name in tries] == [4] * 4
+    for name in ("aim", "attention"):
+        best = min((run for run in tries if name in run), key=lambda run: runs[run]["held_out"]["bits_per_token"])
+        assert runs[f"{name}-seed-0"]["lr"] == runs[best]["lr"]
+    state = {name: [line["state_bytes"] for line in runs[f"speed-{name}"]["speed"]] for name in ("aim", "attention")}
+    assert state["aim"] == [2 * 4 * (4 * 8 * 4 + 3 * (32 + 2 * 4))] * 2, "states and windows of two blocks"
+    assert state["attention"] == [2 * 4 * 16 * (4 + 1), 2 * 4 * 16 * (16 + 1)], "keys and values of one"
+    table = (here / "studies/baseline/table.md").read_text()
+    assert "### tiny" in table
+    assert "| quantity | AiM | attention | better |" in table
+    assert "### Learning rates tried" in table
+    assert "is at the edge of those tried" in table
+
+
+def test_guidance(study, here):
+    assert study("guidance").status == 0
+    content = results(here / "studies/guidance")
+    assert list(content["runs"]) == ["constant-1", "constant-2", "linear-2"]
+    table = (here / "studies/guidance/table.md").read_text()
+    assert "every setting draws 8 pictures with the generator of whole" in table
+    assert "| 2 linear |" in table
+    assert (here / "studies/guidance/figure.png").exists()
+
+
+def test_again_nothing_is_repeated_and_the_report_comes_of_results_alone(study, aimamba, here, monkeypatch):
+    assert study("ablation").status == 0
+    before = results(here / "studies/ablation")
+    monkeypatch.setattr(GeneratorTask, "loss", None)
+    assert study("ablation").status == 0
+    assert results(here / "studies/ablation") == before
+    (here / "elsewhere").mkdir()
+    shutil.copy(here / "studies/ablation/results.json", here / "elsewhere")
+    table = (here / "studies/ablation/table.md").read_text()
+    status, _, _ = aimamba("study", "ablation.toml", "--report-only", "--out", "elsewhere")
+    assert status == 0
+    assert (here / "elsewhere/table.md").read_text() == table
+    assert {path.name for path in (here / "elsewhere").iterdir()} == {"results.json", "table.md", "figure.png"}
+
+
+def test_a_stopped_study_goes_on(study, here, monkeypatch):
+    assert study("scaling", "--out", "whole-study").status == 0
+    loss, steps = GeneratorTask.loss, []
+
+    def interrupted(*arguments, **options):
+        steps.append(arguments)
+        if len(steps) == 3:  # the first step of the second run
+            signal.raise_signal(signal.SIGINT)
+        return loss(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorTask, "loss", interrupted)
+        status, _, err = study("scaling")
+    assert status == 130
+    assert "stopped after step 1 of 2; the same command continues from studies/scaling/runs/large-seed-0" in err
+    assert list(results(here / "studies/scaling")["runs"]) == ["small-seed-0"]
+
+    def counted(*arguments, **options):
+        steps.append(arguments)
+        return loss(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorTask, "loss", counted)
+        assert study("scaling").status == 0
+    assert len(steps) == 4, "one step was left"
+    one, other = (results(here / name)["runs"] for name in ("studies/scaling", "whole-study"))
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name]["held_out"] == other[name]["held_out"]
+        for mine, theirs in zip(one[name]["samples"], other[name]["samples"], strict=True):
+            assert mine["numbers"] == theirs["numbers"]
+
+
+def test_codes_in_another_order_are_drawn_in_their_places(make_aim, make_vq):
+    from aimamba.pipeline import Pipeline
+    from aimamba.studies.orders import grid_order
+
+    parts = make_vq(), make_aim(num_tokens=16), ()
+    codes = torch.arange(16)[None]
+    [wanted] = Pipeline(*parts).decode(codes)
+    for order in ("raster", "column", "hilbert"):
+        [drawn] = OrderedPipeline(*parts, order).decode(codes[:, torch.from_numpy(grid_order(order, 4))])
+        assert drawn.tobytes() == wanted.tobytes()
+
+
+REFUSALS = {
+    "": ["no study given", "ablation, baseline, guidance, scaling"],
+    "scalin": ["unknown study 'scalin'", "did you mean 'scaling'", "known studies: "],
+    "nowhere/own.toml": ["cannot read nowhere/own.toml", "No such file"],
+    "scaling --budget 0": ["--budget must be at least 1, got 0"],
+    "scaling --budget -5": ["--budget must be at least 1, got -5"],
+    "scaling --budge 5": ["unknown option '--budge'", "did you mean '--budget'"],
+    "scaling --tokenizer nowhere": ["nowhere: no such file or folder"],
+    "scaling --model vq": ["give their tokenizer with --tokenizer"],
+    "guidance --tokenizer vq": ["give it with --model"],
+    "guidance --model nowhere": ["nowhere: no such file or folder"],
+    "scaling --device gpu": ["device 'gpu' is not available"],
+    "scaling --out file": ["--out file", "is a file"],
+    "scaling --report-only": ["studies/scaling/results.json is not there", "without --report-only"],
+    "scaling --report-only --out broken": ["broken/results.json is not valid JSON"],
+    "scaling --report-only --out foreign": ["foreign/results.json does not hold the results of a study"],
+    "ablation --report-only --out scaled": ["holds the study 'scaling', not 'ablation'"],
+    "odd.toml --tokenizer vq": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
+    "deep.toml --tokenizer vq": ["plain: model", "unknown key 'dept'"],
+    "far.toml --tokenizer vq": ["reference avatars-16:held-out:2 has pictures of 16 pixels, the models draw 8"],
+    "own.toml --tokenizer vq": ["order 'hilbert' needs a grid whose side is a power of two, got 3"],
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSALS)
+def test_refusals(refusal, tokenizer, here, arguments):
+    (here / "file").write_text("no folder")
+    begun = {"format": "aimamba study 1", "study": "scaling", "settings": {}, "runs": {}}
+    for name, text in (("broken", "{"), ("foreign", '{"runs": []}'), ("scaled", json.dumps(begun))):
+        (here / name).mkdir()
+        (here / name / "results.json").write_text(text)
+    text = f'kind = "ablation"\n{SHARED}{STUDIES["ablation"]}'
+    for name, side in (("own", 12), ("odd", 18), ("far", 8)):
+        (here / f"{name}.toml").write_text(text.replace("size = 16", f"size = {side}"))
+    (here / "deep.toml").write_text(text.replace('adaln = "none" }', "dept = 3 }"))
+    message = refusal("study", *arguments.split())
+    for part in REFUSALS[arguments]:
+        assert part in message
+    assert not (here / "studies/ablation/runs").exists()
+
+
+def test_other_settings_in_the_same_folder(study, refusal):
+    assert study("guidance").status == 0
+    message = refusal("study", "guidance.toml", "--model", "whole", "--budget", 9, "--device", "cpu")
+    assert "results.json holds runs with budget 8, now it is 9; set it back, or give another --out" in message
+
+
+def test_without_matplotlib(refusal, tokenizer, monkeypatch, here):
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    message = refusal("study", "scaling", "--tokenizer", "vq")
+    assert message == "the figure of a study needs matplotlib; install it with: pip install 'aimamba[plots]'"
+    assert not (here / "studies").exists()

@@ -1,0 +1,76 @@
+"""Results of the packaged studies as they could be, made without a run."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROVENANCE = {"cpu": "Some CPU", "cores": 2, "threads": 1, "torch": "2.13.0", "commit": "c0ffee"}
+SHAPE = {"vocab_size": 2048, "num_tokens": 64, "num_classes": 10}
+
+
+def draw(scale: float, schedule: str, frechet: float) -> dict[str, Any]:
+    return {
+        "sampling": {"cfg_scale": scale, "cfg_schedule": schedule},
+        "numbers": {
+            "network": "lite0",
+            "frechet": frechet,
+            "kid": frechet / 1e5,
+            "precision": 0.5 + 0.05 * scale,
+            "recall": 0.6 - 0.05 * scale,
+            "recognition": {"share": 0.9},
+        },
+        "seconds": 60.0,
+    }
+
+
+@pytest.fixture
+def finished(tmp_path) -> Callable[..., Any]:
+    """Results of a packaged study: bits and distances fall with the logarithm of the parameters, and vary by seed."""
+    from aimamba.config import from_mapping, to_mapping
+    from aimamba.models import AiMConfig
+    from aimamba.studies.recipe import load_study
+    from aimamba.studies.results import Results
+    from aimamba.studies.speed import state_bytes
+    from aimamba.studies.workshop import count_parameters
+
+    def make(kind: str, folder: Path = tmp_path) -> Results:
+        study = load_study(kind)
+        settings = {"budget": study.budget, "model": "avatars-64", "weights": ["00"], "recipe": to_mapping(study)}
+        results = Results.begin(folder / "results.json", kind, settings)
+        for sampling in study.judging.samplings() if kind == "guidance" else ():
+            scale, schedule = sampling.cfg_scale, sampling.cfg_schedule
+            found = {"samples": [draw(scale, schedule, 100 + 50 * (scale - 2) ** 2 + len(schedule))]}
+            results.add(f"{schedule}-{scale:g}", {**found, "provenance": {**PROVENANCE, "date": "2026-11-25T10:00"}})
+        for variant in study.variants:
+            config = from_mapping(AiMConfig, {**study.model, **variant.model, **SHAPE}, where="test")
+            shape = count_parameters(config)
+            for seed in variant.seeds or study.seeds:
+                bits = 9 - math.log10(shape["parameters"]) + 0.01 * seed + 0.001 * len(variant.name)
+                run = {
+                    "variant": variant.name,
+                    "seed": seed,
+                    "lr": variant.lr or study.fit["lr"],
+                    **shape,
+                    "held_out": {"bits_per_token": bits},
+                    "train_seconds": 300.0,
+                    "train_pictures_per_second": 50.0,
+                    "samples": [draw(s.cfg_scale, s.cfg_schedule, 100 * bits) for s in study.judging.samplings()],
+                    "provenance": {**PROVENANCE, "date": "2026-11-26T10:00"},
+                }
+                results.add(f"{variant.name}-seed-{seed}", run)
+            if kind == "baseline":
+                lines = [
+                    {"tokens": tokens, "batch": batch, "pictures_per_second": 1000 / tokens}
+                    | {"state_bytes": state_bytes(from_mapping(AiMConfig, {**study.model, **variant.model, **SHAPE,
+                       "num_tokens": tokens}, where="test"))}
+                    for tokens in study.speed.tokens
+                    for batch in study.speed.batches
+                ]  # fmt: skip
+                place = {**PROVENANCE, "date": "2026-11-25T10:00"}
+                results.add(f"speed-{variant.name}", {"variant": variant.name, "speed": lines, "provenance": place})
+        return results
+
+    return make

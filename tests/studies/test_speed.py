@@ -1,0 +1,27 @@
+"""Memory and speed of drawing."""
+
+import torch
+
+from aimamba.models import AiMConfig
+from aimamba.studies import speed
+from aimamba.studies.recipe import SpeedConfig
+from aimamba.studies.speed import drawing_speed, state_bytes
+
+SHAPE = {"width": 16, "num_blocks": 2, "vocab_size": 8, "num_tokens": 9, "num_classes": 2, "state_size": 4}
+
+
+def test_the_state_of_mamba_does_not_grow_and_the_cache_of_attention_does():
+    def sizes(**settings):
+        return [state_bytes(AiMConfig(**{**SHAPE, "head_width": 8, "num_tokens": n, **settings})) for n in (9, 64)]
+
+    window, state = 3 * (32 + 2 * 4), 4 * 8 * 4  # taps before the present one; heads x features x state
+    assert sizes() == [2 * 4 * (window + state)] * 2
+    assert sizes(mixer="attention") == [4 * 2 * 16 * (n + 1) for n in (9, 64)], "class token and codes, one layer"
+
+
+def test_speed(monkeypatch):
+    monkeypatch.setattr(speed, "_LONG_ENOUGH", 1e-9)
+    config = AiMConfig(**SHAPE, head_width=8)
+    found = drawing_speed(config, SpeedConfig(tokens=(4, 9), batches=(1, 3)), torch.device("cpu"))
+    assert [(line["tokens"], line["batch"]) for line in found] == [(4, 1), (4, 3), (9, 1), (9, 3)]
+    assert all(line["pictures_per_second"] > 0 and line["state_bytes"] > 0 for line in found)

@@ -1,0 +1,126 @@
+"""The packaged studies, and what a study's recipe refuses."""
+
+import pytest
+
+from aimamba.config import from_mapping
+from aimamba.errors import ConfigError
+from aimamba.models import AiMConfig
+from aimamba.studies.orders import grid_order
+from aimamba.studies.recipe import StudyRecipe, load_study, study_names, training_recipe
+from aimamba.studies.workshop import count_parameters
+from aimamba.train.recipe import recipe_names
+
+GRID = {"vocab_size": 2048, "num_tokens": 64, "num_classes": 10}
+BASELINE = {
+    "kind": "baseline",
+    "budget": 8,
+    "sweep": {"lrs": [1e-3]},
+    "variants": [{"name": "one", "family": "a", "size": "s"}, {"name": "two", "family": "b", "size": "s"}],
+}
+
+
+def sizes(study):
+    """Parameters of each variant on the codes of avatars-64."""
+    shapes = {v.name: {**study.model, **v.model, **GRID} for v in study.variants}
+    return {name: count_parameters(from_mapping(AiMConfig, shape, where=name)) for name, shape in shapes.items()}
+
+
+def test_names():
+    assert study_names() == ["ablation", "baseline", "guidance", "scaling"]
+    assert not set(study_names()) & set(recipe_names()), "a study is no recipe to train by"
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_packaged_study_makes_training_recipes(name):
+    study = load_study(name)
+    assert (study.kind, bool(study.description)) == (name, True)
+    for variant in study.variants:
+        recipe = training_recipe(study, variant, tokenizer="avatars-64", budget=study.budget, seed=3)
+        assert recipe.fit.steps * recipe.fit.batch_size == study.budget
+        assert recipe.fit.warmup_steps == round(0.05 * recipe.fit.steps)
+        assert (recipe.fit.seed, recipe.task["tokenizer"], recipe.stage) == (3, "avatars-64", "generator")
+        grid_order(variant.order, 8)
+
+
+def test_the_models_of_the_baseline_have_the_same_parameters_within_2_percent():
+    study = load_study("baseline")
+    counted = sizes(study)
+    by_size = {variant.size: {} for variant in study.variants}
+    for variant in study.variants:
+        by_size[variant.size][variant.family] = counted[variant.name]["parameters"]
+        assert variant.model["mixer" if variant.family == "attention" else "width"]
+    assert len(by_size) >= 2
+    for pair in by_size.values():
+        assert pair["attention"] == pytest.approx(pair["AiM"], rel=0.02)
+    smaller = [v for v in study.variants if v.size == next(iter(by_size))]
+    assert all(len(variant.seeds or study.seeds) >= 3 for variant in smaller)
+
+
+def test_scaling_spans_one_and_a_half_orders_of_magnitude():
+    counted = [found["parameters"] for found in sizes(load_study("scaling")).values()]
+    assert len(counted) >= 5
+    assert counted == sorted(counted)
+    assert counted[-1] / counted[0] > 10**1.5
+
+
+def test_ablation_has_the_rows_of_table_4_and_the_orders():
+    study = load_study("ablation")
+    shapes = {v.name: from_mapping(AiMConfig, {**study.model, **v.model, **GRID}, where="test") for v in study.variants}
+    kinds = [(shape.positions, shape.adaln) for shape in shapes.values()]
+    assert {("none", "none"), *(("learned", kind) for kind in ("none", "single", "group", "block"))} == set(kinds)
+    assert {variant.order for variant in study.variants} == {"raster", "snake", "column", "hilbert"}
+    assert 1 in study.judging.scales
+    assert len(study.judging.scales) == 2
+
+
+def test_guidance_has_every_scale_with_every_schedule():
+    drawn = [(s.cfg_scale, s.cfg_schedule) for s in load_study("guidance").judging.samplings()]
+    schedules = ("constant", "linear", "power-cosine")
+    assert drawn == [(1, "constant"), *((scale, s) for s in schedules for scale in (1.25, 1.5, 2, 3, 4))]
+
+
+def test_a_budget_scales_the_steps_and_their_schedule():
+    study = load_study("scaling")
+    small, large = (
+        training_recipe(study, study.variants[0], tokenizer="t", budget=budget, seed=0).fit for budget in (6400, 64000)
+    )
+    assert (small.steps, small.warmup_steps, large.steps, large.warmup_steps) == (200, 10, 2000, 100)
+    assert training_recipe(study, study.variants[0], tokenizer="t", budget=1, seed=0).fit.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 0}, "budget must be at least 1 picture, got 0"),
+        ({"seeds": []}, "seeds must hold at least one number"),
+        ({"warmup": 2.0}, r"warmup must lie in \[0, 1\], got 2.0"),
+        ({"variants": []}, "a study of kind 'baseline' needs variants"),
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "variants: a is there twice"),
+        ({"variants": [{"name": "a/b"}]}, "a name has letters, digits, dots and dashes, got 'a/b'"),
+        ({"variants": [{"name": "a", "order": "zigzag"}]}, "order of a must be one of raster, .* got 'zigzag'"),
+        ({"variants": [{"name": "a", "color": 1}]}, "unknown key 'color'"),
+        ({"variants": BASELINE["variants"][:1]}, "needs two families of variants with the same sizes and seeds"),
+        ({"sweep": None}, "a study of kind 'baseline' needs the section sweep"),
+        ({"sweep": {"lrs": []}}, "sweep.lrs must hold at least one learning rate"),
+        ({"sweep": {"lrs": [1e-3], "share": 0.0}}, r"sweep.share must lie in \(0, 1\], got 0.0"),
+        ({"speed": {"tokens": [0]}}, r"speed.tokens must be numbers of at least 1, got \[0\]"),
+        ({"judging": {"samples": 0}}, "judging.samples must be at least 1, got 0"),
+        ({"judging": {"scales": []}}, "judging.scales must hold at least one value"),
+        (
+            {"judging": {"scales": [2], "schedules": ["cosine"]}},
+            r"schedules\[0\] must be one of .*, got 'cosine'",
+        ),
+        ({"judging": {"scales": [-1]}}, "cfg-scale must be 0 or more"),
+        ({"kind": "scalin"}, "did you mean 'scaling'"),
+    ],
+)
+def test_refusals(changes, message):
+    from_mapping(StudyRecipe, BASELINE, where="test")
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(StudyRecipe, {**BASELINE, **changes}, where="test")
+
+
+def test_a_setting_of_fit_that_does_not_fit():
+    study = from_mapping(StudyRecipe, {**BASELINE, "fit": {"batch_size": 0, "lr": 1.0}}, where="test")
+    with pytest.raises(ConfigError, match=r"fit.batch_size must be at least 1, got 0"):
+        training_recipe(study, study.variants[0], tokenizer="t", budget=8, seed=0)

@@ -1,0 +1,112 @@
+"""Tables and figures from results alone."""
+
+import math
+
+import pytest
+from PIL import Image
+
+from aimamba.studies.recipe import study_names
+from aimamba.studies.report import write_report
+from aimamba.studies.results import Results
+from aimamba.studies.rows import pearson
+from aimamba.studies.tables import _winner, grid, spread, table
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_table_and_figure(finished, name):
+    results = finished(name)
+    place, figure = write_report(results)
+    text = place.read_text(encoding="utf-8")
+    assert text == table(results)
+    assert f"`aimamba study {name} --budget {results.settings['budget']}`" in text
+    assert "Some CPU, 1 of 2 cores, torch 2.13.0; 2026-11-2" in text
+    assert "commit c0ffee" in text
+    assert "features of lite0" in text
+    assert "nan" not in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.count("|") >= 3 for line in lines)
+    with Image.open(figure) as image:
+        assert image.width > 600
+        assert len(set(image.convert("RGB").get_flattened_data())) > 50
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_of_an_unfinished_study(finished, name):
+    results = finished(name)
+    results.runs.clear()
+    place, figure = write_report(results)
+    assert "No run with samples is finished yet." in place.read_text()
+    assert not figure.exists()
+
+
+def test_a_study_of_which_some_runs_are_missing(finished):
+    for name, kept in (("baseline", "aim-1M-seed-1"), ("ablation", "block-seed-1"), ("scaling", "0.2M-seed-0")):
+        results = finished(name)
+        runs = dict(results.runs)
+        results.runs.clear()
+        results.runs[kept] = runs[kept]
+        write_report(results)
+        results.path.unlink()
+
+
+def test_scaling_gives_correlations_beside_the_papers(finished):
+    text = table(finished("scaling"))
+    assert "| held-out bits a token | -1.0000 |" in text
+    assert "| lite0 Fréchet, guidance 1.5 | -1.0000 |" in text
+    assert "-0.9838" in text
+    assert "6 models" in text
+
+
+def test_the_baseline_says_who_wins_only_where_all_runs_agree(finished):
+    results = finished("baseline")
+    text = table(results)
+    line = next(line for line in text.splitlines() if line.startswith("| state of a row after 1024 tokens, KiB"))
+    assert line.endswith("| AiM 1.2M |")
+    assert "| held-out bits a token | 2.9" in text
+    assert "not told apart" in text
+    large = text.split("### 4.8 million parameters")[1]
+    assert "| held-out bits a token | 2.3238 | 2.3299 | AiM 4.8M |" in large
+    assert "of a single run each, that may be chance" in text
+
+
+def test_winner():
+    titles = ("A", "B")
+    assert _winner(titles, ([1.0, 2.0], [3.0]), "lower") == "A"
+    assert _winner(titles, ([1.0, 2.0], [3.0]), "higher") == "B"
+    assert _winner(titles, ([4.0], [1.0, 3.0]), "lower") == "B"
+    assert _winner(titles, ([4.0], [1.0, 3.0]), "higher") == "A"
+    assert _winner(titles, ([1.0, 3.0], [2.0, 4.0]), "lower") == "not told apart"
+    assert _winner(titles, ([2.0], [2.0]), "lower") == "equal"
+    assert _winner(titles, ([], [2.0]), "lower") == "-"
+    assert _winner(titles, ([100.0], [109.0]), "higher", margin=0.1) == "not told apart"
+    assert _winner(titles, ([100.0], [111.0]), "higher", margin=0.1) == "B"
+    assert _winner(titles, ([111.0], [100.0]), "lower", margin=0.1) == "B"
+
+
+def test_pearson():
+    x = [math.log10(parameters) for parameters in (148e6, 350e6, 763e6, 1300e6)]
+    assert pearson(x, [3.52, 2.83, 2.56, 2.21]) == pytest.approx(-0.987, abs=5e-4), "the paper's table 2"
+    assert math.isnan(pearson([1.0, 2.0], [1.0, 2.0]))
+    assert math.isnan(pearson([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]))
+
+
+def test_cells():
+    assert spread([], 2) == "-"
+    assert spread([0.5], 1, 100.0) == "50.0"
+    assert spread([1.0, 2.0, 6.0], 1) == "3.0 (1.0 to 6.0)"
+    assert grid(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_results_that_were_committed_have_their_table_and_figure_beside_them():
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2] / "docs" / "studies"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for name in study_names():
+        assert f"aimamba study {name}" in readme
+        if (folder / name).exists():
+            made = table(Results.read(folder / name / "results.json", name))
+            assert (folder / name / "table.md").read_text(encoding="utf-8") == made
+            assert made in readme, f"{name}: put table.md into docs/studies/README.md"
+            assert f"({name}/figure.png)" in readme
+            assert (folder / name / "figure.png").exists()

@@ -1,0 +1,53 @@
+"""``results.json``: begun, continued, refused."""
+
+import json
+import math
+
+import pytest
+
+from aimamba.errors import ConfigError
+from aimamba.studies.results import Results
+
+SETTINGS = {"budget": 8, "recipe": {"seeds": (0, 1), "variants": [{"name": "a"}]}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "results.json"
+
+
+def test_what_is_added_is_there_again(path):
+    results = Results.begin(path, "scaling", SETTINGS)
+    results.add("one", {"loss": math.nan, "list": (1, 2.5), "nested": {"best": math.inf}})
+    for again in (Results.begin(path, "scaling", SETTINGS), Results.read(path, "scaling")):
+        assert again.runs == {"one": {"loss": None, "list": [1, 2.5], "nested": {"best": None}}}
+        assert again.settings["recipe"]["seeds"] == [0, 1]
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 9}, "holds runs with budget 8, now it is 9; set it back, or give another --out"),
+        ({"recipe": {**SETTINGS["recipe"], "seeds": (0,)}}, "recipe.seeds.1 1, now it is not set"),
+        ({"recipe": {**SETTINGS["recipe"], "variants": [{"name": "b"}]}}, "recipe.variants.0.name 'a', now it is 'b'"),
+        ({"new": True}, "holds runs with new not set, now it is True"),
+    ],
+)
+def test_other_settings_are_refused(path, changes, message):
+    Results.begin(path, "scaling", {**SETTINGS, "budget": 7})
+    Results.begin(path, "scaling", SETTINGS).add("one", {})  # nothing was run yet, so nothing contradicts
+    with pytest.raises(ConfigError, match=message):
+        Results.begin(path, "scaling", {**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{}", '{"format": "aimamba study 0", "study": 1, "settings": 1, "runs": 1}']
+)
+def test_foreign_files_are_refused(path, text):
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="give another --out"):
+        Results.begin(path, "scaling", SETTINGS)
+    assert path.read_text() == text
