@@ -7,26 +7,41 @@ info string says ``no-test`` needs a download or a long time and is not run. Com
 * ``make TARGET`` is not run; the Makefile must have the target.
 * ``git clone``, ``cd``, ``pip install`` and the activation of ``.venv`` are passed over.
 * ``aimamba train`` gets ``QUICK`` flags at its end, which make the models and the training tiny.
+* ``tensorboard`` is not run; the folder must hold something for it to show.
+
+A ``toml`` block whose first line is a comment with a file's name is written to that file.
 """
 
 import re
 import shlex
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-RUN = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/design.md", "docs/evaluation.md", "docs/weights.md")
+PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "design", "weights", "models/avatars-64")
+RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
 PAGES = (*RUN, "CHANGELOG.md", "docs/log.md", "docs/studies/README.md")
 PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
+VQ = "--steps 2 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8"
+AIM = (
+    "--steps 2 --batch-size 4 --device cpu --set model.width=32 --set model.num_blocks=2 --set model.head_width=16 "
+    "--set model.state_size=8 --set task.sheet_pictures=1 --set task.sheet_cfg_scale=1"
+)
 QUICK = {
-    "avatars-tiny-vq": "--steps 2 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8",
-    "avatars-tiny-aim": "--steps 2 --batch-size 4 --device cpu --set model.width=32 --set model.num_blocks=2 "
-    "--set model.head_width=16 --set model.state_size=8 --set task.sheet_pictures=1 --set task.sheet_cfg_scale=1",
+    "avatars-tiny-vq": VQ,
+    "avatars-tiny-aim": AIM,
+    "fashion-mnist-vq": VQ,
+    "fashion-mnist-aim": AIM,
+    "photos-vq.toml": f"{VQ} --set task.perceptual_side=32",
+    "photos-aim.toml": AIM,
 }
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"^# (\S+\.toml)\b")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -54,6 +69,10 @@ def run_command(words: list[str]) -> None:
     if words[0] == "make":
         assert set(words[1:]) <= make_targets(), words
         return
+    if words[0] == "tensorboard":
+        assert words[1] == "--logdir"
+        assert list(Path(words[2]).rglob("events.out.tfevents.*"))
+        return
     assert words[0] == "aimamba", f"a command that this test does not know: {shlex.join(words)}"
     if words[1] == "train":
         words = [*words, *shlex.split(QUICK[words[2]])]
@@ -80,7 +99,20 @@ def clone(tmp_path, monkeypatch, make_aim, make_vq) -> Path:
         place = folder / "photos" / ("cats", "dogs")[label]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photos.picture(index)).save(place / f"{index}.png")
+    write_fashion_mnist(tmp_path / "data" / "fashion-mnist")
+    monkeypatch.setenv("AIMAMBA_DATA", str(tmp_path / "data"))
     return folder
+
+
+def write_fashion_mnist(folder: Path) -> None:
+    """Noise in the format of the official files."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        arrays = {"images-idx3": rng.integers(0, 256, (20, 28, 28), np.uint8), "labels-idx1": np.arange(20) % 10}
+        for name, array in arrays.items():
+            header = struct.pack(f">{array.ndim + 1}I", 2048 + array.ndim, *array.shape)
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 @pytest.mark.parametrize("page", RUN)
@@ -90,6 +122,8 @@ def test_commands_and_python_run_as_written(page, clone):
             for line in content.replace("\\\n", " ").splitlines():
                 if words := shlex.split(line, comments=True):
                     run_command(words)
+        elif language == "toml" and (named := FILE.match(content)):
+            Path(named[1]).write_text(content, encoding="utf-8")
         elif language == "python":
             exec(compile(content, page, "exec"), {"__name__": "__main__"})
     if page == "README.md":

@@ -5,15 +5,19 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import tomllib
 
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from aimamba.pipeline import Pipeline
+from aimamba.train.generator import GeneratorTask
 from aimamba.train.recipe import recipe_names
 from aimamba.train.tokenizer import TokenizerTask
+from aimamba.train.toml import to_toml
 
 TINY = """--size 16 --steps 1 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8
 --set model.norm_groups=4 --set model.codebook_size=16 --set data.per_class=4 --set data.held_out_per_class=1"""
@@ -84,11 +88,10 @@ def metrics(run):
 
 class TestRuns:
     def test_the_folder_of_a_run(self, trained):
-        for stage, steps in (("vq", 3), ("aim", 2)):
+        files = {"recipe.toml", "metrics.jsonl", "sheets", "checkpoint.pt", "model"}
+        for stage, steps, more in (("vq", 3, set()), ("aim", 2, {"codes"})):
             run = trained / "runs" / stage
-            assert {"recipe.toml", "metrics.jsonl", "sheets", "checkpoint.pt", "model"} == {
-                path.name for path in run.iterdir()
-            }
+            assert {path.name for path in run.iterdir()} == files | more
             assert [path.name for path in (run / "sheets").iterdir()] == [f"step-{steps:06d}.png"]
             assert [line["split"] for line in metrics(run)] == ["train", "held-out"]
             assert tomllib.loads((run / "recipe.toml").read_text())["fit"]["steps"] == steps
@@ -138,11 +141,61 @@ class TestRuns:
         assert same_model(recipes / "runs/vq/model", trained / "runs/vq/model")
         assert metrics(recipes / "runs/vq") == metrics(trained / "runs/vq")
 
+    def test_a_stopped_generator_goes_on_upon_the_same_codes(self, trained, recipes, aimamba, refusal, monkeypatch):
+        command = ["train", "aim.toml", "--tokenizer", "vq", "--device", "cpu", "--set", "task.token_dropout=0.1"]
+        command += ["--steps", 6, "--set", "fit.ema_decay=0.9"]
+        shutil.copytree(trained / "runs/vq/model", "vq")
+        assert aimamba(*command, "--out", "whole").status == 0
+
+        loss, steps = GeneratorTask.loss, []
+
+        def interrupted(*arguments, **options):
+            steps.append(arguments)
+            if len(steps) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return loss(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(GeneratorTask, "loss", interrupted)
+            assert aimamba(*command, "--out", "parts").status == 143
+        weights = load_file("vq/model.safetensors")
+        save_file({name: tensor + (name == "codebook") for name, tensor in weights.items()}, "vq/model.safetensors")
+        assert "parts/codes/train: these codes were written by another tokenizer" in refusal(*command, "--out", "parts")
+        shutil.rmtree("parts/codes")
+        assert "parts holds a run on another tokenizer (" in aimamba(*command, "--out", "parts").err
+        shutil.rmtree("parts/codes")
+        save_file(weights, "vq/model.safetensors")
+        status, _, err = aimamba(*command, "--out", "parts")
+        assert status == 0
+        assert "continuing parts after step 3 of 6" in err
+        assert same_model(recipes / "parts/model/generator", recipes / "whole/model/generator")
+        assert metrics(recipes / "parts") == metrics(recipes / "whole")
+
+    def test_a_run_of_a_version_with_fewer_settings_goes_on(self, trained, recipes, aimamba, refusal):
+        shutil.copytree(trained / "runs/vq", "runs/vq")
+        checkpoint = torch.load("runs/vq/checkpoint.pt")
+        old = to_toml(tomllib.loads((recipes / "vq.toml").read_text()))  # what 0.1.0 wrote, and less
+        torch.save({**checkpoint, "recipe": old}, "runs/vq/checkpoint.pt")
+        (recipes / "runs/vq/model/recipe.toml").write_text(old)
+        assert "is finished" in aimamba("train", "vq.toml", "--device", "cpu").err
+        message = refusal("train", "vq.toml", "--steps", 4, "--device", "cpu", "--set", "data.flip=true")
+        assert "runs/vq holds a run with data.flip False, now it is True" in message
+        longer = aimamba("train", "vq.toml", "--steps", 4, "--device", "cpu")
+        assert "continuing runs/vq after step 3 of 4" in longer.err
+
     def test_the_recipe_of_a_run_makes_the_same_run(self, trained, aimamba, here):
         status, _, _ = aimamba("train", trained / "runs/vq/recipe.toml", "--out", "again", "--device", "cpu")
         assert status == 0
         assert same_model(here / "again/model", trained / "runs/vq/model")
         assert (here / "again/recipe.toml").read_text() == (trained / "runs/vq/recipe.toml").read_text()
+
+    def test_tensorboard_on_request(self, recipes, aimamba, refusal, here, monkeypatch):
+        command = ["train", "vq.toml", "--steps", 1, "--device", "cpu", "--out", "elsewhere", "--tensorboard"]
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+            assert "pip install 'aimamba[tensorboard]'" in refusal(*command)
+        assert aimamba(*command).status == 0
+        assert len(list((here / "elsewhere/tensorboard").glob("events.out.tfevents.*"))) == 1
 
     def test_results_alone_go_to_stdout(self, recipes, aimamba):
         _, out, err = aimamba("train", "vq.toml", "--steps", 1, "--device", "cpu", "--out", "elsewhere")

@@ -125,14 +125,22 @@ def test_codes_of_another_tokenizer_are_refused(tokenizer, make_vq, pictures, tm
     assert open_codes(tmp_path, make_vq())[0].tokenizer == fingerprint(tokenizer)
 
 
-def test_fingerprint_is_of_weights_and_config(make_vq, tmp_path):
+def test_fingerprint_is_of_config_and_of_weights_that_decide_codes(make_vq, tmp_path):
     one = make_vq()
     one.save_pretrained(tmp_path)
     assert fingerprint(type(one).from_pretrained(tmp_path)) == fingerprint(one)
     assert fingerprint(make_vq(commitment_weight=0.5)) != fingerprint(one)
+    before = fingerprint(one)
     with torch.no_grad():
-        one.codebook[0, 0] += 1
-    assert fingerprint(one) != fingerprint(make_vq())
+        for weight in (one.decoder.head.weight, one.from_code.weight):
+            weight[0, 0] += 1
+            assert fingerprint(one) == before, "another decoder draws the same codes"
+        for weight in (one.encoder.stem.weight, one.to_code.weight, one.codebook):
+            kept = weight.clone()
+            weight[0, 0] += 1
+            assert fingerprint(one) != before
+            weight.copy_(kept)
+            assert fingerprint(one) == before
 
 
 def labels_beyond(folder):

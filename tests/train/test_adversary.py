@@ -15,6 +15,7 @@ from aimamba.data.loader import Batch
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.models import VQConfig, VQModel
 from aimamba.models.gan import Discriminator
+from aimamba.train import tokenizer as tokenizer_module
 from aimamba.train.checkpoint import read_checkpoint
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.interruption import Interrupted
@@ -143,7 +144,7 @@ def test_metrics_name_every_loss(tmp_path):
     assert early["adversary_gradient_norm"] == 0
     assert late.keys() == early.keys() | {*ADVERSARIAL, "adaptive_weight"}
     assert late["adversary_gradient_norm"] > 0
-    expected = late["l2"] + late["quantizer"] + late["perceptual"] + late["discriminator"]
+    expected = late["l2"] + late["quantizer"] + late["perceptual"]  # the discriminator's loss stands apart
     expected += 0.5 * late["adaptive_weight"] * late["adversarial"]
     assert late["loss"] == pytest.approx(expected, rel=1e-5)
     assert result.metrics.keys() == {"l2", "psnr", "codes_used", "perplexity", "perceptual"}
@@ -157,6 +158,11 @@ def test_without_the_new_losses_all_is_as_it_was(tmp_path):
     assert lines(tmp_path)[0].keys() == {"step", "loss", "gradient_norm", "l1", "l2", "quantizer", "lr"}
     assert result.metrics.keys() == {"l2", "psnr", "codes_used", "perplexity"}
     assert not any("adversary" in name for name in read_checkpoint(tmp_path / "checkpoint.pt").parts)
+
+
+def test_a_small_codebook_on_few_pictures_is_used(tmp_path):
+    result = fit(make_task(l1_weight=1.0), settings(steps=30, batch_size=8, lr=3e-3), tmp_path)
+    assert result.metrics["codes_used"] > 0.9, "a quarter of it without revival"
 
 
 def test_the_discriminator_has_its_own_optimiser(tmp_path):
@@ -235,6 +241,21 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_leaves_the_step_out(
     assert read_checkpoint(tmp_path / "checkpoint.pt").parts["average"]["updates"] == 5
     assert all(bool(parameter.isfinite().all()) for parameter in task.discriminator.parameters())
     assert "loss" not in lines(tmp_path)[1]
+
+
+def test_a_loss_of_the_discriminator_that_is_not_finite_leaves_the_step_out(tmp_path, monkeypatch, capsys):
+    contest, calls = tokenizer_module.contest, []
+
+    def spoiled(*arguments):
+        calls.append(1)
+        generator, discriminator, *rest = contest(*arguments)
+        return generator, discriminator + (math.inf if len(calls) == 2 else 0.0), *rest
+
+    monkeypatch.setattr(tokenizer_module, "contest", spoiled)
+    fit(make_task(**ALL_ON | {"adversarial_start": 0}), settings(), tmp_path)
+    assert "step 2 is left out: its loss is " in capsys.readouterr().err
+    assert "loss" not in lines(tmp_path)[1]
+    assert "loss" in lines(tmp_path)[2]
 
 
 def test_accumulation_trains_both(tmp_path):

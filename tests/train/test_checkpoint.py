@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from aimamba.errors import CheckpointError, ConfigError
-from aimamba.train.checkpoint import Checkpoint, check_same_recipe, read_checkpoint, restore, write_checkpoint
+from aimamba.train.checkpoint import (
+    Checkpoint,
+    check_same_basis,
+    check_same_recipe,
+    read_checkpoint,
+    restore,
+    write_checkpoint,
+)
 from aimamba.train.interruption import Interruption
 from aimamba.train.toml import to_toml
 
@@ -89,11 +96,38 @@ def test_steps_intervals_and_description_may_change(tmp_path):
     fit = {"steps": 5, "log_every": 1, "evaluate_every": 1, "sheet_every": 1, "checkpoint_every": 1, "lr": 0.1}
     before = {"description": "old", "fit": fit}
     now = {"description": "new", "fit": {name: value if name == "lr" else value + 1 for name, value in fit.items()}}
-    check_same_recipe(to_toml(before), to_toml(now), tmp_path)
+    check_same_recipe(to_toml(before), to_toml(now), tmp_path, dict)
     with pytest.raises(ConfigError, match=r"fit\.lr 0\.1, now it is 0\.2"):
-        check_same_recipe(to_toml(before), to_toml({"fit": {**fit, "lr": 0.2}}), tmp_path)
+        check_same_recipe(to_toml(before), to_toml({"fit": {**fit, "lr": 0.2}}), tmp_path, dict)
     with pytest.raises(ConfigError, match=r"fit\.lr 0\.1, now it is not set"):
-        check_same_recipe(to_toml(before), to_toml({"fit": {}}), tmp_path)
+        check_same_recipe(to_toml(before), to_toml({"fit": {}}), tmp_path, dict)
+
+
+def test_recipes_are_compared_with_all_their_settings(tmp_path):
+    def resolve(recipe):
+        if "colour" in recipe:
+            raise ConfigError("unknown key 'colour'")
+        return {"data": {"flip": False, **recipe.get("data", {})}}
+
+    check_same_recipe("", to_toml({"data": {"flip": False}}), tmp_path, resolve)
+    with pytest.raises(ConfigError, match=r"a run with data\.flip False, now it is True; set it back"):
+        check_same_recipe("", to_toml({"data": {"flip": True}}), tmp_path, resolve)
+    with pytest.raises(ConfigError, match=r"this version cannot continue \(unknown key 'colour'\); give another --out"):
+        check_same_recipe("colour = 1", "", tmp_path, resolve)
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_basis(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, checkpoint(basis={"tokenizer": "abc"}))
+    assert read_checkpoint(path).basis == {"tokenizer": "abc"}
+    content = torch.load(path)
+    del content["basis"]
+    torch.save(content, path)
+    assert read_checkpoint(path).basis == {}
+    check_same_basis({}, {"tokenizer": "abc"}, tmp_path)
+    check_same_basis({"tokenizer": "abc", "gone": "d"}, {"tokenizer": "abc"}, tmp_path)
+    with pytest.raises(ConfigError, match=r"run on another tokenizer \(xyz\) than the one given \(abc\); give that"):
+        check_same_basis({"tokenizer": "xyz"}, {"tokenizer": "abc"}, tmp_path)
 
 
 @pytest.fixture

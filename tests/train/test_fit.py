@@ -175,6 +175,35 @@ def test_another_recipe_is_refused_by_its_first_difference(whole):
         fit(ToyTask(), settings(), whole, recipe={"stage": "toy", "data": {"size": 4, "flip": True}})
 
 
+def test_a_run_goes_on_only_upon_what_it_began_on(tmp_path, monkeypatch):
+    fit(ToyTask(), settings(), tmp_path)
+    monkeypatch.setattr(ToyTask, "basis", lambda self: {"table of sums": "cd" * 32})
+    with pytest.raises(ConfigError, match=r"another table of sums \(abababababab\) than the one given \(cdcdcdcdcdcd"):
+        fit(ToyTask(), settings(steps=9), tmp_path)
+
+
+def test_a_recipe_of_fewer_settings_is_filled_up_before_it_is_compared(tmp_path):
+    def resolve(recipe):
+        return {**recipe, "data": {"flip": False, **recipe["data"]}}
+
+    fit(ToyTask(), settings(), tmp_path, recipe=RECIPE)
+    later = {"stage": "toy", "data": {"size": 4, "flip": False}}
+    task = ToyTask()
+    fit(task, settings(), tmp_path, recipe=later, resolve=resolve)
+    assert task.positions == [], "it is finished"
+    fit(task, settings(steps=9), tmp_path, recipe=later, resolve=resolve)
+    assert task.positions == [24, 28, 32]
+    with pytest.raises(ConfigError, match=r"data\.flip False, now it is True"):
+        fit(task, settings(), tmp_path, recipe={**later, "data": {"size": 4, "flip": True}}, resolve=resolve)
+
+
+def test_another_recipe_is_refused_before_anything_is_prepared(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(ToyTask(lambda step: os.kill(os.getpid(), signal.SIGTERM) or 1.0), settings(), tmp_path)
+    with pytest.raises(ConfigError, match=r"fit\.lr 0\.05, now it is 0\.1"):
+        fit(lambda: pytest.fail("prepared"), settings(lr=0.1), tmp_path)
+
+
 def test_a_folder_called_model_that_is_not_ours_is_left_alone(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigError, match="would be replaced; give another --out"):

@@ -1,20 +1,24 @@
 """From a recipe to a task."""
 
 import dataclasses
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from aimamba.config import from_mapping, to_mapping
+from aimamba.data.shards import encode_to_shards
 from aimamba.errors import CheckpointError, ConfigError, DataError
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig, VQModel
 from aimamba.train import stages
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
-from aimamba.train.stages import make_task
+from aimamba.train.stages import make_task, resolved
 from aimamba.train.task import Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+from aimamba.train.toml import to_toml
 
 CPU = torch.device("cpu")
 DATA = {"source": "avatars:thumbs,landscape", "size": 16, "per_class": 4, "held_out_per_class": 2}
@@ -192,6 +196,116 @@ class TestGenerator:
     def test_random_crops_cannot_be_encoded_once(self, tokenizer):
         with pytest.raises(ConfigError, match=r"data.crop must be 'center' for a generator"):
             make("generator", data={"crop": "random"})
+
+
+class TestKeptCodes:
+    """The codes of a generator's pictures, beside its run."""
+
+    def again(self, said, **sections):
+        return make_task(recipe("generator", **sections), device=CPU, codes=Path("run/codes"), say=said.append)
+
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_pictures_are_encoded_once(self, tokenizer, here, flip, monkeypatch):
+        said = []
+        data = {"flip": flip}
+        first = self.again(said, data=data)
+        assert len(said) == 1
+        assert sorted(path.name for path in (here / "run").iterdir()) == ["codes"]
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "open_pictures", lambda *names, **options: pytest.fail("opened"))
+            second = self.again(said, data=data)
+        assert len(said) == 1
+        assert second.class_names == first.class_names == ("thumbs", "landscape")
+        in_memory = make("generator", data=data)
+        for task in (first, second):
+            for part, same in ((task.train, in_memory.train), (task.held_out, in_memory.held_out)):
+                assert part.labels.tolist() == same.labels.tolist()
+                assert np.array_equal(np.concatenate(part.shards), np.concatenate(same.shards))
+            assert task.basis() == in_memory.basis()
+
+    def test_an_encoding_that_was_stopped_leaves_nothing_behind(self, tokenizer, here, monkeypatch):
+        def stop(*names, **options):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "to_toml", stop)
+            with pytest.raises(KeyboardInterrupt):
+                self.again([])
+        assert not (here / "run/codes").exists()
+        self.again([], data={"source": "avatars:landscape,thumbs"})
+        assert sorted(path.name for path in (here / "run").iterdir()) == ["codes"]
+
+    def test_codes_of_another_tokenizer_or_other_pictures_are_refused(self, tokenizer, make_vq, here):
+        self.again([])
+        with pytest.raises(ConfigError, match=r"run/codes holds the codes of other pictures; remove it, or give"):
+            self.again([], data={"per_class": 3})
+        make_vq(seed=1).save_pretrained(here / "vq")
+        with pytest.raises(DataError, match="written by another tokenizer"):
+            self.again([])
+
+    def test_a_note_without_a_setting_of_today_stands_for_its_default(self, tokenizer, here):
+        self.again(said := [])
+        note = here / "run/codes/data.toml"
+        text = note.read_text()
+        note.write_text(text.replace("strict = false\n", ""))
+        assert note.read_text() != text
+        self.again(said)
+        assert len(said) == 1
+
+    def test_a_folder_called_codes_that_is_not_ours_is_left_alone(self, tokenizer, here):
+        (here / "run/codes").mkdir(parents=True)
+        with pytest.raises(ConfigError, match="was not made by a training run"):
+            self.again([])
+
+    def test_the_basis_is_of_tokenizer_and_codes(self, tokenizer, make_vq, here):
+        task = make("generator")
+        assert task.basis().keys() == {"tokenizer", "set of codes"}
+        others = make("generator", data={"source": "avatars:landscape,thumbs"})
+        assert others.basis()["tokenizer"] == task.basis()["tokenizer"]
+        assert others.basis()["set of codes"] != task.basis()["set of codes"]
+        make_vq(seed=1).save_pretrained(here / "vq")
+        assert make("generator").basis()["tokenizer"] != task.basis()["tokenizer"]
+
+    def test_held_out_codes_of_other_classes_are_refused(self, tokenizer, here):
+        for split, source in (("train", "avatars:thumbs"), ("held-out", "avatars:landscape")):
+            pictures = stages.open_pictures(source, size=16, split=split, per_class=2)
+            encode_to_shards(tokenizer, pictures, here / "codes" / split)
+        with pytest.raises(DataError, match="differ in grid or classes; encode both together"):
+            make("generator", data={"source": "codes"})
+
+
+class TestResolved:
+    """All settings of a recipe."""
+
+    def test_what_is_left_out_is_filled_in(self):
+        model, task = {"width": 64, "num_tokens": 9}, {"tokenizer": "vq"}
+        full = resolved({"stage": "generator", "fit": FIT, "model": model, "task": task})
+        assert full["data"]["source"] == "avatars"
+        assert full["fit"]["clip_norm"] == 1.0
+        from_codes = {"vocab_size", "num_tokens", "num_classes"}
+        shape = to_mapping(AiMConfig(width=64)).items()
+        assert full["model"] == {name: value for name, value in shape if name not in from_codes}
+        assert full["task"] == to_mapping(GeneratorTaskConfig(tokenizer="vq"))
+        assert resolved(full) == full
+
+    def test_a_preset_is_the_same_as_its_settings(self):
+        values = {"stage": "tokenizer", "fit": FIT}
+        short = resolved({**values, "model": {"preset": "vq-f16", "channels": 64}})
+        assert short == resolved({**values, "model": {**to_mapping(VQ_PRESETS["vq-f16"]), "channels": 64}})
+        assert short["model"]["channels"] == 64
+        assert "preset" not in short["model"]
+
+    def test_with_given_weights_the_shape_decides_nothing(self):
+        values = {"stage": "tokenizer", "init": "vq", "fit": FIT}
+        assert resolved({**values, "model": {"channels": 64}}) == resolved(values)
+        assert resolved(values)["init"] == "vq"
+
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_packaged_recipes(self, name):
+        values = to_mapping(load_recipe(name))
+        full = resolved(values)
+        assert tomllib.loads(to_toml(full)) == full
+        assert resolved(full) == full
 
 
 class TestInit:

@@ -95,6 +95,19 @@ class TestTokenizer:
         task.loss(task.model.train(), batch, rng(), 0)[0].backward()
         assert all(parameter.grad is not None and parameter.grad.abs().sum() for parameter in task.model.parameters())
 
+    @pytest.mark.parametrize(("halvings", "codebook_size"), [(2, 256), (3, 4096), (4, 16384)])
+    def test_down_samplings_and_codebooks(self, make_vq, halvings, codebook_size):
+        model = make_vq(channel_mult=(1,) * (halvings + 1), codebook_size=codebook_size)
+        pictures = Noise((0, 1, 2, 3), size=32)
+        task = TokenizerTask(model, pictures, pictures, TokenizerTaskConfig(l1_weight=1.0))
+        task.loss(model.train(), next(task.batches(0, 4)), rng(), 0)[0].backward()
+        assert model.codebook.grad.any()
+        latents = 4 * (32 >> halvings) ** 2
+        assert (task.use.use > 0).sum() == min(codebook_size, latents), "as many codes as there are latents moved there"
+        measured = task.evaluate(model.eval())
+        assert math.isfinite(measured["psnr"])
+        assert 1 <= measured["perplexity"] <= latents
+
     def test_the_decoder_alone_learns_if_asked(self, make, batch):
         task = make(decoder_only=True)
         before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}

@@ -64,6 +64,9 @@ class ToyTask:
     def companions(self) -> dict[str, nn.Module]:
         return {"seen": self.seen}
 
+    def basis(self) -> dict[str, str]:
+        return {"table of sums": "ab" * 32}
+
     def adversary(self) -> None:
         return None
 

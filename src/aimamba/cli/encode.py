@@ -1,8 +1,8 @@
 """Write pictures as codes, for a generator to train on.
 
-IMAGES is a folder with a sub-folder of pictures for each class, or "avatars". Training and held-out pictures are
-encoded apart, into DIR/train and DIR/held-out; held-out ones in their centre view alone. The same command continues an
-encoding that was interrupted, and ends with the same bytes.
+IMAGES is a folder with a sub-folder of pictures for each class, "avatars" or "fashion-mnist". Training and held-out
+pictures are encoded apart, into DIR/train and DIR/held-out; held-out ones in their centre view alone. The same command
+continues an encoding that was interrupted, and ends with the same bytes.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from aimamba.cli.arguments import Parser, add_placement, require_positive
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
-    parser.add_argument("images", metavar="IMAGES", help="folder of class sub-folders, or avatars")
+    parser.add_argument("images", metavar="IMAGES", help="folder of class sub-folders, avatars or fashion-mnist")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default 256)")
     parser.add_argument("--views", default="center", help="center (default), center-flip or ten-crop")

@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="without one, those packaged are named")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--data", metavar="FOLDER", help="folder with a sub-folder of pictures for each class")
+    parser.add_argument("--data", metavar="SOURCE", help="folder of class sub-folders, codes, avatars or fashion-mnist")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels")
     parser.add_argument("--tokenizer", metavar="MODEL", help="whose codes a generator learns")
     parser.add_argument("--steps", type=int, help="updates of the weights")
@@ -42,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as fit.ema_decay=0.999"
     )
+    parser.add_argument("--tensorboard", action="store_true", help="write DIR/tensorboard as well, for TensorBoard")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
 
 
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.models.placement import resolve_device
     from aimamba.train.fit import fit
     from aimamba.train.recipe import load_recipe, recipe_names
-    from aimamba.train.stages import make_task
+    from aimamba.train.stages import make_task, resolved
 
     if arguments.recipe is None:
         raise ConfigError(
@@ -62,11 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, _overrides(arguments))
     out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
     result = fit(
-        lambda: make_task(recipe, device=device, say=lambda line: print(line, file=sys.stderr)),
+        lambda: make_task(recipe, device=device, codes=out / "codes", say=lambda line: print(line, file=sys.stderr)),
         recipe.fit,
         out,
         device=device,
-        recipe=to_mapping(recipe),
+        recipe=resolved(to_mapping(recipe)),
+        resolve=resolved,
+        tensorboard=arguments.tensorboard,
     )
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     print(f"{result.model}: {result.steps} steps, held out: {numbers}")

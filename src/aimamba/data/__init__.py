@@ -1,4 +1,4 @@
-"""Data: avatars that come with the package, folders of pictures, and the way from either to batches.
+"""Data: avatars that come with the package, Fashion-MNIST, folders of pictures, and the way from each to batches.
 
 Each name below is imported when it is first used, so that looking at a picture does not wait for torch.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aimamba.data.avatars import STYLES, Avatars
+    from aimamba.data.fashion_mnist import FashionMNIST
     from aimamba.data.images import BrokenPictureWarning, ImageFolder
     from aimamba.data.loader import Batch, batches
     from aimamba.data.pictures import Pictures, open_pictures
@@ -18,6 +19,7 @@ _HOMES = {
     "Avatars": "avatars",
     "Batch": "loader",
     "BrokenPictureWarning": "images",
+    "FashionMNIST": "fashion_mnist",
     "ImageFolder": "images",
     "Pictures": "pictures",
     "batches": "loader",
@@ -32,6 +34,7 @@ __all__ = [
     "Avatars",
     "Batch",
     "BrokenPictureWarning",
+    "FashionMNIST",
     "ImageFolder",
     "Pictures",
     "batches",

@@ -3,6 +3,7 @@
 Shape letters: n pictures, v views of each, L codes of a view.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from aimamba.models import VQModel
 VIEWS = ("center", "center-flip", "ten-crop")
 
 _LARGEST_CODEBOOK = 1 << 16
+_FINGERPRINT_PICTURES = 1000
 _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
 
@@ -63,6 +65,14 @@ class CodeSet:
             number = int(np.searchsorted(self._ends, index, side="right"))
             rows.append(self.shards[number][index - self._ends[number], view])
         return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the labels and of the codes of at most a thousand pictures, evenly spaced, in their first view."""
+        chosen = np.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_PICTURES)).astype(np.int64).tolist()
+        digest = hashlib.sha256(f"{self.views}".encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(self.take(chosen, [0] * len(chosen)).numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def batches(self, *, batch_size: int, seed: int, start: int = 0) -> Iterator[CodeBatch]:
         """Give shuffled batches for ever; the example at a position is a function of ``(seed, position)`` alone."""

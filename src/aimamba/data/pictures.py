@@ -7,12 +7,15 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from aimamba.data.avatars import STYLES, Avatars
+from aimamba.data.fashion_mnist import FashionMNIST
 from aimamba.data.images import Crop, ImageFolder
 from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
 
 # How many avatars of each style make a data set, where nobody says.
 AVATARS_PER_CLASS = {"train": 1000, "held-out": 100}
+
+_NAMES = ("avatars", "fashion-mnist")
 
 
 @runtime_checkable
@@ -55,14 +58,14 @@ def open_pictures(
 
     Args:
         source: ``"avatars"`` for the ten avatar styles that come with the package, ``"avatars:planets,sprouts"`` for
-            chosen ones, or the path of a folder with a sub-folder for each class. (A folder that is itself called
-            ``avatars`` is ``"./avatars"``.)
+            chosen ones, ``"fashion-mnist"`` or ``"fashion-mnist:FOLDER"`` for its official files, or the path of a
+            folder with a sub-folder for each class. (A folder that is itself called ``avatars`` is ``"./avatars"``.)
         size: Side of the pictures in pixels.
         split: ``"train"`` or ``"held-out"``; a folder also has ``"all"``.
-        crop: What a random view of a picture from a folder shows; avatars are drawn at ``size`` and always shown whole.
+        crop: What a random view of a picture from a folder shows; the named sets are always shown whole.
         flip: Whether a random view is mirrored half of the time.
-        per_class: At most this many pictures of each class; by default every one of a folder, and of the avatars 1,000
-            to train on or 100 held out.
+        per_class: At most this many pictures of each class; by default every one there is, and of the avatars 1,000 to
+            train on or 100 held out.
         upscale: Enlarge a folder's pictures that are smaller than ``size`` instead of refusing them.
         max_broken: How many broken files of a folder to pass over; by default 1 %, but at least 10.
         strict: Refuse a folder's first broken file instead of passing it over with a warning.
@@ -77,8 +80,10 @@ def open_pictures(
         styles = tuple(style.strip() for style in chosen.split(",") if style.strip()) if colon else STYLES
         amount = AVATARS_PER_CLASS.get(split, 1) if per_class is None else per_class
         return Avatars(size, split, amount, styles, flip=flip, progress=progress)
-    if not Path(source).expanduser().exists() and suggest(name, ["avatars"]):
-        raise DataError(f"{source}: there is no such folder{suggest(name, ['avatars'])}")
+    if name == "fashion-mnist":
+        return FashionMNIST(chosen or None, size=size, split=split, per_class=per_class, flip=flip)
+    if not Path(source).expanduser().exists() and suggest(name, _NAMES):
+        raise DataError(f"{source}: there is no such folder{suggest(name, _NAMES)}")
     return ImageFolder(
         source,
         size=size,

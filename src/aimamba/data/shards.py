@@ -60,11 +60,15 @@ class CodesMeta:
 
 
 def fingerprint(tokenizer: VQModel) -> str:
-    """SHA-256 of a tokenizer's config and float32 weights: the same for equal models, wherever they are stored."""
+    """SHA-256 of a tokenizer's config and of the float32 weights that decide a picture's codes.
+
+    It is the same for equal models, wherever they are stored, and for those that differ in the decoder alone.
+    """
     digest = hashlib.sha256(json.dumps(to_mapping(tokenizer.config), sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        if name.startswith(("encoder.", "to_code.", "codebook")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -97,7 +101,7 @@ def encode_to_shards(
     check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one picture")
     names = view_names(views)
     if views == "ten-crop" and not isinstance(pictures, ImageFolder):
-        raise ConfigError("views 'ten-crop' needs a folder of pictures; avatars are drawn whole, at just one size")
+        raise ConfigError("views 'ten-crop' needs a folder of pictures; those of the named sets have just one size")
     side = pictures.size // tokenizer.config.downsampling
     meta = CodesMeta(
         tokenizer=fingerprint(tokenizer),
@@ -142,7 +146,7 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
     if tokenizer is not None and meta.tokenizer != fingerprint(tokenizer):
         raise DataError(
             f"{folder}: these codes were written by another tokenizer ({meta.tokenizer[:12]}) than the one given "
-            f"({fingerprint(tokenizer)[:12]}); give that one, or encode again"
+            f"({fingerprint(tokenizer)[:12]}); give that one, or remove the folder and encode again"
         )
     labels = _load(folder / LABELS_FILE)
     if labels is None or labels.shape != (meta.pictures,) or labels.dtype != np.int64:

@@ -74,8 +74,8 @@ def ssd_step(
     decay = torch.exp(dt * A.to(dtype))[..., None, None]  # (B, H, 1, 1)
     update = (dt[..., None] * x.to(dtype))[..., None] * B.to(dtype)[:, None, None, :]  # (B, H, P, N)
     state = torch.addcmul(update, state, decay)
-    y = torch.einsum("bhpn,bn->bhp", state, C.to(dtype))
-    return y.to(x.dtype), state
+    y = C.to(dtype)[:, None] @ state.flatten(1, 2).mT  # (B, 1, HP): several times faster on CPU than as an einsum
+    return y.view(x.shape).to(x.dtype), state
 
 
 def ssd_chunked(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,8 @@ import torch
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.train.toml import read_toml, to_toml
+
+Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # from a recipe as written to all its settings
 
 _FORMAT = "aimamba training run 1"
 _FREE = {
@@ -41,12 +43,14 @@ class Checkpoint:
         seconds: How long they took.
         recipe: The resolved recipe, as TOML.
         parts: The state of each thing that changes in training, by name.
+        basis: Fingerprints of what the run stands on beside its recipe, by name.
     """
 
     step: int
     seconds: float
     recipe: str
     parts: dict[str, dict[str, Any]]
+    basis: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -72,7 +76,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {mend}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a training run; {mend}")
-    return Checkpoint(**{field.name: content[field.name] for field in dataclasses.fields(Checkpoint)})
+    names = [field.name for field in dataclasses.fields(Checkpoint)]
+    return Checkpoint(**{name: content[name] for name in names if name in content})  # 0.1.0 kept no basis
 
 
 def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -> None:
@@ -91,20 +96,62 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -
             ) from error
 
 
-def check_same_recipe(before: str, now: str, folder: Path) -> None:
+def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Checkpoint | None:
+    """Give the checkpoint from which the run folder ``out`` goes on to ``steps`` steps of ``recipe``, if there is one.
+
+    Raises:
+        ConfigError: It is of another recipe, or beyond ``steps``.
+        CheckpointError: It cannot be read.
+    """
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        return None
+    saved = read_checkpoint(path)
+    check_same_recipe(saved.recipe, recipe, out, resolve)
+    if saved.step > steps:
+        raise ConfigError(
+            f"{out} has taken {saved.step} steps, more than fit.steps = {steps}; "
+            f"ask for at least {saved.step}, or give another --out"
+        )
+    return saved
+
+
+def check_same_basis(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
+    """Refuse to continue the run in ``folder`` on anything else than what it began on; both by name.
+
+    Raises:
+        ConfigError: A fingerprint differs. One that was not kept is not missed.
+    """
+    for name, fingerprint in now.items():
+        if (was := before.get(name, fingerprint)) != fingerprint:
+            raise ConfigError(
+                f"{folder} holds a run on another {name} ({was[:12]}) than the one given ({fingerprint[:12]}); "
+                "give that one, or another --out"
+            )
+
+
+def check_same_recipe(before: str, now: str, folder: Path, resolve: Resolve) -> None:
     """Refuse to continue a run under a recipe that would make it another one.
 
-    The number of steps, the intervals and the description may change.
+    What counts is the value of every setting, written down or left to a default: a run of a version that did not know
+    a setting goes on at the default. The number of steps, the intervals and the description may change.
 
     Args:
         before: The recipe that the run in ``folder`` began with, as TOML.
         now: The recipe asked for, as TOML.
         folder: The run's folder.
+        resolve: Gives all settings of a recipe.
 
     Raises:
-        ConfigError: Anything else differs; it names the first such key.
+        ConfigError: Anything else differs, and it names the first such key; or ``before`` cannot be understood.
     """
-    old, new = dict(_flat(tomllib.loads(before))), dict(_flat(tomllib.loads(now)))
+    try:
+        old = dict(_flat(resolve(tomllib.loads(before))))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder} holds a run that this version cannot continue ({error}); give another --out"
+        ) from error
+    new = dict(_flat(resolve(tomllib.loads(now))))
     for key in [*new, *old]:
         if key not in _FREE and old.get(key) != new.get(key):
             was, wanted = (repr(values[key]) if key in values else "not set" for values in (old, new))
@@ -113,7 +160,7 @@ def check_same_recipe(before: str, now: str, folder: Path) -> None:
             )
 
 
-def is_finished(out: Path, recipe: str, steps: int) -> bool:
+def is_finished(out: Path, recipe: str, steps: int, resolve: Resolve) -> bool:
     """Say whether the run folder ``out`` holds the model that ``steps`` steps of ``recipe`` make.
 
     Raises:
@@ -125,7 +172,7 @@ def is_finished(out: Path, recipe: str, steps: int) -> bool:
     if not made_by.exists():
         raise ConfigError(f"{model} was not made by a training run and would be replaced; give another --out")
     made = read_toml(made_by)
-    check_same_recipe(to_toml(made), recipe, out)
+    check_same_recipe(to_toml(made), recipe, out, resolve)
     if made["fit"]["steps"] == steps:
         return True
     if not (out / "checkpoint.pt").exists():

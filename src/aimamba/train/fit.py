@@ -15,98 +15,38 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aimamba.config import check, to_mapping
+from aimamba.config import to_mapping
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.train.checkpoint import (
     Checkpoint,
+    Resolve,
     Stateful,
-    check_same_recipe,
+    check_same_basis,
+    find_checkpoint,
     is_finished,
-    read_checkpoint,
     restore,
     write_checkpoint,
 )
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
-from aimamba.train.optim import Learner, Schedule, adamw, learning_rate
+from aimamba.train.optim import Learner, adamw, learning_rate
+from aimamba.train.records import Records
+from aimamba.train.settings import FitConfig
 from aimamba.train.task import Batch, Model, Task, moved
+from aimamba.train.tensorboard import TensorBoard, require_tensorboard
 from aimamba.train.toml import to_toml
-from aimamba.train.tracking import MetricsFile, Progress, RunningMeans, read_metrics
+from aimamba.train.tracking import Progress, RunningMeans, read_metrics
+
+__all__ = ["FitConfig", "Result", "fit"]
 
 _MOST_FAILURES = 5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to train.
-
-    Attributes:
-        steps: Updates of the weights in all.
-        batch_size: Pictures in each.
-        lr: Highest learning rate.
-        betas: AdamW's decay of the first and second moment.
-        weight_decay: AdamW's decay of matrices.
-        warmup_steps: Steps in which the learning rate rises.
-        schedule: How it falls afterwards.
-        final_lr_fraction: Where it falls to, as a fraction of ``lr``.
-        clip_norm: Longest gradient, over all parameters of a network together; 0 is no limit.
-        ema_decay: Decay of the average that is judged and kept; 0 is no average.
-        accumulation: Parts into which a batch is cut to save memory; the gradient is the same up to rounding.
-        precision: Of the forward pass in training; weights, updates and evaluation are float32.
-        compile: Whether ``torch.compile`` fuses the passes of a generator. The first step then takes a minute or two
-            and needs a C++ compiler on CPU; the others were 1.6 times faster there for a small model.
-        seed: Of the randomness in the loss.
-        log_every: Steps between lines of training metrics.
-        evaluate_every: Steps between held-out metrics; 0 is only at the end.
-        sheet_every: Steps between sample sheets; 0 is only at the end.
-        checkpoint_every: Steps between checkpoints; 0 is only at the end and on interruption.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    warmup_steps: int = 0
-    schedule: Schedule = "cosine"
-    final_lr_fraction: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.0
-    accumulation: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    seed: int = 0
-    log_every: int = 10
-    evaluate_every: int = 0
-    sheet_every: int = 0
-    checkpoint_every: int = 1000
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every"):
-            check(getattr(self, name) >= 1, f"fit.{name} must be at least 1, got {getattr(self, name)}")
-        intervals = ("evaluate_every", "sheet_every", "checkpoint_every")
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "seed", *intervals):
-            check(getattr(self, name) >= 0, f"fit.{name} must not be negative, got {getattr(self, name)}")
-        check(0 < self.lr < math.inf, f"fit.lr must be positive, got {self.lr}")
-        check(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"fit.betas must be two numbers in [0, 1), got {list(self.betas)}",
-        )
-        check(0 <= self.ema_decay < 1, f"fit.ema_decay must be in [0, 1), got {self.ema_decay}")
-        check(
-            0 <= self.final_lr_fraction <= 1, f"fit.final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}"
-        )
-        check(
-            self.batch_size % self.accumulation == 0,
-            f"fit.accumulation must divide fit.batch_size = {self.batch_size}, got {self.accumulation}",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +71,8 @@ def fit(
     *,
     device: torch.device | str = "cpu",
     recipe: Mapping[str, Any] | None = None,
+    resolve: Resolve = lambda recipe: recipe,
+    tensorboard: bool = False,
 ) -> Result:
     """Train ``task.model`` in the run folder ``out``: begin there, continue, or find the run finished.
 
@@ -143,41 +85,51 @@ def fit(
         out: Folder of the run.
         device: Where to train.
         recipe: All else that the run depends on, kept in ``recipe.toml``; its section ``fit`` is ``config``.
+        resolve: Gives all settings of such a recipe, for one that an earlier version wrote may lack some.
+        tensorboard: Whether to write metrics and sheets for TensorBoard as well.
 
     Raises:
-        ConfigError: ``out`` holds another run, or the training fell apart.
+        ConfigError: ``out`` holds another run, the training fell apart, or TensorBoard is not installed.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit.
         Interrupted: Ctrl-C or SIGTERM came; the run is saved.
     """
+    if tensorboard:
+        require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
-    if is_finished(out, text, config.steps):
+    if is_finished(out, text, config.steps, resolve):
         print(f"{out} is finished: {config.steps} steps; raise fit.steps to train on", file=sys.stderr)
+        if tensorboard:
+            TensorBoard(out, step=config.steps + 1).close()
     else:
-        run = _Run(task() if callable(task) else task, config, out, text, torch.device(device))
+        saved = find_checkpoint(out, text, config.steps, resolve)
+        run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
         with (
             Interruption() as interruption,
-            MetricsFile(out / "metrics.jsonl", step=run.step) as metrics,
+            Records(out, step=run.step, tensorboard=tensorboard) as records,
             Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
         ):
             if run.step:
                 progress.say(f"continuing {out} after step {run.step} of {config.steps}")
-            run.train(interruption, metrics, progress)
+            run.train(interruption, records, progress)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
-    return Result(
-        model=out / "model",
-        steps=config.steps,
-        metrics={name: value for name, value in last.items() if name not in ("step", "split")},
-    )
+    metrics = {name: value for name, value in last.items() if name not in ("step", "split")}
+    return Result(model=out / "model", steps=config.steps, metrics=metrics)
 
 
 class _Run(Generic[Model, Batch]):
     """A training in its folder: what changes in it, and the loop that changes it."""
 
     def __init__(
-        self, task: Task[Model, Batch], config: FitConfig, out: Path, recipe: str, device: torch.device
+        self,
+        task: Task[Model, Batch],
+        config: FitConfig,
+        out: Path,
+        recipe: str,
+        device: torch.device,
+        saved: Checkpoint | None,
     ) -> None:
-        """Begin in ``out``, or continue from its checkpoint."""
+        """Begin in ``out``, or continue there from ``saved``."""
         self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
         self.step, self.seconds = 0, 0.0
         self.model = task.model.to(device).train()
@@ -196,19 +148,21 @@ class _Run(Generic[Model, Batch]):
         self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": optimizer, "means": self.means}
         if self.average is not None:
             self.parts["average"] = self.average
-        for name, module in task.companions().items():
-            self.parts[f"companion {name}"] = module.to(device)
+        self.parts |= {f"companion {name}": module.to(device) for name, module in task.companions().items()}
         if (adversary := task.adversary()) is not None:
             network, lr = adversary.network.to(device), adversary.lr
             optimizer = adamw(network, lr=lr, betas=adversary.betas, weight_decay=adversary.weight_decay)
             self.learners.append(Learner(network, optimizer, lr))
             self.parts |= {"adversary": network, "adversary optimizer": optimizer}
-        if (out / "checkpoint.pt").exists():
-            self.resume(out / "checkpoint.pt")
+        self.basis = task.basis()
+        if saved is not None:
+            check_same_basis(saved.basis, self.basis, out)
+            restore(saved, self.parts, out / "checkpoint.pt")
+            self.step, self.seconds = saved.step, saved.seconds
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
 
-    def train(self, interruption: Interruption, metrics: MetricsFile, progress: Progress) -> None:
+    def train(self, interruption: Interruption, records: Records, progress: Progress) -> None:
         """Take the steps that are left, look at the model now and then, and keep it."""
         config = self.config
         batches = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
@@ -220,7 +174,7 @@ class _Run(Generic[Model, Batch]):
                     f"stopped after step {self.step} of {config.steps}; the same command continues from {self.out}",
                     interruption.received,
                 )
-            self.look(metrics, progress)
+            self.look(records, progress)
             if self.step == config.steps:
                 break
 
@@ -252,8 +206,8 @@ class _Run(Generic[Model, Batch]):
             if self.due(config.log_every):
                 means = self.means.take()
                 rate = config.batch_size / means.pop("seconds_per_step")
-                report = {**means, "lr": lr, "pictures_per_second": rate, "seconds": self.seconds}
-                metrics.write(self.step, "train", report)
+                more = {"lr": lr, "pictures_per_second": rate, "seconds": self.seconds}
+                records.write(self.step, "train", means | more)
             if self.due(config.checkpoint_every):
                 self.save_checkpoint()
         self.save_model()
@@ -262,7 +216,7 @@ class _Run(Generic[Model, Batch]):
         )
 
     def update(self, batches: Iterator[Batch], lr: float) -> tuple[float, float]:
-        """Take one step, if its loss and the length of its gradient are finite; give both."""
+        """Take one step, if its loss and the length of its gradient are finite; give both, the loss as reported."""
         parts = self.config.accumulation
         rng = _rng(self.config.seed, self.step, self.device)
         reports: list[dict[str, Tensor | float]] = []
@@ -271,7 +225,7 @@ class _Run(Generic[Model, Batch]):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 loss, report = self.task.loss(self.model, moved(batch, self.device), rng, self.step)
             (loss / parts).backward()
-            losses.append(loss.detach().float())
+            losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
         lengths = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
         mean, *norms = torch.stack([torch.stack(losses).mean(), *lengths]).tolist()  # the step's one wait
@@ -289,18 +243,17 @@ class _Run(Generic[Model, Batch]):
             learner.optimizer.zero_grad(set_to_none=True)
         return mean, norm
 
-    def look(self, metrics: MetricsFile, progress: Progress) -> None:
+    def look(self, records: Records, progress: Progress) -> None:
         """Measure and draw the model, if it is time."""
         if self.due(self.config.evaluate_every):
             with self.judged() as model:
                 held_out = self.task.evaluate(model)
-            metrics.write(self.step, "held-out", held_out)
+            records.write(self.step, "held-out", held_out)
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
             progress.say(f"step {self.step}, held out: {numbers}")
         if self.due(self.config.sheet_every):
-            (self.out / "sheets").mkdir(exist_ok=True)
             with self.judged() as model:
-                self.task.sheet(model).save(self.out / "sheets" / f"step-{self.step:06d}.png")
+                records.sheet(self.step, self.task.sheet(model))
 
     def due(self, every: int) -> bool:
         """Say whether something is to be done after this step that is done every so many, and at the end."""
@@ -317,20 +270,8 @@ class _Run(Generic[Model, Batch]):
     def save_checkpoint(self) -> None:
         """Write down where the run stands."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts)
+        checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts, basis=self.basis)
         write_checkpoint(self.out / "checkpoint.pt", checkpoint)
-
-    def resume(self, path: Path) -> None:
-        """Take up the run where the checkpoint ``path`` left it."""
-        saved = read_checkpoint(path)
-        check_same_recipe(saved.recipe, self.recipe, self.out)
-        if saved.step > self.config.steps:
-            raise ConfigError(
-                f"{self.out} has taken {saved.step} steps, more than fit.steps = {self.config.steps}; "
-                f"ask for at least {saved.step}, or give another --out"
-            )
-        restore(saved, self.parts, path)
-        self.step, self.seconds = saved.step, saved.seconds
 
     def save_model(self) -> None:
         """Put the finished model, with the recipe that made it, in place at once and whole."""

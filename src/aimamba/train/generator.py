@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from aimamba.config import check
 from aimamba.data.codes import CodeBatch, CodeSet
+from aimamba.data.shards import fingerprint
 from aimamba.data.sheets import sheet
 from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
@@ -75,6 +76,10 @@ class GeneratorTask:
     def companions(self) -> dict[str, nn.Module]:
         """Name what else training changes: nothing."""
         return {}
+
+    def basis(self) -> dict[str, str]:
+        """Fingerprint the tokenizer and the training codes."""
+        return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint()}
 
     def adversary(self) -> None:
         """Nobody is trained against the generator."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
 from aimamba.errors import ConfigError, suggest
-from aimamba.train.fit import FitConfig
+from aimamba.train.settings import FitConfig
 from aimamba.train.toml import read_toml
 
 
@@ -23,7 +23,8 @@ class DataConfig:
     """Which pictures to learn from, and how to look at them.
 
     Attributes:
-        source: ``avatars``, chosen styles as ``avatars:planets,sprouts``, or a folder of class sub-folders.
+        source: ``avatars``, chosen styles as ``avatars:planets,sprouts``, ``fashion-mnist``, a folder of class
+            sub-folders, or, for a generator, a folder of codes.
         size: Side of the square pictures in pixels.
         per_class: Pictures of each class to train on; all there are unless given.
         held_out_per_class: Pictures of each class to judge by; all there are unless given.

@@ -1,5 +1,6 @@
 """From a recipe to a task: open the pictures, build the model, load what the stage stands on."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,26 +11,58 @@ import torch
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet, encode_pictures
 from aimamba.data.pictures import Pictures, open_pictures
-from aimamba.data.shards import META_FILE, open_codes
+from aimamba.data.shards import META_FILE, encode_to_shards, open_codes
 from aimamba.data.splits import Split
-from aimamba.errors import CheckpointError, ConfigError, suggest
+from aimamba.errors import CheckpointError, ConfigError, DataError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
-from aimamba.train.recipe import Recipe, recipe_names
+from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+from aimamba.train.toml import read_toml, to_toml
+
+_FROM_CODES = ("vocab_size", "num_tokens", "num_classes")  # of a generator
+_NOTE = "data.toml"  # beside codes that a run has kept: of which pictures they are
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
 
 
+def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give all settings of the recipe ``values``, also those that it leaves to a preset or a default.
+
+    What decides nothing is left out: with ``init`` the shape of the model, and of a generator's shape what follows from
+    its codes.
+
+    Raises:
+        ConfigError: A setting is unknown or does not fit.
+    """
+    recipe = from_mapping(Recipe, values, where="recipe")
+    task: TokenizerTaskConfig | GeneratorTaskConfig
+    shape: VQConfig | AiMConfig
+    if recipe.stage == "tokenizer":
+        task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
+        shape = _model_config(VQConfig, VQ_PRESETS, {} if recipe.init else recipe.model)
+    else:
+        task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
+        shape = _model_config(AiMConfig, AIM_PRESETS, {} if recipe.init else recipe.model)
+    settings = {name: value for name, value in to_mapping(shape).items() if name not in _FROM_CODES}
+    return {**to_mapping(recipe), "model": {} if recipe.init else settings, "task": to_mapping(task)}
+
+
 def make_task(
-    recipe: Recipe, *, device: torch.device, say: Callable[[str], None] = lambda line: None
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    codes: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Task[Any, Any]:
     """Prepare the stage that ``recipe`` describes.
 
     Args:
         recipe: The resolved recipe.
         device: Where to encode pictures, for a generator.
+        codes: Folder in which a generator's pictures are kept as codes once they are encoded; None keeps them in
+            memory.
         say: Told what takes its time.
 
     Raises:
@@ -39,7 +72,7 @@ def make_task(
     """
     if recipe.stage == "tokenizer":
         return _tokenizer_task(recipe)
-    return _generator_task(recipe, device, say)
+    return _generator_task(recipe, device, codes, say)
 
 
 def _pictures(recipe: Recipe, split: Split) -> Pictures:
@@ -79,7 +112,9 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
     return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed)
 
 
-def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> GeneratorTask:
+def _generator_task(
+    recipe: Recipe, device: torch.device, codes: Path | None, say: Callable[[str], None]
+) -> GeneratorTask:
     task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
     check(
         recipe.data.crop == "center",
@@ -92,7 +127,7 @@ def _generator_task(recipe: Recipe, device: torch.device, say: Callable[[str], N
             f"('aimamba train {recipe_of_tokenizer}'), or give another with --tokenizer"
         )
     tokenizer = VQModel.from_pretrained(task.tokenizer, device=device)
-    source = _code_source(recipe, tokenizer, say)
+    source = _code_source(recipe, tokenizer, codes, say)
     fixed = {
         "vocab_size": tokenizer.config.codebook_size,
         "num_tokens": source.num_tokens,
@@ -151,23 +186,52 @@ class _CodeSource(NamedTuple):
     load: Callable[[], tuple[CodeSet, CodeSet]]
 
 
-def _code_source(recipe: Recipe, tokenizer: VQModel, say: Callable[[str], None]) -> _CodeSource:
-    """Codes on disk, or pictures that are encoded now."""
-    folder = Path(recipe.data.source)
-    if (folder / "train" / META_FILE).is_file():
-        meta, train = open_codes(folder / "train", tokenizer)
-        _, held_out = open_codes(folder / "held-out", tokenizer)
-        return _CodeSource(meta.class_names, meta.grid[0] * meta.grid[1], lambda: (train, held_out))
-
+def _code_source(recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Callable[[str], None]) -> _CodeSource:
+    """Codes on disk, perhaps those that the run has kept in ``kept``; or pictures that are encoded now."""
+    given = Path(recipe.data.source).expanduser()
+    if (given / "train" / META_FILE).is_file():
+        return _codes_on_disk(given, tokenizer)
     _check_size(recipe, tokenizer.config)
+    if kept is not None and _has_kept(kept, recipe.data):
+        return _codes_on_disk(kept, tokenizer)
     pictures, judged = _pictures(recipe, "train"), _pictures(recipe, "held-out")
 
     def encode() -> tuple[CodeSet, CodeSet]:
         say(f"encoding {len(pictures) + len(judged):,} pictures with {recipe.task['tokenizer']}")
-        return encode_pictures(tokenizer, pictures, flip=recipe.data.flip), encode_pictures(tokenizer, judged)
+        if kept is None:
+            return encode_pictures(tokenizer, pictures, flip=recipe.data.flip), encode_pictures(tokenizer, judged)
+        draft = kept.with_name(f"{kept.name}.partial")
+        shutil.rmtree(draft, ignore_errors=True)
+        for split, part, views in (
+            ("train", pictures, "center-flip" if recipe.data.flip else "center"),
+            ("held-out", judged, "center"),
+        ):
+            encode_to_shards(tokenizer, part, draft / split, views=views, batch_size=64)
+        (draft / _NOTE).write_text(to_toml(to_mapping(recipe.data)), encoding="utf-8")
+        draft.rename(kept)
+        return _codes_on_disk(kept, tokenizer).load()
 
     tokens = (recipe.data.size // tokenizer.config.downsampling) ** 2
     return _CodeSource(pictures.class_names, tokens, encode)
+
+
+def _codes_on_disk(folder: Path, tokenizer: VQModel) -> _CodeSource:
+    meta, train = open_codes(folder / "train", tokenizer)
+    meta_of_held_out, held_out = open_codes(folder / "held-out", tokenizer)
+    if (meta.grid, meta.class_names) != (meta_of_held_out.grid, meta_of_held_out.class_names):
+        raise DataError(f"{folder}: train and held-out differ in grid or classes; encode both together")
+    return _CodeSource(meta.class_names, meta.grid[0] * meta.grid[1], lambda: (train, held_out))
+
+
+def _has_kept(folder: Path, data: DataConfig) -> bool:
+    """Say whether a run has kept the codes of these pictures in ``folder``."""
+    if not folder.exists():
+        return False
+    note = folder / _NOTE
+    check(note.exists(), f"{folder} was not made by a training run and would be replaced; give another --out")
+    same = from_mapping(DataConfig, read_toml(note), where=str(note)) == data
+    check(same, f"{folder} holds the codes of other pictures; remove it, or give another --out")
+    return True
 
 
 def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:

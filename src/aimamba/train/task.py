@@ -58,7 +58,8 @@ class Task(Protocol[Model, Batch]):
         """Give the scalar to descend and what else to report, averaged over the batch.
 
         Where there is an adversary its loss is part of the scalar; neither player's may have gradients for the other.
-        One that gets no gradient in a step stays as it is. All randomness comes from ``rng``, which lives on the
+        One that gets no gradient in a step stays as it is. ``loss`` in the report is shown in place of the scalar: the
+        model's loss without the adversary's. All randomness comes from ``rng``, which lives on the
         batch's device and starts afresh with every step; ``step`` counts from 0.
         """
         ...
@@ -68,6 +69,10 @@ class Task(Protocol[Model, Batch]):
 
         A task keeps nothing else from step to step, or a run that was stopped could not go on as if it had not been.
         """
+        ...
+
+    def basis(self) -> dict[str, str]:
+        """Name what else the examples depend on, with a fingerprint of each: a run goes on only upon the same."""
         ...
 
     def adversary(self) -> Adversary | None:

@@ -118,6 +118,10 @@ class TokenizerTask:
         """Name what else training changes: the running use of the codes."""
         return {"codebook_use": self.use}
 
+    def basis(self) -> dict[str, str]:
+        """Name what the pictures depend on beside the recipe: nothing."""
+        return {}
+
     def adversary(self) -> Adversary | None:
         """Give the discriminator, if there is one."""
         if self.discriminator is None:
@@ -161,6 +165,7 @@ class TokenizerTask:
         if self.discriminator is not None and model.training and step >= config.adversarial_start:
             loss, more = self._contest(self.discriminator, model, drawn, images, likeness)
             total, parts = total + loss, parts | more
+            parts["loss"] = (total - parts["discriminator"]).detach()  # the model's own
         return total, parts
 
     def _contest(

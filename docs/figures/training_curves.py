@@ -1,0 +1,59 @@
+"""Draw the training curves of a packaged model from the metrics of its runs.
+
+python docs/figures/training_curves.py docs/models/avatars-64 docs/figures/avatars-64-curves.png
+
+The folder holds ``tokenizer.jsonl``, ``decoder.jsonl`` and ``generator.jsonl``: the ``metrics.jsonl`` of three runs.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+INK, FIRST, SECOND = "#404040", "#1f6f8b", "#d1495b"
+
+
+def read(path: Path, split: str, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [(line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def main(folder: Path, out: Path) -> None:
+    """Three panels: fidelity to pixels, to what a network sees, and the generator's loss."""
+    plt.rcParams |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 9}
+    figure, panels = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+    stages = {"tokenizer": (FIRST, "whole tokenizer"), "decoder": (SECOND, "decoder alone")}
+    for panel, name, title in (
+        (panels[0], "psnr", "PSNR, held out (dB)"),
+        (panels[1], "perceptual", "perceptual distance, held out"),
+    ):
+        start = 0
+        for stage, (colour, label) in stages.items():
+            steps, values = read(folder / f"{stage}.jsonl", "held-out", name)
+            panel.plot([start + step for step in steps], values, ".-", color=colour, label=label)
+            start = steps[-1]
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("step")
+        panel.legend(frameon=False)
+    losses = folder / "generator.jsonl"
+    steps, nats = read(losses, "train", "loss")
+    panels[2].plot(
+        steps, [value / math.log(2) for value in nats], color=FIRST, alpha=0.4, label="training, labels dropped"
+    )
+    panels[2].plot(*read(losses, "held-out", "bits_per_token"), ".-", color=SECOND, label="held out")
+    panels[2].set_ylim(top=panels[2].get_ylim()[1] * 0.8)
+    panels[2].set_title("generator, bits a code", fontsize=9)
+    panels[2].set_xlabel("step")
+    panels[2].legend(frameon=False)
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.2)
+    figure.savefig(out, dpi=130)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
