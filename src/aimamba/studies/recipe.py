@@ -12,8 +12,8 @@ from aimamba.config import check, from_mapping
 from aimamba.errors import ConfigError, suggest
 from aimamba.generation import SamplingConfig
 from aimamba.studies.orders import ORDERS
-from aimamba.train.fit import FitConfig
 from aimamba.train.recipe import DataConfig, Recipe
+from aimamba.train.settings import FitConfig
 from aimamba.train.toml import read_toml
 
 Kind = Literal["ablation", "baseline", "guidance", "scaling"]
