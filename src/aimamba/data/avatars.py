@@ -58,6 +58,7 @@ class Avatars:
         per_class: int = 1000,
         styles: Sequence[str] = STYLES,
         *,
+        skip: int = 0,
         flip: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         progress: bool = False,
@@ -69,6 +70,7 @@ class Avatars:
             split: ``"train"`` or ``"held-out"``, which grow from different seeds; avatars have no ``"all"``.
             per_class: Pictures of each style.
             styles: Names of the styles, in the order of their labels; any that DiceBear has.
+            skip: Pictures of each style to pass over first, such as those that an earlier run has seen.
             flip: Mirror a random view half of the time. Off by default: avatars are not symmetric.
             cache_dir: Where to keep the drawings; by default ``avatars`` in ``cache_folder()``. If it cannot be
                 written, they are kept in memory, with a warning.
@@ -81,15 +83,17 @@ class Avatars:
         check(_SMALLEST <= size <= _LARGEST, f"size must be {_SMALLEST} to {_LARGEST} pixels for avatars, got {size}")
         check(split in ("train", "held-out"), f"split must be 'train' or 'held-out' for avatars, got {split!r}")
         check(per_class >= 1, f"per_class must be at least 1, got {per_class}")
+        check(skip >= 0, f"skip must not be negative, got {skip}")
         _check_styles(styles)
         self.size = size
         self.class_names = tuple(styles)
         self.labels: Int64[np.ndarray, "n"] = np.repeat(np.arange(len(styles), dtype=np.int64), per_class)
         self._per_class = per_class
+        self._skip = skip
         self._flip = flip
         folder = cache_folder() / "avatars" if cache_dir is None else Path(cache_dir).expanduser()
         paths = [folder / _file_name(style, size, split) for style in styles]
-        self._drawn = _open(paths, [Order(style, split, 0, per_class, size) for style in styles], progress)
+        self._drawn = _open(paths, [Order(style, split, 0, skip + per_class, size) for style in styles], progress)
 
     def __len__(self) -> int:
         """How many pictures there are."""
@@ -111,7 +115,7 @@ class Avatars:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         label, number = divmod(index, self._per_class)
-        picture = self._drawn[label][number]
+        picture = self._drawn[label][self._skip + number]
         if self._flip and rng is not None and rng.random() < 0.5:
             picture = picture[:, ::-1]
         return np.array(picture)

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from aimamba.config import check
 from aimamba.data.avatars import STYLES, Avatars
 from aimamba.data.fashion_mnist import FashionMNIST
 from aimamba.data.images import Crop, ImageFolder
@@ -49,6 +50,7 @@ def open_pictures(
     crop: Crop = "center",
     flip: bool = False,
     per_class: int | None = None,
+    skip_per_class: int = 0,
     upscale: bool = False,
     max_broken: int | None = None,
     strict: bool = False,
@@ -66,6 +68,7 @@ def open_pictures(
         flip: Whether a random view is mirrored half of the time.
         per_class: At most this many pictures of each class; by default every one there is, and of the avatars 1,000 to
             train on or 100 held out.
+        skip_per_class: Avatars of each class to pass over first; other data has no more than it has.
         upscale: Enlarge a folder's pictures that are smaller than ``size`` instead of refusing them.
         max_broken: How many broken files of a folder to pass over; by default 1 %, but at least 10.
         strict: Refuse a folder's first broken file instead of passing it over with a warning.
@@ -79,7 +82,8 @@ def open_pictures(
     if name == "avatars":
         styles = tuple(style.strip() for style in chosen.split(",") if style.strip()) if colon else STYLES
         amount = AVATARS_PER_CLASS.get(split, 1) if per_class is None else per_class
-        return Avatars(size, split, amount, styles, flip=flip, progress=progress)
+        return Avatars(size, split, amount, styles, skip=skip_per_class, flip=flip, progress=progress)
+    check(skip_per_class == 0, f"skip_per_class is for avatars alone, got {skip_per_class} for {source}")
     if name == "fashion-mnist":
         return FashionMNIST(chosen or None, size=size, split=split, per_class=per_class, flip=flip)
     if not Path(source).expanduser().exists() and suggest(name, _NAMES):

@@ -27,6 +27,7 @@ class DataConfig:
             sub-folders, or, for a generator, a folder of codes.
         size: Side of the square pictures in pixels.
         per_class: Pictures of each class to train on; all there are unless given.
+        skip_per_class: Avatars of each class to pass over first, such as those that an earlier run has seen.
         held_out_per_class: Pictures of each class to judge by; all there are unless given.
         crop: Whether training sees the middle of a picture or a random part of it.
         flip: Whether training sees half of the pictures mirrored.
@@ -38,6 +39,7 @@ class DataConfig:
     source: str = "avatars"
     size: int = 64
     per_class: int | None = None
+    skip_per_class: int = 0
     held_out_per_class: int | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
@@ -49,6 +51,7 @@ class DataConfig:
         for name in ("size", "per_class", "held_out_per_class"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"data.{name} must be at least 1, got {value}")
+        check(self.skip_per_class >= 0, f"data.skip_per_class must not be negative, got {self.skip_per_class}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

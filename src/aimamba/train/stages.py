@@ -85,6 +85,7 @@ def _pictures(recipe: Recipe, split: Split) -> Pictures:
         crop="center" if held_out else data.crop,
         flip=data.flip and not held_out,
         per_class=data.held_out_per_class if held_out else data.per_class,
+        skip_per_class=0 if held_out else data.skip_per_class,
         upscale=data.upscale,
         max_broken=data.max_broken,
         strict=data.strict,
