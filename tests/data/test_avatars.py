@@ -122,6 +122,13 @@ class TestClasses:
         assert (len(pictures), pictures.size) == (6, 16)
         np.testing.assert_array_equal(pictures.picture(4), next(draw(Order("landscape", "train", 1, 2, 16))))
 
+    def test_pictures_can_be_passed_over(self, make):
+        every, later = make(per_class=5), make(per_class=2, skip=3)
+        assert later.labels.tolist() == [0, 0, 1, 1]
+        assert np.array_equal(all_pictures(later), all_pictures(every)[[3, 4, 8, 9]])
+        with pytest.raises(ConfigError, match="skip must not be negative, got -1"):
+            make(skip=-1)
+
     def test_train_and_held_out_have_other_pictures(self, make):
         train, held_out = all_pictures(make(20)), all_pictures(make(20, split="held-out"))
         assert not {picture.tobytes() for picture in train} & {picture.tobytes() for picture in held_out}

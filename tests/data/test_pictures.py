@@ -30,6 +30,14 @@ def test_avatars_of_chosen_styles():
     assert len(pictures) == 4
 
 
+def test_avatars_alone_can_be_passed_over(pets):
+    fresh = open_pictures("avatars:thumbs", size=8, split="train", per_class=1, skip_per_class=2)
+    every = open_pictures("avatars:thumbs", size=8, split="train", per_class=3)
+    assert np.array_equal(fresh.picture(0), every.picture(2))
+    with pytest.raises(ConfigError, match="skip_per_class is for avatars alone, got 2 for"):
+        open_pictures(pets, size=8, split="train", skip_per_class=2)
+
+
 def test_how_many_avatars_there_are_by_default(monkeypatch):
     asked = []
 

@@ -110,8 +110,9 @@ class TestBoth:
             "open_pictures",
             lambda *names, **options: opened.append(options) or open_pictures(*names, **options),
         )
-        make("tokenizer", data={"flip": True, "crop": "random", "strict": True})
+        make("tokenizer", data={"flip": True, "crop": "random", "strict": True, "skip_per_class": 1})
         train, held_out = opened
+        assert (train["skip_per_class"], held_out["skip_per_class"]) == (1, 0)
         assert (train["split"], train["crop"], train["flip"], train["per_class"]) == ("train", "random", True, 4)
         assert (held_out["split"], held_out["crop"], held_out["flip"]) == ("held-out", "center", False)
         assert held_out["per_class"] == 2
