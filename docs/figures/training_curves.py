@@ -2,7 +2,8 @@
 
 python docs/figures/training_curves.py docs/models/avatars-64 docs/figures/avatars-64-curves.png
 
-The folder holds ``tokenizer.jsonl``, ``decoder.jsonl`` and ``generator.jsonl``: the ``metrics.jsonl`` of three runs.
+The folder holds ``tokenizer.jsonl``, ``decoder.jsonl``, ``generator.jsonl`` and ``generator-fresh.jsonl``: the
+``metrics.jsonl`` of its runs.
 """
 
 import json
@@ -26,29 +27,27 @@ def main(folder: Path, out: Path) -> None:
     """Three panels: fidelity to pixels, to what a network sees, and the generator's loss."""
     plt.rcParams |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 9}
     figure, panels = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-    stages = {"tokenizer": (FIRST, "whole tokenizer"), "decoder": (SECOND, "decoder alone")}
-    for panel, name, title in (
-        (panels[0], "psnr", "PSNR, held out (dB)"),
-        (panels[1], "perceptual", "perceptual distance, held out"),
+    whole, alone = (FIRST, "whole tokenizer"), (SECOND, "decoder alone")
+    first, fresh = (FIRST, "30,000 avatars"), (SECOND, "30,000 others")
+    for panel, name, title, stages in (
+        (panels[0], "psnr", "PSNR, held out (dB)", {"tokenizer": whole, "decoder": alone}),
+        (panels[1], "perceptual", "perceptual distance, held out", {"tokenizer": whole, "decoder": alone}),
+        (panels[2], "bits_per_token", "generator, bits a code", {"generator": first, "generator-fresh": fresh}),
     ):
         start = 0
         for stage, (colour, label) in stages.items():
-            steps, values = read(folder / f"{stage}.jsonl", "held-out", name)
+            path = folder / f"{stage}.jsonl"
+            steps, values = read(path, "held-out", name)
             panel.plot([start + step for step in steps], values, ".-", color=colour, label=label)
-            start = steps[-1]
+            if panel is panels[2]:
+                steps, nats = read(path, "train", "loss")
+                bits = [value / math.log(2) for value in nats]
+                panel.plot([start + step for step in steps], bits, color=colour, alpha=0.4, label="in training")
+            start += steps[-1]
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("step")
         panel.legend(frameon=False)
-    losses = folder / "generator.jsonl"
-    steps, nats = read(losses, "train", "loss")
-    panels[2].plot(
-        steps, [value / math.log(2) for value in nats], color=FIRST, alpha=0.4, label="training, labels dropped"
-    )
-    panels[2].plot(*read(losses, "held-out", "bits_per_token"), ".-", color=SECOND, label="held out")
-    panels[2].set_ylim(top=panels[2].get_ylim()[1] * 0.8)
-    panels[2].set_title("generator, bits a code", fontsize=9)
-    panels[2].set_xlabel("step")
-    panels[2].legend(frameon=False)
+    panels[2].set_ylim(1.5, 5)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.2)
