@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 .PHONY: demo train-demo test lint clean
 
 demo: $(READY)                  ## draw with the weights that come with the package
-	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --out samples
+	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
 
 # These models are so small that a second thread hardly helps, and beside another busy program it would cost far more
 # than it brings (docs/log.md).
