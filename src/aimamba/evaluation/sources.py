@@ -4,6 +4,7 @@ Pictures are bytes (n, s, s, 3), as in those files. No source holds them all.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -67,15 +68,15 @@ class Source(Protocol):
         ...
 
 
-class _ByIndex:
+class _ByIndex(ABC):
     """Streams for sources that can give any picture."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Some pictures."""
-        raise NotImplementedError
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
         """All pictures in order."""
