@@ -117,7 +117,7 @@ def test_refusals(refusal, model, here, command):
     np.savez(here / "floats.npz", arr_0=np.zeros((3, 8, 8, 3), np.float32))
     np.savez(here / "one.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8))
     np.savez(here / "nine.npz", arr_0=np.zeros((5, 9, 9, 3), np.uint8))
-    Avatars(8, "held-out", 1, STYLES)  # drawn now, without a bar
+    Avatars(8, "held-out", 2, STYLES)  # drawn now, without a bar
     message = refusal("evaluate", *command.split())
     for part in REFUSALS[command]:
         assert part in message

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from aimamba.data import Avatars
 from aimamba.studies import figures
 from aimamba.studies.ordered import OrderedPipeline
 from aimamba.train.generator import GeneratorTask
@@ -308,6 +309,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("arguments", REFUSALS)
 def test_refusals(refusal, tokenizer, here, arguments):
+    Avatars(16, "held-out", 2)  # the reference; else a bar would show while it is drawn
     (here / "file").write_text("no folder")
     begun = {"format": "aimamba study 1", "study": "scaling", "settings": {}, "runs": {}}
     for name, text in (("broken", "{"), ("foreign", '{"runs": []}'), ("scaled", json.dumps(begun))):

@@ -89,6 +89,10 @@ def test_damaged_files(tmp_path, pixels):
     path.write_bytes(whole[:-100])
     with pytest.raises(DataError, match="not a readable"):
         open_source(str(path))
+    place = whole.index(b"PK\x01\x02") + 8  # flags of the directory's entry
+    path.write_bytes(whole[:place] + bytes([whole[place] | 1]) + whole[place + 1 :])  # wants a password
+    with pytest.raises(DataError, match=r"s\.npz"):
+        list(open_source(str(path)).batches(20))
     path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(DataError, match="arr_0 is damaged"):
         list(open_source(str(path)).batches(20))

@@ -7,8 +7,9 @@ that was stopped, and repeats no run that is finished.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aimamba.cli.arguments import Parser, require_positive
 from aimamba.errors import ConfigError
@@ -16,6 +17,7 @@ from aimamba.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from aimamba.models.hub import PretrainedModel
     from aimamba.studies.judge import Judge
     from aimamba.studies.recipe import StudyRecipe
     from aimamba.studies.results import Results
@@ -88,15 +90,25 @@ def _judge(study: "StudyRecipe", samples: int, size: int, device: "torch.device"
     return Judge(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)
 
 
+def _begin(
+    study: "StudyRecipe", name: str, out: Path, *, budget: int, model: str, parts: "Sequence[PretrainedModel[Any]]"
+) -> "Results":
+    """Results of a study, begun or taken up, with what they depend on."""
+    from aimamba.config import to_mapping
+    from aimamba.studies.provenance import weights_hash
+    from aimamba.studies.results import RESULTS_FILE, Results
+
+    weights = [weights_hash(part) for part in parts]
+    settings = {"budget": budget, "model": model, "weights": weights, "recipe": to_mapping(study)}
+    return Results.begin(out / RESULTS_FILE, name, settings)
+
+
 def _train(
     study: "StudyRecipe", name: str, arguments: argparse.Namespace, out: Path, device: "torch.device"
 ) -> "Results":
     """Make the runs of a study that trains."""
-    from aimamba.config import to_mapping
     from aimamba.models import VQModel
     from aimamba.studies.plan import run_jobs, training_jobs
-    from aimamba.studies.provenance import weights_hash
-    from aimamba.studies.results import RESULTS_FILE, Results
     from aimamba.studies.workshop import Workshop
 
     budget = study.budget if arguments.budget is None else arguments.budget
@@ -111,13 +123,7 @@ def _train(
         device=device,
         say=_say,
     )
-    settings = {
-        "budget": budget,
-        "model": source,
-        "weights": [weights_hash(tokenizer)],
-        "recipe": to_mapping(study),
-    }
-    results = Results.begin(out / RESULTS_FILE, name, settings)
+    results = _begin(study, name, out, budget=budget, model=source, parts=(tokenizer,))
     judge = _judge(study, study.judging.samples, study.data.size, device)
     run_jobs(training_jobs(workshop, judge, results.runs), results, device=device, say=_say)
     return results
@@ -127,22 +133,13 @@ def _draw(
     study: "StudyRecipe", name: str, arguments: argparse.Namespace, out: Path, device: "torch.device"
 ) -> "Results":
     """Make the runs of a study that draws with one model."""
-    from aimamba.config import to_mapping
     from aimamba.pipeline import Pipeline
     from aimamba.studies.plan import guidance_jobs, run_jobs
-    from aimamba.studies.provenance import weights_hash
-    from aimamba.studies.results import RESULTS_FILE, Results
 
     budget = study.budget if arguments.budget is None else arguments.budget
     source = arguments.model or _MODEL
     pipeline = Pipeline.from_pretrained(source, device=device)
-    settings = {
-        "budget": budget,
-        "model": source,
-        "weights": [weights_hash(pipeline.tokenizer), weights_hash(pipeline.generator)],
-        "recipe": to_mapping(study),
-    }
-    results = Results.begin(out / RESULTS_FILE, name, settings)
+    results = _begin(study, name, out, budget=budget, model=source, parts=(pipeline.tokenizer, pipeline.generator))
     judge = _judge(study, budget, pipeline.image_size, device)
     run_jobs(guidance_jobs(pipeline, study.judging, judge), results, device=device, say=_say)
     return results

@@ -17,7 +17,8 @@ from aimamba.evaluation.statistics import Gaussian
 from aimamba.files import write_atomically
 
 _PICTURES, _LABELS = "arr_0", "arr_1"
-_DAMAGED = (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError)
+_DAMAGED = (zipfile.BadZipFile, ValueError, EOFError, KeyError, RuntimeError)
+"""What reading can raise; the last where a password is wanted or the compression is a rare one."""
 
 
 class StoredStatistics(NamedTuple):
