@@ -74,12 +74,20 @@ class Attention(nn.Module):
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
+        return self.step_among(x, state, position, int(position.max()) + 1)
+
+    def step_among(
+        self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"], seen: int
+    ) -> Float[Tensor, "b d"]:
+        """``step`` that looks at the first ``seen`` places of the cache, without asking the device how many it needs.
+
+        Any number above the highest position gives the same result.
+        """
         q, k, v = (part.squeeze(1) for part in self._project(x[:, None], position[:, None]))  # (B, H, P)
         rows = torch.arange(x.shape[0], device=x.device)
         keys, values = state["keys"], state["values"]
         keys[rows, :, position] = k.to(keys.dtype)
         values[rows, :, position] = v.to(values.dtype)
-        seen = int(position.max()) + 1
         visible = torch.arange(seen, device=x.device) <= position[:, None]  # (B, T)
         y = F.scaled_dot_product_attention(
             q[:, :, None].to(keys.dtype), keys[:, :, :seen], values[:, :, :seen], attn_mask=visible[:, None, None]

@@ -1,0 +1,54 @@
+"""Decoding on a CUDA device: Triton kernels between matrix products, a whole step recorded as one CUDA graph.
+
+A step of a published size is 100 to 200 launches of kernels that run for a few microseconds each. Launched one by one
+from Python they take several times longer than they run; replayed as a graph they follow each other closely.
+"""
+
+import torch
+
+from aimamba.errors import ConfigError
+from aimamba.generation.engines.static_engine import Run, StaticEngine
+from aimamba.generation.engines.static_step import Form, StaticStep, triton_operators
+from aimamba.models import AiM
+
+_WARM_UP_RUNS = 2  # the first compiles kernels and lets libraries take their workspaces, which no graph may do
+
+
+def capture(run: Run) -> Run:
+    """Record what ``run`` launches as a CUDA graph; calling the result replays it and gives the same logits tensor."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(_WARM_UP_RUNS):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = run()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return logits
+
+    return replay
+
+
+class CudaGraphEngine(StaticEngine):
+    """Decode a generator that lives on a CUDA device; ``init_state`` and ``step`` are those of ``AiM``.
+
+    Args:
+        model: The generator, in evaluation mode, in float32 or bfloat16. Its weights may change in place.
+        form: Form of SSD; by default the one that moves fewer bytes over a picture.
+        kept: Numbers of rows whose graphs and memories are kept.
+
+    Raises:
+        ConfigError: The model is not on a CUDA device or in another dtype, or the kernels cannot be had.
+    """
+
+    def __init__(self, model: AiM, *, form: Form | None = None, kept: int = 4) -> None:
+        weight = model.word_embedding.weight
+        if weight.device.type != "cuda":
+            raise ConfigError(f"engine 'cuda-graphs' needs a model on a CUDA device, got {weight.device}")
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            raise ConfigError(f"engine 'cuda-graphs' takes float32 or bfloat16 weights, got {weight.dtype}")
+        super().__init__(StaticStep(model, triton_operators(model), form=form), capture, kept=kept)

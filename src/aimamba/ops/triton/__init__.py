@@ -1,0 +1,1 @@
+"""Kernels for CUDA devices. Importing a module here imports Triton, so nothing does until a model decodes on one."""
