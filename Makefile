@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUNS   := runs
 READY  := $(VENV)/.ready
 
-.PHONY: demo train-demo test lint clean
+.PHONY: demo train-demo test test-gpu bench-gpu lint clean
 
 demo: $(READY)                  ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
@@ -20,6 +20,14 @@ train-demo: $(READY)            ## train both stages on avatars in a few minutes
 
 test: $(READY)                  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+# On a machine whose Python has a CUDA build of torch already: make test-gpu READY= BIN="$(dirname "$(which python3)")"
+test-gpu: $(READY)              ## kernels and graphs on a CUDA device, against the plain path
+	PYTHONPATH=src $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= tests/ops/triton tests/generation
+
+bench-gpu: $(READY)             ## time each kernel and whole pictures on a CUDA device
+	PYTHONPATH=src $(BIN)/python benchmarks/gpu_kernels.py
+	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda
 
 lint: $(READY)                  ## style, types, layers
 	$(BIN)/ruff check .

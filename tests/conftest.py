@@ -3,6 +3,7 @@
 Nothing of aimamba is imported at the top: jaxtyping's import hook is not in place yet.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ import torch
 
 hypothesis.settings.register_profile("aimamba", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("aimamba")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported: its kernels then run on the CPU
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other cost more than they bring
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu") is not None:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device: make test-gpu"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from torch import Tensor
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
-from aimamba.ops.logits import Setting, guide, sample
+from aimamba.ops.logits import Setting, guide, sample, uniform_dtype
 
 
 @torch.no_grad()
@@ -61,9 +61,14 @@ def generate(
             name: torch.tensor([getattr(each, name) for each in configs], device=device)
             for name in ("temperature", "top_k", "top_p")
         }
-    scales = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)], device=device)
-    guided = (scales != 1).any(dim=0).nonzero().squeeze(-1)  # pictures that need an unguided twin
+    # All that the loop needs is on the device before it begins, so that no step waits for it.
+    guidance = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)])
+    guided = (guidance != 1).any(dim=0).nonzero().squeeze(-1)  # pictures that need an unguided twin
+    scales = guidance[:, guided].to(device)
+    guided = guided.to(device)
     uniforms = torch.stack([_uniform_numbers(seed, length) for seed in seeds], dim=1)  # (L, B)
+    uniforms = uniforms.to(uniform_dtype(device)).to(device)
+    prefix = None if prefix is None else prefix.to(device)
 
     state = model.init_state(count + len(guided), position_shift=position_shift)
     nothing = labels.new_full((len(guided),), model.condition.nothing)
@@ -75,7 +80,7 @@ def generate(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         conditional, unconditional = logits[:count], logits[count:]
         if len(guided):
-            mixed = guide(conditional[guided], unconditional, scales[t, guided])
+            mixed = guide(conditional[guided], unconditional, scales[t])
             conditional = conditional.index_copy(0, guided, mixed)
         if prefix is not None and t < known:
             codes[:, t] = prefix[:, t]

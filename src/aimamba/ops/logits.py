@@ -1,7 +1,8 @@
 """From logits to a drawn code: guidance, temperature, top-k, top-p and the draw itself.
 
 Every row stands alone: each setting is a number for all rows or a tensor with one value a row, and a draw needs only
-the row's own probabilities and its own uniform number.
+the row's own probabilities and its own uniform number. Nothing here waits for a device or moves numbers to it, as long
+as the tensors given are there already.
 
 Shape letters: B rows, V vocabulary.
 """
@@ -15,7 +16,14 @@ Setting = float | int | Tensor
 
 def _column(setting: Setting, like: Tensor) -> Tensor:
     """Give a setting the shape (B, 1), or (1, 1) for all rows alike."""
-    return torch.as_tensor(setting, device=like.device).reshape(-1, 1)
+    if isinstance(setting, Tensor):
+        return setting.to(like.device).reshape(-1, 1)
+    return torch.full((1, 1), setting, device=like.device)  # filled there; `as_tensor` would wait for a transfer
+
+
+def uniform_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that ``draw`` computes in: float64, float32 where a device lacks it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def guide(
@@ -33,7 +41,7 @@ def top_k_filter(logits: Float[Tensor, "b v"], k: Setting) -> Float[Tensor, "b v
         threshold = logits.topk(int(k), dim=-1).values[:, -1:]
     else:
         size = logits.shape[-1]
-        kept = torch.where(k <= 0, size, k).clamp(max=size).to(torch.int64)
+        kept = k.masked_fill(k <= 0, size).clamp(max=size).to(torch.int64)
         threshold = logits.sort(dim=-1, descending=True).values.gather(-1, _column(kept - 1, logits))
     return logits.masked_fill(logits < threshold, -torch.inf)
 
@@ -56,9 +64,9 @@ def top_p_filter(logits: Float[Tensor, "b v"], p: Setting) -> Float[Tensor, "b v
 def draw(probabilities: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
     """Draw one code a row by inverting the cumulative distribution at ``uniform`` in [0, 1).
 
-    A row's draw does not depend on the other rows. The sum runs in float64 (float32 where a device lacks it).
+    A row's draw does not depend on the other rows. The sum runs in ``uniform_dtype``.
     """
-    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
+    wide = uniform_dtype(probabilities.device)
     cumulative = probabilities.to(wide).cumsum(dim=-1)
     target = uniform.to(device=cumulative.device, dtype=wide)[:, None] * cumulative[:, -1:]
     # right=True steps over codes of probability zero; the clamp guards the rounding of target up to the total.
@@ -77,8 +85,9 @@ def sample(
 ) -> Int[Tensor, " b"]:
     """Draw a code a row: temperature, then top-k, then top-p, then the draw; temperature 0 takes the most likely."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    greedy = _column(temperature, logits) == 0  # (B or 1, 1)
-    scaled = logits / torch.where(greedy, 1.0, _column(temperature, logits)).to(logits.dtype)
+    divisor = _column(temperature, logits)  # (B or 1, 1)
+    greedy = divisor == 0
+    scaled = logits / divisor.masked_fill(greedy, 1).to(logits.dtype)
     filtered = top_p_filter(top_k_filter(scaled, top_k), top_p)
     drawn = draw(filtered.softmax(dim=-1), uniform)
     return torch.where(greedy.squeeze(-1), logits.argmax(dim=-1), drawn)

@@ -104,7 +104,7 @@ class StaticStep:
 
     def _new_mixer_memory(self, mixer: torch.nn.Module, rows: int) -> Memory:
         if not isinstance(mixer, Mamba2):
-            return mixer.init_state(rows, self.capacity)  # type: ignore[operator, no-any-return]
+            return mixer.init_state(rows, self.capacity)  # type: ignore[operator]
         weight, heads, states = mixer.conv_weight, mixer.heads, mixer.state_size
         wide = torch.promote_types(weight.dtype, torch.float32)
         head_width = mixer.inner // heads

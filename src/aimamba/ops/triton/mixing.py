@@ -37,7 +37,7 @@ class Launch(NamedTuple):
 
 # Chosen by arithmetic, not yet by measurement: with few rows many small programs, with many rows programs that share
 # one reading of B among several heads.
-_FEW_ROWS = 8
+FEW_ROWS = 8
 DUAL_FEW_ROWS = Launch(heads=1, tokens=64, warps=4, stages=2)
 DUAL_MANY_ROWS = Launch(heads=4, tokens=32, warps=8, stages=2)
 STATE = Launch(heads=1, tokens=1, warps=8, stages=1)
@@ -79,21 +79,20 @@ def _token(
     projected, window, conv_weight, conv_bias, dt_bias, A_log, row, group, position,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One row's token for the heads of one group: x, B, C, dt, decay rate; its input goes into the window."""
+    """One row's token for the heads of a group: x (GROUP P,), B, C, dt, decay rate; its input goes into the window."""
     E: tl.constexpr = H * P
     C: tl.constexpr = E + 2 * N
-    head = group * GROUP + tl.arange(0, GROUP)
-    channel = head[:, None] * P + tl.arange(0, P)[None, :]  # (GROUP, P)
-    state = tl.arange(0, N)
+    own = group * GROUP * P + tl.arange(0, GROUP * P)
+    shared = E + tl.arange(0, 2 * N)  # B, then C
     fresh_row = projected + row * (E + C + H) + E
     window_row = window + row * TAPS * C
     slot = window_row + (position % TAPS) * C
-    x, fresh_x = _convolve(fresh_row, window_row, conv_weight, conv_bias, channel, position, TAPS, C)
-    b, fresh_b = _convolve(fresh_row, window_row, conv_weight, conv_bias, E + state, position, TAPS, C)
-    c, fresh_c = _convolve(fresh_row, window_row, conv_weight, conv_bias, E + N + state, position, TAPS, C)
-    tl.store(slot + channel, fresh_x)
-    tl.store(slot + E + state, fresh_b, mask=group == 0)
-    tl.store(slot + E + N + state, fresh_c, mask=group == 0)
+    x, fresh = _convolve(fresh_row, window_row, conv_weight, conv_bias, own, position, TAPS, C)
+    tl.store(slot + own, fresh)
+    both, fresh = _convolve(fresh_row, window_row, conv_weight, conv_bias, shared, position, TAPS, C)
+    tl.store(slot + shared, fresh, mask=group == 0)
+    b, c = tl.split(tl.trans(tl.reshape(both, (2, N))))
+    head = group * GROUP + tl.arange(0, GROUP)
     dt = _softplus(tl.load(fresh_row + C + head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32))
     A = -tl.exp(tl.load(A_log + head).to(tl.float32))
     return x, b, c, dt, A
@@ -105,14 +104,13 @@ def _finish(
     y, x, projected, D, norm_weight, gated, squares, row, group,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Skip, gate, scale of the norm; y and x are (GROUP, P)."""
+    """Skip, gate, scale of the norm; y is (GROUP, P), x is (GROUP P,)."""
     E: tl.constexpr = H * P
-    head = group * GROUP + tl.arange(0, GROUP)
-    channel = head[:, None] * P + tl.arange(0, P)[None, :]
-    z = tl.load(projected + row * (2 * E + 2 * N + H) + channel).to(tl.float32)
-    y = (y + tl.load(D + head).to(tl.float32)[:, None] * x) * _silu(z)
-    tl.store(squares + row * (H // GROUP) + group, tl.sum(tl.sum(y * y, axis=1), axis=0))
-    tl.store(gated + row * E + channel, (y * tl.load(norm_weight + channel)).to(gated.dtype.element_ty))
+    own = group * GROUP * P + tl.arange(0, GROUP * P)
+    z = tl.load(projected + row * (2 * E + 2 * N + H) + own).to(tl.float32)
+    y = (tl.reshape(y, (GROUP * P,)) + tl.load(D + own // P).to(tl.float32) * x) * _silu(z)
+    tl.store(squares + row * (H // GROUP) + group, tl.sum(y * y, axis=0))
+    tl.store(gated + row * E + own, (y * tl.load(norm_weight + own)).to(gated.dtype.element_ty))
 
 
 @triton.jit
@@ -130,7 +128,8 @@ def _state_kernel(
     channel = head[:, None] * P + tl.arange(0, P)[None, :]
     place = ssm + row * H * P * N + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
     state = tl.load(place, mask=position > 0, other=0.0)
-    state = state * tl.exp(dt * A)[:, None, None] + (dt[:, None] * x)[:, :, None] * b[None, None, :]
+    update = dt[:, None] * tl.reshape(x, (GROUP, P))
+    state = state * tl.exp(dt * A)[:, None, None] + update[:, :, None] * b[None, None, :]
     tl.store(place, state)
     y = tl.sum(state * c[None, None, :], axis=2)
     _finish(y, x, projected, D, norm_weight, gated, squares, row, group, H, P, N, GROUP)
@@ -154,7 +153,9 @@ def _dual_kernel(
     x_rows = x_cache + (row * H + head) * capacity * P  # (GROUP,)
     dt_rows = dt_cache + (row * H + head) * capacity
     tl.store(B_row + position * N + state, b.to(B_cache.dtype.element_ty), mask=group == 0)
-    tl.store(x_rows[:, None] + position * P + inside[None, :], x.to(x_cache.dtype.element_ty))
+    own = tl.arange(0, GROUP * P)
+    x_own = x_cache + ((row * H + group * GROUP + own // P) * capacity + position) * P + own % P
+    tl.store(x_own, x.to(x_cache.dtype.element_ty))
     tl.store(dt_rows + position, dt)
 
     # From the latest token back to the first, so that sums of log decays begin near and lose nothing where it counts.
@@ -181,7 +182,8 @@ def _dual_kernel(
             other=0.0,
         )
         sums += weight[:, :, None] * values.to(tl.float32)
-    y = tl.sum(sums, axis=1) + (dt * tl.sum(b * c, axis=0))[:, None] * x
+    present = dt * tl.sum(b * c, axis=0)
+    y = tl.sum(sums, axis=1) + present[:, None] * tl.reshape(x, (GROUP, P))
     _finish(y, x, projected, D, norm_weight, gated, squares, row, group, H, P, N, GROUP)
 
 
@@ -222,7 +224,7 @@ def dual_mixing_step(
     """
     rows, heads, capacity, width = x_cache.shape
     if launch is None:
-        launch = DUAL_FEW_ROWS if rows <= _FEW_ROWS else DUAL_MANY_ROWS
+        launch = DUAL_FEW_ROWS if rows <= FEW_ROWS else DUAL_MANY_ROWS
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
     _dual_kernel[(heads // group, rows)](

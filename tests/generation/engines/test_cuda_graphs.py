@@ -1,0 +1,166 @@
+"""The engine for CUDA devices. What needs one is marked ``gpu``; the rest of it is tested in ``test_static_engine``."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from aimamba.errors import ConfigError
+from aimamba.generation import SamplingConfig, generate
+from aimamba.generation.engines.cuda_graphs import CudaGraphEngine, capture
+
+VARIANTS = [
+    {"adaln": "block", "form": "dual"},
+    {"adaln": "group", "form": "state"},
+    {"adaln": "group", "mixer": "attention", "positions": "rope"},
+]
+# Published proportions: heads of 64 and states of 128, which is what the kernels are laid out for.
+SHAPE = {"width": 128, "head_width": 64, "state_size": 128, "num_blocks": 4, "num_tokens": 100, "vocab_size": 512}
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def built(request, make_aim):
+    """A model on the device, and its engine."""
+    settings = dict(request.param)
+    form = settings.pop("form", None)
+    model = make_aim(**SHAPE, **settings).cuda()
+    return model, CudaGraphEngine(model, form=form)
+
+
+def decode(stepper, inputs, state=None):
+    state = stepper.init_state(len(inputs)) if state is None else state
+    with torch.no_grad():
+        return torch.stack([stepper.step(token, state) for token in inputs.unbind(1)], dim=1)
+
+
+def tokens(rows, length=100, seed=0):
+    return torch.randint(5, (rows, length), generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+@pytest.fixture
+def exact_products():
+    """No TF32: the plain path is the measure."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "told"),
+    [
+        ("cpu", torch.float32, "engine 'cuda-graphs' needs a model on a CUDA device, got cpu"),
+        pytest.param("cuda", torch.float16, "float32 or bfloat16 weights, got torch.float16", marks=pytest.mark.gpu),
+    ],
+)
+def test_what_it_cannot_take_is_refused(make_aim, device, dtype, told):
+    with pytest.raises(ConfigError, match=told):
+        CudaGraphEngine(make_aim(dtype=dtype).to(device))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("exact_products")
+def test_replays_equal_plain_steps_whatever_the_labels_and_rows(built):
+    model, engine = built
+    for rows in (2, 1, 12, 2):
+        inputs = tokens(rows, seed=rows)
+        assert_close(decode(engine, inputs), decode(model, inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("exact_products")
+def test_rows_at_different_positions(built):
+    model, engine = built
+    inputs = tokens(3)
+    expected = decode(model, inputs)
+    ahead, behind = engine.init_state(2), engine.init_state(1)
+    decode(engine, inputs[:2, :70], ahead)
+    decode(engine, inputs[2:, :3], behind)
+    together = engine.join([ahead, behind])
+    for step in range(10):
+        token = torch.stack([inputs[0, 70 + step], inputs[1, 70 + step], inputs[2, 3 + step]])
+        wanted = torch.stack([expected[0, 70 + step], expected[1, 70 + step], expected[2, 3 + step]])
+        assert_close(engine.step(token, together), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_bfloat16_stays_near(built, make_aim):
+    model, engine = built
+    inputs = tokens(4)
+    expected = decode(model, inputs)
+    form = engine._step.form
+    narrow = make_aim(**SHAPE, mixer=model.config.mixer, adaln=model.config.adaln, positions=model.config.positions)
+    narrow = narrow.cast(torch.bfloat16).cuda()
+    logits = decode(CudaGraphEngine(narrow, form=form), inputs).float()
+    plain = decode(narrow, inputs).float()
+    error, plain_error = (logits - expected).abs().mean(), (plain - expected).abs().mean()
+    assert error < 1.5 * plain_error, "no further from float32 than plain bfloat16 is"
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("exact_products")
+def test_greedy_pictures_are_those_of_the_plain_path(built, monkeypatch):
+    model, engine = built
+    labels, config = torch.tensor([0, 3, 5]), SamplingConfig(temperature=0.0, cfg_scale=1.5)
+    *_, expected = generate(model, labels, config)
+    monkeypatch.setattr(model, "init_state", engine.init_state)
+    monkeypatch.setattr(model, "step", engine.step)
+    *_, codes = generate(model, labels, config)
+    assert torch.equal(codes, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingConfig(),
+        SamplingConfig(cfg_scale=2.0, temperature=0.8, top_k=50, top_p=0.9),
+        [SamplingConfig(cfg_scale=2.0), SamplingConfig(top_k=7), SamplingConfig(temperature=0.0)],
+    ],
+    ids=["plain", "all", "each"],
+)
+def test_no_step_waits_for_the_device(built, monkeypatch, config):
+    model, engine = built
+    monkeypatch.setattr(model, "init_state", engine.init_state)
+    monkeypatch.setattr(model, "step", engine.step)
+    labels = torch.tensor([0, 3, 5])
+    list(generate(model, labels, config))  # everything is recorded
+    run = generate(model, labels, config)
+    next(run)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in run:
+            pass
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_memory_does_not_grow_over_calls(built):
+    _, engine = built
+    inputs = tokens(4, 20)
+    for _ in range(2):
+        decode(engine, inputs)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(5):
+        decode(engine, inputs)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.gpu
+def test_sampling_can_be_recorded_too():
+    from aimamba.ops.logits import guide, sample
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = torch.randn(4, 512, device="cuda", generator=generator)
+    uniform = torch.rand(2, device="cuda", dtype=torch.float64, generator=generator)
+
+    def run():
+        mixed = guide(logits[:2], logits[2:], 2.0)
+        return sample(mixed, uniform, temperature=0.9, top_k=50, top_p=0.9)
+
+    replay = capture(run)
+    logits.normal_(generator=generator)
+    codes = replay().clone()
+    assert torch.equal(codes, run())
