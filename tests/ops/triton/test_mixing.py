@@ -96,7 +96,7 @@ def test_launches_follow_the_number_of_rows_and_heads(device):
     """What is not a divisor of the heads is cut down to one, and more rows take other programs to the same result."""
     weights = make_weights(torch.float32, device)
     generator = torch.Generator().manual_seed(2)
-    rows = mixing.FEW_ROWS + 1
+    rows = min(mixing.DUAL) + 1
     projected = torch.randn(rows, INNER + CHANNELS + HEADS, generator=generator).to(device)
     memory = [tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in make_memory("dual", torch.float32, device)]
     position = torch.zeros(rows, dtype=torch.long, device=device)

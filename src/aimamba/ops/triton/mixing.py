@@ -35,12 +35,15 @@ class Launch(NamedTuple):
     stages: int
 
 
-# Chosen by arithmetic, not yet by measurement: with few rows many small programs, with many rows programs that share
-# one reading of B among several heads.
-FEW_ROWS = 8
-DUAL_FEW_ROWS = Launch(heads=1, tokens=64, warps=4, stages=2)
-DUAL_MANY_ROWS = Launch(heads=4, tokens=32, warps=8, stages=2)
+# Chosen by the instructions and registers of what the compiler makes of them, not yet by measurement. With few rows the
+# time of one program counts, so there are many small ones; with many rows all instructions count, and several heads
+# share one reading of B.
 STATE = Launch(heads=1, tokens=1, warps=8, stages=1)
+DUAL: dict[int, Launch] = {  # up to so many rows
+    8: Launch(heads=1, tokens=64, warps=8, stages=2),
+    32: Launch(heads=4, tokens=16, warps=4, stages=2),
+    2**31: Launch(heads=8, tokens=16, warps=4, stages=2),
+}
 
 
 @triton.jit
@@ -120,13 +123,13 @@ def _state_kernel(
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    position = tl.load(positions + row)
+    position = tl.load(positions + row).to(tl.int32)
     x, b, c, dt, A = _token(
         projected, window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
     )
     head = group * GROUP + tl.arange(0, GROUP)
     channel = head[:, None] * P + tl.arange(0, P)[None, :]
-    place = ssm + row * H * P * N + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
+    place = (ssm + row * H * P * N) + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
     state = tl.load(place, mask=position > 0, other=0.0)
     update = dt[:, None] * tl.reshape(x, (GROUP, P))
     state = state * tl.exp(dt * A)[:, None, None] + update[:, :, None] * b[None, None, :]
@@ -149,41 +152,39 @@ def _dual_kernel(
     )
     head = group * GROUP + tl.arange(0, GROUP)
     inside, state = tl.arange(0, P), tl.arange(0, N)
-    B_row = B_cache + row * capacity * N
     x_rows = x_cache + (row * H + head) * capacity * P  # (GROUP,)
     dt_rows = dt_cache + (row * H + head) * capacity
-    tl.store(B_row + position * N + state, b.to(B_cache.dtype.element_ty), mask=group == 0)
+    B_row = B_cache + row * capacity * N
     own = tl.arange(0, GROUP * P)
-    x_own = x_cache + ((row * H + group * GROUP + own // P) * capacity + position) * P + own % P
-    tl.store(x_own, x.to(x_cache.dtype.element_ty))
+    x_now = x_cache + row * H * capacity * P + ((group * GROUP + own // P) * capacity + position) * P + own % P
+    tl.store(x_now, x.to(x_cache.dtype.element_ty))
     tl.store(dt_rows + position, dt)
+    tl.store(B_row + position * N + state, b.to(B_cache.dtype.element_ty), mask=group == 0)
 
     # From the latest token back to the first, so that sums of log decays begin near and lose nothing where it counts.
     # No program reads what another one writes in this step: places of the past alone.
-    sums = tl.zeros((GROUP, BLOCK, P), dtype=tl.float32)
+    sums = tl.zeros((BLOCK, GROUP, P), dtype=tl.float32)  # added up at the end, so that a pass needs no other thread
     nearer = dt * A  # log decay of the tokens between the block and the present one, which is counted
     for start in range(0, position, BLOCK):
         place = position - 1 - start - tl.arange(0, BLOCK)
         known = place >= 0
-        similarity = tl.sum(
-            tl.load(B_row + place[:, None] * N + state[None, :], mask=known[:, None], other=0.0).to(tl.float32)
-            * c[None, :],
-            axis=1,
-        )  # (BLOCK,)
-        steps = tl.load(dt_rows[:, None] + place[None, :], mask=known[None, :], other=0.0)  # (GROUP, BLOCK)
+        keys = tl.load(B_row + place[:, None] * N + state[None, :], mask=known[:, None], other=0.0)
+        values = tl.load(
+            x_rows[None, :, None] + place[:, None, None] * P + inside[None, None, :],
+            mask=known[:, None, None],
+            other=0.0,
+        )  # (BLOCK, GROUP, P)
+        steps = tl.load(dt_rows[None, :] + place[:, None], mask=known[:, None], other=0.0)  # (BLOCK, GROUP)
         # The decay of a token is that of all behind it: its neighbour's step, not its own.
         behind = known & (place + 1 < position)
-        following = tl.load(dt_rows[:, None] + place[None, :] + 1, mask=behind[None, :], other=0.0) * A[:, None]
-        weight = similarity[None, :] * steps * tl.exp(nearer[:, None] + tl.cumsum(following, axis=1))
-        nearer += tl.sum(following, axis=1)
-        values = tl.load(
-            x_rows[:, None, None] + place[None, :, None] * P + inside[None, None, :],
-            mask=known[None, :, None],
-            other=0.0,
-        )
+        following = tl.load(dt_rows[None, :] + place[:, None] + 1, mask=behind[:, None], other=0.0) * A[None, :]
+        decay = tl.exp(nearer[None, :] + tl.cumsum(following, axis=0))
+        nearer += tl.sum(following, axis=0)
+        similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (BLOCK,)
+        weight = similarity[:, None] * steps * decay
         sums += weight[:, :, None] * values.to(tl.float32)
     present = dt * tl.sum(b * c, axis=0)
-    y = tl.sum(sums, axis=1) + present[:, None] * tl.reshape(x, (GROUP, P))
+    y = tl.sum(sums, axis=0) + present[:, None] * tl.reshape(x, (GROUP, P))
     _finish(y, x, projected, D, norm_weight, gated, squares, row, group, H, P, N, GROUP)
 
 
@@ -224,7 +225,7 @@ def dual_mixing_step(
     """
     rows, heads, capacity, width = x_cache.shape
     if launch is None:
-        launch = DUAL_FEW_ROWS if rows <= FEW_ROWS else DUAL_MANY_ROWS
+        launch = next(launch for most, launch in DUAL.items() if rows <= most)
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
     _dual_kernel[(heads // group, rows)](

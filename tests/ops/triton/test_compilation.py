@@ -1,0 +1,57 @@
+"""Triton compiles for a device that is not there: what the interpreter accepts the compiler must take as well."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+# Compiled in a process of its own, for here the kernels are interpreted.
+PROGRAM = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from aimamba.ops.triton import mixing, modulation
+
+def build(kernel, narrow, wide, sizes, numbers, launch):
+    names = [parameter.name for parameter in kernel.params]
+    types = {"positions": "*i64"} | dict.fromkeys(narrow.split(), "*bf16") | dict.fromkeys(wide.split(), "*fp32")
+    types |= numbers | dict.fromkeys(sizes, "constexpr")
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in sizes.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in names if types[name].startswith("*")},
+    )
+    options = {"num_warps": launch.warps, "num_stages": getattr(launch, "stages", 1)}
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert built.metadata.shared <= 227 * 1024
+    assert "cubin" in built.asm
+    print(kernel.__name__, "ld.local" in built.asm["ptx"])
+
+narrow = "projected conv_weight conv_bias window B_cache x_cache gated"
+wide = "dt_bias A_log D norm_weight ssm dt_cache squares"
+xl = {"H": 48, "P": 64, "N": 128, "TAPS": 4}
+build(mixing._state_kernel, narrow, wide, xl | {"GROUP": mixing.STATE.heads}, {}, mixing.STATE)
+for launch in mixing.DUAL.values():
+    sizes = xl | {"GROUP": launch.heads, "BLOCK": launch.tokens}
+    build(mixing._dual_kernel, narrow, wide, sizes, {"capacity": "i32"}, launch)
+numbers = dict.fromkeys(["shift_stride", "scale_stride", "gate_stride", "parts", "inner"], "i32") | {"eps": "fp32"}
+sizes = {"D": 1536, "BLOCK": 2048, "PARTS": 8, "ADD": True, "DIVIDE": True, "FINAL": True}
+build(
+    modulation._kernel, "shift scale mixed gate hidden", "residual norm_weight final_weight squares", sizes, numbers,
+    modulation.DEFAULT,
+)
+"""
+
+
+def test_kernels_compile_for_hopper(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    built = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, _ in built] == ["_state_kernel", "_dual_kernel", "_dual_kernel", "_dual_kernel", "_kernel"]
+    assert {local for _, local in built} == {"False"}, "no kernel keeps its numbers in memory"
