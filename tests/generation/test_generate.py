@@ -5,6 +5,8 @@ import torch
 
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation import SamplingConfig, generate
+from aimamba.generation.engines.static_engine import StaticEngine
+from aimamba.generation.engines.static_step import StaticStep
 
 GUIDED = SamplingConfig(cfg_scale=2.5, top_p=0.95)
 CONFIGS = [
@@ -200,3 +202,24 @@ def test_what_does_not_fit_is_refused(model, labels, options, error, named):
     with pytest.raises(error, match=named) as caught:
         draw(model, torch.tensor(labels, dtype=torch.int64), **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [GUIDED, SamplingConfig(temperature=0.5, top_k=3), CONFIGS[:3]], ids=type)
+def test_the_loop_asks_the_device_for_nothing(model, monkeypatch, config):
+    """A value read from a device waits for all that was launched before, and a number sent to one may too."""
+    engine = StaticEngine(StaticStep(model), lambda run: run)
+    monkeypatch.setattr(model, "init_state", engine.init_state)
+    monkeypatch.setattr(model, "step", engine.step)
+    run = generate(model, torch.tensor([0, 1, 2]), config)
+    next(run)
+
+    def refuse(*_, **__):
+        raise AssertionError("the loop read from the device, or wrote to it")
+
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    for name in ("tensor", "as_tensor"):
+        monkeypatch.setattr(torch, name, refuse)
+    *_, codes = run
+    monkeypatch.undo()
+    assert codes.shape == (3, 16)

@@ -185,3 +185,32 @@ def modulated_norm_step(
         if weight is not None:
             hidden = hidden * torch.rsqrt(hidden.square().mean(dim=-1, keepdim=True) + eps) * weight
     return (hidden * (1 + scale.to(hidden.dtype)) + shift.to(hidden.dtype)).to(shift.dtype)
+
+
+def linear_step(x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"]) -> Float[Tensor, "b o"]:
+    """``x`` times a weight, without bias."""
+    return F.linear(x, weight)
+
+
+def modulated_linear_step(
+    residual: Float[Tensor, "b d"],
+    norm_weight: Float[Tensor, " d"],
+    shift: Float[Tensor, "b d"],
+    scale: Float[Tensor, "b d"],
+    weight: Float[Tensor, "o d"],
+    *,
+    mixed: Float[Tensor, "b d"] | None = None,
+    gate: Float[Tensor, "b d"] | None = None,
+    squares: Float[Tensor, "b g"] | None = None,
+    inner: int = 1,
+    eps: float = 1e-5,
+) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b d"]]:
+    """``modulated_norm_step`` and the product with ``weight`` after it; other arguments are those of the former.
+
+    Returns:
+        The product, and the residual after the addition. Whether the residual that was given changes is left open.
+    """
+    hidden = modulated_norm_step(
+        residual, norm_weight, shift, scale, mixed=mixed, gate=gate, squares=squares, inner=inner, eps=eps
+    )
+    return F.linear(hidden, weight), residual

@@ -13,7 +13,7 @@ PROGRAM = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from aimamba.ops.triton import mixing, modulation
+from aimamba.ops.triton import mixing, modulation, products
 
 def build(kernel, narrow, wide, sizes, numbers, launch):
     names = [parameter.name for parameter in kernel.params]
@@ -38,20 +38,24 @@ build(mixing._state_kernel, narrow, wide, xl | {"GROUP": mixing.STATE.heads}, {}
 for launch in mixing.DUAL.values():
     sizes = xl | {"GROUP": launch.heads, "BLOCK": launch.tokens}
     build(mixing._dual_kernel, narrow, wide, sizes, {"capacity": "i32"}, launch)
-numbers = dict.fromkeys(["shift_stride", "scale_stride", "gate_stride", "parts", "inner"], "i32") | {"eps": "fp32"}
-sizes = {"D": 1536, "BLOCK": 2048, "PARTS": 8, "ADD": True, "DIVIDE": True, "FINAL": True}
-build(
-    modulation._kernel, "shift scale mixed gate hidden", "residual norm_weight final_weight squares", sizes, numbers,
-    modulation.DEFAULT,
-)
+numbers = dict.fromkeys("shift_stride scale_stride gate_stride parts inner outputs".split(), "i32") | {"eps": "fp32"}
+narrow, wide = "shift scale mixed gate hidden weight x y", "residual norm_weight final_weight squares new_residual"
+sizes = {"D": 1536, "ADD": True, "DIVIDE": True, "PARTS": 64}
+launch = modulation.DEFAULT
+build(modulation._kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True}, numbers, launch)
+sizes |= {"ROWS": 2, "WIDE": 2048, "BLOCK": products.DEFAULT.numbers // 2048}
+build(products._modulated_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
+sizes = {"D": 3072, "ROWS": 2, "WIDE": 4096, "BLOCK": products.DEFAULT.numbers // 4096}
+build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 """
 
 
 def test_kernels_compile_for_hopper(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
-    assert [name for name, _ in built] == ["_state_kernel", "_dual_kernel", "_dual_kernel", "_dual_kernel", "_kernel"]
+    names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_modulated_kernel", "_linear_kernel"]
+    assert [name for name, _ in built] == names
     assert {local for _, local in built} == {"False"}, "no kernel keeps its numbers in memory"

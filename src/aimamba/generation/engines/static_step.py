@@ -26,16 +26,19 @@ Memory = dict[str, Tensor]
 
 Form = Literal["state", "dual"]
 
+_OLDEST_TRITON = (3, 5)  # 3.4 fails to compile a cumulative sum that is shorter than a program has threads
 _SEEN_TOGETHER = 64  # attention looks at a whole number of so many places, so that few recordings serve all positions
 
 
 @dataclass(frozen=True)
 class Operators:
-    """The functions between the matrix products, see ``aimamba.ops.decoding``."""
+    """What a step is made of, see ``aimamba.ops.decoding``."""
 
     state_mixing_step: Callable[..., tuple[Tensor, Tensor]] = decoding.state_mixing_step
     dual_mixing_step: Callable[..., tuple[Tensor, Tensor]] = decoding.dual_mixing_step
     modulated_norm_step: Callable[..., Tensor] = decoding.modulated_norm_step
+    modulated_linear_step: Callable[..., tuple[Tensor, Tensor]] = decoding.modulated_linear_step
+    linear_step: Callable[..., Tensor] = decoding.linear_step
 
 
 def triton_operators(model: AiM) -> Operators:
@@ -50,10 +53,20 @@ def triton_operators(model: AiM) -> Operators:
         if config.mixer == "mamba2" and size & (size - 1):
             raise ConfigError(f"{name} is {size}, but the Triton kernels want a power of two; use engine 'plain'")
     try:
-        from aimamba.ops.triton import mixing, modulation  # noqa: PLC0415 - only where it is used
+        import triton  # noqa: PLC0415 - only where it is used
+
+        from aimamba.ops.triton import mixing, modulation, products  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(f"Triton cannot be imported ({error}); install it, or use engine 'plain'") from error
-    return Operators(mixing.state_mixing_step, mixing.dual_mixing_step, modulation.modulated_norm_step)
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
+        raise ConfigError(f"Triton {triton.__version__} is too old, expected 3.5 or newer; use engine 'plain'")
+    return Operators(
+        mixing.state_mixing_step,
+        mixing.dual_mixing_step,
+        modulation.modulated_norm_step,
+        products.modulated_linear_step,
+        products.linear_step,
+    )
 
 
 def bytes_per_row(model: AiM, form: Form, tokens: int) -> int:
@@ -150,30 +163,34 @@ class StaticStep:
             memory: From ``new_memory``.
             places: From ``places``.
         """
-        model, norm_step = self.model, self.operators.modulated_norm_step
+        model, operators = self.model, self.operators
         residual = self._embed(inputs, memory)
-        mixed = gate = squares = None
-        inner = 1
+        gate: Tensor | None = None
+        before: dict[str, Tensor | int] = {}  # what the block before gives, still to be added to the residual
         for index, block in enumerate(model.blocks):
             shift, scale, next_gate = memory["modulation"][:, index].unbind(1)
-            hidden = norm_step(
-                residual, block.norm.weight, shift, scale, mixed=mixed, gate=gate, squares=squares, inner=inner
-            )
-            gate = next_gate
-            if isinstance(block.mixer, Mamba2):
-                inner = block.mixer.inner
-                mixed, squares = self._mix(block.mixer, hidden, memory, index)
-            elif isinstance(block.mixer, Attention):
-                cache = {name: memory[f"{index}.{name}"] for name in ("keys", "values")}
-                mixed = block.mixer.step_among(hidden, cache, memory["position"], places)
+            start, options = (block.norm.weight, shift, scale), {"gate": gate, **before}
+            mixer = block.mixer
+            if isinstance(mixer, Mamba2):
+                weight = mixer.in_proj.weight
+                projected, residual = operators.modulated_linear_step(residual, *start, weight, **options)
+                gated, squares = self._mix(mixer, projected, memory, index)
+                mixed = operators.linear_step(gated, mixer.out_proj.weight)
+                before = {"mixed": mixed, "squares": squares, "inner": mixer.inner}
             else:
-                mixed = block.mixer(hidden)
+                hidden = operators.modulated_norm_step(residual, *start, **options)
+                if isinstance(mixer, Attention):
+                    cache = {name: memory[f"{index}.{name}"] for name in ("keys", "values")}
+                    before = {"mixed": mixer.step_among(hidden, cache, memory["position"], places)}
+                else:
+                    before = {"mixed": mixer(hidden)}
+            gate = next_gate
         shift, scale = memory["final_modulation"].unbind(1)
-        hidden = norm_step(
-            residual, model.norm.weight, shift, scale,
-            mixed=mixed, gate=gate, squares=squares, inner=inner, final_weight=model.final_norm.weight,
-        )  # fmt: skip
-        return F.linear(hidden, model.word_embedding.weight)
+        final = model.final_norm.weight
+        hidden = operators.modulated_norm_step(
+            residual, model.norm.weight, shift, scale, gate=gate, final_weight=final, **before
+        )
+        return operators.linear_step(hidden, model.word_embedding.weight)
 
     def _embed(self, inputs: Tensor, memory: Memory) -> Tensor:
         """The residual that the first block meets, float32 or wider."""
@@ -185,16 +202,14 @@ class StaticStep:
         hidden = torch.where(starting[:, None], memory["condition"], hidden)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
-    def _mix(self, mixer: Mamba2, hidden: Tensor, memory: Memory, index: int) -> tuple[Tensor, Tensor]:
-        """What a Mamba-2 mixer gives, but for the division by the norm's root, and the squares to find that from."""
+    def _mix(self, mixer: Mamba2, projected: Tensor, memory: Memory, index: int) -> tuple[Tensor, Tensor]:
+        """The middle of a Mamba-2 mixer: its inner features, and the squares to find their norm's root from."""
         weights = decoding.MixingWeights(
             mixer.conv_weight, mixer.conv_bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight
         )
-        projected, position = mixer.in_proj(hidden), memory["position"]
+        position = memory["position"]
         if self.form == "state":
             caches = [memory[f"{index}.{name}"] for name in ("window", "ssm")]
-            gated, squares = self.operators.state_mixing_step(projected, weights, *caches, position)
-        else:
-            caches = [memory[f"{index}.{name}"] for name in ("window", "B", "x", "dt")]
-            gated, squares = self.operators.dual_mixing_step(projected, weights, *caches, position)
-        return mixer.out_proj(gated), squares
+            return self.operators.state_mixing_step(projected, weights, *caches, position)
+        caches = [memory[f"{index}.{name}"] for name in ("window", "B", "x", "dt")]
+        return self.operators.dual_mixing_step(projected, weights, *caches, position)
