@@ -27,6 +27,7 @@ ROWS = (2, 16, 128)  # guided pictures have two rows each
 POSITIONS = (32, 128, 255)
 CAPACITY, TAPS, WIDTH, STATES = 257, 4, 64, 128
 ENOUGH_BYTES = 512 << 20  # copies of a piece's memory hold at least so much, several times any cache
+PRODUCTS = ((8192, 4), (8192, 8), (16384, 4), (16384, 8), (32768, 8))  # numbers and warps of a program
 DTYPE = torch.bfloat16
 DEVICE = "cuda"
 
@@ -157,16 +158,45 @@ def time_modulation(model: AiM, rows: int) -> list[dict[str, object]]:
 
 
 def time_products(model: AiM, rows: int) -> list[dict[str, object]]:
-    """The matrix products of a block and the head, by torch."""
+    """The matrix products of a block and the head, by torch and, with few rows, by every layout of our kernel."""
+    from aimamba.ops.triton import products  # noqa: PLC0415 - not for an estimate
+
     mixer, found = model.blocks[0].mixer, []
     shapes = {"in_proj": mixer.in_proj.weight.shape, "out_proj": mixer.out_proj.weight.shape}
     for name, (outputs, inputs) in (shapes | {"head": (model.config.vocab_size, model.config.width)}).items():
         size = 2 * (outputs * inputs + rows * (outputs + inputs))
         x = torch.randn(rows, inputs, device=DEVICE, dtype=DTYPE)
         weights = [torch.randn(outputs, inputs, device=DEVICE, dtype=DTYPE) for _ in range(copies(size))]
-        took = microseconds([functools.partial(F.linear, x, weight) for weight in weights])
-        found.append({"kernel": name, "rows": rows, "bytes": size, "microseconds": took})
+        kinds: dict[str, Callable[..., object]] = {"torch": F.linear}
+        if rows <= products.MOST_ROWS:
+            for launch in itertools.starmap(products.Launch, PRODUCTS):
+                kinds[str(tuple(launch))] = functools.partial(products.linear_step, launch=launch)
+            if name == "in_proj":
+                kinds |= modulated_products(model, rows)
+        for kind, product in kinds.items():
+            took = microseconds([functools.partial(product, x, weight) for weight in weights])
+            found.append({"kernel": name, "rows": rows, "launch": kind, "bytes": size, "microseconds": took})
     return found
+
+
+def modulated_products(model: AiM, rows: int) -> dict[str, Callable[..., object]]:
+    """The input projection with the norm before it in the same kernel."""
+    from aimamba.ops.triton import products  # noqa: PLC0415 - not for an estimate
+
+    width = model.config.width
+    made = functools.partial(torch.randn, device=DEVICE)
+    residual, norm_weight, squares = made(rows, width), made(width), made(rows, 2 * width // WIDTH).abs()
+    shift, scale, gate = made(rows, 3, width, dtype=DTYPE).unbind(1)
+    mixed = made(rows, width, dtype=DTYPE)
+
+    def product(_: torch.Tensor, weight: torch.Tensor, *, launch: products.Launch) -> object:
+        return products.modulated_linear_step(
+            residual, norm_weight, shift, scale, weight,
+            mixed=mixed, gate=gate, squares=squares, inner=2 * width, launch=launch,
+        )  # fmt: skip
+
+    launches = itertools.starmap(products.Launch, PRODUCTS)
+    return {f"with norm {tuple(launch)}": functools.partial(product, launch=launch) for launch in launches}
 
 
 def time_sampling(rows: int) -> list[dict[str, object]]:

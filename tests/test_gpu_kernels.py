@@ -39,15 +39,13 @@ def test_the_estimate_names_every_size(script, capsys):
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @torch.inference_mode()
-def test_every_piece_runs(script, make_aim, capsys):
+def test_every_piece_runs(script, make_aim, capsys, monkeypatch):
     model = make_aim(width=32, head_width=64, state_size=128, dtype=torch.bfloat16)
-    monkey = script.itertools.product
-    script.itertools.product = lambda *_: [(1, 16, 4), (2, 16, 4)]  # the second has more heads than the model
-    try:
+    with monkeypatch.context() as few:  # the second has more heads than the model
+        few.setattr(script.itertools, "product", lambda *_: [(1, 16, 4), (2, 16, 4)])
         dual = script.time_mixing("dual", model, 2, 9)
-    finally:
-        script.itertools.product = monkey
     assert [piece["launch"]["heads"] for piece in dual] == [1]
+    monkeypatch.setattr(script, "PRODUCTS", ((1024, 4),))
     found = dual + script.time_modulation(model, 2) + script.time_products(model, 2) + script.time_sampling(2)
     assert {piece["kernel"] for piece in found} == {
         "dual", "modulation", "in_proj", "out_proj", "head", "sampling, plain", "sampling, top-k", "sampling, top-p",

@@ -159,6 +159,14 @@ def test_weights_may_change_in_place_and_be_cast(model):
     assert recorder.recorded == 2
 
 
+def test_recordings_made_in_inference_mode_serve_outside_of_it(model):
+    engine, _ = make_engine(model)
+    inputs = tokens(2)
+    with torch.inference_mode():
+        first = decode(engine, inputs)
+    assert_close(decode(engine, inputs), first, **EXACT)
+
+
 def test_no_more_tokens_than_a_picture_has(model):
     engine, _ = make_engine(model)
     state = engine.init_state(1)
@@ -191,7 +199,9 @@ def test_generate_takes_an_engine_for_the_model(model, monkeypatch):
 def test_kernels_equal_the_model(make_aim, rows, length, form, settings, dtype):
     """The last row begins a token later than the others; few rows and many take different kernels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    exact, model = (make_aim(num_tokens=8, head_width=16, **settings, dtype=each).to(device) for each in (torch.float32, dtype))
+    exact, model = (
+        make_aim(num_tokens=8, head_width=16, **settings, dtype=each).to(device) for each in (torch.float32, dtype)
+    )
     exact.load_state_dict(model.state_dict())
     engine = StaticEngine(StaticStep(model, triton_operators(model), form=form), lambda run: run)
     inputs = tokens(rows, length + 1).to(device)

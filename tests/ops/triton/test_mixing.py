@@ -105,3 +105,31 @@ def test_launches_follow_the_number_of_rows_and_heads(device):
     assert squares.shape == (rows, 1)
     assert alone[1].shape == (1, HEADS)
     assert_close(gated[:1], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("launch", mixing.DUAL.values(), ids=lambda launch: f"{launch.heads} heads")
+@pytest.mark.parametrize("decay", [-2.0, 3.0])
+def test_the_published_shape_with_a_full_cache(device, launch, decay):
+    """Heads of 64, states of 128, a row far on and one that begins; heads that forget within a block, and slow ones."""
+    heads, width, states, capacity, rows = 8, 64, 128, 257, 2
+    inner, channels = heads * width, heads * width + 2 * states
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(device)
+
+    weights = decoding.MixingWeights(
+        normal(channels, 4), normal(channels), normal(heads) - 3, normal(heads) + decay, normal(heads), normal(inner)
+    )
+    position = torch.tensor([200, 1], device=device)
+    memory = [normal(rows, 4, channels), normal(rows, capacity, states), normal(rows, heads, capacity, width)]
+    memory.append(torch.nn.functional.softplus(normal(rows, heads, capacity) - 3))
+    for row, taken in enumerate(position.tolist()):
+        memory[1][row, taken:] = memory[2][row, :, taken:] = memory[3][row, :, taken:] = torch.nan
+    projected = normal(rows, inner + channels + heads)
+    other = [tensor.clone() for tensor in memory]
+    expected, squares = decoding.dual_mixing_step(projected, weights, *memory, position)
+    gated, parts = mixing.dual_mixing_step(projected, weights, *other, position, launch=launch)
+    assert_close(gated, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert_close(parts.sum(dim=-1, keepdim=True), squares, rtol=1e-4, atol=0.0)
+    assert_close(other, memory, rtol=1e-5, atol=1e-5, equal_nan=True)

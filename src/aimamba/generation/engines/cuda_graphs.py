@@ -5,9 +5,11 @@ from Python they take several times longer than they run; replayed as a graph th
 """
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from aimamba.errors import ConfigError
-from aimamba.generation.engines.static_engine import Run, StaticEngine
+from aimamba.generation.engines.static_engine import Run, StaticEngine, StaticState
 from aimamba.generation.engines.static_step import Form, StaticStep, triton_operators
 from aimamba.models import AiM
 
@@ -23,10 +25,10 @@ def capture(run: Run) -> Run:
             run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
         logits = run()
 
-    def replay() -> torch.Tensor:
+    def replay() -> Tensor:
         graph.replay()
         return logits
 
@@ -52,3 +54,8 @@ class CudaGraphEngine(StaticEngine):
         if weight.dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(f"engine 'cuda-graphs' takes float32 or bfloat16 weights, got {weight.dtype}")
         super().__init__(StaticStep(model, triton_operators(model), form=form), capture, kept=kept)
+
+    def step(self, inputs: Int[Tensor, " b"], state: StaticState) -> Float[Tensor, "b v"]:
+        """See ``StaticEngine.step``."""
+        with torch.cuda.device(self.model.word_embedding.weight.device):  # kernels are launched on the current one
+            return super().step(inputs, state)

@@ -136,8 +136,9 @@ class StaticEngine:
         if recording is None:
             while len(self._recordings) >= self._kept:
                 self._drop(next(iter(self._recordings)))
-            memory = self._step.new_memory(state.rows)
-            recording = _Recording(torch.zeros_like(memory["position"]), memory)
+            with torch.inference_mode(False):  # else a caller without inference mode could not write to it
+                memory = self._step.new_memory(state.rows)
+                recording = _Recording(torch.zeros_like(memory["position"]), memory)
             self._recordings[state.rows] = recording
         self._recordings.move_to_end(state.rows)
         self._run(recording, self._step.places(state.highest))  # before anything lives in the memory

@@ -35,6 +35,9 @@ class Launch(NamedTuple):
     stages: int
 
 
+# A log decay below which nothing of a token is left: e^-30 = 1e-13, where float32 resolves 6e-8.
+FORGOTTEN = tl.constexpr(-30.0)
+
 # Chosen by the instructions and registers of what the compiler makes of them, not yet by measurement. With few rows the
 # time of one program counts, so there are many small ones; with many rows all instructions count, and several heads
 # share one reading of B.
@@ -168,16 +171,18 @@ def _dual_kernel(
     for start in range(0, position, BLOCK):
         place = position - 1 - start - tl.arange(0, BLOCK)
         known = place >= 0
+        # What a head has forgotten is not read. (BLOCK, GROUP), as everything for tokens and heads.
+        felt = known[:, None] & (nearer > FORGOTTEN)[None, :]
         keys = tl.load(B_row + place[:, None] * N + state[None, :], mask=known[:, None], other=0.0)
         values = tl.load(
             x_rows[None, :, None] + place[:, None, None] * P + inside[None, None, :],
-            mask=known[:, None, None],
+            mask=felt[:, :, None],
             other=0.0,
         )  # (BLOCK, GROUP, P)
-        steps = tl.load(dt_rows[None, :] + place[:, None], mask=known[:, None], other=0.0)  # (BLOCK, GROUP)
+        steps = tl.load(dt_rows[None, :] + place[:, None], mask=felt, other=0.0)
         # The decay of a token is that of all behind it: its neighbour's step, not its own.
-        behind = known & (place + 1 < position)
-        following = tl.load(dt_rows[None, :] + place[:, None] + 1, mask=behind[:, None], other=0.0) * A[None, :]
+        behind = felt & (place + 1 < position)[:, None]
+        following = tl.load(dt_rows[None, :] + place[:, None] + 1, mask=behind, other=0.0) * A[None, :]
         decay = tl.exp(nearer[None, :] + tl.cumsum(following, axis=0))
         nearer += tl.sum(following, axis=0)
         similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (BLOCK,)
