@@ -12,7 +12,7 @@ from torch import Tensor
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
-from aimamba.ops.logits import Setting, guide, sample, uniform_dtype
+from aimamba.ops.logits import Setting, guided_sample, uniform_dtype
 
 
 @torch.no_grad()
@@ -62,10 +62,11 @@ def generate(
             for name in ("temperature", "top_k", "top_p")
         }
     # All that the loop needs is on the device before it begins, so that no step waits for it.
-    guidance = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)])
-    guided = (guidance != 1).any(dim=0).nonzero().squeeze(-1)  # pictures that need an unguided twin
-    scales = guidance[:, guided].to(device)
-    guided = guided.to(device)
+    scales = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)])
+    guided = (scales != 1).any(dim=0).nonzero().squeeze(-1)  # pictures that need an unguided twin
+    others = torch.arange(count).index_copy(0, guided, count + torch.arange(len(guided)))
+    twins = others.to(device) if len(guided) else None
+    guided, scales = guided.to(device), scales.to(device)
     uniforms = torch.stack([_uniform_numbers(seed, length) for seed in seeds], dim=1)  # (L, B)
     uniforms = uniforms.to(uniform_dtype(device)).to(device)
     prefix = None if prefix is None else prefix.to(device)
@@ -77,15 +78,10 @@ def generate(
     known = 0 if prefix is None else prefix.shape[1]
     for t in range(length):
         logits = model.step(inputs, state)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        conditional, unconditional = logits[:count], logits[count:]
-        if len(guided):
-            mixed = guide(conditional[guided], unconditional, scales[t])
-            conditional = conditional.index_copy(0, guided, mixed)
         if prefix is not None and t < known:
             codes[:, t] = prefix[:, t]
         else:
-            codes[:, t] = sample(conditional, uniforms[t], **settings)
+            codes[:, t] = guided_sample(logits, uniforms[t], twins=twins, scale=scales[t], **settings)
         inputs = torch.cat([codes[:, t], codes[guided, t]])
         yield codes[:, : t + 1]
 

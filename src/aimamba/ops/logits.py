@@ -91,3 +91,31 @@ def sample(
     filtered = top_p_filter(top_k_filter(scaled, top_k), top_p)
     drawn = draw(filtered.softmax(dim=-1), uniform)
     return torch.where(greedy.squeeze(-1), logits.argmax(dim=-1), drawn)
+
+
+def guided_sample(
+    logits: Float[Tensor, "r v"],
+    uniform: Float[Tensor, " b"],
+    *,
+    twins: Int[Tensor, " b"] | None = None,
+    scale: Float[Tensor, " b"] | None = None,
+    temperature: Setting = 1.0,
+    top_k: Setting = 0,
+    top_p: Setting = 1.0,
+) -> Int[Tensor, " b"]:
+    """Guide, then draw a code for each of B pictures; all that stands between a step's logits and the next step.
+
+    Args:
+        logits: A row for each picture, and behind them rows of other conditions to guide away from.
+        uniform: See ``draw``; on the device of ``logits``.
+        twins: The row that each picture is guided away from, its own where it is not; absent where none is guided.
+        scale: Scale of guidance for each picture, 1 where there is none; goes with ``twins``.
+        temperature: See ``sample``.
+        top_k: See ``sample``.
+        top_p: See ``sample``.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    guided = logits[: len(uniform)]
+    if twins is not None and scale is not None:
+        guided = guide(guided, logits[twins], scale)  # of a row and itself: the row, exactly
+    return sample(guided, uniform, temperature=temperature, top_k=top_k, top_p=top_p)

@@ -13,7 +13,7 @@ PROGRAM = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from aimamba.ops.triton import mixing, modulation, products
+from aimamba.ops.triton import mixing, modulation, products, sampling
 
 def build(kernel, narrow, wide, sizes, numbers, launch):
     names = [parameter.name for parameter in kernel.params]
@@ -47,6 +47,9 @@ sizes |= {"ROWS": 2, "WIDE": 2048, "BLOCK": products.DEFAULT.numbers // 2048}
 build(products._modulated_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"D": 3072, "ROWS": 2, "WIDE": 4096, "BLOCK": products.DEFAULT.numbers // 4096}
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
+sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
+numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "twins": "*i64", "codes": "*i64"}
+build(sampling._kernel, "logits", "scales temperatures ks", sizes, numbers, modulation.Launch(16))
 """
 
 
@@ -56,6 +59,6 @@ def test_kernels_compile_for_hopper(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM], check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
-    names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_modulated_kernel", "_linear_kernel"]
+    names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_modulated_kernel", "_linear_kernel", "_kernel"]
     assert [name for name, _ in built] == names
     assert {local for _, local in built} == {"False"}, "no kernel keeps its numbers in memory"

@@ -67,6 +67,7 @@ class StaticEngine:
 
     def __init__(self, step: StaticStep, record: Callable[[Run], Run], *, kept: int = 4) -> None:
         self.model = step.model
+        self.guided_sample = step.operators.guided_sample  # draws as ``aimamba.ops.logits.guided_sample`` does
         self._step = step
         self._record = record
         self._kept = kept

@@ -19,7 +19,7 @@ from aimamba.errors import ConfigError
 from aimamba.models import AiM
 from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
-from aimamba.ops import decoding
+from aimamba.ops import decoding, logits
 
 Memory = dict[str, Tensor]
 """What a model remembers of some rows: named tensors whose first axis is the row."""
@@ -39,6 +39,7 @@ class Operators:
     modulated_norm_step: Callable[..., Tensor] = decoding.modulated_norm_step
     modulated_linear_step: Callable[..., tuple[Tensor, Tensor]] = decoding.modulated_linear_step
     linear_step: Callable[..., Tensor] = decoding.linear_step
+    guided_sample: Callable[..., Tensor] = logits.guided_sample
 
 
 def triton_operators(model: AiM) -> Operators:
@@ -55,7 +56,7 @@ def triton_operators(model: AiM) -> Operators:
     try:
         import triton  # noqa: PLC0415 - only where it is used
 
-        from aimamba.ops.triton import mixing, modulation, products  # noqa: PLC0415
+        from aimamba.ops.triton import mixing, modulation, products, sampling  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(f"Triton cannot be imported ({error}); install it, or use engine 'plain'") from error
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
@@ -66,6 +67,7 @@ def triton_operators(model: AiM) -> Operators:
         modulation.modulated_norm_step,
         products.modulated_linear_step,
         products.linear_step,
+        sampling.guided_sample,
     )
 
 
