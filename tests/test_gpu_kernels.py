@@ -39,7 +39,7 @@ def test_the_estimate_names_every_size(script, capsys):
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @torch.inference_mode()
-def test_every_piece_runs(script, make_aim, capsys, monkeypatch):
+def test_every_piece_runs(script, make_aim, capsys, monkeypatch, tmp_path):
     model = make_aim(width=32, head_width=64, state_size=128, dtype=torch.bfloat16)
     with monkeypatch.context() as few:  # the second has more heads than the model
         few.setattr(script.itertools, "product", lambda *_: [(1, 16, 4), (2, 16, 4)])
@@ -48,10 +48,11 @@ def test_every_piece_runs(script, make_aim, capsys, monkeypatch):
     monkeypatch.setattr(script, "PRODUCTS", ((1024, 4),))
     found = dual + script.time_modulation(model, 2) + script.time_products(model, 2) + script.time_sampling(2)
     assert {piece["kernel"] for piece in found} == {
-        "dual", "modulation", "in_proj", "out_proj", "head", "sampling, plain", "sampling, top-k", "sampling, top-p",
+        "dual", "modulation", "in_proj", "out_proj", "head", "sampling", "sampling top_k", "sampling top_p",
     }  # fmt: skip
-    for piece in found:
-        assert piece["bytes"] > 0
-        piece["share_of_bandwidth"] = 0.5
+    assert all(piece["bytes"] > 0 for piece in found)
+    rate = dual[0]["bytes"] / 4e-6  # so that the dual form, at 2 us, moves twice what the device can
+    script.write(tmp_path / "found" / "pieces.json", {"gpu": "none"}, found, rate)
+    assert script.json.loads((tmp_path / "found" / "pieces.json").read_text())["pieces"] == found
     script.print_best(found)
-    assert "dual 2 9 2.00 us, 50 % of bandwidth" in capsys.readouterr().out
+    assert "dual 2 9 2.00 us, 200 % of bandwidth" in capsys.readouterr().out
