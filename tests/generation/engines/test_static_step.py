@@ -1,5 +1,7 @@
 """The step for recordings computes what ``AiM.step`` computes."""
 
+import itertools
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -149,8 +151,8 @@ def test_the_packaged_weights():
     """In bfloat16 the step is no further from float32 than the model's own is: it rounds less often."""
     exact = Pipeline.from_pretrained("avatars-64").generator.eval().cast(torch.float32)
     narrow = Pipeline.from_pretrained("avatars-64").generator.eval().cast(torch.bfloat16)
-    labels = torch.tensor([0, 4, 7])
-    *_, codes = generate(exact, labels, SamplingConfig())
+    labels = torch.tensor([0, 7])
+    *_, codes = itertools.islice(generate(exact, labels, SamplingConfig()), 20)
     inputs = torch.cat([labels[:, None], codes[:, :-1]], dim=1)
 
     def by_model(model):
