@@ -315,7 +315,9 @@ class AiM(PretrainedModel[AiMConfig]):
         labels = torch.where(starting, inputs, self.condition.nothing)
         # Every label once, and alone: a product rounds differently for every number of rows.
         distinct, which = labels.unique(return_inverse=True)
-        modulation, final_modulation = zip(*(self._modulations(self.condition(one)) for one in distinct.split(1)))
+        modulation, final_modulation = zip(
+            *(self._modulations(self.condition(one)) for one in distinct.split(1)), strict=True
+        )
         rows = starting[:, None, None]
         state.modulation = torch.where(rows[..., None], torch.cat(modulation)[which], state.modulation)
         state.final_modulation = torch.where(rows, torch.cat(final_modulation)[which], state.final_modulation)
