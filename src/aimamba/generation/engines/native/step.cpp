@@ -287,8 +287,8 @@ class Stepper {
         });
         course.share(head.panels(), [&](int panel) {
             multiply(head, panel, *narrow_, rows, [&](int row, int first, const Floats* values) {
-                for (int i = 0; i < PANEL && first + i < shape.vocabulary; ++i)
-                    logits[size_t(row) * shape.vocabulary + first + i] = values[i / W][i % W];
+                float* to = logits + size_t(row) * shape.vocabulary + first;
+                std::memcpy(to, values, sizeof(float) * std::min(PANEL, shape.vocabulary - first));
             });
         });
     }

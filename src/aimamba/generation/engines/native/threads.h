@@ -42,12 +42,13 @@ class FlushedDenormals {
     uint64_t before_;
 };
 
-// Threads that go through the same phases side by side. The tasks of a phase go to whoever is free, and a phase is over
-// when its tasks are done: a thread that the system has put aside holds nobody up unless it has a task in hand.
+// Threads that go through the same phases side by side. Of the tasks of a phase each thread has a stretch, so that it
+// reads on in memory where it left off; when that is done it helps the others. A phase is over when its tasks are done:
+// a thread that the system has put aside holds nobody up unless it has a task in hand.
 class Threads {
   public:
     explicit Threads(int count) {
-        for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+        for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
     }
 
     ~Threads() {
@@ -60,41 +61,50 @@ class Threads {
     // What a thread goes through in a call of `run`, counted.
     class Course {
       public:
-        explicit Course(Threads& threads) : threads_(threads) {}
+        Course(Threads& threads, int thread) : threads_(threads), thread_(thread) {}
 
         // The next phase: `task` for 0 ... count - 1. Returns when all of them are done, whoever did them.
         template <typename Task>
         void share(int count, const Task& task) {
-            Phase& phase = threads_.phases_[next_++];
-            for (int i; (i = phase.given.fetch_add(1, std::memory_order_relaxed)) < count;) {
-                task(i);
-                phase.done.fetch_add(1, std::memory_order_release);
+            const int threads = threads_.count();
+            std::atomic<int>* given = &threads_.given_[size_t(next_) * threads];
+            std::atomic<int>& done = threads_.done_[next_++];
+            for (int k = 0; k < threads; ++k) {
+                const int owner = (thread_ + k) % threads;
+                const int first = int(int64_t(count) * owner / threads);
+                const int size = int(int64_t(count) * (owner + 1) / threads) - first;
+                if (given[owner].load(std::memory_order_relaxed) >= size) continue;
+                for (int i; (i = given[owner].fetch_add(1, std::memory_order_relaxed)) < size;) {
+                    task(first + i);
+                    done.fetch_add(1, std::memory_order_release);
+                }
             }
-            wait([&] { return phase.done.load(std::memory_order_acquire) == count; });
+            wait([&] { return done.load(std::memory_order_acquire) == count; });
         }
 
       private:
         Threads& threads_;
+        const int thread_;
         int next_ = 0;
     };
 
     // Run `job`, which has at most `phases` phases, in every thread, this one among them.
     void run(int phases, const std::function<void(Course&)>& job) {
-        if (phases > int(phases_.size())) phases_ = std::vector<Phase>(phases);
-        for (Phase& phase : phases_) phase.given = phase.done = 0;
+        if (phases > int(done_.size())) {
+            done_ = std::vector<std::atomic<int>>(phases);
+            given_ = std::vector<std::atomic<int>>(size_t(phases) * count());
+        }
+        for (auto& counter : done_) counter.store(0, std::memory_order_relaxed);
+        for (auto& counter : given_) counter.store(0, std::memory_order_relaxed);
         working_ = int(workers_.size());
         start(&job);
         const FlushedDenormals here;
-        Course course(*this);
+        Course course(*this, 0);
         job(course);
         wait([&] { return working_.load(std::memory_order_acquire) == 0; });
     }
 
   private:
-    struct alignas(64) Phase {
-        std::atomic<int> given{0}, done{0};
-    };
-
     template <typename Over>
     static void wait(const Over& over) {
         for (int spins = 0; !over(); ++spins) {
@@ -120,7 +130,7 @@ class Threads {
         wake_.notify_all();
     }
 
-    void work() {
+    void work(int thread) {
         const FlushedDenormals here;
         for (unsigned seen = 0;;) {
             const std::function<void(Course&)>* job;
@@ -131,14 +141,14 @@ class Threads {
                 job = job_;
             }
             if (job == nullptr) return;
-            Course course(*this);
+            Course course(*this, thread);
             (*job)(course);
             working_.fetch_sub(1, std::memory_order_release);
         }
     }
 
     std::vector<std::thread> workers_;
-    std::vector<Phase> phases_;
+    std::vector<std::atomic<int>> done_, given_;  // tasks of every phase, and of every phase and owner
     std::atomic<int> working_{0};
     std::mutex mutex_;
     std::condition_variable wake_;
