@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from aimamba.data.sheets import to_images
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import write_atomically
-from aimamba.generation import SamplingConfig, generate
+from aimamba.generation import Engine, SamplingConfig, generate, make_engine
+from aimamba.generation.engines import check_engine
 from aimamba.models import AiM, VQModel
 from aimamba.models.hub import find
 
@@ -34,12 +35,20 @@ class Pipeline:
         class_names: Name of every label; empty where they are not known.
     """
 
-    def __init__(self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str] = (), *, engine: str = "auto"
+    ) -> None:
         """Put the parts together.
+
+        Args:
+            tokenizer: Draws pictures from codes.
+            generator: Draws codes from class labels.
+            class_names: Name of every label, or none.
+            engine: Computes the generator's steps, see ``aimamba.generation.engines``.
 
         Raises:
             ConfigError: The generator speaks other codes than the tokenizer, its pictures are not square, or the
-                names are not one for each class.
+                names are not one for each class; or there is no such engine.
         """
         codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
         if codes != vocabulary:
@@ -56,7 +65,10 @@ class Pipeline:
             )
         self.tokenizer = tokenizer
         self.generator = generator
+        check_engine(engine)
         self.class_names = tuple(class_names)
+        self.engine = engine
+        self._made: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None
 
     @classmethod
     def from_pretrained(
@@ -66,6 +78,7 @@ class Pipeline:
         tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        engine: str = "auto",
     ) -> "Pipeline":
         """Load both parts.
 
@@ -75,6 +88,7 @@ class Pipeline:
             tokenizer: Where the tokenizer is, when ``source`` has none inside.
             device: Where to put the weights.
             dtype: Of the weights.
+            engine: Computes the generator's steps, see ``aimamba.generation.engines``.
 
         Raises:
             CheckpointError: A part is missing or damaged.
@@ -90,7 +104,7 @@ class Pipeline:
             if tokenizer is not None:
                 raise
             raise CheckpointError(f"{error}; give the tokenizer's place beside the generator's") from error
-        return cls(vq, generator, names)
+        return cls(vq, generator, names, engine=engine)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``tokenizer/``, ``generator/`` and ``pipeline.json`` into ``folder``."""
@@ -165,13 +179,25 @@ class Pipeline:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             codes = torch.empty(0)
-            for codes in generate(
-                self.generator, torch.tensor([label for label, _ in batch]), config, seeds=[seed for _, seed in batch]
-            ):
+            labels_of_batch = torch.tensor([label for label, _ in batch])
+            for codes in self.draw(labels_of_batch, config, seeds=[seed for _, seed in batch]):
                 if progress is not None:
                     progress(start * length + len(batch) * codes.shape[1], len(jobs) * length)
             images += self.decode(codes)
         return images
+
+    def draw(
+        self, labels: Int[Tensor, " b"], config: SamplingConfig, *, seeds: Sequence[int] | None = None
+    ) -> Iterator[Int[Tensor, "b t"]]:
+        """Codes of pictures as they grow, from ``generate``; the engine is kept for the next call.
+
+        Raises:
+            ConfigError: The engine is unknown or cannot decode this generator here.
+        """
+        now = self.engine, [(weight.data_ptr(), weight._version) for weight in self.generator.parameters()]
+        if self._made is None or self._made[0] != now:  # an engine is a snapshot of the weights
+            self._made = now, make_engine(self.generator, self.engine)
+        return generate(self.generator, labels, config, seeds=seeds, engine=self._made[1])
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:

@@ -208,9 +208,7 @@ def test_what_does_not_fit_is_refused(model, labels, options, error, named):
 def test_the_loop_asks_the_device_for_nothing(model, monkeypatch, config):
     """A value read from a device waits for all that was launched before, and a number sent to one may too."""
     engine = StaticEngine(StaticStep(model), lambda run: run)
-    monkeypatch.setattr(model, "init_state", engine.init_state)
-    monkeypatch.setattr(model, "step", engine.step)
-    run = generate(model, torch.tensor([0, 1, 2]), config)
+    run = generate(model, torch.tensor([0, 1, 2]), config, engine=engine)
     next(run)
 
     def refuse(*_, **__):

@@ -13,7 +13,7 @@ from aimamba.ops.ssd import ssd_chunked
 VARIANTS = [
     {"mixer": "mamba2", "adaln": "none", "positions": "none"},
     {"mixer": "mamba2", "adaln": "block", "positions": "learned"},
-    {"mixer": "mamba2", "adaln": "single", "positions": "learned"},
+    {"mixer": "mamba2", "adaln": "single", "positions": "learned", "state_size": 40},  # so large that steps are dual
     {"mixer": "mamba2", "adaln": "group", "positions": "none"},
     {"mixer": "attention", "adaln": "none", "positions": "rope"},
     {"mixer": "attention", "adaln": "block", "positions": "rope"},
@@ -23,7 +23,7 @@ VARIANTS = [
 
 
 def named(variant):
-    return "-".join(variant.values())
+    return "-".join(map(str, variant.values()))
 
 
 def random_codes(model, batch, length, seed=0):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from aimamba.ops.ssd import ssd_chunked, ssd_recurrent, ssd_step
+from aimamba.ops.ssd import ssd_chunked, ssd_recurrent, ssd_step, ssd_step_dual
 
 NAMES = ("x", "dt", "A", "B", "C", "initial_state")
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -174,3 +174,61 @@ def test_extreme_decays_in_float32(chunk_size):
     for name, gradient in gradients(ssd_chunked, inputs, chunk_size=chunk_size).items():
         assert gradient.isfinite().all(), name
         assert (gradient.double() - expected[name]).abs().max() <= 1e-3 * expected[name].abs().max(), name
+
+
+def empty_cache(x: Tensor, B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, heads, width = x.shape
+    wide = torch.promote_types(dtype, torch.float32)
+    return (
+        torch.zeros(batch, heads, length, width, dtype=dtype),
+        torch.zeros(batch, length, B.shape[-1], dtype=dtype),
+        torch.zeros(batch, heads, length, dtype=wide),
+    )
+
+
+@given(sizes)
+def test_dual_steps_equal_the_recurrence(sizes):
+    x, dt, A, B, C, _ = make_inputs(**sizes | {"with_state": False})
+    expected, _ = ssd_recurrent(x, dt, A, B, C)
+    cache = empty_cache(x, B, x.dtype)
+    for t in range(x.shape[1]):
+        y = ssd_step_dual(x[:, t], dt[:, t], A, B[:, t], C[:, t], cache, torch.full((len(x),), t))
+        assert_close(y, expected[:, t], rtol=1e-10, atol=1e-10)
+
+
+def test_dual_steps_of_rows_at_different_positions():
+    x, dt, A, B, C, _ = make_inputs(3, length=12, batch=3, with_state=False)
+    expected, _ = ssd_recurrent(x, dt, A, B, C)
+    cache, position, rows = empty_cache(x, B, x.dtype), torch.tensor([0, 4, 7]), torch.arange(3)
+    for row, ahead in enumerate(position.tolist()):  # what each row has taken before they meet
+        own = tuple(part[row : row + 1] for part in cache)
+        for t in range(ahead):
+            at = slice(row, row + 1), t
+            ssd_step_dual(x[at], dt[at], A, B[at], C[at], own, torch.tensor([t]))
+    for _ in range(5):
+        at = rows, position
+        assert_close(
+            ssd_step_dual(x[at], dt[at], A, B[at], C[at], cache, position), expected[at], rtol=1e-10, atol=1e-10
+        )
+        position = position + 1
+
+
+def test_dual_steps_with_extreme_decays():
+    x, dt, A, B, C, _ = extreme_inputs(torch.float32)
+    expected, _ = ssd_recurrent(*(t.double() for t in (x, dt, A, B, C)))
+    cache = empty_cache(x, B, torch.float32)
+    for t in range(x.shape[1]):
+        y = ssd_step_dual(x[:, t], dt[:, t], A, B[:, t], C[:, t], cache, torch.full((len(x),), t))
+        assert_close(y.double(), expected[:, t], rtol=1e-4, atol=1e-4)
+
+
+def test_dual_steps_in_bfloat16_are_no_worse_than_the_state_form():
+    x, dt, A, B, C, _ = make_inputs(11, length=64, heads=3, width=8, states=16, with_state=False)
+    narrow = tuple(t.bfloat16() for t in (x, B, C))
+    expected, _ = ssd_recurrent(narrow[0].double(), dt, A, *(t.double() for t in narrow[1:]))
+    cache = empty_cache(x, B, torch.bfloat16)
+    for t in range(64):
+        at = narrow[0][:, t], dt[:, t].float(), A.float(), narrow[1][:, t], narrow[2][:, t]
+        y = ssd_step_dual(*at, cache, torch.full((len(x),), t))
+        assert y.dtype == torch.bfloat16
+        assert_close(y.double(), expected[:, t], rtol=0.02, atol=0.02 * expected.std().item())

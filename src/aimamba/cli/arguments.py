@@ -38,6 +38,15 @@ def add_placement(parser: Parser) -> None:
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
 
 
+def add_engine(parser: Parser) -> None:
+    """Add ``--engine``: what computes the steps of drawing."""
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        help="auto (default), plain (PyTorch), native (a CPU kernel, compiled once) or native-int8 (weights of 8 bits)",
+    )
+
+
 def add_sampling(parser: Parser) -> None:
     """Add the settings of a draw, which have the names and defaults of ``SamplingConfig``, and ``--batch-size``."""
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; they count up (default 0)")

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimamba.cli.arguments import Parser, add_measuring, add_placement, add_sampling, require_positive
+from aimamba.cli.arguments import Parser, add_engine, add_measuring, add_placement, add_sampling, require_positive
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--protocol", metavar="NAME", help="aim-paper: everything that the paper's numbers need")
     add_measuring(parser)
     add_placement(parser)
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -158,7 +159,9 @@ def _samples(arguments: argparse.Namespace) -> "tuple[Source, dict[str, Any]]":
     config = from_mapping(SamplingConfig, values, where="evaluate")
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     check_parts(arguments.model, arguments.tokenizer)
-    pipeline = Pipeline.from_pretrained(arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype)
+    pipeline = Pipeline.from_pretrained(
+        arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
+    )
     shape = pipeline.generator.config
     if arguments.protocol is not None:
         config = aim_paper(config, shape)

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_placement, add_sampling, require_positive
+from aimamba.cli.arguments import Parser, add_engine, add_placement, add_sampling, require_positive
 from aimamba.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_sampling(parser)
     add_placement(parser)
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,7 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("sample: --npz draws all classes; leave --classes out")
     out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
     check_parts(arguments.model, arguments.tokenizer)
-    pipeline = Pipeline.from_pretrained(arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype)
+    pipeline = Pipeline.from_pretrained(
+        arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
+    )
     if file is not None:
         return _write_npz(file, arguments, pipeline, config)
     labels = chosen_classes(arguments.classes, pipeline)

@@ -23,7 +23,7 @@ from aimamba.data.splits import select
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.errors import DataError, suggest
 from aimamba.evaluation.npz import NpzSource
-from aimamba.generation import SamplingConfig, generate
+from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
 
 AVATARS_PER_CLASS = {"train": 3000, "held-out": 500}
@@ -218,7 +218,7 @@ class ModelSource:
     def _draw(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         chosen = torch.from_numpy(self.labels[list(indices)])
         seeds = [self.config.seed + index for index in indices]
-        [codes] = deque(generate(self._pipeline.generator, chosen, self.config, seeds=seeds), maxlen=1)  # the last
+        [codes] = deque(self._pipeline.draw(chosen, self.config, seeds=seeds), maxlen=1)  # the last
         return np.stack([to_array(image) for image in self._pipeline.decode(codes)])
 
 

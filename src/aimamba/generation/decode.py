@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError, DataError
+from aimamba.generation.engines import Engine, make_engine
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
 from aimamba.ops.logits import Setting, guided_sample, uniform_dtype
@@ -24,6 +25,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     prefix: Int[Tensor, "_ k"] | None = None,
     position_shift: int | None = None,
+    engine: Engine | str = "auto",
 ) -> Iterator[Tensor]:
     """Draw the codes of pictures, all in step.
 
@@ -37,13 +39,16 @@ def generate(
         seeds: A seed for each picture; counted up from the config's seed when absent.
         prefix: Codes already known, which the pictures begin with.
         position_shift: Overrides the model's ``decode_position_shift``.
+        engine: Computes the steps: a name of ``aimamba.generation.engines``, or an engine made from this model before,
+            which saves packing the weights anew.
 
     Yields:
         The codes so far, (B, t) for t = 1 ... L: a view of one growing tensor, so copy what must not change.
 
     Raises:
         DataError: A label is out of range or the prefix does not fit.
-        ConfigError: The numbers of labels, configs and seeds differ.
+        ConfigError: The numbers of labels, configs and seeds differ, or the engine is unknown or cannot decode this
+            model.
     """
     count, length = labels.shape[0], model.config.num_tokens
     shared = config if isinstance(config, SamplingConfig) else None
@@ -71,13 +76,14 @@ def generate(
     uniforms = uniforms.to(uniform_dtype(device)).to(device)
     prefix = None if prefix is None else prefix.to(device)
 
-    state = model.init_state(count + len(guided), position_shift=position_shift)
+    stepper = make_engine(model, engine) if isinstance(engine, str) else engine
+    state = stepper.init_state(count + len(guided), position_shift=position_shift)
     nothing = labels.new_full((len(guided),), model.condition.nothing)
     inputs = torch.cat([labels, nothing])  # (R,)
     codes = labels.new_empty(count, length)
     known = 0 if prefix is None else prefix.shape[1]
     for t in range(length):
-        logits = model.step(inputs, state)
+        logits = stepper.step(inputs, state)
         if prefix is not None and t < known:
             codes[:, t] = prefix[:, t]
         else:

@@ -300,6 +300,31 @@ class AiM(PretrainedModel[AiMConfig]):
             shift,
         )
 
+    def enter(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b d"]:
+        """What a step begins with: the vector of each row's input.
+
+        A row at position 0 also gets the modulations of its class, which ``state`` keeps for the whole picture.
+
+        Args:
+            inputs: As for ``step``.
+            state: Its modulations are updated; its position is not.
+        """
+        starting = state.position == 0
+        if not bool(starting.any()):
+            return self._embed(inputs, state.position - 1 + state.position_shift)
+        labels = torch.where(starting, inputs, self.condition.nothing)
+        # Every label once, and alone: a product rounds differently for every number of rows.
+        distinct, which = labels.unique(return_inverse=True)
+        modulation, final_modulation = zip(
+            *(self._modulations(self.condition(one)) for one in distinct.split(1)), strict=True
+        )
+        rows = starting[:, None, None]
+        state.modulation = torch.where(rows[..., None], torch.cat(modulation)[which], state.modulation)
+        state.final_modulation = torch.where(rows, torch.cat(final_modulation)[which], state.final_modulation)
+        place = (state.position - 1 + state.position_shift).clamp(min=0)
+        codes = self._embed(torch.where(starting, 0, inputs), place)
+        return torch.where(starting[:, None], self.condition(labels), codes)
+
     def step(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b v"]:
         """Take one token a row and give the logits of its next code; ``state`` is updated.
 
@@ -307,19 +332,7 @@ class AiM(PretrainedModel[AiMConfig]):
             inputs: For a row at position 0 its class label, for any other its latest code.
             state: From ``init_state``; rows may stand at different positions.
         """
-        starting = state.position == 0
-        if not bool(starting.any()):
-            hidden = self._embed(inputs, state.position - 1 + state.position_shift)
-        else:
-            labels = torch.where(starting, inputs, self.condition.nothing)
-            condition = self.condition(labels)
-            modulation, final_modulation = self._modulations(condition)
-            rows = starting[:, None, None]
-            state.modulation = torch.where(rows[..., None], modulation, state.modulation)
-            state.final_modulation = torch.where(rows, final_modulation, state.final_modulation)
-            place = (state.position - 1 + state.position_shift).clamp(min=0)
-            codes = self._embed(torch.where(starting, 0, inputs), place)
-            hidden = torch.where(starting[:, None], condition, codes)
+        hidden = self.enter(inputs, state)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             residual = block.step(residual, state.modulation[:, index], state.mixers[index], state.position)

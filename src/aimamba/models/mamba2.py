@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
 from aimamba.ops.conv import causal_conv, causal_conv_step
-from aimamba.ops.ssd import ssd_chunked, ssd_step
+from aimamba.ops.ssd import ssd_chunked, ssd_step, ssd_step_dual
 
 MixerState = dict[str, Tensor]
 """What a mixer remembers between steps: tensors whose first axis is the row, so that rows can join and leave."""
@@ -89,21 +89,35 @@ class Mamba2(nn.Module):
         return self._combine(y, inputs, z)
 
     def init_state(self, batch: int, length: int) -> MixerState:
-        """Empty memory of ``batch`` rows; its size does not depend on ``length``."""
+        """Empty memory of ``batch`` rows of at most ``length`` tokens, in whichever form moves less of it in all.
+
+        A cache of all tokens for the dual form as long as it stays smaller than the state, else the state, whose size
+        does not depend on ``length``.
+        """
         weight = self.conv_weight
         channels, taps = weight.shape
-        heads, wide = self.heads, torch.promote_types(weight.dtype, torch.float32)
+        heads, size, wide = self.heads, self.state_size, torch.promote_types(weight.dtype, torch.float32)
+        window = weight.new_zeros(batch, taps - 1, channels)
+        if length > 2 * size + 1:
+            ssm = weight.new_zeros(batch, heads, self.inner // heads, size, dtype=wide)
+            return {"window": window, "ssm": ssm}
         return {
-            "window": weight.new_zeros(batch, taps - 1, channels),
-            "ssm": weight.new_zeros(batch, heads, self.inner // heads, self.state_size, dtype=wide),
+            "window": window,
+            "inputs": weight.new_zeros(batch, heads, length, self.inner // heads),
+            "projections": weight.new_zeros(batch, length, size),
+            "weights": weight.new_zeros(batch, heads, length, dtype=wide),
         }
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """Mix one token a row with what came before, and update ``state``; ``position`` plays no part here."""
+        """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
         z, xBC, dt = self._split(self.in_proj(x))
         xBC, state["window"] = causal_conv_step(xBC, self.conv_weight, self.conv_bias, state["window"])
         inputs, B, C = F.silu(xBC).split([self.inner, self.state_size, self.state_size], dim=-1)
         inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, H, P)
         A = -self.A_log.to(dt.dtype).exp()
-        y, state["ssm"] = ssd_step(inputs, dt, A, B, C, state["ssm"])
+        if "ssm" in state:
+            y, state["ssm"] = ssd_step(inputs, dt, A, B, C, state["ssm"])
+        else:
+            cache = state["inputs"], state["projections"], state["weights"]
+            y = ssd_step_dual(inputs, dt, A, B, C, cache, position)
         return self._combine(y, inputs, z)

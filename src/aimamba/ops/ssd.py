@@ -1,4 +1,4 @@
-"""The state-space duality (SSD) operator of Mamba-2, in three forms that compute the same function.
+"""The state-space duality (SSD) operator of Mamba-2, in four forms that compute the same function.
 
 For every head the operator is the linear recurrence (Dao and Gu, "Transformers are SSMs", arXiv 2405.21060, eq. 2)
 
@@ -8,15 +8,17 @@ with one scalar ``A`` a head and ``B``, ``C`` shared by all heads.
 
 * ``ssd_recurrent`` runs it token by token: slow and obviously right, the oracle of the tests.
 * ``ssd_chunked`` is the parallel form (section 6): matrix products within chunks, a recurrence over chunk states.
-* ``ssd_step`` advances one token and is what decoding uses.
+* ``ssd_step`` advances one token: it reads and writes the whole state, H P N numbers a row.
+* ``ssd_step_dual`` advances one token by attention-like sums over a cache of all tokens (section 3): it writes H P + N
+  numbers and reads as many for each token so far, which is less than the state for the first 2 N tokens or so.
 
 Decays are computed in float32 or better, whatever the dtype of the inputs; a state is never narrower than float32.
 
-Shape letters: B batch, L tokens, H heads, P head width, N state size, Q chunk length, K chunks.
+Shape letters: B batch, L tokens, H heads, P head width, N state size, Q chunk length, K chunks, T cached tokens.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # A log-decay below this erases the state to beyond float64's resolution (e^-60 = 9e-27). Clamping there keeps the
@@ -76,6 +78,43 @@ def ssd_step(
     state = torch.addcmul(update, state, decay)
     y = C.to(dtype)[:, None] @ state.flatten(1, 2).mT  # (B, 1, HP): several times faster on CPU than as an einsum
     return y.view(x.shape).to(x.dtype), state
+
+
+def ssd_step_dual(
+    x: Float[Tensor, "b h p"],
+    dt: Float[Tensor, "b h"],
+    A: Float[Tensor, " h"],
+    B: Float[Tensor, "b n"],
+    C: Float[Tensor, "b n"],
+    cache: tuple[Float[Tensor, "b h t p"], Float[Tensor, "b t n"], Float[Tensor, "b h t"]],
+    position: Int[Tensor, " b"],
+) -> Float[Tensor, "b h p"]:
+    """Advance the recurrence by one token in its dual form, from the first token on.
+
+    Args:
+        x: Inputs of the heads.
+        dt: Step sizes, positive.
+        A: Decay rates, negative.
+        B: Input projections, shared by the heads.
+        C: Output projections, shared by the heads.
+        cache: x and B of the tokens so far, and for every head the weight that is left of each, dt times the decay
+            since; zeros before the first token. Updated.
+        position: Tokens that each row has taken before this one, below T.
+
+    Returns:
+        ``y_t = sum over s <= t of (C_t . B_s) weight_s x_s``, in the dtype of ``x``.
+    """
+    inputs, projections, weights = cache
+    rows, dt = torch.arange(len(x), device=x.device), dt.to(weights.dtype)
+    inputs[rows, :, position] = x.to(inputs.dtype)
+    projections[rows, position] = B.to(projections.dtype)
+    seen = int(position.max()) + 1
+    inputs, projections, weights = inputs[:, :, :seen], projections[:, :seen], weights[:, :, :seen]
+    weights *= torch.exp(dt * A.to(dt.dtype))[..., None]
+    weights[rows, :, position] = dt
+    similarity = projections @ C.to(projections.dtype)[..., None]  # (B, T, 1), shared by the heads
+    share = similarity.mT * weights  # (B, H, T)
+    return (share.to(inputs.dtype)[:, :, None] @ inputs).squeeze(2).to(x.dtype)
 
 
 def ssd_chunked(

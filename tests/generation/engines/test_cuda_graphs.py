@@ -98,13 +98,11 @@ def test_bfloat16_stays_near(built, make_aim):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("exact_products")
-def test_greedy_pictures_are_those_of_the_plain_path(built, monkeypatch):
+def test_greedy_pictures_are_those_of_the_plain_path(built):
     model, engine = built
     labels, config = torch.tensor([0, 3, 5]), SamplingConfig(temperature=0.0, cfg_scale=1.5)
-    *_, expected = generate(model, labels, config)
-    monkeypatch.setattr(model, "init_state", engine.init_state)
-    monkeypatch.setattr(model, "step", engine.step)
-    *_, codes = generate(model, labels, config)
+    *_, expected = generate(model, labels, config, engine="plain")
+    *_, codes = generate(model, labels, config, engine=engine)
     assert torch.equal(codes, expected)
 
 
@@ -118,13 +116,11 @@ def test_greedy_pictures_are_those_of_the_plain_path(built, monkeypatch):
     ],
     ids=["plain", "all", "each"],
 )
-def test_no_step_waits_for_the_device(built, monkeypatch, config):
+def test_no_step_waits_for_the_device(built, config):
     model, engine = built
-    monkeypatch.setattr(model, "init_state", engine.init_state)
-    monkeypatch.setattr(model, "step", engine.step)
     labels = torch.tensor([0, 3, 5])
-    list(generate(model, labels, config))  # everything is recorded
-    run = generate(model, labels, config)
+    list(generate(model, labels, config, engine=engine))  # everything is recorded
+    run = generate(model, labels, config, engine=engine)
     next(run)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -175,14 +175,13 @@ def test_no_more_tokens_than_a_picture_has(model):
         engine.step(torch.tensor([0]), state)
 
 
-def test_generate_takes_an_engine_for_the_model(model, monkeypatch):
+def test_generate_takes_it(model):
     labels, config = torch.tensor([0, 3, 5]), SamplingConfig(cfg_scale=2.0, top_k=5)
-    *_, expected = generate(model, labels, config)
-    engine, _ = make_engine(model)
-    monkeypatch.setattr(model, "init_state", engine.init_state)
-    monkeypatch.setattr(model, "step", engine.step)
-    *_, codes = generate(model, labels, config)
+    *_, expected = generate(model, labels, config, engine="plain")
+    engine, recorder = make_engine(model)
+    *_, codes = generate(model, labels, config, engine=engine)
     assert torch.equal(codes, expected)
+    assert recorder.replayed == 9
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -1,0 +1,152 @@
+"""Decoding with the C++ kernel: weights packed once, and all blocks of a step in one call.
+
+The kernel uses the dual form of the recurrence (``aimamba.ops.ssd``): it keeps x and B of past tokens, and for every
+head how much of each is left, and folds them into a state only when reading them costs more than reading the state. It
+computes in float32; kept in bfloat16 are the weights (int8 if asked for), the inputs of matrix products, and x and B
+of past tokens. Row by row the results are the same to the bit for every batch and number of threads.
+
+Shape letters: R rows, D width, E inner width, H heads, P head width, N state size, K cached tokens.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from aimamba.errors import ConfigError
+from aimamba.generation.engines.native.build import load_kernel
+from aimamba.models import AiM, AiMConfig, AiMState
+from aimamba.models.mamba2 import Mamba2, MixerState
+
+Weights = Literal["float32", "bfloat16", "int8"]
+
+_KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
+_MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
+_LANES = 16  # numbers in the widest vector
+_WIDEST_HEAD = 256
+_FOLD_EVERY = 32  # tokens, once there is a state
+
+
+def why_not(model: AiM) -> str | None:
+    """The reason why the kernel cannot decode this model, if there is one; compiles the kernel when needed."""
+    config, weight = model.config, model.word_embedding.weight
+    if weight.device.type != "cpu":
+        return f"it runs on the CPU, and the model is on {weight.device.type}"
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"it takes float32 or bfloat16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
+    if config.mixer != "mamba2":
+        return f"it decodes the mixer mamba2, not {config.mixer}"
+    if any(size % _LANES for size in (config.width, config.head_width, config.state_size)):
+        return f"width, head_width and state_size must be multiples of {_LANES}"
+    if config.head_width > _WIDEST_HEAD:
+        return f"head_width must be at most {_WIDEST_HEAD}"
+    return None if load_kernel() is not None else "no C++ compiler built it (pip install ziglang brings one)"
+
+
+class NativeEngine:
+    """Decodes rows as ``AiM.init_state`` and ``AiM.step`` do, with a snapshot of the model's weights."""
+
+    def __init__(
+        self,
+        model: AiM,
+        *,
+        weights: Weights | None = None,
+        threads: int | None = None,
+        flags: tuple[str, ...] | None = None,
+    ) -> None:
+        """Pack the weights.
+
+        Args:
+            model: The generator, on the CPU in float32 or bfloat16.
+            weights: How the matrices are kept: by default in the model's dtype. ``int8`` has one scale for each output.
+            threads: By default as many as torch uses.
+            flags: Machine to compile for, see ``load_kernel``.
+
+        Raises:
+            ConfigError: The kernel cannot decode this model.
+        """
+        if reason := why_not(model):
+            raise ConfigError(f"the native engine cannot decode this model: {reason}; choose the engine 'plain'")
+        kernel = load_kernel(flags)
+        if kernel is None:
+            raise ConfigError(f"the native engine does not compile for {flags}")
+        self.model = model
+        chosen: Weights = weights or ("float32" if model.word_embedding.weight.dtype == torch.float32 else "bfloat16")
+        self._cache_dtype = torch.float32 if chosen == "float32" else torch.bfloat16
+        self._kernel, config = kernel, model.config
+        self._first = 2 * config.state_size
+        self._slots = min(config.num_tokens + 1, max(self._first, _FOLD_EVERY))
+        mixers = [block.mixer for block in model.blocks]
+        inner, heads = config.expand * config.width, config.expand * config.width // config.head_width
+        sizes = (len(mixers), config.width, inner, heads, config.state_size, config.conv_width, config.vocab_size)
+        shape = (ctypes.c_int * 10)(*sizes, self._first, _FOLD_EVERY, self._slots)
+        self._handle = kernel.aim_create(shape, _KINDS[chosen], threads or torch.get_num_threads())
+        weakref.finalize(self, kernel.aim_destroy, self._handle)
+        for block, mixer in zip(model.blocks, mixers, strict=True):
+            assert isinstance(mixer, Mamba2)
+            A = -mixer.A_log.exp()
+            own = (mixer.conv_weight.t(), mixer.conv_bias, mixer.dt_bias, A, mixer.D, mixer.norm.weight)
+            self._give(kernel.aim_add_layer, mixer.in_proj.weight, mixer.out_proj.weight, block.norm.weight, *own)
+        self._give(kernel.aim_set_head, model.word_embedding.weight, model.norm.weight, model.final_norm.weight)
+
+    def _give(self, take: "ctypes._NamedFuncPointer", *tensors: Tensor) -> None:
+        """Hand tensors over in float32; the kernel copies them."""
+        wide = [tensor.detach().float().contiguous() for tensor in tensors]
+        take(self._handle, *(tensor.data_ptr() for tensor in wide))
+
+    def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
+        """Rows that have seen nothing yet; as ``AiM.init_state``."""
+        config = self.model.config
+        shift = config.decode_position_shift if position_shift is None else position_shift
+        return AiMState(
+            torch.zeros(batch, dtype=torch.long),
+            torch.zeros(batch, config.num_blocks, 3, config.width),
+            torch.zeros(batch, 2, config.width),
+            [self._init_memory(config, batch) for _ in range(config.num_blocks)],
+            shift,
+        )
+
+    def _init_memory(self, config: AiMConfig, batch: int) -> MixerState:
+        """What one block remembers. What is not zeroed is written before it is read."""
+        inner = config.expand * config.width
+        heads = inner // config.head_width
+        long = config.num_tokens > self._first
+        state = (batch, heads, config.state_size, config.head_width) if long else (batch, 0)
+        return {
+            "window": torch.zeros(batch, config.conv_width - 1, inner + 2 * config.state_size),
+            "inputs": torch.empty(batch, heads, self._slots, config.head_width, dtype=self._cache_dtype),
+            "B": torch.empty(batch, self._slots, config.state_size, dtype=self._cache_dtype),
+            "weights": torch.empty(batch, heads, self._slots),
+            "folded": torch.empty(state),
+            "carry": torch.empty(batch, heads),
+        }
+
+    def step(self, inputs: Int[Tensor, " r"], state: AiMState) -> Float[Tensor, "r v"]:
+        """Take one token a row and give the logits of its next code, in float32; as ``AiM.step``."""
+        with torch.no_grad():
+            residual = self.model.enter(inputs, state).float().contiguous()
+        assert int(state.position.max()) <= self.model.config.num_tokens, "a row has taken all tokens of a picture"
+        logits = torch.empty(len(inputs), self.model.config.vocab_size)
+        memories = (ctypes.c_void_p * (len(state.mixers) * len(_MEMORIES)))(*self._addresses(state.mixers))
+        self._kernel.aim_step(
+            self._handle,
+            len(inputs),
+            residual.data_ptr(),
+            state.modulation.data_ptr(),
+            state.final_modulation.data_ptr(),
+            memories,
+            state.position.data_ptr(),
+            logits.data_ptr(),
+        )
+        state.position = state.position + 1
+        return logits
+
+    @staticmethod
+    def _addresses(mixers: Iterable[MixerState]) -> Iterable[int | None]:
+        for memory in mixers:
+            for name in _MEMORIES:
+                yield memory[name].data_ptr() if memory[name].numel() else None

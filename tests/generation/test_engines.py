@@ -1,0 +1,35 @@
+"""The seam between the decoding loop and what computes its steps."""
+
+import pytest
+import torch
+
+from aimamba.errors import ConfigError
+from aimamba.generation import generate, make_engine
+
+
+def test_plain_is_the_model_itself(make_aim):
+    model = make_aim()
+    assert make_engine(model, "plain") is model
+    assert make_engine(make_aim(mixer="attention"), "auto").config.mixer == "attention"
+
+
+def test_an_unknown_name(make_aim):
+    with pytest.raises(ConfigError, match=r"engine must be one of auto, plain, .*got 'natve' \(did you mean 'native'"):
+        make_engine(make_aim(), "natve")
+
+
+def test_an_engine_may_be_handed_in(make_aim):
+    model = make_aim()
+
+    class Counted:
+        steps = 0
+        init_state = staticmethod(model.init_state)
+
+        def step(self, inputs, state):
+            self.steps += 1
+            return model.step(inputs, state)
+
+    engine = Counted()
+    *_, codes = generate(model, torch.tensor([1]), engine=engine)
+    assert engine.steps == model.config.num_tokens
+    assert torch.equal(codes, [*generate(model, torch.tensor([1]), engine="plain")][-1])

@@ -1,0 +1,209 @@
+"""The native engine: the plain model's logits from a C++ kernel, for every kind of weights and of machine."""
+
+import logging
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from aimamba.errors import ConfigError
+from aimamba.generation import SamplingConfig, generate
+from aimamba.generation.engines.native import build
+from aimamba.generation.engines.native.engine import NativeEngine, why_not
+from aimamba.models import AiMState
+
+X86 = [("-march=x86-64-v3",), ("-march=x86-64",)]  # AVX2 without AVX-512; SSE2, as narrow as NEON
+MACHINES = [None, *(X86 if sys.platform == "linux" and build.platform.machine() == "x86_64" else [()])]
+SHAPES = [
+    {"adaln": "group"},  # the cache is folded into a state at 64 tokens, and twice more
+    {"adaln": "block", "width": 48, "state_size": 48, "num_tokens": 9, "conv_width": 3},  # panels that are not full
+    {"adaln": "none", "positions": "none", "head_width": 96, "expand": 3, "state_size": 16, "num_tokens": 80},
+]
+BOUNDS = {"bfloat16": 0.04, "int8": 0.06}  # of logits, as a share of their standard deviation
+
+
+@pytest.fixture(scope="module")
+def make(make_aim):
+    """Build a small generator that the kernel takes."""
+    if build.load_kernel() is None:
+        pytest.skip("no C++ compiler here")
+    small = {"width": 32, "num_blocks": 3, "state_size": 32, "head_width": 32, "num_tokens": 140, "vocab_size": 70}
+    return lambda **settings: make_aim(**(small | settings))
+
+
+@torch.no_grad()
+def decode(engine, codes, labels, state=None):
+    """Logits step by step (B, L, V)."""
+    state = engine.init_state(len(labels)) if state is None else state
+    inputs = torch.cat([labels[:, None], codes], dim=1)
+    return torch.stack([engine.step(inputs[:, t], state).float() for t in range(inputs.shape[1])], dim=1)
+
+
+def random_codes(model, batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(model.config.num_classes + 1, (batch,), generator=generator)
+    codes = torch.randint(model.config.vocab_size, (batch, model.config.num_tokens - 1), generator=generator)
+    return codes, labels
+
+
+@pytest.mark.parametrize("flags", MACHINES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["adaln"])
+def test_float32_equals_the_plain_model(make, shape, flags):
+    model = make(decode_position_shift=1, **shape)
+    codes, labels = random_codes(model, 3)
+    with torch.no_grad():
+        expected = model(codes, labels, position_shift=1)
+    logits = decode(NativeEngine(model, flags=flags), codes, labels)
+    assert logits.dtype == torch.float32
+    assert expected.std() > 0.3, "the test's model must not be trivial"
+    assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", MACHINES, ids=str)
+@pytest.mark.parametrize("weights", list(BOUNDS))
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["adaln"])
+def test_narrow_weights_stay_within_their_bound(make, shape, weights, flags):
+    """Against float32 and the very weights that are narrowed: bfloat16 ones, whose widening loses nothing."""
+    narrow = make(dtype=torch.bfloat16, **shape)
+    wide = make(**shape)
+    wide.load_state_dict(narrow.state_dict())
+    codes, labels = random_codes(narrow, 3)
+    with torch.no_grad():
+        expected = wide(codes, labels)
+    error = decode(NativeEngine(narrow, weights=weights, flags=flags), codes, labels) - expected
+    assert error.square().mean().sqrt() < BOUNDS[weights] * expected.std()
+    assert error.abs().max() > 1e-4, "narrow weights that lose nothing are not narrow"
+    if weights == "bfloat16":
+        plain = decode(narrow, codes, labels) - expected
+        assert error.square().mean() < plain.square().mean(), "no worse than bfloat16 in PyTorch"
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_every_batch_and_number_of_threads_gives_the_same_bits(make, weights):
+    model = make()
+    codes, labels = random_codes(model, 21)
+    whole = decode(NativeEngine(model, weights=weights, threads=1), codes, labels)
+    for threads in (1, 2, 5):
+        engine = NativeEngine(model, weights=weights, threads=threads)
+        for start, stop in ((0, 1), (1, 3), (3, 10), (10, 21)):
+            assert torch.equal(decode(engine, codes[start:stop], labels[start:stop]), whole[start:stop]), threads
+
+
+@pytest.mark.parametrize("places", [[0, 2, 5], [0, 63, 64], [66, 95, 97]])
+@torch.no_grad()
+def test_rows_know_nothing_of_each_other(make, places):
+    """Rows that joined at different positions, before and after their caches are folded, decode as they do alone."""
+    engine = NativeEngine(make())
+    codes, labels = random_codes(engine.model, 3)
+    alone = decode(engine, codes, labels)
+    inputs = torch.cat([labels[:, None], codes], dim=1)
+    states = []
+    for row, taken in enumerate(places):
+        state = engine.init_state(1)
+        for t in range(taken):
+            engine.step(inputs[row, t : t + 1], state)
+        states.append(state)
+    order = [2, 0, 1]
+    state = AiMState.join(states).select(torch.tensor(order))
+    for ahead in range(5):
+        logits = engine.step(torch.stack([inputs[row, places[row] + ahead] for row in order]), state)
+        for i, row in enumerate(order):
+            assert torch.equal(logits[i], alone[row, places[row] + ahead]), (row, ahead)
+
+
+def test_strong_decays_and_large_steps_stay_finite(make):
+    model = make()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mixer.dt_bias.add_(30.0)
+            block.mixer.A_log.add_(3.0)
+            block.mixer.in_proj.weight.mul_(20.0)
+    codes, labels = random_codes(model, 2)
+    with torch.no_grad():
+        expected = model(codes, labels)
+    assert_close(decode(NativeEngine(model), codes, labels), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_engine_keeps_the_weights_it_was_made_from(make):
+    model = make()
+    codes, labels = random_codes(model, 1)
+    engine = NativeEngine(model)
+    before = decode(engine, codes[:, :4], labels)
+    with torch.no_grad():
+        model.blocks[0].mixer.in_proj.weight.mul_(2.0)
+    assert torch.equal(decode(engine, codes[:, :4], labels), before)
+    assert not torch.equal(decode(NativeEngine(model), codes[:, :4], labels), before)
+
+
+def test_drawn_codes_are_those_of_the_plain_model(make):
+    model = make()
+    labels = torch.tensor([0, 1, 2, 3])
+    config = SamplingConfig(cfg_scale=2.0, top_k=20)
+    *_, plain = generate(model, labels, config, engine="plain")
+    *_, native = generate(model, labels, config, engine="native")
+    assert torch.equal(native, plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"mixer": "attention", "num_blocks": 2}, "it decodes the mixer mamba2, not attention"),
+        ({"width": 24, "head_width": 16}, "multiples of 16"),
+        ({"dtype": torch.float64}, "the model is in float64"),
+    ],
+)
+def test_models_it_cannot_decode(make, settings, reason):
+    model = make(**settings)
+    assert reason in why_not(model)
+    with pytest.raises(ConfigError, match=r"the native engine cannot decode this model: .*choose the engine 'plain'"):
+        NativeEngine(model)
+    *_, codes = generate(model, torch.tensor([1]), engine="auto")  # falls back
+    assert codes.shape == (1, model.config.num_tokens)
+
+
+def test_too_many_tokens(make):
+    model = make(num_tokens=4)
+    engine = NativeEngine(model)
+    state = engine.init_state(1)
+    for _ in range(5):
+        engine.step(torch.tensor([1]), state)
+    with pytest.raises(AssertionError, match="all tokens"):
+        engine.step(torch.tensor([1]), state)
+
+
+class TestBuilding:
+    @pytest.fixture(autouse=True)
+    def _empty_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path))
+        build.load_kernel.cache_clear()
+        yield
+        build.load_kernel.cache_clear()
+
+    def test_without_a_compiler_the_plain_model_draws(self, make_aim, monkeypatch, caplog):
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        model = make_aim(width=16, state_size=16, head_width=16)
+        with caplog.at_level(logging.INFO):
+            *_, codes = generate(model, torch.tensor([1]))
+        assert codes.shape == (1, 9)
+        assert "no C++ compiler found" in caplog.text
+        with pytest.raises(ConfigError, match="no C\\+\\+ compiler built it"):
+            generate(model, torch.tensor([1]), engine="native").__next__()
+
+    def test_a_compiler_that_fails(self, monkeypatch, caplog, tmp_path):
+        broken = tmp_path / "broken"
+        broken.write_text("#!/bin/sh\necho 'out of luck' >&2\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CXX", str(broken))
+        with caplog.at_level(logging.INFO):
+            assert build.load_kernel() is None
+        assert "out of luck" in caplog.text
+
+    def test_it_is_compiled_once(self, make, monkeypatch, tmp_path):
+        if build.load_kernel() is None:
+            pytest.skip("no C++ compiler here")
+        [made] = (tmp_path / "native").iterdir()
+        build.load_kernel.cache_clear()
+        monkeypatch.setattr(build.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+        assert build.load_kernel() is not None
+        assert [made] == list((tmp_path / "native").iterdir())
