@@ -48,8 +48,10 @@ def exact_products():
 @pytest.mark.parametrize(
     ("device", "dtype", "told"),
     [
-        ("cpu", torch.float32, "engine 'cuda-graphs' needs a model on a CUDA device, got cpu"),
-        pytest.param("cuda", torch.float16, "float32 or bfloat16 weights, got torch.float16", marks=pytest.mark.gpu),
+        ("cpu", torch.float32, "it runs on CUDA devices, and the model is on cpu; choose the engine 'plain'"),
+        pytest.param(
+            "cuda", torch.float16, "it takes float32 or bfloat16, and the model is in float16", marks=pytest.mark.gpu
+        ),
     ],
 )
 def test_what_it_cannot_take_is_refused(make_aim, device, dtype, told):

@@ -202,7 +202,7 @@ def test_kernels_equal_the_model(make_aim, rows, length, form, settings, dtype):
         make_aim(num_tokens=8, head_width=16, **settings, dtype=each).to(device) for each in (torch.float32, dtype)
     )
     exact.load_state_dict(model.state_dict())
-    engine = StaticEngine(StaticStep(model, triton_operators(model), form=form), lambda run: run)
+    engine = StaticEngine(StaticStep(model, triton_operators(), form=form), lambda run: run)
     inputs = tokens(rows, length + 1).to(device)
     expected = decode(exact, inputs)
     early = engine.init_state(rows)

@@ -1,6 +1,8 @@
 """The step for recordings computes what ``AiM.step`` computes."""
 
 import itertools
+import sys
+import types
 
 import pytest
 import torch
@@ -8,8 +10,7 @@ from torch.testing import assert_close
 
 from aimamba import Pipeline
 from aimamba.generation import SamplingConfig, generate
-from aimamba.generation.engines import static_step
-from aimamba.generation.engines.static_step import StaticStep, bytes_per_row, choose_form
+from aimamba.generation.engines.static_step import StaticStep, bytes_per_row, choose_form, kernels_lack
 from aimamba.models import AIM_PRESETS, AiM
 
 VARIANTS = [
@@ -141,9 +142,15 @@ def test_long_sequences_take_the_state_form(make_aim):
     assert choose_form(make_aim(num_tokens=64, state_size=128)) == "dual"
 
 
-def test_kernels_refuse_what_they_cannot_take(make_aim):
-    with pytest.raises(static_step.ConfigError, match="state_size is 6, but the Triton kernels want a power of two"):
-        static_step.triton_operators(make_aim(state_size=6))
+def test_what_the_kernels_lack_is_told(make_aim, monkeypatch):
+    assert kernels_lack(make_aim(state_size=6)) == "state_size must be a power of two, got 6"
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.10.1"))
+    assert kernels_lack(make_aim()) is None
+    assert kernels_lack(make_aim(mixer="attention", state_size=6)) is None, "attention has no such state"
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.4.0"))
+    assert kernels_lack(make_aim()) == "Triton 3.4.0 is too old, expected 3.5 or newer (torch 2.9 brings it)"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "Triton cannot be imported" in kernels_lack(make_aim())
 
 
 @torch.no_grad()

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError
 from aimamba.generation.engines.static_engine import Run, StaticEngine, StaticState
-from aimamba.generation.engines.static_step import Form, StaticStep, triton_operators
+from aimamba.generation.engines.static_step import Form, StaticStep, kernels_lack, triton_operators
 from aimamba.models import AiM
 
 _WARM_UP_RUNS = 2  # the first compiles kernels and lets libraries take their workspaces, which no graph may do
+
+
+def why_not(model: AiM) -> str | None:
+    """The reason why this engine cannot decode the model, if there is one."""
+    weight = model.word_embedding.weight
+    if weight.device.type != "cuda":
+        return f"it runs on CUDA devices, and the model is on {weight.device.type}"
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"it takes float32 or bfloat16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
+    return kernels_lack(model)
 
 
 def capture(run: Run) -> Run:
@@ -48,12 +58,9 @@ class CudaGraphEngine(StaticEngine):
     """
 
     def __init__(self, model: AiM, *, form: Form | None = None, kept: int = 4) -> None:
-        weight = model.word_embedding.weight
-        if weight.device.type != "cuda":
-            raise ConfigError(f"engine 'cuda-graphs' needs a model on a CUDA device, got {weight.device}")
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            raise ConfigError(f"engine 'cuda-graphs' takes float32 or bfloat16 weights, got {weight.dtype}")
-        super().__init__(StaticStep(model, triton_operators(model), form=form), capture, kept=kept)
+        if reason := why_not(model):
+            raise ConfigError(f"engine 'cuda-graphs' cannot decode this model: {reason}; choose the engine 'plain'")
+        super().__init__(StaticStep(model, triton_operators(), form=form), capture, kept=kept)
 
     def step(self, inputs: Int[Tensor, " b"], state: StaticState) -> Float[Tensor, "b v"]:
         """See ``StaticEngine.step``."""

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aimamba.errors import ConfigError
 from aimamba.models import AiM
 from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
@@ -42,25 +41,26 @@ class Operators:
     guided_sample: Callable[..., Tensor] = logits.guided_sample
 
 
-def triton_operators(model: AiM) -> Operators:
-    """The same functions as kernels.
-
-    Raises:
-        ConfigError: Triton is not installed, or the kernels do not take the model's shape.
-    """
+def kernels_lack(model: AiM) -> str | None:
+    """What keeps the Triton kernels from decoding this model, if anything does."""
     config = model.config
     for name in ("state_size", "head_width"):
         size = getattr(config, name)
         if config.mixer == "mamba2" and size & (size - 1):
-            raise ConfigError(f"{name} is {size}, but the Triton kernels want a power of two; use engine 'plain'")
+            return f"{name} must be a power of two, got {size}"
     try:
         import triton  # noqa: PLC0415 - only where it is used
-
-        from aimamba.ops.triton import mixing, modulation, products, sampling  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigError(f"Triton cannot be imported ({error}); install it, or use engine 'plain'") from error
+        return f"Triton cannot be imported ({error})"
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
-        raise ConfigError(f"Triton {triton.__version__} is too old, expected 3.5 or newer; use engine 'plain'")
+        return f"Triton {triton.__version__} is too old, expected 3.5 or newer (torch 2.9 brings it)"
+    return None
+
+
+def triton_operators() -> Operators:
+    """The same functions as kernels, for models that ``kernels_lack`` nothing for."""
+    from aimamba.ops.triton import mixing, modulation, products, sampling  # noqa: PLC0415 - only where it is used
+
     return Operators(
         mixing.state_mixing_step,
         mixing.dual_mixing_step,
