@@ -5,6 +5,7 @@ import torch
 
 from aimamba.errors import ConfigError
 from aimamba.generation import generate, make_engine
+from aimamba.generation.engines.cuda_graphs import CudaGraphEngine
 
 
 def test_plain_is_the_model_itself(make_aim):
@@ -16,6 +17,18 @@ def test_plain_is_the_model_itself(make_aim):
 def test_an_unknown_name(make_aim):
     with pytest.raises(ConfigError, match=r"engine must be one of auto, plain, .*got 'natve' \(did you mean 'native'"):
         make_engine(make_aim(), "natve")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it can be had here")
+def test_cuda_graphs_where_there_is_no_such_device(make_aim):
+    with pytest.raises(ConfigError, match="the model is on cpu; choose the engine 'plain'"):
+        make_engine(make_aim(), "cuda-graphs")
+
+
+@pytest.mark.gpu
+def test_auto_on_a_cuda_device(make_aim):
+    assert isinstance(make_engine(make_aim().cuda(), "auto"), CudaGraphEngine)
+    assert make_engine(model := make_aim(state_size=6).cuda(), "auto") is model
 
 
 def test_an_engine_may_be_handed_in(make_aim):

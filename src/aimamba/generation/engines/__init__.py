@@ -4,29 +4,31 @@
 ``plain``        the model itself, in PyTorch, on every device
 ``native``       a C++ kernel for the CPU, compiled when it is first used (``aimamba.generation.engines.native``)
 ``native-int8``  the same with weights of 8 bits
-``auto``         ``native`` where it can decode the model, else ``plain``
+``cuda-graphs``  Triton kernels and a recorded step for CUDA devices (``aimamba.generation.engines.cuda_graphs``)
+``auto``         ``native`` or ``cuda-graphs`` where it can decode the model, else ``plain``
 ===============  ==================================================================================================
 """
 
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
 from aimamba.errors import ConfigError, suggest
+from aimamba.generation.engines import cuda_graphs
 from aimamba.generation.engines.native.engine import NativeEngine, why_not
-from aimamba.models import AiM, AiMState
+from aimamba.models import AiM
 
-EngineName = Literal["auto", "plain", "native", "native-int8"]
+EngineName = Literal["auto", "plain", "native", "native-int8", "cuda-graphs"]
 
 
 @runtime_checkable
 class Engine(Protocol):
     """What decoding needs of an engine; ``AiM`` itself is one."""
 
-    def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
+    def init_state(self, batch: int, *, position_shift: int | None = None) -> Any:
         """Rows that have seen nothing yet."""
 
-    def step(self, inputs: Tensor, state: AiMState) -> Tensor:
+    def step(self, inputs: Tensor, state: Any) -> Tensor:
         """Take one token a row, (R,), and give the logits of its next code, (R, V); ``state`` is updated."""
 
 
@@ -48,6 +50,8 @@ def make_engine(model: AiM, name: str = "auto") -> Engine:
         ConfigError: The name is unknown, or the engine cannot decode this model here.
     """
     check_engine(name)
+    if name == "cuda-graphs" or (name == "auto" and not cuda_graphs.why_not(model)):
+        return cuda_graphs.CudaGraphEngine(model)
     if name == "plain" or (name == "auto" and why_not(model)):
         return model
     return NativeEngine(model, weights="int8" if name == "native-int8" else None)
