@@ -182,6 +182,9 @@ def test_generate_takes_it(model):
     *_, codes = generate(model, labels, config, engine=engine)
     assert torch.equal(codes, expected)
     assert recorder.replayed == 9
+    engine.guided_sample = lambda logits, uniform, **_: torch.full_like(uniform, 7, dtype=torch.long)
+    *_, codes = generate(model, labels, config, engine=engine)
+    assert (codes == 7).all(), "it draws as well"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
