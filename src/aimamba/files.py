@@ -1,6 +1,7 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and the folder for those that can be made again."""
 
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -25,3 +26,17 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, draft: str 
         place.replace(path)
     finally:
         place.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where derived data is kept: ``$AIMAMBA_CACHE``, or ``aimamba`` in the cache folder of the platform."""
+    chosen = os.environ.get("AIMAMBA_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "aimamba"

@@ -10,9 +10,10 @@ import pytest
 
 from aimamba.data import drawing
 from aimamba.data.avatars import STYLES, Avatars
-from aimamba.data.cache import cache_folder, load_pictures, store_pictures
+from aimamba.data.cache import load_pictures, store_pictures
 from aimamba.data.drawing import Order, available_styles, draw, draw_all
 from aimamba.errors import ConfigError, DataError
+from aimamba.files import cache_folder
 
 FAST = ("thumbs", "landscape")  # styles that are built in a moment
 

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from aimamba.config import check
-from aimamba.data.cache import cache_folder, load_pictures, store_pictures
+from aimamba.data.cache import load_pictures, store_pictures
 from aimamba.data.drawing import Order, available_styles, draw_all
 from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
+from aimamba.files import cache_folder
 
 # Ten styles under CC0 1.0 that look well and draw fast.
 STYLES = (

@@ -1,27 +1,11 @@
 """Pictures drawn once and kept on disk, safe when several processes draw the same ones at once."""
 
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from aimamba.files import write_atomically
-
-
-def cache_folder() -> Path:
-    """Where derived data is kept: ``$AIMAMBA_CACHE``, or ``aimamba`` in the cache folder of the platform."""
-    chosen = os.environ.get("AIMAMBA_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "aimamba"
 
 
 def load_pictures(path: Path, size: int) -> UInt8[np.ndarray, "n s s 3"] | None:

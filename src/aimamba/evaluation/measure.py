@@ -16,14 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aimamba import __version__
-from aimamba.data.cache import cache_folder, store_array
+from aimamba.data.cache import store_array
 from aimamba.errors import DataError
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.inception_score import InceptionScore
 from aimamba.evaluation.npz import NpzSource
 from aimamba.evaluation.sources import Source
 from aimamba.evaluation.statistics import Gaussian, Moments, check_finite
-from aimamba.files import write_atomically
+from aimamba.files import cache_folder, write_atomically
 
 _ROWS = 1000  # of vectors that enter a covariance at once
 

@@ -7,9 +7,8 @@ from urllib.error import URLError
 
 from tqdm import tqdm
 
-from aimamba.data.cache import cache_folder
 from aimamba.errors import CheckpointError
-from aimamba.files import write_atomically
+from aimamba.files import cache_folder, write_atomically
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SHA256_START = "6726825d"
