@@ -17,6 +17,7 @@ from aimamba.files import write_atomically
 from aimamba.generation import SamplingConfig, generate
 from aimamba.models import AiM, VQModel
 from aimamba.models.hub import find
+from aimamba.models.vq_fast import FastDecoder
 
 PIPELINE_FILE = "pipeline.json"
 _IMAGENET_CLASSES = 1000
@@ -57,6 +58,7 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.generator = generator
         self.class_names = tuple(class_names)
+        self._decoder: FastDecoder | None = None
 
     @classmethod
     def from_pretrained(
@@ -175,9 +177,15 @@ class Pipeline:
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Draw pictures from their codes, one at a time: bounded in memory, and the same in every batch."""
-        grids = codes.unflatten(1, (self.grid, self.grid))
-        return [image for one in grids.split(1) for image in to_images(self.tokenizer.decode(one).float().cpu())]
+        """Draw pictures from their codes, a few at a time: bounded in memory.
+
+        On CPU they go one by one, so they are the same in every batch. The decoder is prepared once, and again when
+        the tokenizer's weights have changed.
+        """
+        if self._decoder is None or not self._decoder.matches(self.tokenizer):
+            self._decoder = FastDecoder(self.tokenizer)
+        grids = codes.unflatten(1, (self.grid, self.grid)).split(self._decoder.pictures_at_once)
+        return [image for some in grids for image in to_images(self._decoder(some).float().cpu())]
 
 
 def imagenet_class_names() -> tuple[str, ...]:
