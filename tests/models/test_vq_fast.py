@@ -174,3 +174,21 @@ def test_weights_made_in_inference_mode(make_vq):
         decoder = FastDecoder(model)
         assert decoder.matches(model)
         assert_close(decoder(some_codes(model)), model.decode(some_codes(model)), rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_memory_is_used_again(make_vq):
+    """Earlier pictures stay as they were, and what is kept between pictures does not grow."""
+    require_kernel()
+    model = make_vq(**NATIVE | {"channel_mult": (1, 2, 1)})
+    decoder = FastDecoder(model)
+    codes = some_codes(model, batch=6)
+    first = decoder(codes[:1])
+    kept = first.clone()
+    held = []
+    for i in range(1, 6):
+        decoder(codes[i : i + 1])
+        held.append(sum(len(tensors) for tensors in decoder._decoder._kernel._free.values()))
+    assert torch.equal(first, kept)
+    assert held[1:] == [held[1]] * 4
+    assert torch.equal(decoder(codes[:1]), kept)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from aimamba.models.vq import Decoder, Level, ResidualBlock, SpatialAttention, Upsample
 from aimamba.models.vq_folded import FoldedUpsample
-from aimamba.ops.winograd import Convolved, convolve, fits, load_kernel, pack
+from aimamba.ops.winograd import Convolved, PackedConvolution, convolve, fits, load_kernel, pack
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PANEL = 32
@@ -24,9 +24,10 @@ _MOST_WEIGHTS = 256 * 256  # inputs times outputs: 9 MiB in the kernel, which fi
 
 
 class NativeDecoder:
-    """What ``Decoder`` computes, from a float32 copy of its weights."""
+    """What ``Decoder`` computes, from a float32 copy of its weights. Several threads may call it at once."""
 
-    def __init__(self, decoder: Decoder, kernel: ctypes.CDLL) -> None:
+    def __init__(self, decoder: Decoder, kernel: "_Kernel") -> None:
+        self._kernel = kernel
         self._dtype = decoder.stem.weight.dtype
         self._patch_size = decoder.patch_size
         self._stem = _convolution(decoder.stem, kernel)
@@ -49,7 +50,7 @@ class NativeDecoder:
         if any(width % _PANEL for width in widths):
             return None
         kernel = load_kernel()
-        return None if kernel is None else cls(decoder, kernel)
+        return None if kernel is None else cls(decoder, _Kernel(kernel))
 
     def __call__(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures of features, in the dtype of the weights that were copied."""
@@ -59,14 +60,51 @@ class NativeDecoder:
         hidden = self._stem(Convolved(latents.contiguous(), latents.new_empty(2, 0)))
         for part in self._parts:
             hidden = part(hidden)
-        drawn = self._head(hidden).output[..., : self._drawn]
-        return F.pixel_shuffle(drawn.movedim(-1, 0), self._patch_size)
+        drawn = self._head(hidden)
+        picture = drawn.output[..., : self._drawn].movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+        self._kernel.give_back(hidden)
+        self._kernel.give_back(drawn)
+        return F.pixel_shuffle(picture, self._patch_size)
+
+
+class _Kernel:
+    """The kernel with memory for its outputs, which is used again: new pages cost more than a convolution saves."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._free: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def convolve(
+        self,
+        x: Float[Tensor, "h w c"],
+        packed: PackedConvolution,
+        norm: tuple[Tensor, Tensor] | None,
+        residual: Tensor | None,
+    ) -> Convolved:
+        """Convolve; the output takes the place of ``residual``."""
+        out = residual
+        if out is None:
+            factor = 2 if packed.doubles else 1
+            out = self._take((factor * x.shape[0], factor * x.shape[1], packed.bias.shape[0]))
+        return convolve(self._library, x, packed, norm=norm, residual=residual, out=out)
+
+    def give_back(self, x: Convolved) -> None:
+        """Say that an output is not needed any more; two of each shape are kept."""
+        free = self._free.setdefault(tuple(x.output.shape), [])
+        if len(free) < 2:
+            free.append(x.output)
+
+    def _take(self, shape: tuple[int, ...]) -> Tensor:
+        try:
+            return self._free.setdefault(shape, []).pop()
+        except IndexError:
+            return torch.empty(shape, dtype=torch.float32)
 
 
 class _Convolution:
     """A 3 x 3 convolution by the kernel, or an ``Upsample``; if asked after a group norm and swish."""
 
-    def __init__(self, plain: nn.Conv2d, kernel: ctypes.CDLL, norm: nn.GroupNorm | None = None) -> None:
+    def __init__(self, plain: nn.Conv2d, kernel: "_Kernel", norm: nn.GroupNorm | None = None) -> None:
         assert plain.bias is not None
         self._kernel = kernel
         self._packed = pack(plain.weight.float(), plain.bias, after_doubling=isinstance(plain, Upsample))
@@ -75,7 +113,7 @@ class _Convolution:
     def __call__(self, x: Convolved, *, residual: Tensor | None = None) -> Convolved:
         """Convolve; the output takes the place of ``residual``, which is added to it."""
         norm = None if self._norm is None else self._norm(x)
-        return convolve(self._kernel, x.output, self._packed, norm=norm, residual=residual, out=residual)
+        return self._kernel.convolve(x.output, self._packed, norm, residual)
 
 
 class _WideConvolution:
@@ -98,7 +136,7 @@ class _WideConvolution:
 
 
 def _convolution(
-    plain: nn.Conv2d, kernel: ctypes.CDLL, norm: nn.GroupNorm | None = None
+    plain: nn.Conv2d, kernel: "_Kernel", norm: nn.GroupNorm | None = None
 ) -> _Convolution | _WideConvolution:
     if plain.in_channels * plain.out_channels > _MOST_WEIGHTS:
         return _WideConvolution(plain, norm)
@@ -130,14 +168,19 @@ class _Norm:
 class _Block:
     """``ResidualBlock``; its output may take the place of its input."""
 
-    def __init__(self, plain: ResidualBlock, kernel: ctypes.CDLL) -> None:
+    def __init__(self, plain: ResidualBlock, kernel: "_Kernel") -> None:
+        self._kernel = kernel
         self._first = _convolution(plain.conv1, kernel, plain.norm1)
         self._second = _convolution(plain.conv2, kernel, plain.norm2)
         self._shortcut = None if plain.shortcut is None else _Projection(plain.shortcut)
 
     def __call__(self, x: Convolved) -> Convolved:
         hidden = self._first(x)
-        return self._second(hidden, residual=x.output if self._shortcut is None else self._shortcut(x.output))
+        output = self._second(hidden, residual=x.output if self._shortcut is None else self._shortcut(x.output))
+        self._kernel.give_back(hidden)
+        if output.output is not x.output:
+            self._kernel.give_back(x)
+        return output
 
 
 class _Projection:
@@ -167,10 +210,23 @@ class _Attention:
         return _with_moments(x.output + mixed.view_as(x.output))
 
 
-def _prepared(part: nn.Module, kernel: ctypes.CDLL) -> "_Block | _Attention | _Convolution | _WideConvolution":
+def _prepared(part: nn.Module, kernel: "_Kernel") -> "_Block | _Attention | _Doubling":
     if isinstance(part, ResidualBlock):
         return _Block(part, kernel)
     if isinstance(part, SpatialAttention):
         return _Attention(part)
     assert isinstance(part, Upsample)
-    return _convolution(part, kernel)
+    return _Doubling(part, kernel)
+
+
+class _Doubling:
+    """``Upsample``."""
+
+    def __init__(self, plain: Upsample, kernel: _Kernel) -> None:
+        self._kernel = kernel
+        self._convolution = _convolution(plain, kernel)
+
+    def __call__(self, x: Convolved) -> Convolved:
+        output = self._convolution(x)
+        self._kernel.give_back(x)
+        return output
