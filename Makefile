@@ -24,7 +24,7 @@ test: $(READY)                  ## the whole suite
 lint: $(READY)                  ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror src/aimamba/generation/engines/native/*.h src/aimamba/generation/engines/native/*.cpp
+	$(BIN)/clang-format --dry-run -Werror src/aimamba/ops/native/*.h src/aimamba/ops/native/*.cpp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 from torch import Tensor
 
 from aimamba.errors import ConfigError, suggest
-from aimamba.generation.engines.native.engine import NativeEngine, why_not
+from aimamba.generation.engines.native import NativeEngine, why_not
 from aimamba.models import AiM, AiMState
 
 EngineName = Literal["auto", "plain", "native", "native-int8"]
