@@ -32,7 +32,7 @@ bench-gpu: $(READY)             ## time each kernel and whole pictures on a CUDA
 lint: $(READY)                  ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror src/aimamba/generation/engines/native/*.h src/aimamba/generation/engines/native/*.cpp
+	$(BIN)/clang-format --dry-run -Werror src/aimamba/ops/native/*.h src/aimamba/ops/native/*.cpp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

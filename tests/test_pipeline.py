@@ -61,6 +61,19 @@ def test_codes_are_laid_out_in_raster_order(pipeline):
     assert np.array_equal(pixels(pipeline.decode(codes))[0], expected)
 
 
+def test_pictures_follow_the_tokenizers_weights(pipeline, make_vq):
+    codes = torch.arange(9)[None]
+    before = pixels(pipeline.decode(codes))
+    decoder = pipeline._decoder
+    assert np.array_equal(pixels(pipeline.decode(codes)), before)
+    assert pipeline._decoder is decoder, "prepared once"
+    other = make_vq(seed=1)
+    pipeline.tokenizer.load_state_dict(other.state_dict())
+    after = pixels(pipeline.decode(codes))
+    assert not np.array_equal(after, before)
+    assert np.array_equal(after, pixels(Pipeline(other, pipeline.generator).decode(codes)))
+
+
 def test_progress_is_told_after_every_code(pipeline):
     seen = []
     pipeline(["cats", "planets", "sprouts"], batch_size=2, progress=lambda done, total: seen.append((done, total)))

@@ -18,6 +18,8 @@ from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine
 from aimamba.models import AiM, VQModel
 from aimamba.models.hub import find
+from aimamba.models.snapshot import versions
+from aimamba.models.vq_fast import FastDecoder
 
 PIPELINE_FILE = "pipeline.json"
 _IMAGENET_CLASSES = 1000
@@ -69,6 +71,7 @@ class Pipeline:
         self.class_names = tuple(class_names)
         self.engine = engine
         self._made: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None
+        self._decoder: FastDecoder | None = None
 
     @classmethod
     def from_pretrained(
@@ -194,16 +197,22 @@ class Pipeline:
         Raises:
             ConfigError: The engine is unknown or cannot decode this generator here.
         """
-        now = self.engine, [(weight.data_ptr(), weight._version) for weight in self.generator.parameters()]
-        if self._made is None or self._made[0] != now:  # an engine is a snapshot of the weights
+        now = self.engine, versions(self.generator)
+        if self._made is None or self._made[0] != now:
             self._made = now, make_engine(self.generator, self.engine)
         return generate(self.generator, labels, config, seeds=seeds, engine=self._made[1])
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Draw pictures from their codes, one at a time: bounded in memory, and the same in every batch."""
-        grids = codes.unflatten(1, (self.grid, self.grid))
-        return [image for one in grids.split(1) for image in to_images(self.tokenizer.decode(one).float().cpu())]
+        """Draw pictures from their codes, a few at a time: bounded in memory.
+
+        On CPU they go one by one, so they are the same in every batch. The decoder is prepared once, and again when
+        the tokenizer's weights have changed.
+        """
+        if self._decoder is None or not self._decoder.matches(self.tokenizer):
+            self._decoder = FastDecoder(self.tokenizer)
+        grids = codes.unflatten(1, (self.grid, self.grid)).split(self._decoder.pictures_at_once)
+        return [image for some in grids for image in to_images(self._decoder(some).float().cpu())]
 
 
 def imagenet_class_names() -> tuple[str, ...]:

@@ -149,6 +149,7 @@ def _guidance(figure: "Figure", results: Results) -> None:
             if len(values) == len(scales):
                 shares.plot(scales, values, style, markersize=4, color=color, label=f"{name}, {schedule}")
     distance.set(xlabel="scale of guidance", ylabel=title)
-    shares.set(xlabel="scale of guidance", ylabel="share", ylim=(0, 1))
+    shares.set(xlabel="scale of guidance", ylabel="share")
+    shares.set_ylim(0, 1.6 * shares.get_ylim()[1])  # room for the names
     distance.legend(frameon=False)
     shares.legend(frameon=False, fontsize="small")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError, suggest
 from aimamba.generation.engines import cuda_graphs
-from aimamba.generation.engines.native.engine import NativeEngine, why_not
+from aimamba.generation.engines.native import NativeEngine, why_not
 from aimamba.models import AiM
 
 EngineName = Literal["auto", "plain", "native", "native-int8", "cuda-graphs"]

@@ -1,4 +1,5 @@
-// One decoding step of AiM on Mamba-2, from the residual of every row to its logits (see engine.py beside this file).
+// One decoding step of AiM on Mamba-2, from the residual of every row to its logits (see
+// aimamba/generation/engines/native.py).
 //
 // Shape letters: R rows, D width, E inner width, H heads, P head width, N state, K tokens that the cache holds.
 

@@ -1,4 +1,4 @@
-"""Compiling the kernel: once a machine, with whatever C++ compiler is there."""
+"""Compiling a kernel: once a machine, with whatever C++ compiler is there."""
 
 import ctypes
 import hashlib
@@ -18,8 +18,7 @@ from pathlib import Path
 
 from aimamba.files import cache_folder
 
-_SOURCES = ("step.cpp", "matrix.h", "threads.h", "simd.h")
-_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 _FOR_THIS_MACHINE = (("-march=native",), ("-mcpu=native",), ())
 _SECONDS = 180
 
@@ -27,12 +26,13 @@ _log = logging.getLogger(__name__)
 
 
 @cache
-def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
-    """The compiled kernel, from the cache folder or made now, which takes a few seconds.
+def load_library(sources: tuple[str, ...], flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
+    """A kernel of this folder, compiled: from the cache folder or made now, which takes a few seconds.
 
     The compiler is ``$CXX``, else ``c++``, ``clang++`` or ``g++``, else the one in the package ``ziglang``.
 
     Args:
+        sources: The file to compile, then those it includes.
         flags: What to compile for, e.g. ``("-march=x86-64-v3",)``; by default all that this machine can do.
 
     Returns:
@@ -47,7 +47,7 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
     for compiler in compilers:
         for target in _FOR_THIS_MACHINE if flags is None else (flags,):
             try:
-                return _declared(ctypes.CDLL(str(_compiled(compiler, target))))
+                return ctypes.CDLL(str(_compiled(sources, compiler, target)))
             except (OSError, subprocess.SubprocessError) as error:
                 _log.info("no native kernel with %s %s: %s", shlex.join(compiler), shlex.join(target), _reason(error))
     return None
@@ -62,19 +62,19 @@ def _compilers() -> list[Sequence[str]]:
     return found
 
 
-def _compiled(compiler: Sequence[str], target: tuple[str, ...]) -> Path:
+def _compiled(sources: tuple[str, ...], compiler: Sequence[str], target: tuple[str, ...]) -> Path:
     """Path of the library for this compiler, these flags, this processor and these sources."""
     folder = files(__package__)
-    about = [*compiler, *_FLAGS, *target, _processor(), *(folder.joinpath(name).read_text() for name in _SOURCES)]
+    about = [*compiler, *_FLAGS, *target, _processor(), *(folder.joinpath(name).read_text() for name in sources)]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:24]
     path = cache_folder() / "native" / f"{key}.so"
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     # Moved into place when it is whole, so that several processes may compile at once.
-    with as_file(folder) as sources, tempfile.TemporaryDirectory(dir=path.parent) as draft:
+    with as_file(folder) as place, tempfile.TemporaryDirectory(dir=path.parent) as draft:
         made = Path(draft) / path.name
-        command = [*compiler, *_FLAGS, *target, str(sources / "step.cpp"), "-o", str(made)]
+        command = [*compiler, *_FLAGS, *target, str(place / sources[0]), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
         made.replace(path)
     return path
@@ -92,15 +92,3 @@ def _processor() -> str:
 def _reason(error: Exception) -> str:
     told = getattr(error, "stderr", None)
     return str(told or error).strip().splitlines()[0]
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Add the types of arguments and results, which ctypes cannot know."""
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    library.aim_create.restype = pointer
-    library.aim_create.argtypes = [pointer, number, number]
-    library.aim_destroy.argtypes = [pointer]
-    library.aim_add_layer.argtypes = [pointer] * 10
-    library.aim_set_head.argtypes = [pointer] * 4
-    library.aim_step.argtypes = [pointer, number, *([pointer] * 6)]
-    return library

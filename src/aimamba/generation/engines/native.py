@@ -18,17 +18,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError
-from aimamba.generation.engines.native.build import load_kernel
 from aimamba.models import AiM, AiMConfig, AiMState
 from aimamba.models.mamba2 import Mamba2, MixerState
+from aimamba.ops.native.build import load_library
 
 Weights = Literal["float32", "bfloat16", "int8"]
 
+_SOURCES = ("step.cpp", "matrix.h", "threads.h", "simd.h")
 _KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
 _LANES = 16  # numbers in the widest vector
 _WIDEST_HEAD = 256
 _FOLD_EVERY = 32  # tokens, once there is a state
+
+
+def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
+    """The compiled kernel, or None where it cannot be had; see ``aimamba.ops.native.build.load_library``."""
+    library = load_library(_SOURCES, flags)
+    if library is not None:  # types of arguments and results, which ctypes cannot know
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        library.aim_create.restype = pointer
+        library.aim_create.argtypes = [pointer, number, number]
+        library.aim_destroy.argtypes = [pointer]
+        library.aim_add_layer.argtypes = [pointer] * 10
+        library.aim_set_head.argtypes = [pointer] * 4
+        library.aim_step.argtypes = [pointer, number, *([pointer] * 6)]
+    return library
 
 
 def why_not(model: AiM) -> str | None:

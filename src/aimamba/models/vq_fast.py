@@ -1,0 +1,52 @@
+"""The tokenizer's decoder made ready to draw: the same pictures for less work. It cannot be trained.
+
+On CPU convolutions go through a native kernel where it can be had (``aimamba.ops.winograd``), which takes a quarter of
+the products and does norms, swish and residuals on the way. Elsewhere they are PyTorch's, with channels last in memory,
+and a repetition followed by a convolution is one convolution on the small grid (``aimamba.models.vq_folded``).
+
+Shape letters: B batch, C channels, h w code grid or grid of a level, H W picture.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from aimamba.models.snapshot import versions
+from aimamba.models.vq import VQModel
+from aimamba.models.vq_folded import folded
+from aimamba.models.vq_native import NativeDecoder
+
+_ONCE_ON_CPU, _ONCE_ELSEWHERE = 1, 8
+
+
+class FastDecoder:
+    """Draws the pictures that ``VQModel.decode`` draws, from a copy of its weights.
+
+    Attributes:
+        pictures_at_once: How many pictures to give it in one call, so that memory is bounded and the device busy. On
+            CPU one picture keeps all cores busy, and is the same in every batch.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: VQModel, *, native: bool = True) -> None:
+        """Copy the decoder of ``model``; without ``native`` it stays with PyTorch."""
+        on_cpu = model.codebook.device.type == "cpu"
+        self.pictures_at_once = _ONCE_ON_CPU if on_cpu else _ONCE_ELSEWHERE
+        self._versions = versions(model)
+        vectors = F.normalize(model.codebook, dim=-1)[..., None, None]  # (V, E, 1, 1)
+        self._table = model.from_code(vectors).flatten(1)  # (V, z_channels)
+        kernel_decoder = NativeDecoder.make(model.decoder) if native and on_cpu else None
+        self.is_native = kernel_decoder is not None
+        self._decoder: Callable[[Tensor], Tensor] = kernel_decoder or folded(model.decoder)
+
+    def matches(self, model: VQModel) -> bool:
+        """Whether ``model`` still has the weights that were copied, as far as ``versions`` sees."""
+        return self._versions == versions(model)
+
+    @torch.no_grad()
+    def __call__(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures of codes; values may lie a little outside [-1, 1]."""
+        return self._decoder(F.embedding(codes, self._table).movedim(-1, 1))  # channels last, (B, C, h, w)

@@ -1,0 +1,50 @@
+"""The tokenizer's decoder in PyTorch with fewer products, for every device and dtype.
+
+Shape letters: B batch, C channels, h w grid of a level.
+"""
+
+from copy import deepcopy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from aimamba.models.vq import Decoder, Upsample
+
+
+def folded(decoder: Decoder) -> Decoder:
+    """A copy with channels last whose levels end in ``FoldedUpsample``."""
+    decoder = deepcopy(decoder).requires_grad_(False)
+    for level in decoder.levels:
+        if isinstance(level.resample, Upsample):
+            level.resample = FoldedUpsample(level.resample)
+    return decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
+
+
+class FoldedUpsample(nn.Module):
+    """``Upsample`` as one 2 x 2 convolution on the small grid: 4 / 9 of the products.
+
+    In the doubled grid two neighbouring taps of the 3 x 3 kernel fall on the same cell of the small one, so they are
+    added up beforehand. Even and odd rows (and columns) see different pairs of cells: output place (2 i + a, 2 j + b)
+    has a kernel of its own (a, b), which reads the cells i + a - 1, i + a and j + b - 1, j + b.
+    """
+
+    def __init__(self, plain: Upsample) -> None:
+        super().__init__()
+        taps = plain.weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # parity, cell, tap
+        weight = torch.einsum("aip,bjq,kcpq->abkcij", taps, taps, plain.weight)
+        self.channels = plain.out_channels
+        self.conv = nn.Conv2d(plain.in_channels, 4 * self.channels, 2, padding=1, device="meta")
+        self.conv.weight = nn.Parameter(weight.flatten(0, 2), requires_grad=False)
+        assert plain.bias is not None
+        self.conv.bias = nn.Parameter(plain.bias.repeat(4), requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """(B, C, h, w) to (B, C, 2 h, 2 w)."""
+        batch, _, height, width = x.shape
+        parts = self.conv(x).permute(0, 2, 3, 1).unflatten(-1, (2, 2, self.channels))  # (B, h + 1, w + 1, 2, 2, C)
+        drawn = parts.new_empty(batch, height, 2, width, 2, self.channels)
+        for a in (0, 1):
+            for b in (0, 1):
+                drawn[:, :, a, :, b] = parts[:, a : a + height, b : b + width, a, b]
+        return drawn.view(batch, 2 * height, 2 * width, self.channels).permute(0, 3, 1, 2)

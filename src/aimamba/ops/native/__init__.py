@@ -1,0 +1,1 @@
+"""Kernels in C++ for the CPU, compiled when they are first used."""
