@@ -7,6 +7,9 @@ from benchmarks.results import Results
 
 Found = dict[str, Any]
 
+DISTURBED = 0.2
+"""Cores that other programs may keep busy before a figure is marked."""
+
 NAMES = {
     "aim": "AiM",
     "attention": "our attention baseline",
@@ -33,6 +36,11 @@ def markdown(results: Results) -> str:
         for section, make in tables.items()
         if results.of(section)
     ]
+    found = [marks(each) for each in results.measurements]
+    if any("*" in each for each in found):
+        parts.append("\\* estimated from steps at several places of a picture.")
+    if any("+" in each for each in found):
+        parts.append(f"+ other programs kept more than {DISTURBED} cores busy meanwhile.")
     if results.skipped:
         parts.append("## Not measured\n\n" + "\n".join(f"- {line}" for line in results.skipped))
     return "\n\n".join(parts) + "\n"
@@ -42,6 +50,12 @@ def name(found: Found) -> str:
     """Subject and variant."""
     who = NAMES.get(found["subject"], found["subject"])
     return f"{who}, {found['variant']}" if found["variant"] else who
+
+
+def marks(found: Found) -> str:
+    """What to know about a figure: ``*`` estimated, ``+`` disturbed by other programs."""
+    estimated, disturbed = found.get("estimated", False), (found.get("disturbed_by_cores") or 0.0) > DISTURBED
+    return (" \\*" if estimated else "") + (" +" if disturbed else "")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -79,9 +93,11 @@ def _ceilings(found: list[Found]) -> str:
     for each in found:
         best = max(each["rates"], key=each["rates"].get)
         if each["subject"] == "bandwidth":
-            rows.append(["read bandwidth", f"{_number(each['best'] / 1e9)} GB/s", best])
+            rows.append(["read bandwidth", f"{_number(each['best'] / 1e9)} GB/s{marks(each)}", best])
         else:
-            rows.append([f"matrix products, {each['dtype']}", f"{_number(each['best'] / 1e9)} Gop/s", best])
+            rows.append(
+                [f"matrix products, {each['dtype']}", f"{_number(each['best'] / 1e9)} Gop/s{marks(each)}", best]
+            )
     return table(["ceiling", "best", "reached by"], rows)
 
 
@@ -95,15 +111,14 @@ def _sampling(found: list[Found]) -> str:
                 name(each),
                 each["dtype"],
                 str(each["batch"]),
-                _range(each["seconds_per_picture"]) + (" \\*" if each["estimated"] else ""),
+                _range(each["seconds_per_picture"]) + marks(each),
                 _range(each["milliseconds_per_token"]),
                 f"{_number(floor['seconds_per_picture'])} ({floor['bound']})" if floor else "",
                 _number(each.get("times_floor")),
                 _gib(each["peak_bytes"]),
             ]
         )
-    note = "\n\n\\* estimated from steps at several places of a picture." if any(f["estimated"] for f in found) else ""
-    return table(head, rows) + note
+    return table(head, rows)
 
 
 def _training(found: list[Found]) -> str:
@@ -112,7 +127,7 @@ def _training(found: list[Found]) -> str:
         [
             name(each),
             each["dtype"],
-            _range(each["tokens_per_second"]),
+            _range(each["tokens_per_second"]) + marks(each),
             *(
                 "" if each.get(share) is None else f"{each[share]:.0%}"
                 for share in ("matrix_share", "matrix_share_with_mixing")
@@ -132,7 +147,7 @@ def _growth(found: list[Found]) -> str:
             each["dtype"],
             str(each["batch"]),
             f"{each['tokens']:,}",
-            _range(each["milliseconds_per_token"]),
+            _range(each["milliseconds_per_token"]) + marks(each),
             _number(each.get("times_floor")),
             _number(each["remembered_bytes"] / 1e6),
         ]
@@ -143,7 +158,7 @@ def _growth(found: list[Found]) -> str:
 
 def _startup(found: list[Found]) -> str:
     what = {"import": "import aimamba", "load": "load AiM's weights"}
-    rows = [[f"{what[each['subject']]}, {each['dtype']}", _number(each["seconds"])] for each in found]
+    rows = [[f"{what[each['subject']]}, {each['dtype']}", _number(each["seconds"]) + marks(each)] for each in found]
     return table(["", "s"], rows)
 
 
@@ -153,7 +168,7 @@ def _decoder(found: list[Found]) -> str:
             name(each),
             each["dtype"],
             str(each["batch"]),
-            _range(each["seconds_per_picture"]),
+            _range(each["seconds_per_picture"]) + marks(each),
             _gib(each["peak_bytes"]),
         ]
         for each in sorted(found, key=lambda each: (each["batch"], each["dtype"], each["subject"]))

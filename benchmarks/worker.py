@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.disturbance import Disturbance
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError
 
 _MEASURES = {
@@ -26,7 +27,9 @@ def measure(measurement: Measurement) -> dict[str, Any]:
     """Take the measurement, or say in one line why it cannot be taken."""
     module, _, function = _MEASURES[measurement.section].partition(":")
     try:
-        return dict(getattr(import_module(module), function)(measurement))
+        taken = getattr(import_module(module), function)
+        disturbance = Disturbance()
+        return {**taken(measurement), "disturbed_by_cores": disturbance.cores()}
     except UnavailableError as reason:
         return {"unavailable": str(reason)}
     except SkippedError as reason:
