@@ -20,6 +20,7 @@ _BUFFER_BYTES = 1 << 30  # far more than any last-level cache
 _SHAPES = ((2048, 2048, 2048), (1024, 768, 16384), (1024, 3072, 1536), (4096, 4096, 4096))  # rows, inner, columns
 _READ_PLACES = (1, 4, 8, 16)
 _ROUNDS = 3
+_COPY = "copy"
 _SOURCE = Path(__file__).with_name("stream.cpp")
 _QUICK_SHAPES = ((64, 64, 64),)
 
@@ -43,17 +44,18 @@ def measure_ceiling(measurement: Measurement) -> dict[str, Any]:
 
 
 def _bandwidth(device: torch.device, size: int, limit: float) -> dict[str, float]:
-    """Bytes a second that one pass over a large buffer reads, by kernel."""
+    """Bytes a second that one pass over a large buffer reads, by kernel; a copy writes as many and counts twice."""
     side = 1 << ((size // 4).bit_length() // 2)
     numbers = torch.rand(size // 4, device=device)
     matrix, vector = numbers.view(-1, side), torch.rand(side, device=device)
     half = numbers.numel() // 2
-    out = matrix.new_empty(matrix.shape[0])
+    out, copied = matrix.new_empty(matrix.shape[0]), torch.empty_like(numbers)
     kernels: dict[str, Callable[[], object]] = {
         "sum": numbers.sum,
         "largest": numbers.max,
         "dot product": lambda: torch.dot(numbers[:half], numbers[half:]),
         "matrix times vector": lambda: torch.mv(matrix, vector, out=out),
+        _COPY: lambda: copied.copy_(numbers),
     }
     with _compiled_readers(numbers) as compiled:
         kernels |= compiled
@@ -62,7 +64,7 @@ def _bandwidth(device: torch.device, size: int, limit: float) -> dict[str, float
         for _ in range(rounds):
             for name, run in kernels.items():
                 taken[name] += repeated(run, device, limit=limit / rounds / len(kernels), least=1)
-    return {name: size / min(each) for name, each in taken.items()}
+    return {name: size * (2 if name == _COPY else 1) / min(each) for name, each in taken.items()}
 
 
 @contextmanager

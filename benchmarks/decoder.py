@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aimamba.models import VQ_PRESETS, VQConfig, VQModel
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError, spread
-from benchmarks.timing import peak_bytes, repeated
+from benchmarks.timing import forget_peak, peak_bytes, repeated
 
 _QUICK = VQConfig(
     channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=64, codebook_dim=4, norm_groups=4
@@ -32,6 +32,7 @@ def measure_decoder(measurement: Measurement) -> dict[str, Any]:
     config = _QUICK if measurement.quick else VQ_PRESETS["vq-f16"]
     builders = {"aim": _ours, "vq-official": _official}
     decode = builders[measurement.subject](measurement, config, dtype, device)
+    forget_peak(device)
     side = 4 if measurement.quick else 16
     codes = torch.randint(config.codebook_size, (measurement.batch, side, side), device=device)
     with torch.inference_mode():

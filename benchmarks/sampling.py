@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from benchmarks.measurement import Measurement, spread
 from benchmarks.ours import Ours
 from benchmarks.peers import PEERS, build_peer
 from benchmarks.subject import Subject
-from benchmarks.timing import peak_bytes, synchronize, windows
+from benchmarks.timing import forget_peak, peak_bytes, synchronize, windows
 
 _WARM_UP, _PROBE = 3, 5  # steps
 _WINDOW = 16  # steps that are timed together
@@ -23,6 +24,7 @@ def build(measurement: Measurement) -> Subject:
     torch.manual_seed(0)
     subject = build_peer(measurement) if measurement.subject in PEERS else Ours(measurement)
     subject.model.requires_grad_(measurement.section == "training")
+    forget_peak(torch.device(measurement.device))  # building in float32 takes more than running in bfloat16
     return subject
 
 
@@ -42,12 +44,12 @@ def measure_sampling(measurement: Measurement) -> dict[str, Any]:
     probe.close()  # type: ignore[attr-defined]
     estimated = step * tokens > limit
     if estimated:
-        taken = [_places(subject, batch, tokens, device, limit) if subject.jumps else _from_start(subject, measurement)]
-        pictures = [sum(taken[0]) / len(taken[0]) * tokens]
+        taken = list(_places(subject, batch, tokens, device, limit))
+        pictures = [fmean(median(place) for place in taken) * tokens]
     else:
         runs = min(max(int(limit / (step * tokens)), 1), _MOST_RUNS)
         taken = [_whole(subject.draw(batch), tokens, device) for _ in range(runs)]
-        pictures = [sum(each) / len(each) * tokens for each in taken]
+        pictures = [fmean(each) * tokens for each in taken]
     return {
         "seconds_per_picture": spread([seconds / batch for seconds in pictures]),
         "milliseconds_per_token": spread([1000 * seconds for each in taken for seconds in each]),
@@ -66,19 +68,15 @@ def _whole(steps: Iterator[object], tokens: int, device: torch.device) -> list[f
     return taken
 
 
-def _places(subject: Subject, batch: int, tokens: int, device: torch.device, limit: float) -> list[float]:
-    """Seconds a step at evenly spaced places."""
-    taken = []
+def _places(subject: Subject, batch: int, tokens: int, device: torch.device, limit: float) -> Iterator[list[float]]:
+    """Seconds a step at evenly spaced places; from the first code on where the subject cannot begin elsewhere."""
+    if not subject.jumps:
+        yield _within(subject.draw(batch), device, limit)
+        return
     for place in range(_PLACES):
         steps = subject.draw(batch, start=tokens * (2 * place + 1) // (2 * _PLACES))
         next(steps)
-        taken += _within(steps, device, limit / _PLACES)
-    return taken
-
-
-def _from_start(subject: Subject, measurement: Measurement) -> list[float]:
-    """Seconds a step from the first code on, as far as the limit reaches."""
-    return _within(subject.draw(measurement.batch), torch.device(measurement.device), measurement.limit_seconds)
+        yield _within(steps, device, limit / _PLACES)
 
 
 def _within(steps: Iterator[object], device: torch.device, limit: float) -> list[float]:
