@@ -88,7 +88,7 @@ def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
     """Put ``floor`` beside a drawing's or a token's figure, or the share of the matrix rate beside a training's."""
     if "work" not in found:
         return
-    work, tokens, batch = Work(**found["work"]), found["tokens"], found["batch"]
+    work, tokens, batch = Work.read(found["work"]), found["tokens"], found["batch"]
     if found["section"] == "training":
         rate = ceilings["operations_per_second"].get(found["dtype"])
         for name, mixing in (("matrix_share", False), ("matrix_share_with_mixing", True)):

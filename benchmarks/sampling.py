@@ -1,6 +1,7 @@
 """Seconds a picture: guided, without the tokenizer's decoder."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from statistics import fmean, median
 from typing import Any
@@ -56,7 +57,7 @@ def measure_sampling(measurement: Measurement) -> dict[str, Any]:
         "estimated": estimated,
         "peak_bytes": peak_bytes(device),
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-        "work": subject.work.__dict__,
+        "work": asdict(subject.work),
     }
 
 
@@ -69,10 +70,7 @@ def _whole(steps: Iterator[object], tokens: int, device: torch.device) -> list[f
 
 
 def _places(subject: Subject, batch: int, tokens: int, device: torch.device, limit: float) -> Iterator[list[float]]:
-    """Seconds a step at evenly spaced places; from the first code on where the subject cannot begin elsewhere."""
-    if not subject.jumps:
-        yield _within(subject.draw(batch), device, limit)
-        return
+    """Seconds a step at evenly spaced places."""
     for place in range(_PLACES):
         steps = subject.draw(batch, start=tokens * (2 * place + 1) // (2 * _PLACES))
         next(steps)

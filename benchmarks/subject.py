@@ -16,12 +16,10 @@ class Subject(ABC):
     Attributes:
         model: Its module.
         work: What it must do for a token, for the floors.
-        jumps: Whether ``draw`` can begin late in a picture without drawing what comes before.
     """
 
     model: nn.Module
     work: Work
-    jumps: bool = True
 
     @abstractmethod
     def draw(self, pictures: int, *, start: int = 0) -> Iterator[object]:

@@ -1,5 +1,6 @@
 """Tokens a second of a forward and a backward pass over four pictures."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -40,5 +41,5 @@ def measure_training(measurement: Measurement) -> dict[str, Any]:
         "tokens_per_second": spread([tokens / seconds for seconds in taken]),
         "peak_bytes": peak_bytes(device),
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-        "work": subject.work.__dict__,
+        "work": asdict(subject.work),
     }

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from aimamba.models import AIM_PRESETS, AiM, AiMConfig
 from benchmarks.floors import (
+    Memory,
     Work,
     attention_mixing,
     drawing_bytes,
@@ -19,7 +21,6 @@ from benchmarks.floors import (
     ssd_mixing,
     training_operations,
 )
-from benchmarks.growth import remembered_bytes
 from benchmarks.measurement import Measurement, spread
 from benchmarks.ours import Ours, attention_of_same_size, count_work
 from benchmarks.plan import Plan
@@ -52,19 +53,30 @@ def test_work_of_aim_b_by_hand():
     in_proj, out_proj = 768 * (2 * 1536 + 2 * 128 + 24), 1536 * 768
     assert work.matrices == 16384 * 768 + 24 * (in_proj + out_proj)
     assert work.once == 24 * 768 * 3 * 768 + 768 * 2 * 768
-    assert work.state_bytes == 24 * 4 * (24 * 64 * 128 + 3 * (1536 + 256))
-    assert work.state_operations == 24 * 5 * 24 * 64 * 128
-    assert work.cache_bytes == work.cache_operations == 0
     assert work.mixing == 24 * (2 * 64 * (128 + 1536) + 4 * 1536 * 128)
+    state, dual = work.memories
+    window = 24 * 4 * 3 * (1536 + 256)
+    assert state == Memory(state_bytes=24 * 4 * 24 * 64 * 128 + window, state_operations=24 * 5 * 24 * 64 * 128)
+    assert dual == Memory(
+        state_bytes=window,
+        cache_bytes=24 * 4 * (1536 + 128 + 24),
+        cache_operations=24 * (2 * (1536 + 128) + 3 * 24),
+    )
+
+
+def test_the_dual_form_counts_while_it_is_smaller():
+    with torch.device("meta"):
+        work = count_work(AiM(AIM_PRESETS["aim-b"]))
+    state, dual = work.memories
+    assert work.memory(128.5) == dual  # a picture of 256 codes on average
+    assert work.memory(1024) == state
 
 
 def test_work_of_the_attention_baseline_by_hand():
     config = AiMConfig(width=64, num_blocks=4, head_width=16, vocab_size=100, mixer="attention", feed_forward=2.0)
     work = count_work(AiM(config))
     assert work.matrices == 100 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128)
-    assert work.cache_bytes == 4 * 2 * 2 * 64  # keys and values of two layers in float32
-    assert work.cache_operations == 2 * 2 * 2 * 64
-    assert work.state_bytes == work.state_operations == 0
+    assert work.memories == (Memory(cache_bytes=4 * 2 * 2 * 64, cache_operations=2 * 2 * 2 * 64),)  # keys and values
     assert work.mixing == 2 * attention_mixing(width=64, tokens=256)
 
 
@@ -72,7 +84,8 @@ def test_the_work_of_bfloat16_keeps_the_state_wide():
     config = AiMConfig(width=32, num_blocks=1, vocab_size=16, state_size=8, head_width=16)
     wide, narrow = count_work(AiM(config)), count_work(AiM(config).cast(torch.bfloat16))
     window = 3 * (64 + 2 * 8)
-    assert wide.state_bytes - narrow.state_bytes == 2 * window
+    assert wide.memories[0].state_bytes - narrow.memories[0].state_bytes == 2 * window
+    assert wide.memories[1].cache_bytes - narrow.memories[1].cache_bytes == 2 * (64 + 8)
     assert wide.matrices == narrow.matrices
 
 
@@ -86,12 +99,12 @@ def test_the_attention_baseline_has_as_many_parameters(size):
 
 
 def test_bytes_and_operations_of_a_token_by_hand():
-    work = Work(matrices=1000, once=400, state_bytes=50, state_operations=60, cache_bytes=8, cache_operations=12)
+    memory = Memory(state_bytes=50, state_operations=60, cache_bytes=8, cache_operations=12)
+    work = Work(matrices=1000, once=400, memories=(memory,))
     # Four tokens: 1000 + 400 / 4 numbers of 2 bytes; a row reads and writes its state, reads 2.5 places, writes one.
     assert drawing_bytes(work, "bfloat16", rows=3, tokens=4) == 2 * 1100 + 3 * (2 * 50 + 8 * 2.5 + 8)
     assert drawing_bytes(work, "int8", rows=3, tokens=4, seen=5) == 1100 + 3 * (2 * 50 + 8 * 5 + 8)
     assert drawing_operations(work, rows=3, tokens=4) == 3 * (2 * 1100 + 60 + 12 * 2.5)
-    assert remembered_bytes(work, 4) == 50 + 5 * 8
 
 
 def test_a_floor_is_the_larger_of_two():
@@ -128,6 +141,11 @@ def test_drawing_from_the_middle_takes_the_rest(subject):
     late = list(ours.draw(2, start=9))
     assert len(late) == 16 - 9 - 1
     assert late[0].shape == (2,)
+
+
+def test_work_survives_json():
+    work = Work(matrices=3, memories=(Memory(state_bytes=1), Memory(cache_bytes=2)), mixing=4)
+    assert Work.read(json.loads(json.dumps(asdict(work)))) == work
 
 
 def test_a_measurement_survives_json():
@@ -176,7 +194,7 @@ def found(seconds):
         "milliseconds_per_token": spread([1000 * seconds / 16]),
         "estimated": False,
         "peak_bytes": 1 << 30,
-        "work": Work(matrices=1000).__dict__,
+        "work": asdict(Work(matrices=1000)),
     }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.floors import Work, attention_mixing
+from benchmarks.floors import Work, attention_memories, attention_mixing
 from benchmarks.measurement import Measurement, UnavailableError
 from benchmarks.ours import TORCH_DTYPES, aim_config
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
@@ -46,11 +46,11 @@ class LlamaGen(Subject):
         else:
             model = gpt.GPT_models[_SIZES[measurement.size]](**settings)
         self.model = model.to(self.device, self.dtype)
-        numbers_of_a_token = 2 * model.config.n_layer * model.config.dim
         self.work = Work(
             matrices=numbers(linear_weights(model)),
-            cache_bytes=numbers_of_a_token * model.output.weight.element_size(),
-            cache_operations=2 * numbers_of_a_token,
+            memories=attention_memories(
+                layers=model.config.n_layer, width=model.config.dim, narrow=model.output.weight.element_size()
+            ),
             mixing=model.config.n_layer * attention_mixing(width=model.config.dim, tokens=self.tokens),
         )
 

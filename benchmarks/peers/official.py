@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.floors import STATE_OPERATIONS, Work, ssd_mixing
+from benchmarks.floors import Work, mamba_memories, ssd_mixing
 from benchmarks.measurement import Measurement, UnavailableError
 from benchmarks.ours import TORCH_DTYPES, aim_config
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
@@ -59,14 +59,18 @@ class Official(Subject):
 
     def _count(self, blocks: int) -> Work:
         model, mixer = self.model, self.model.backbone.layers[0].mixer
-        state, width = blocks * mixer.d_inner * mixer.d_state, model.lm_head.weight.element_size()
-        window = blocks * mixer.conv1d.weight.shape[0] * mixer.d_conv
         used = [weight for layer in model.backbone.layers for weight in linear_weights(layer.mixer)]
         return Work(
             matrices=numbers([model.lm_head.weight, *used]),
             once=numbers(linear_weights(model)) - numbers([model.lm_head.weight, *used]),
-            state_bytes=width * (state + window),
-            state_operations=STATE_OPERATIONS * state,
+            memories=mamba_memories(
+                blocks=blocks,
+                inner=mixer.d_inner,
+                heads=mixer.nheads,
+                state_size=mixer.d_state,
+                conv_width=mixer.d_conv,
+                narrow=model.lm_head.weight.element_size(),
+            ),
             mixing=blocks * ssd_mixing(inner=mixer.d_inner, state_size=mixer.d_state, chunk=_CHUNK),
         )
 

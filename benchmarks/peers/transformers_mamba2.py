@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.floors import STATE_OPERATIONS, Work, ssd_mixing
+from benchmarks.floors import Work, mamba_memories, ssd_mixing
 from benchmarks.measurement import Measurement
 from benchmarks.ours import TORCH_DTYPES, aim_config
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
@@ -38,13 +38,16 @@ class TransformersMamba2(Subject):
             pad_token_id=0,
         )
         self.model = Mamba2ForCausalLM(self.shape).to(self.device, TORCH_DTYPES[measurement.dtype])
-        channels = inner + 2 * config.state_size
-        width = self.model.lm_head.weight.element_size()
-        state = config.num_blocks * inner * config.state_size
         self.work = Work(
             matrices=numbers([self.model.lm_head.weight, *linear_weights(self.model.backbone)]),
-            state_bytes=4 * state + width * config.num_blocks * channels * config.conv_width,
-            state_operations=STATE_OPERATIONS * state,
+            memories=mamba_memories(
+                blocks=config.num_blocks,
+                inner=inner,
+                heads=self.shape.num_heads,
+                state_size=config.state_size,
+                conv_width=config.conv_width,
+                narrow=self.model.lm_head.weight.element_size(),
+            ),
             mixing=config.num_blocks * ssd_mixing(inner=inner, state_size=config.state_size, chunk=_CHUNK),
         )
 
