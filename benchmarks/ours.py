@@ -22,7 +22,7 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": to
 """Dtype of the model; the int8 engine quantises it itself."""
 
 _QUICK = AiMConfig(
-    width=32, num_blocks=2, vocab_size=64, num_tokens=16, num_classes=10, state_size=8, head_width=16, chunk_size=8
+    width=32, num_blocks=2, vocab_size=64, num_tokens=16, num_classes=10, state_size=16, head_width=16, chunk_size=8
 )
 
 

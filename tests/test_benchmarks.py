@@ -243,6 +243,8 @@ def test_the_whole_command(tmp_path):
     assert content["ceilings"]["bytes_per_second"] > 0
     assert content["ceilings"]["operations_per_second"]["float32"] > 0
     assert content["provenance"]["torch"] == torch.__version__
+    engines = {each["variant"] for each in content["measurements"] if each["subject"] == "aim"}
+    assert engines == {"plain", "native"} or any("native" in line for line in content["skipped"])
     taken = {(each["section"], each["subject"], each["variant"]): each for each in content["measurements"]}
     assert {("sampling", "aim", "plain"), ("sampling", "attention", "plain")} <= set(taken)
     drawn = taken["sampling", "aim", "plain"]
