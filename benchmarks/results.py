@@ -51,10 +51,13 @@ class Results:
         return results
 
     def add(self, measurement: Measurement, found: dict[str, Any]) -> None:
-        """Add a measurement's figures; an older one of the same settings goes."""
+        """Add a measurement's figures; an older one of the same settings goes, but a ceiling can only rise."""
         identity = measurement.identity
-        self.measurements = [each for each in self.measurements if any(each[key] != identity[key] for key in identity)]
-        self.measurements.append({**identity, **found, "date": self.provenance["date"]})
+        older = [each for each in self.measurements if all(each[key] == identity[key] for key in identity)]
+        self.measurements = [each for each in self.measurements if each not in older]
+        if measurement.section == "ceilings":
+            found = max(found, *older, key=lambda each: float(each["best"])) if older else found
+        self.measurements.append({"date": self.provenance["date"], **identity, **found})
         self.measurements.sort(key=lambda each: SECTIONS.index(each["section"]))
 
     def of(self, section: str) -> list[dict[str, Any]]:

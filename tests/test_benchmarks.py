@@ -215,6 +215,13 @@ def test_results_are_added_to_and_replaced(tmp_path):
     assert "| AiM | float32 | 1 | 2.00 |" in markdown(results)
 
 
+def test_a_ceiling_only_rises():
+    results = Results(MACHINE)
+    for best in (1.0, 3.0, 2.0):
+        results.add(Measurement(section="ceilings", subject="bandwidth"), {"rates": {"sum": best}, "best": best})
+    assert [each["best"] for each in results.measurements] == [3.0]
+
+
 def test_results_of_another_machine_are_left_alone(tmp_path):
     from aimamba import ConfigError
 
