@@ -14,7 +14,7 @@ from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import Engine, EngineName, make_engine
 from aimamba.models import AIM_PRESETS, AiM, AiMConfig
 from aimamba.ops.logits import guide, sample
-from benchmarks.floors import Work, attention_memories, attention_mixing, mamba_memories, ssd_mixing
+from benchmarks.floors import Memory, Work, attention_memories, attention_mixing, mamba_memories, ssd_mixing
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
 
@@ -47,26 +47,28 @@ def attention_of_same_size(config: AiMConfig) -> AiMConfig:
 def count_work(model: AiM) -> Work:
     """Count what the generator must do."""
     config, narrow = model.config, model.word_embedding.weight.element_size()
-    inner = config.expand * config.width
     used = [weight for block in model.blocks for weight in linear_weights(block)]
-    layers = config.num_blocks // 2 if config.mixer == "attention" else config.num_blocks
-    return Work(
-        matrices=numbers([model.word_embedding.weight, *used]),
-        once=numbers([*linear_weights(model.adaln), model.final_adaln.weight]),
-        memories=attention_memories(layers=layers, width=config.width, narrow=narrow)
-        if config.mixer == "attention"
-        else mamba_memories(
-            blocks=layers,
+    memories: tuple[Memory, ...]
+    if config.mixer == "attention":
+        layers = config.num_blocks // 2  # every other block is a feed-forward
+        memories = attention_memories(layers=layers, width=config.width, narrow=narrow)
+        mixing = layers * attention_mixing(width=config.width, tokens=config.num_tokens)
+    else:
+        inner, chunk = config.expand * config.width, min(config.chunk_size, config.num_tokens)
+        memories = mamba_memories(
+            blocks=config.num_blocks,
             inner=inner,
             heads=inner // config.head_width,
             state_size=config.state_size,
             conv_width=config.conv_width,
             narrow=narrow,
-        ),
-        mixing=layers * attention_mixing(width=config.width, tokens=config.num_tokens)
-        if config.mixer == "attention"
-        else layers
-        * ssd_mixing(inner=inner, state_size=config.state_size, chunk=min(config.chunk_size, config.num_tokens)),
+        )
+        mixing = config.num_blocks * ssd_mixing(inner=inner, state_size=config.state_size, chunk=chunk)
+    return Work(
+        matrices=numbers([model.word_embedding.weight, *used]),
+        once=numbers([*linear_weights(model.adaln), model.final_adaln.weight]),
+        memories=memories,
+        mixing=mixing,
     )
 
 
