@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "design", "weights", "models/avatars-64")
+PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "speed", "design", "weights", "models/avatars-64")
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
 PAGES = (*RUN, "CHANGELOG.md", "docs/log.md", "docs/studies/README.md")
 PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])

@@ -1,0 +1,69 @@
+"""Seconds the tokenizer takes to draw a 256-pixel picture from its codes."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aimamba.models import VQ_PRESETS, VQConfig, VQModel
+from benchmarks.measurement import Measurement, SkippedError, UnavailableError, spread
+from benchmarks.timing import forget_peak, peak_bytes, repeated
+
+_QUICK = VQConfig(
+    channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=64, codebook_dim=4, norm_groups=4
+)
+
+Decode = Callable[[Tensor], object]
+"""Draws pictures from codes (B, h, w)."""
+
+
+def measure_decoder(measurement: Measurement) -> dict[str, Any]:
+    """Decode a batch of random codes.
+
+    Returns:
+        ``seconds_per_picture`` with its spread and ``peak_bytes``.
+    """
+    torch.manual_seed(0)
+    device = torch.device(measurement.device)
+    dtype = getattr(torch, measurement.dtype)
+    config = _QUICK if measurement.quick else VQ_PRESETS["vq-f16"]
+    builders = {"aim": _ours, "vq-official": _official}
+    decode = builders[measurement.subject](measurement, config, dtype, device)
+    forget_peak(device)
+    side = 4 if measurement.quick else 16
+    codes = torch.randint(config.codebook_size, (measurement.batch, side, side), device=device)
+    with torch.inference_mode():
+        taken = repeated(lambda: decode(codes), device, limit=measurement.limit_seconds, least=2, most=10)
+    return {
+        "seconds_per_picture": spread([seconds / measurement.batch for seconds in taken]),
+        "peak_bytes": peak_bytes(device),
+    }
+
+
+def _ours(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device: torch.device) -> Decode:
+    """Our ways to decode by name: add another here and in ``benchmarks.plan.DECODER_VARIANTS``."""
+    model = VQModel(config).cast(dtype).to(device).eval()
+    ways: dict[str, Decode] = {
+        "batch": model.decode,
+        "one by one": lambda codes: [model.decode(one) for one in codes.split(1)],
+    }
+    return ways[measurement.variant]
+
+
+def _official(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device: torch.device) -> Decode:
+    """LlamaGen's module, which the official AiM uses too."""
+    if measurement.quick:
+        raise SkippedError("LlamaGen's tokenizer has no tiny size")
+    sys.path.append(dict(measurement.paths)["llamagen"])
+    try:
+        model = import_module("tokenizer.tokenizer_image.vq_model").VQ_models["VQ-16"]()
+    except ImportError as error:
+        raise UnavailableError(f"peer 'llamagen' cannot be imported: {error}") from error
+    layout = torch.channels_last if measurement.variant == "channels last" else torch.contiguous_format
+    model = model.to(device, dtype).to(memory_format=layout).eval()
+    return lambda codes: model.decode_code(
+        codes.flatten(), (codes.shape[0], config.codebook_dim, codes.shape[1], codes.shape[2])
+    )

@@ -1,0 +1,79 @@
+"""``transformers``' Mamba-2 in the shape of AiM, without its class and adaptive norms: a picture's class is a token."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.floors import Work, mamba_memories, ssd_mixing
+from benchmarks.measurement import Measurement
+from benchmarks.ours import TORCH_DTYPES, aim_config
+from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
+
+_CHUNK = 64
+
+
+class TransformersMamba2(Subject):
+    """``Mamba2ForCausalLM`` drawn step by step with its own cache; guidance and sampling in plain PyTorch."""
+
+    def __init__(self, measurement: Measurement) -> None:
+        from transformers import Mamba2Config, Mamba2ForCausalLM  # noqa: PLC0415 - a peer, not a dependency
+
+        config = aim_config(measurement)
+        inner = config.expand * config.width
+        self.tokens, self.device = config.num_tokens, torch.device(measurement.device)
+        self.shape = Mamba2Config(
+            hidden_size=config.width,
+            num_hidden_layers=config.num_blocks,
+            state_size=config.state_size,
+            head_dim=config.head_width,
+            num_heads=inner // config.head_width,
+            expand=config.expand,
+            conv_kernel=config.conv_width,
+            n_groups=1,
+            vocab_size=config.vocab_size,
+            chunk_size=_CHUNK,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+        )
+        self.model = Mamba2ForCausalLM(self.shape).to(self.device, TORCH_DTYPES[measurement.dtype])
+        self.work = Work(
+            matrices=numbers([self.model.lm_head.weight, *linear_weights(self.model.backbone)]),
+            memories=mamba_memories(
+                blocks=config.num_blocks,
+                inner=inner,
+                heads=self.shape.num_heads,
+                state_size=config.state_size,
+                conv_width=config.conv_width,
+                narrow=self.model.lm_head.weight.element_size(),
+            ),
+            mixing=config.num_blocks * ssd_mixing(inner=inner, state_size=config.state_size, chunk=_CHUNK),
+        )
+
+    @torch.no_grad()
+    def draw(self, pictures: int, *, start: int = 0) -> Iterator[object]:
+        """A step costs the same anywhere, so one that begins late has a short past."""
+        self.model.eval()
+        inputs = torch.arange(2 * pictures, device=self.device)[:, None] % self.shape.vocab_size
+        cache = None
+        for _ in range(start, self.tokens):
+            output = self.model(inputs, cache=cache, use_cache=True)
+            cache = output.cache
+            conditional, unconditional = output.logits[:, -1].chunk(2)
+            logits = unconditional + CFG_SCALE * (conditional - unconditional)
+            codes = torch.multinomial(logits.softmax(dim=-1), 1)
+            inputs = codes.repeat(2, 1)
+            yield codes
+
+    def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """The class is the first token, as in AiM."""
+        self.model.train()
+        inputs = torch.cat([labels[:, None], codes[:, :-1]], dim=1)
+        logits = self.model(inputs, use_cache=False).logits
+        return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+
+
+def build(measurement: Measurement, paths: dict[str, str]) -> TransformersMamba2:
+    """Build the peer; it needs no path."""
+    return TransformersMamba2(measurement)

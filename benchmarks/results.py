@@ -1,0 +1,117 @@
+"""The file of results: measurements of one machine, with what their floors are computed from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aimamba.errors import ConfigError
+from aimamba.files import write_atomically
+from benchmarks.floors import Work, drawing_floor, training_operations
+from benchmarks.measurement import SECTIONS, Measurement
+
+FILE = "results.json"
+_MACHINE = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
+
+
+class Results:
+    """``results.json``: a later run adds to it, and replaces what it measures again.
+
+    Attributes:
+        provenance: Machine, versions, commit and date of the latest run.
+        measurements: Settings and figures, one mapping a measurement.
+        skipped: One line for each measurement that could not be taken.
+    """
+
+    def __init__(self, provenance: dict[str, Any]) -> None:
+        self.provenance = provenance
+        self.measurements: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
+
+    @classmethod
+    def open(cls, folder: Path, provenance: dict[str, Any]) -> "Results":
+        """Go on with the results in ``folder``, or begin.
+
+        Raises:
+            ConfigError: They are another machine's, or cannot be read.
+        """
+        results, path = cls(provenance), folder / FILE
+        if not path.is_file():
+            return results
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            before, results.measurements = content["provenance"], content["measurements"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: expected results of this command; give another folder with --out") from error
+        for name in _MACHINE:
+            if before.get(name) != provenance.get(name):
+                raise ConfigError(
+                    f"{path} was measured with {name} {before.get(name)!r}, this run has {provenance.get(name)!r}; "
+                    "figures of two machines do not compare: give another folder with --out"
+                )
+        return results
+
+    def add(self, measurement: Measurement, found: dict[str, Any]) -> None:
+        """Add a measurement's figures; an older one of the same settings goes, but a ceiling can only rise."""
+        identity = measurement.identity
+        older = [each for each in self.measurements if all(each[key] == identity[key] for key in identity)]
+        self.measurements = [each for each in self.measurements if each not in older]
+        if measurement.section == "ceilings":
+            found = max(found, *older, key=lambda each: float(each["best"])) if older else found
+        self.measurements.append({"date": self.provenance["date"], **identity, **found})
+        self.measurements.sort(key=lambda each: SECTIONS.index(each["section"]))
+
+    def of(self, section: str) -> list[dict[str, Any]]:
+        """Measurements of one section."""
+        return [each for each in self.measurements if each["section"] == section]
+
+    def ceilings(self) -> dict[str, Any] | None:
+        """``bytes_per_second`` and, by dtype, ``operations_per_second``; None where bandwidth was not measured."""
+        found = self.of("ceilings")
+        bandwidth = [each["best"] for each in found if each["subject"] == "bandwidth"]
+        rates = {each["dtype"]: each["best"] for each in found if each["subject"] == "products"}
+        return {"bytes_per_second": bandwidth[-1], "operations_per_second": rates} if bandwidth else None
+
+    def write(self, folder: Path) -> None:
+        """Compute the floors and write the file."""
+        ceilings = self.ceilings()
+        if ceilings is not None:
+            for each in self.measurements:
+                add_floor(each, ceilings)
+        content = {
+            "provenance": self.provenance,
+            "ceilings": ceilings,
+            "measurements": self.measurements,
+            "skipped": self.skipped,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / FILE, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
+    """Put ``floor`` beside a drawing's or a token's figure, or the share of the matrix rate beside a training's."""
+    if "work" not in found:
+        return
+    work, tokens, batch = Work.read(found["work"]), found["tokens"], found["batch"]
+    if found["section"] == "training":
+        rate = ceilings["operations_per_second"].get(found["dtype"])
+        for name, mixing in (("matrix_share", False), ("matrix_share_with_mixing", True)):
+            operations = training_operations(work, pictures=batch, tokens=tokens, mixing=mixing)
+            found[name] = operations / found["seconds"]["median"] / rate if rate else None
+        return
+    seen = tokens + 1 if found["section"] == "growth" else None
+    floor = drawing_floor(work, found["dtype"], ceilings, rows=2 * batch, tokens=tokens, seen=seen)
+    found["floor"] = {
+        "milliseconds_per_token": 1000 * floor.seconds,
+        "seconds_per_picture": floor.seconds * tokens / batch,
+        "bound": floor.bound,
+        "bytes": floor.bytes,
+        "operations": floor.operations,
+        "bytes_milliseconds": 1000 * floor.bytes_seconds,
+        "operations_milliseconds": None if floor.operations_seconds is None else 1000 * floor.operations_seconds,
+    }
+    taken = (
+        found["seconds_per_picture"]["median"] / tokens * batch * 1000
+        if found["section"] == "sampling"
+        else found["milliseconds_per_token"]["median"]
+    )
+    found["times_floor"] = taken / found["floor"]["milliseconds_per_token"]

@@ -1,0 +1,88 @@
+"""Seconds a picture: guided, without the tokenizer's decoder."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from benchmarks.measurement import Measurement, spread
+from benchmarks.ours import Ours
+from benchmarks.peers import PEERS, build_peer
+from benchmarks.subject import Subject
+from benchmarks.timing import forget_peak, peak_bytes, synchronize, windows
+
+_WARM_UP, _PROBE = 3, 5  # steps
+_WINDOW = 16  # steps that are timed together
+_MOST_RUNS = 5
+_PLACES = 4  # of a picture, where whole ones would take too long
+
+
+def build(measurement: Measurement) -> Subject:
+    """Build ours or a peer's generator with random weights."""
+    torch.manual_seed(0)
+    subject = build_peer(measurement) if measurement.subject in PEERS else Ours(measurement)
+    subject.model.requires_grad_(measurement.section == "training")
+    forget_peak(torch.device(measurement.device))  # building in float32 takes more than running in bfloat16
+    return subject
+
+
+def measure_sampling(measurement: Measurement) -> dict[str, Any]:
+    """Draw whole pictures where they fit into the limit, else steps at several places of a picture.
+
+    Returns:
+        ``seconds_per_picture`` and ``milliseconds_per_token`` with their spread (over pictures drawn and over windows
+        of 16 tokens), ``estimated``, ``peak_bytes`` and ``work``.
+    """
+    subject, device = build(measurement), torch.device(measurement.device)
+    batch, tokens, limit = measurement.batch, measurement.tokens, measurement.limit_seconds
+    probe = subject.draw(batch)
+    for _ in islice(probe, _WARM_UP):
+        pass
+    [step] = windows(probe, device, count=1, length=_PROBE)
+    probe.close()  # type: ignore[attr-defined]
+    estimated = step * tokens > limit
+    if estimated:
+        taken = list(_places(subject, batch, tokens, device, limit))
+        pictures = [fmean(median(place) for place in taken) * tokens]
+    else:
+        runs = min(max(int(limit / (step * tokens)), 1), _MOST_RUNS)
+        taken = [_whole(subject.draw(batch), tokens, device) for _ in range(runs)]
+        pictures = [fmean(each) * tokens for each in taken]
+    return {
+        "seconds_per_picture": spread([seconds / batch for seconds in pictures]),
+        "milliseconds_per_token": spread([1000 * seconds for each in taken for seconds in each]),
+        "estimated": estimated,
+        "peak_bytes": peak_bytes(device),
+        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        "work": asdict(subject.work),
+    }
+
+
+def _whole(steps: Iterator[object], tokens: int, device: torch.device) -> list[float]:
+    """Seconds a step of one batch of pictures, window by window."""
+    length = min(_WINDOW, tokens)
+    taken = windows(steps, device, count=tokens // length, length=length)
+    synchronize(device)
+    return taken
+
+
+def _places(subject: Subject, batch: int, tokens: int, device: torch.device, limit: float) -> Iterator[list[float]]:
+    """Seconds a step at evenly spaced places."""
+    for place in range(_PLACES):
+        steps = subject.draw(batch, start=tokens * (2 * place + 1) // (2 * _PLACES))
+        next(steps)
+        yield _within(steps, device, limit / _PLACES)
+
+
+def _within(steps: Iterator[object], device: torch.device, limit: float) -> list[float]:
+    """Seconds of single steps for as long as the limit allows, two at the least."""
+    taken: list[float] = []
+    while len(taken) < 2 or sum(taken) + taken[-1] < limit:
+        step = windows(steps, device, count=1, length=1)
+        if not step:
+            break
+        taken += step
+    return taken
