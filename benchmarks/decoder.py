@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aimamba.models import VQ_PRESETS, VQConfig, VQModel
+from aimamba.models.vq_fast import FastDecoder
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError, spread
 from benchmarks.timing import forget_peak, peak_bytes, repeated
 
@@ -44,13 +45,12 @@ def measure_decoder(measurement: Measurement) -> dict[str, Any]:
 
 
 def _ours(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device: torch.device) -> Decode:
-    """Our ways to decode by name: add another here and in ``benchmarks.plan.DECODER_VARIANTS``."""
+    """The module itself, and what ``Pipeline`` makes of it, with and without the C++ kernel."""
     model = VQModel(config).cast(dtype).to(device).eval()
-    ways: dict[str, Decode] = {
-        "batch": model.decode,
-        "one by one": lambda codes: [model.decode(one) for one in codes.split(1)],
-    }
-    return ways[measurement.variant]
+    if measurement.variant == "plain":
+        return model.decode
+    fast = FastDecoder(model, native=measurement.variant == "fast")
+    return lambda codes: [fast(some) for some in codes.split(fast.pictures_at_once)]
 
 
 def _official(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device: torch.device) -> Decode:

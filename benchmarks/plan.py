@@ -11,7 +11,7 @@ ENGINES = {  # by dtype of the matrices
     "cuda": {"float32": ("plain", "cuda-graphs"), "bfloat16": ("plain", "cuda-graphs"), "int8": ()},
     "mps": {"float32": ("plain",), "bfloat16": ("plain",), "int8": ()},
 }
-DECODER_VARIANTS = {"aim": ("batch", "one by one"), "vq-official": ("plain", "channels last")}
+DECODER_VARIANTS = {"aim": ("plain", "fast", "fast, no kernel"), "vq-official": ("plain", "channels last")}
 TRAINING_VARIANTS = {"aim": ("", "compiled"), "attention": ("",)}
 TRAINING_BATCH = 4
 GROWTH_TOKENS, GROWTH_BATCHES = (256, 1024, 4096), (1, 8)
