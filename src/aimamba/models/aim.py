@@ -115,6 +115,11 @@ AIM_PRESETS: dict[str, AiMConfig] = {  #                                        
 """The paper's four scales (its Table 1) for ImageNet at 256 x 256 pixels."""
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """A table that is not yet filled."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class ClassCondition(nn.Module):
     """A table of class vectors with one more row for "no class".
 
@@ -125,7 +130,7 @@ class ClassCondition(nn.Module):
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
         self.nothing = num_classes
-        self.table = nn.Embedding(num_classes + 1, width)
+        self.table = _embedding(num_classes + 1, width)
 
     def forward(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Look the classes up."""
@@ -189,9 +194,9 @@ class AiM(PretrainedModel[AiMConfig]):
         self.config = config
         width = config.width
         self.condition = ClassCondition(config.num_classes, width)
-        self.word_embedding = nn.Embedding(config.vocab_size, width)
+        self.word_embedding = _embedding(config.vocab_size, width)
         # One row more than there are codes: the place of a code may be shifted by one when decoding.
-        self.position_embedding = nn.Embedding(config.num_tokens + 1, width) if config.positions == "learned" else None
+        self.position_embedding = _embedding(config.num_tokens + 1, width) if config.positions == "learned" else None
         self.adaln = make_adaln(config.adaln, width=width, blocks=config.num_blocks, groups=config.adaln_groups)
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(config, index) for index in range(config.num_blocks)
@@ -199,7 +204,8 @@ class AiM(PretrainedModel[AiMConfig]):
         self.norm = RMSNorm(width)
         self.final_norm = RMSNorm(width)
         self.final_adaln = nn.Linear(width, 2 * width)
-        self.init_weights()
+        if not self.word_embedding.weight.is_meta:  # there random numbers bring the compiler along, over a second
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

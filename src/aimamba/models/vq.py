@@ -111,7 +111,8 @@ class VQModel(PretrainedModel[VQConfig]):
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self.from_code = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
-        self.init_weights()
+        if not self.codebook.is_meta:  # see AiM
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
