@@ -12,6 +12,7 @@ from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import native
 from aimamba.generation.engines.native import NativeEngine, why_not
 from aimamba.models import AiMState
+from aimamba.ops.logits import guided_sample
 
 X86 = [("-march=x86-64-v3",), ("-march=x86-64",)]  # AVX2 without AVX-512; SSE2, as narrow as NEON
 MACHINES = [None, *(X86 if sys.platform == "linux" and platform.machine() == "x86_64" else [()])]
@@ -134,6 +135,24 @@ def test_an_engine_keeps_the_weights_it_was_made_from(make):
         model.blocks[0].mixer.in_proj.weight.mul_(2.0)
     assert torch.equal(decode(engine, codes[:, :4], labels), before)
     assert not torch.equal(decode(NativeEngine(model), codes[:, :4], labels), before)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0, torch.tensor([0.5, 0.0, 1.0, 2.0, 1.0])], ids=["1", "0", "rows"])
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": torch.tensor([0, 5, 1, 0, 70])}], ids=str
+)
+def test_draws_are_those_of_pytorch(make, filters, temperature):
+    """Also of codes that cannot be told from one another by their place, and at both ends of the uniform numbers."""
+    engine = NativeEngine(make())
+    generator = torch.Generator().manual_seed(2)
+    twins, scale = torch.tensor([5, 1, 6, 3, 7]), torch.tensor([2.0, 1.0, 0.0, 1.0, 4.0])
+    for _ in range(40):
+        logits = 3 * torch.randn(8, 70, generator=generator)
+        uniform = torch.rand(5, dtype=torch.float64, generator=generator)
+        uniform[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+        options = {"twins": twins, "scale": scale, "temperature": temperature, **filters}
+        assert torch.equal(engine.guided_sample(logits, uniform, **options), guided_sample(logits, uniform, **options))
+    assert torch.equal(engine.guided_sample(logits, uniform), guided_sample(logits, uniform))
 
 
 def test_drawn_codes_are_those_of_the_plain_model(make):

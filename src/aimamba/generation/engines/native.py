@@ -20,11 +20,12 @@ from torch import Tensor
 from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig, AiMState
 from aimamba.models.mamba2 import Mamba2, MixerState
+from aimamba.ops.logits import Setting, guided_sample
 from aimamba.ops.native.build import load_library
 
 Weights = Literal["float32", "bfloat16", "int8"]
 
-_SOURCES = ("step.cpp", "matrix.h", "threads.h", "simd.h")
+_SOURCES = ("step.cpp", "draw.h", "matrix.h", "threads.h", "simd.h")
 _KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
 _LANES = 16  # numbers in the widest vector
@@ -42,7 +43,7 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
         library.aim_destroy.argtypes = [pointer]
         library.aim_add_layer.argtypes = [pointer] * 10
         library.aim_set_head.argtypes = [pointer] * 4
-        library.aim_step.argtypes = [pointer, number, *([pointer] * 6)]
+        library.aim_step.argtypes = library.aim_draw.argtypes = [pointer, number, *([pointer] * 6)]
     return library
 
 
@@ -160,8 +161,61 @@ class NativeEngine:
         state.position = state.position + 1
         return logits
 
+    def guided_sample(
+        self,
+        logits: Float[Tensor, "r v"],
+        uniform: Float[Tensor, " b"],
+        *,
+        twins: Int[Tensor, " b"] | None = None,
+        scale: Float[Tensor, " b"] | None = None,
+        temperature: Setting = 1.0,
+        top_k: Setting = 0,
+        top_p: Setting = 1.0,
+    ) -> Int[Tensor, " b"]:
+        """Draw as ``aimamba.ops.logits.guided_sample``, without waking PyTorch's threads.
+
+        After each of its parallel loops they wait for the next one by spinning, for longer than a step takes, on the
+        cores that the kernel wants.
+        """
+        count = len(uniform)
+        alone = torch.arange(count)
+        twins = alone if twins is None else twins
+        scale = torch.ones(count) if scale is None else scale
+        if not _off(top_k, 0) or not _off(top_p, 1):  # row by row: so small that PyTorch stays with one thread
+            return torch.cat(
+                [
+                    guided_sample(
+                        logits[[row, int(twins[row])]],
+                        uniform[row : row + 1],
+                        twins=torch.ones(1, dtype=torch.long),
+                        scale=scale[row : row + 1],
+                        **{
+                            name: setting[row : row + 1] if isinstance(setting, Tensor) else setting
+                            for name, setting in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p))
+                        },
+                    )
+                    for row in range(count)
+                ]
+            )
+        codes = torch.empty(count, dtype=torch.long)
+        given = (
+            logits.contiguous(),
+            twins.contiguous(),
+            scale.float().contiguous(),
+            torch.as_tensor(temperature, dtype=torch.float32).expand(count).contiguous(),
+            uniform.double().contiguous(),
+            codes,
+        )
+        self._kernel.aim_draw(self._handle, count, *(tensor.data_ptr() for tensor in given))
+        return codes
+
     @staticmethod
     def _addresses(mixers: Iterable[MixerState]) -> Iterable[int | None]:
         for memory in mixers:
             for name in _MEMORIES:
                 yield memory[name].data_ptr() if memory[name].numel() else None
+
+
+def _off(setting: Setting, value: float | int) -> bool:
+    """Whether a setting leaves the distribution as it is, in every row."""
+    return bool((setting == value).all()) if isinstance(setting, Tensor) else setting == value

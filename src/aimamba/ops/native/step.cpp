@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "draw.h"
 #include "matrix.h"
 #include "threads.h"
 
@@ -90,6 +91,18 @@ class Stepper {
             for (int index = 0; index < shape.layers; ++index)
                 block(course, rows, index, residual, modulation, memories[index], positions);
             end(course, rows, residual, final_modulation, logits);
+        });
+    }
+
+    // A code for every picture; `twins` are the rows that pictures are guided away from.
+    void draw_all(int pictures, const float* logits, const int64_t* twins, const float* scales,
+                  const float* temperatures, const double* uniforms, int64_t* codes) {
+        const int count = shape.vocabulary;
+        threads_.run(1, [&](Course& course) {
+            course.share(pictures, [&](int i) {
+                codes[i] = draw(logits + size_t(i) * count, logits + size_t(twins[i]) * count, scales[i],
+                                temperatures[i], uniforms[i], count);
+            });
         });
     }
 
@@ -339,5 +352,10 @@ void aim_step(void* stepper, int rows, float* residual, const float* modulation,
     static_assert(sizeof(aim::Memories) == 6 * sizeof(void*), "the fields of Memories");
     static_cast<aim::Stepper*>(stepper)->step(rows, residual, modulation, final_modulation,
                                               reinterpret_cast<const aim::Memories*>(memories), positions, logits);
+}
+
+void aim_draw(void* stepper, int pictures, const float* logits, const int64_t* twins, const float* scales,
+              const float* temperatures, const double* uniforms, int64_t* codes) {
+    static_cast<aim::Stepper*>(stepper)->draw_all(pictures, logits, twins, scales, temperatures, uniforms, codes);
 }
 }
