@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from aimamba.ops.conv import causal_conv
+from aimamba.ops.conv import causal_conv, causal_conv_silu
 from aimamba.ops.ssd import ssd_chunked
+from aimamba.ops.ssd_efficient import ssd_efficient
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -22,7 +23,7 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 
 def convolution(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    """Shifted products against torch's grouped convolution."""
+    """With silu: ours, shifted products, torch's grouped convolution."""
     channels = shape[2]
     x, gradient = (torch.randn(shape, dtype=dtype) for _ in range(2))
     weight, bias = torch.randn(channels, 4, requires_grad=True), torch.randn(channels, requires_grad=True)
@@ -31,10 +32,14 @@ def convolution(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     def grouped() -> None:
         padded = F.pad(x, (0, 0, 3, 0)).transpose(1, 2)
         y = F.conv1d(padded, weight[:, None].to(dtype), bias.to(dtype), groups=channels).transpose(1, 2)
-        y.backward(gradient)
+        F.silu(y).backward(gradient)
 
-    ours = milliseconds(lambda: causal_conv(x, weight, bias).backward(gradient))
-    print(f"convolution {shape} {dtype}: shifted {ours:.1f}, grouped {milliseconds(grouped):.1f}")
+    shifted = milliseconds(lambda: F.silu(causal_conv(x, weight, bias)).backward(gradient))
+    ours = milliseconds(lambda: causal_conv_silu(x, weight, bias).backward(gradient))
+    print(
+        f"convolution and silu {shape} {dtype}: ours {ours:.1f}, "
+        f"shifted {shifted:.1f}, grouped {milliseconds(grouped):.1f}"
+    )
 
 
 def scan(shape: tuple[int, int, int, int, int], dtype: torch.dtype, chunk_size: int) -> None:
@@ -44,8 +49,11 @@ def scan(shape: tuple[int, int, int, int, int], dtype: torch.dtype, chunk_size: 
     B, C = (torch.randn(batch, length, state, dtype=dtype) for _ in range(2))
     dt, A = torch.rand(batch, length, heads), -1 - torch.rand(heads)
     inputs = [tensor.requires_grad_() for tensor in (x, dt, A, B, C)]
-    took = milliseconds(lambda: ssd_chunked(*inputs, chunk_size=chunk_size)[0].backward(gradient))
-    print(f"ssd {shape} {dtype} chunk {chunk_size}: {took:.1f}")
+    plain, efficient = (
+        milliseconds(lambda form=form: form(*inputs, chunk_size=chunk_size)[0].backward(gradient))
+        for form in (ssd_chunked, ssd_efficient)
+    )
+    print(f"ssd {shape} {dtype} chunk {chunk_size}: plain {plain:.1f}, efficient {efficient:.1f}")
 
 
 if __name__ == "__main__":

@@ -271,7 +271,9 @@ class TestGenerator:
     def test_how_many_labels_are_dropped(self, make, batch, monkeypatch):
         task, seen = make(label_dropout=0.1), []
         monkeypatch.setattr(
-            generator_module, "_cross_entropy", lambda model, codes, labels, mask: seen.append(labels) or codes.sum()
+            generator_module,
+            "_cross_entropy",
+            lambda model, codes, labels, mask, **options: seen.append(labels) or codes.sum(),
         )
         for seed in range(100):
             task.loss(task.model, batch, rng(seed), 0)
@@ -279,6 +281,24 @@ class TestGenerator:
         kept = labels != 5
         assert 300 < (~kept).sum() < 500
         assert torch.equal(labels[kept], batch.labels.repeat(100)[kept])
+
+    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+    def test_checkpointing_and_slices_change_neither_loss_nor_gradients(self, make, batch, precision, monkeypatch):
+        results = []
+        for checkpointing, logits_at_once in ((False, 2**22), (True, 2**22), (False, 20)):
+            monkeypatch.setattr(generator_module, "_LOGITS_AT_ONCE", logits_at_once)
+            task = make(checkpointing=checkpointing)
+            passed = []
+            task.model.blocks[0].register_forward_pre_hook(lambda *_, passed=passed: passed.append(1))
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                loss, _ = task.loss(task.model.train(), batch, rng(), 0)
+            loss.backward()
+            assert len(passed) == 1 + checkpointing
+            results.append([loss.detach(), *(parameter.grad for parameter in task.model.parameters())])
+        near = 1e-6 if precision == torch.float32 else 0.02
+        for other in results[1:]:
+            for ours, theirs in zip(other, results[0], strict=True):
+                assert (ours - theirs).abs().max() <= near * max(1.0, float(theirs.abs().max()))
 
     def test_every_part_learns(self, make, batch):
         task = make(label_dropout=0.5)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from aimamba.config import check
 from aimamba.models.adaln import AdaLNKind, make_adaln
@@ -24,6 +25,7 @@ from aimamba.models.mamba2 import Mamba2, MixerState
 from aimamba.models.norm import RMSNorm
 from aimamba.models.official import aim_from_official
 from aimamba.models.state import AiMState
+from aimamba.ops.norm import modulated_rms_norm
 
 MixerKind = Literal["mamba2", "attention"]
 PositionKind = Literal["learned", "rope", "none"]
@@ -165,9 +167,9 @@ class Block(nn.Module):
 
     def forward(self, residual: Float[Tensor, "b l d"], modulation: Float[Tensor, "b 3 d"]) -> Float[Tensor, "b l d"]:
         """All tokens in parallel; the residual is float32 or better."""
-        shift, scale, gate = modulation[:, :, None].unbind(1)  # each (B, 1, D)
-        mixed = self.mixer(self.norm(residual).to(modulation.dtype) * (1 + scale) + shift)
-        return residual + gate * mixed
+        shift, scale, gate = modulation.unbind(1)  # each (B, D)
+        mixed = self.mixer(modulated_rms_norm(residual, self.norm.weight, scale, shift))
+        return residual + gate[:, None] * mixed
 
     def step(
         self,
@@ -254,11 +256,15 @@ class AiM(PretrainedModel[AiMConfig]):
         final = self.final_adaln(F.silu(condition)).unflatten(-1, (2, -1))
         return self.adaln(condition), final
 
-    def _logits(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
-        """Both final norms, the final modulation (B, ..., 2, D) and the tied head."""
+    def _final(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
+        """Both final norms and the final modulation (B, ..., 2, D): what the head is applied to."""
         shift, scale = final_modulation.unbind(-2)
         hidden = self.final_norm(self.norm(residual)).to(final_modulation.dtype)
-        return F.linear(hidden * (1 + scale) + shift, self.word_embedding.weight)
+        return hidden * (1 + scale) + shift
+
+    def _logits(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
+        """What follows the blocks, with the tied head."""
+        return F.linear(self._final(residual, final_modulation), self.word_embedding.weight)
 
     def forward(
         self,
@@ -267,6 +273,8 @@ class AiM(PretrainedModel[AiMConfig]):
         *,
         position_shift: int = 0,
         token_mask: Float[Tensor, "b l1 d"] | None = None,
+        head: bool = True,
+        checkpointing: bool = False,
     ) -> Float[Tensor, "b l v"]:
         """Logits of every code given the class and the codes before it.
 
@@ -275,9 +283,12 @@ class AiM(PretrainedModel[AiMConfig]):
             labels: Class labels; ``num_classes`` means "no class".
             position_shift: Added to every code's place. 0 is how the model is trained.
             token_mask: Multiplies the word embeddings, for dropout: the caller draws it.
+            head: Whether to apply the tied head, ``word_embedding.weight``.
+            checkpointing: Whether to keep for the backward pass only what enters each block, and compute the
+                rest again.
 
         Returns:
-            Logits (B, L, V): place t predicts code t.
+            Logits (B, L, V): place t predicts code t. Without the head what it would be applied to (B, L, D).
         """
         condition = self.condition(labels)
         modulation, final_modulation = self._modulations(condition)
@@ -285,8 +296,12 @@ class AiM(PretrainedModel[AiMConfig]):
         hidden = torch.cat([condition[:, None], self._embed(codes, place, token_mask)], dim=1)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
-            residual = block(residual, modulation[:, index])
-        return self._logits(residual, final_modulation[:, None])
+            if checkpointing:
+                residual = checkpoint(block, residual, modulation[:, index], use_reentrant=False)
+            else:
+                residual = block(residual, modulation[:, index])
+        last = self._logits if head else self._final
+        return last(residual, final_modulation[:, None])
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
         """Rows that have seen nothing yet.

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aimamba.ops.norm import gated_rms_norm, rms_norm
+from aimamba.ops.norm import gated_rms_norm_efficient, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -16,4 +16,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b d"] | None = None) -> Float[Tensor, "*b d"]:
         """Normalise over the last axis; the result has the dtype of ``x``."""
-        return rms_norm(x, self.weight) if gate is None else gated_rms_norm(x, gate, self.weight)
+        return rms_norm(x, self.weight) if gate is None else gated_rms_norm_efficient(x, gate, self.weight)

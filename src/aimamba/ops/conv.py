@@ -3,9 +3,12 @@
 Shape letters: B batch, L tokens, C channels, K taps.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def causal_conv(
@@ -22,6 +25,66 @@ def causal_conv(
     for k in range(1, taps):
         y = torch.addcmul(y, padded[:, k : k + length], weight[:, k])
     return y
+
+
+def causal_conv_silu(
+    x: Float[Tensor, "b l c"], weight: Float[Tensor, "c k"], bias: Float[Tensor, " c"]
+) -> Float[Tensor, "b l c"]:
+    """Compute ``silu(causal_conv(x, weight, bias))``; the backward pass keeps ``x`` alone. Differentiable once."""
+    if torch.compiler.is_compiling():  # the compiler joins the plain operations itself
+        return F.silu(causal_conv(x, weight, bias))
+    return _CausalConvSiLU.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute ``causal_conv`` by what is fastest there."""
+    if not _grouped_is_fast(x):
+        return causal_conv(x, weight, bias)
+    return _grouped(x, weight, bias)[:, : x.shape[1]]
+
+
+def _correlate(dy: Tensor, weight: Tensor) -> Tensor:
+    """Take a gradient of ``causal_conv`` back to its input: the same against time."""
+    zeros = weight.new_zeros(weight.shape[0])
+    if not _grouped_is_fast(dy):
+        return causal_conv(dy.flip(1), weight, zeros).flip(1)
+    return _grouped(dy, weight.flip(1), zeros)[:, weight.shape[1] - 1 :]
+
+
+def _grouped_is_fast(x: Tensor) -> bool:
+    """Say whether oneDNN convolves: without it a grouped convolution goes through the channels one by one."""
+    if x.device.type != "cpu" or x.numel() == 0 or not torch.backends.mkldnn.is_available():
+        return False
+    narrow = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return narrow or x.dtype == torch.float32
+
+
+def _grouped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve with K - 1 zeros on both sides: (B, L + K - 1, C)."""
+    channels, taps = weight.shape
+    image = x.mT[:, :, None]  # (B, C, 1, L), channels last in memory
+    weight, bias = weight.to(x.dtype)[:, None, None], bias.to(x.dtype)
+    return F.conv2d(image, weight, bias, padding=(0, taps - 1), groups=channels)[:, :, 0].mT
+
+
+class _CausalConvSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return F.silu(_convolve(x, weight, bias)).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias = ctx.saved_tensors
+        taps, length = weight.shape[1], x.shape[1]
+        y = _convolve(x, weight, bias)
+        dy = torch.ops.aten.silu_backward(dy.to(y.dtype), y)
+        dx = _correlate(dy, weight)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x, dy = x.to(wide), dy.to(wide)
+        dweight = [(dy[:, lag:] * x[:, : length - lag]).sum(dim=(0, 1)) for lag in range(min(taps, length))]
+        dweight += [torch.zeros_like(dweight[0])] * (taps - len(dweight))
+        return dx, torch.stack(dweight[::-1], dim=1).to(weight.dtype), dy.sum(dim=(0, 1)).to(bias.dtype)
 
 
 def causal_conv_step(

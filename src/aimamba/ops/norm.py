@@ -1,8 +1,11 @@
 """Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467), plain and gated."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5) -> Float[Tensor, "*b d"]:
@@ -17,4 +20,79 @@ def gated_rms_norm(
 ) -> Float[Tensor, "*b d"]:
     """Normalise ``x * silu(gate)``: Mamba-2 gates before it normalises."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return rms_norm(x.to(wide) * torch.nn.functional.silu(gate.to(wide)), weight, eps=eps).to(x.dtype)
+    return rms_norm(x.to(wide) * F.silu(gate.to(wide)), weight, eps=eps).to(x.dtype)
+
+
+def modulated_rms_norm(
+    x: Float[Tensor, "b l d"],
+    weight: Float[Tensor, " d"],
+    scale: Float[Tensor, "b d"],
+    shift: Float[Tensor, "b d"],
+    *,
+    eps: float = 1e-5,
+) -> Float[Tensor, "b l d"]:
+    """Compute ``rms_norm(x, weight) * (1 + scale) + shift`` in the dtype of ``scale``; differentiable once."""
+    if torch.compiler.is_compiling():  # the compiler joins the plain operations itself
+        return (rms_norm(x, weight, eps=eps).to(scale.dtype) * (1 + scale[:, None]) + shift[:, None]).to(scale.dtype)
+    return _ModulatedRMSNorm.apply(x, weight, scale, shift, eps)  # type: ignore[no-untyped-call]
+
+
+def gated_rms_norm_efficient(
+    x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5
+) -> Float[Tensor, "*b d"]:
+    """Compute ``gated_rms_norm``; the backward pass keeps ``x`` and ``gate`` alone. Differentiable once."""
+    if torch.compiler.is_compiling():
+        return gated_rms_norm(x, gate, weight, eps=eps)
+    return _GatedRMSNorm.apply(x, gate, weight, eps)  # type: ignore[no-untyped-call]
+
+
+def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+
+
+class _ModulatedRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(wide)
+        inverse = _inverse_root_mean_square(x, eps)  # (B, L, 1)
+        ctx.save_for_backward(x, inverse, weight, scale)
+        factor = weight * (1 + scale.to(wide)[:, None])  # (B, 1, D)
+        return torch.addcmul(shift.to(wide)[:, None], x * inverse, factor).to(scale.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, inverse, weight, scale = ctx.saved_tensors
+        dy = dy.to(x.dtype)
+        normal = x * inverse
+        product = (dy * normal).sum(dim=1)  # (B, D): gradient of the factor
+        factor = 1 + scale.to(x.dtype)
+        dnormal = dy * (weight * factor)[:, None]
+        inner = (dnormal * normal).mean(dim=-1, keepdim=True)
+        dx = torch.addcmul(dnormal, normal, inner, value=-1).mul_(inverse)
+        dweight = (product * factor).sum(dim=0)
+        return dx, dweight, (product * weight).to(scale.dtype), dy.sum(dim=1).to(scale.dtype), None
+
+
+class _GatedRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gated = F.silu(gate.to(wide)).mul_(x.to(wide))
+        inverse = _inverse_root_mean_square(gated, eps)
+        ctx.save_for_backward(x, gate, weight, inverse)
+        return gated.mul_(inverse).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, gate, weight, inverse = ctx.saved_tensors
+        gate_dtype, wide = gate.dtype, inverse.dtype
+        gate, wide_x = gate.to(wide), x.to(wide)
+        opening = F.silu(gate)
+        normal = (opening * wide_x).mul_(inverse)
+        dnormal = dy.to(wide) * weight
+        inner = (dnormal * normal).mean(dim=-1, keepdim=True)
+        dweight = (dy.to(wide) * normal).flatten(0, -2).sum(dim=0)
+        dgated = dnormal.addcmul_(normal, inner, value=-1).mul_(inverse)
+        dgate = torch.ops.aten.silu_backward(dgated * wide_x, gate)
+        return dgated.mul_(opening).to(x.dtype), dgate.to(gate_dtype), dweight.to(weight.dtype), None

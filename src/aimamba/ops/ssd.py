@@ -23,10 +23,11 @@ from torch import Tensor
 
 # A log-decay below this erases the state to beyond float64's resolution (e^-60 = 9e-27). Clamping there keeps the
 # cumulative sums of a chunk small, so that their differences stay accurate next to an arbitrarily strong decay.
-_LOWEST_LOG_DECAY = -60.0
+LOWEST_LOG_DECAY = -60.0
 
 
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """Give the dtype of decays and states for inputs ``x``: float32, or float64 for float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -54,7 +55,7 @@ def ssd_recurrent(
     batch, length, heads, width = x.shape
     state = initial_state
     if state is None:
-        state = x.new_zeros((batch, heads, width, B.shape[-1]), dtype=_accumulation_dtype(x))
+        state = x.new_zeros((batch, heads, width, B.shape[-1]), dtype=accumulation_dtype(x))
     outputs = []
     for t in range(length):
         y, state = ssd_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
@@ -133,7 +134,7 @@ def ssd_chunked(
     applied before the exponential, so gradients are finite for every decay.
     """
     batch, length, heads, width = x.shape
-    wide = _accumulation_dtype(x)
+    wide = accumulation_dtype(x)
     if length == 0:
         return ssd_recurrent(x, dt, A, B, C, initial_state)
     chunk = min(chunk_size, length)
@@ -142,7 +143,7 @@ def ssd_chunked(
         x, dt, B, C = (torch.nn.functional.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)) for t in (x, dt, B, C))
 
     dt = dt.to(wide)
-    log_decay = (dt * A.to(wide)).clamp(min=_LOWEST_LOG_DECAY)
+    log_decay = (dt * A.to(wide)).clamp(min=LOWEST_LOG_DECAY)
     x, dt, log_decay, B, C = (t.unflatten(1, (-1, chunk)) for t in (x, dt, log_decay, B, C))  # (B, K, Q, ...)
     total = log_decay.cumsum(dim=2).transpose(2, 3)  # (B, K, H, Q): log decay from the chunk's start up to each token
     dt_x = (dt[..., None] * x).to(x.dtype).transpose(2, 3)  # (B, K, H, Q, P)

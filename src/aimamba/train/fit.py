@@ -36,6 +36,7 @@ from aimamba.train.checkpoint import (
 )
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
+from aimamba.train.memory import keep_freed_memory
 from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
 from aimamba.train.settings import FitConfig
@@ -88,6 +89,8 @@ def fit(
         resolve: Gives all settings of such a recipe, for one that an earlier version wrote may lack some.
         tensorboard: Whether to write metrics and sheets for TensorBoard as well.
 
+    The process keeps the memory it frees (``train.memory``), which spares a step on CPU up to a quarter of its time.
+
     Raises:
         ConfigError: ``out`` holds another run, the training fell apart, or TensorBoard is not installed.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit.
@@ -101,6 +104,7 @@ def fit(
         if tensorboard:
             TensorBoard(out, step=config.steps + 1).close()
     else:
+        keep_freed_memory()
         saved = find_checkpoint(out, text, config.steps, resolve)
         run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
         with (

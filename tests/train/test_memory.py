@@ -1,0 +1,23 @@
+"""What malloc is told."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from aimamba.train import memory
+
+
+@pytest.mark.parametrize(("platform", "calls"), [("linux", {-1, -3}), ("darwin", set())])
+def test_both_thresholds_are_raised_on_linux_alone(monkeypatch, platform, calls):
+    told = {}
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=told.__setitem__))
+    memory.keep_freed_memory()
+    assert set(told) == calls
+    assert all(2**29 < value < 2**31 for value in told.values())
+
+
+def test_a_malloc_without_settings_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace())
+    memory.keep_freed_memory()
