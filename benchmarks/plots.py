@@ -1,5 +1,6 @@
 """The results as figures. Needs matplotlib, which comes with ``aimamba[plots]``."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -50,56 +51,73 @@ def _panels(count: int) -> "tuple[Figure, list[Axes]]":
     return figure, panels
 
 
-def _series(found: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Measurements of one subject, variant and dtype together, in alphabetical order."""
-
-    def key(each: dict[str, Any]) -> str:
-        return f"{name(each)}, {each['dtype']}"
-
-    return [(label, list(group)) for label, group in groupby(sorted(found, key=key), key)]
+def _label(each: dict[str, Any]) -> str:
+    return f"{name(each)}, {each['dtype']}"
 
 
 def _sampling(found: list[dict[str, Any]]) -> "Figure":
-    """Pictures a second against the batch; dotted, the floor of the same row of the table."""
-    figure, [axes] = _panels(1)
-    for label, group in _series(found):
-        group.sort(key=lambda each: each["batch"])
-        batches = [each["batch"] for each in group]
-        rates = [1 / each["seconds_per_picture"]["median"] for each in group]
-        [line] = axes.plot(batches, rates, "o-", markersize=4, label=label)
-        if all("floor" in each for each in group) and label.startswith("AiM"):
-            floors = [1 / each["floor"]["seconds_per_picture"] for each in group]
-            axes.plot(batches, floors, ":", color=line.get_color())
-    axes.set(xscale="log", yscale="log", xlabel="pictures at once", ylabel="pictures a second")
-    axes.set_title("dotted: the floor", fontsize="medium")
-    axes.legend(frameon=False, fontsize="small")
+    """Seconds a picture, a panel for each batch, fastest first; a mark at the floor of each."""
+    batches = sorted({each["batch"] for each in found})
+    figure, panels = _panels(len(batches))
+    figure.set_size_inches(6.5 * len(batches), 0.8 + 0.3 * max(len(_of(found, batch)) for batch in batches))
+    for axes, batch in zip(panels, batches, strict=True):
+        rows = sorted(_of(found, batch), key=lambda each: -each["seconds_per_picture"]["median"])
+        places, seconds = range(len(rows)), [each["seconds_per_picture"]["median"] for each in rows]
+        ours = [each["subject"] == "aim" for each in rows]
+        axes.barh(places, seconds, color=["C0" if own else "C7" for own in ours], height=0.7)
+        floors = [(place, each["floor"]["seconds_per_picture"]) for place, each in enumerate(rows) if "floor" in each]
+        for place, floor in floors:
+            axes.plot([floor, floor], [place - 0.35, place + 0.35], color="C3", linewidth=2)
+        for place, taken in zip(places, seconds, strict=True):
+            axes.annotate(f" {taken:.3g}", (taken, place), va="center", fontsize="small")
+        axes.set_yticks(places, [_label(each) for each in rows], fontsize="small")
+        axes.set_xlabel("seconds a guided picture; red: the floor")
+        axes.set_title(f"{batch} at once", fontsize="medium")
+        axes.set_xlim(0, 1.12 * max(seconds))
     return figure
+
+
+def _of(found: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+    return [each for each in found if each["batch"] == batch]
 
 
 def _growth(found: list[dict[str, Any]]) -> "Figure":
-    """Milliseconds a token, a panel for each batch, and what a row remembers."""
+    """Milliseconds a token, a panel for each batch that has several lengths, and what a row remembers."""
     batches = sorted({each["batch"] for each in found})
+    lengths = {batch: {each["tokens"] for each in _of(found, batch)} for batch in batches}
+    batches = [batch for batch in batches if len(lengths[batch]) > 1] or batches[:1]
     figure, panels = _panels(len(batches) + 1)
+    names, dtypes = (list(dict.fromkeys(each)) for each in (map(name, found), (each["dtype"] for each in found)))
+    styles = dict(zip(dtypes, ("-", "--", ":"), strict=False))
     for axes, batch in zip(panels, batches, strict=False):
-        for label, group in _series([each for each in found if each["batch"] == batch]):
-            group.sort(key=lambda each: each["tokens"])
-            medians = [each["milliseconds_per_token"]["median"] for each in group]
-            axes.plot([each["tokens"] for each in group], medians, "o-", markersize=4, label=label)
+        _lines(axes, _of(found, batch), names, styles, lambda each: each["milliseconds_per_token"]["median"])
         _lengths(axes, found, "milliseconds a token")
         axes.set_title(f"{batch} guided picture{'s' if batch > 1 else ''} at once", fontsize="medium")
-        axes.legend(frameon=False, fontsize="small")
-    memory = {(each["subject"], each["dtype"], each["tokens"]): each["remembered_bytes"] for each in found}
-    for subject, dtype in sorted({key[:2] for key in memory}):
-        points = sorted((key[2], size / 1e6) for key, size in memory.items() if key[:2] == (subject, dtype))
-        panels[-1].plot(
-            *zip(*points, strict=True),
-            "o-",
-            markersize=4,
-            label=f"{name({'subject': subject, 'variant': ''})}, {dtype}",
-        )
+    _lines(panels[-1], _of(found, batches[0]), names, styles, lambda each: each["remembered_bytes"] / 1e6)
     _lengths(panels[-1], found, "MB remembered a row")
-    panels[-1].legend(frameon=False, fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     return figure
+
+
+def _lines(
+    axes: "Axes",
+    found: list[dict[str, Any]],
+    names: list[str],
+    styles: dict[str, str],
+    value: Callable[[dict[str, Any]], float],
+) -> None:
+    """A line for each subject and dtype: the colour is the subject's, the style the dtype's."""
+    for label, group in groupby(sorted(found, key=_label), _label):
+        points = sorted((each["tokens"], value(each), each["dtype"], name(each)) for each in group)
+        axes.plot(
+            [point[0] for point in points],
+            [point[1] for point in points],
+            styles[points[0][2]],
+            color=f"C{names.index(points[0][3])}",
+            marker="o",
+            markersize=4,
+            label=label,
+        )
 
 
 def _lengths(axes: "Axes", found: list[dict[str, Any]], what: str) -> None:
