@@ -25,6 +25,7 @@ from aimamba.models.mamba2 import Mamba2, MixerState
 from aimamba.models.norm import RMSNorm
 from aimamba.models.official import aim_from_official
 from aimamba.models.state import AiMState
+from aimamba.ops.linear import linear
 from aimamba.ops.norm import modulated_rms_norm
 
 MixerKind = Literal["mamba2", "attention"]
@@ -264,7 +265,7 @@ class AiM(PretrainedModel[AiMConfig]):
 
     def _logits(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
         """What follows the blocks, with the tied head."""
-        return F.linear(self._final(residual, final_modulation), self.word_embedding.weight)
+        return linear(self._final(residual, final_modulation), self.word_embedding.weight)
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.mamba2 import MixerState
+from aimamba.ops.linear import linear
 
 _ROTARY_BASE = 10_000.0
 
@@ -54,7 +55,9 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, L, H, P), from x (B, L, D)."""
-        q, k, v = (part.unflatten(-1, (-1, self.head_width)) for part in self.in_proj(x).chunk(3, dim=-1))
+        q, k, v = (
+            part.unflatten(-1, (-1, self.head_width)) for part in linear(x, self.in_proj.weight).chunk(3, dim=-1)
+        )
         if self.rotary:
             q, k = (rotary_2d(part, position, grid_width=self.grid_width) for part in (q, k))
         return q, k, v
@@ -92,7 +95,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             q[:, :, None].to(keys.dtype), keys[:, :, :seen], values[:, :, :seen], attn_mask=visible[:, None, None]
         )
-        return self.out_proj(y.flatten(1))
+        return linear(y.flatten(1), self.out_proj.weight)
 
 
 class FeedForward(nn.Module):
@@ -113,8 +116,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Apply the layer to each token."""
-        gate, value = self.in_proj(x).chunk(2, dim=-1)
-        return self.out_proj(F.silu(gate) * value)
+        gate, value = linear(x, self.in_proj.weight).chunk(2, dim=-1)
+        return linear(F.silu(gate) * value, self.out_proj.weight)
 
     def init_state(self, batch: int, length: int) -> MixerState:
         """Nothing to remember."""

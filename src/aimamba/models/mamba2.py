@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
 from aimamba.ops.conv import causal_conv_silu, causal_conv_step
+from aimamba.ops.linear import linear
 from aimamba.ops.ssd import ssd_step, ssd_step_dual
 from aimamba.ops.ssd_efficient import ssd_efficient
 
@@ -77,7 +78,7 @@ class Mamba2(nn.Module):
     def _combine(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Add the skip D x, gate, normalise, project; y and x are (..., H, P)."""
         y = y + self.D.to(y.dtype)[:, None] * x
-        return self.out_proj(self.norm(y.flatten(-2), z))
+        return linear(self.norm(y.flatten(-2), z), self.out_proj.weight)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix all tokens in parallel."""
@@ -111,7 +112,7 @@ class Mamba2(nn.Module):
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
-        z, xBC, dt = self._split(self.in_proj(x))
+        z, xBC, dt = self._split(linear(x, self.in_proj.weight))
         xBC, state["window"] = causal_conv_step(xBC, self.conv_weight, self.conv_bias, state["window"])
         inputs, B, C = F.silu(xBC).split([self.inner, self.state_size, self.state_size], dim=-1)
         inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, H, P)
