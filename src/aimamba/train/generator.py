@@ -33,7 +33,7 @@ class GeneratorTaskConfig:
             draw decides for the class token and the condition alike.
         token_dropout: Share of the word embeddings' features set to zero, the others scaled up to make up for it.
         checkpointing: Whether to keep only what enters each block for the backward pass, and to compute the rest again:
-            a fraction of the memory for about a third more time. Changes nothing else.
+            less memory for the time of a second forward pass. Changes nothing else.
         sheet_pictures: Pictures of each class on a sample sheet.
         sheet_cfg_scale: Guidance of the sample sheet.
         sheet_top_k: Top-k of the sample sheet; 0 draws among all codes.
