@@ -17,6 +17,7 @@ from aimamba.ops.logits import guided_sample
 X86 = [("-march=x86-64-v3",), ("-march=x86-64",)]  # AVX2 without AVX-512; SSE2, as narrow as NEON
 MACHINES = [None, *(X86 if sys.platform == "linux" and platform.machine() == "x86_64" else [()])]
 SHAPES = [
+    {"adaln": "single", "num_tokens": 64},  # as many as are cached before there is a state
     {"adaln": "group"},  # the cache is folded into a state at 64 tokens, and twice more
     {"adaln": "block", "width": 48, "state_size": 48, "num_tokens": 9, "conv_width": 3},  # panels that are not full
     {"adaln": "none", "positions": "none", "head_width": 96, "expand": 3, "state_size": 16, "num_tokens": 80},
@@ -185,7 +186,7 @@ def test_too_many_tokens(make):
     model = make(num_tokens=4)
     engine = NativeEngine(model)
     state = engine.init_state(1)
-    for _ in range(5):
+    for _ in range(4):
         engine.step(torch.tensor([1]), state)
     with pytest.raises(AssertionError, match="all tokens"):
         engine.step(torch.tensor([1]), state)

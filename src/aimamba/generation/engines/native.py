@@ -9,6 +9,7 @@ Shape letters: R rows, D width, E inner width, H heads, P head width, N state si
 """
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Literal
@@ -94,8 +95,9 @@ class NativeEngine:
         chosen: Weights = weights or ("float32" if model.word_embedding.weight.dtype == torch.float32 else "bfloat16")
         self._cache_dtype = torch.float32 if chosen == "float32" else torch.bfloat16
         self._kernel, config = kernel, model.config
+        self._lock = threading.Lock()  # one call at a time: the kernel works in memory of its own
         self._first = 2 * config.state_size
-        self._slots = min(config.num_tokens + 1, max(self._first, _FOLD_EVERY))
+        self._slots = min(config.num_tokens, max(self._first, _FOLD_EVERY))
         mixers = [block.mixer for block in model.blocks]
         inner, heads = config.expand * config.width, config.expand * config.width // config.head_width
         sizes = (len(mixers), config.width, inner, heads, config.state_size, config.conv_width, config.vocab_size)
@@ -145,19 +147,20 @@ class NativeEngine:
         """Take one token a row and give the logits of its next code, in float32; as ``AiM.step``."""
         with torch.no_grad():
             residual = self.model.enter(inputs, state).float().contiguous()
-        assert int(state.position.max()) <= self.model.config.num_tokens, "a row has taken all tokens of a picture"
+        assert int(state.position.max()) < self.model.config.num_tokens, "a row has taken all tokens of a picture"
         logits = torch.empty(len(inputs), self.model.config.vocab_size)
         memories = (ctypes.c_void_p * (len(state.mixers) * len(_MEMORIES)))(*self._addresses(state.mixers))
-        self._kernel.aim_step(
-            self._handle,
-            len(inputs),
-            residual.data_ptr(),
-            state.modulation.data_ptr(),
-            state.final_modulation.data_ptr(),
-            memories,
-            state.position.data_ptr(),
-            logits.data_ptr(),
-        )
+        with self._lock:
+            self._kernel.aim_step(
+                self._handle,
+                len(inputs),
+                residual.data_ptr(),
+                state.modulation.data_ptr(),
+                state.final_modulation.data_ptr(),
+                memories,
+                state.position.data_ptr(),
+                logits.data_ptr(),
+            )
         state.position = state.position + 1
         return logits
 
@@ -206,7 +209,8 @@ class NativeEngine:
             uniform.double().contiguous(),
             codes,
         )
-        self._kernel.aim_draw(self._handle, count, *(tensor.data_ptr() for tensor in given))
+        with self._lock:
+            self._kernel.aim_draw(self._handle, count, *(tensor.data_ptr() for tensor in given))
         return codes
 
     @staticmethod
