@@ -204,7 +204,9 @@ def test_baseline(study, here):
         best = min((run for run in tries if name in run), key=lambda run: runs[run]["held_out"]["bits_per_token"])
         assert runs[f"{name}-seed-0"]["lr"] == runs[best]["lr"]
     state = {name: [line["state_bytes"] for line in runs[f"speed-{name}"]["speed"]] for name in ("aim", "attention")}
-    assert state["aim"] == [2 * 4 * (4 * 8 * 4 + 3 * (32 + 2 * 4))] * 2, "states and windows of two blocks"
+    windows = 3 * (32 + 2 * 4)
+    assert state["aim"][0] == 2 * 4 * (5 * (32 + 4 + 4) + windows), "x, B and weights of all places in two blocks"
+    assert state["aim"][1] == 2 * 4 * (4 * 8 * 4 + windows), "states, where a cache would be larger"
     assert state["attention"] == [2 * 4 * 16 * (4 + 1), 2 * 4 * 16 * (16 + 1)], "keys and values of one"
     table = (here / "studies/baseline/table.md").read_text()
     assert "### tiny" in table
