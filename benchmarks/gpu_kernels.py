@@ -170,7 +170,7 @@ def time_products(model: AiM, rows: int) -> list[dict[str, object]]:
         kinds: dict[str, Callable[..., object]] = {"torch": F.linear}
         if rows <= products.MOST_ROWS:
             for launch in itertools.starmap(products.Launch, PRODUCTS):
-                kinds[str(tuple(launch))] = functools.partial(products.linear_step, launch=launch)
+                kinds[str(tuple(launch))] = functools.partial(products.linear, launch=launch)
             if name == "in_proj":
                 kinds |= modulated_products(model, rows)
         for kind, product in kinds.items():

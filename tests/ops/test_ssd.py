@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from aimamba.ops.ssd import ssd_chunked, ssd_recurrent, ssd_step, ssd_step_dual
+from aimamba.ops.ssd_efficient import ssd_efficient
 
 NAMES = ("x", "dt", "A", "B", "C", "initial_state")
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -60,24 +61,29 @@ def extreme_inputs(dtype: torch.dtype) -> Inputs:
     return tuple(t.to(dtype) for t in (x, dt, A, B, C, state))
 
 
-@given(sizes, st.integers(1, 80))
-def test_chunked_equals_recurrent_in_float64(size, chunk_size):
+CHUNKED = [ssd_chunked, ssd_efficient]
+
+
+@pytest.mark.parametrize("form", CHUNKED)
+@given(size=sizes, chunk_size=st.integers(1, 80))
+def test_chunked_equals_recurrent_in_float64(form, size, chunk_size):
     inputs = make_inputs(**size)
-    expected, got = ssd_recurrent(*inputs), ssd_chunked(*inputs, chunk_size=chunk_size)
+    expected, got = ssd_recurrent(*inputs), form(*inputs, chunk_size=chunk_size)
     for ours, oracle in zip(got, expected, strict=True):
         assert ours.shape == oracle.shape
         assert_close(ours, oracle, rtol=1e-10, atol=1e-10)
 
 
-@given(sizes, st.integers(1, 80))
-def test_chunked_equals_recurrent_in_float32(size, chunk_size):
+@pytest.mark.parametrize("form", CHUNKED)
+@given(size=sizes, chunk_size=st.integers(1, 80))
+def test_chunked_equals_recurrent_in_float32(form, size, chunk_size):
     inputs = make_inputs(**size, dtype=torch.float32)
-    for ours, oracle in zip(ssd_chunked(*inputs, chunk_size=chunk_size), ssd_recurrent(*inputs), strict=True):
+    for ours, oracle in zip(form(*inputs, chunk_size=chunk_size), ssd_recurrent(*inputs), strict=True):
         assert ours.dtype == torch.float32
         assert_close(ours, oracle, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", [ssd_recurrent, ssd_chunked])
+@pytest.mark.parametrize("form", [ssd_recurrent, *CHUNKED])
 @pytest.mark.parametrize("seed", range(4))
 def test_bfloat16_inputs_stay_within_a_hundredth_of_the_largest_output(form, seed):
     x, dt, A, B, C, _ = make_inputs(seed, length=70, heads=3, width=8, states=16, with_state=False)
@@ -118,13 +124,14 @@ def test_steps_equal_the_recurrence_against_an_independent_sum():
     assert_close(step_state, state, rtol=0, atol=0)
 
 
-@given(sizes, st.integers(1, 80), st.floats(0, 1))
-def test_splitting_a_sequence_and_passing_the_state_on_changes_nothing(size, chunk_size, where):
+@pytest.mark.parametrize("form", CHUNKED)
+@given(size=sizes, chunk_size=st.integers(1, 80), where=st.floats(0, 1))
+def test_splitting_a_sequence_and_passing_the_state_on_changes_nothing(form, size, chunk_size, where):
     x, dt, A, B, C, state = make_inputs(**size)
     cut = round(where * x.shape[1])
-    whole, final = ssd_chunked(x, dt, A, B, C, state, chunk_size=chunk_size)
-    first, between = ssd_chunked(x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], state, chunk_size=chunk_size)
-    second, end = ssd_chunked(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], between, chunk_size=chunk_size)
+    whole, final = form(x, dt, A, B, C, state, chunk_size=chunk_size)
+    first, between = form(x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], state, chunk_size=chunk_size)
+    second, end = form(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], between, chunk_size=chunk_size)
     assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-10, atol=1e-10)
     assert_close(end, final, rtol=1e-10, atol=1e-10)
 

@@ -43,7 +43,8 @@ def add_engine(parser: Parser) -> None:
     parser.add_argument(
         "--engine",
         default="auto",
-        help="auto (default), plain (PyTorch), native (a CPU kernel, compiled once) or native-int8 (weights of 8 bits)",
+        help="auto (default), plain (PyTorch), native (a CPU kernel, compiled once), native-int8 (the same with "
+        "8-bit weights) or cuda-graphs",
     )
 
 

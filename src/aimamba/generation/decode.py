@@ -10,9 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError, DataError
-from aimamba.generation.engines import Engine, make_engine
-from aimamba.generation.engines.native import NativeEngine
-from aimamba.generation.engines.static_engine import StaticEngine
+from aimamba.generation.engines import DrawingEngine, Engine, make_engine
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
 from aimamba.ops.logits import Setting, guided_sample, uniform_dtype
@@ -79,7 +77,7 @@ def generate(
     prefix = None if prefix is None else prefix.to(device)
 
     stepper = make_engine(model, engine) if isinstance(engine, str) else engine
-    draw = stepper.guided_sample if isinstance(stepper, StaticEngine | NativeEngine) else guided_sample
+    draw = stepper.guided_sample if isinstance(stepper, DrawingEngine) else guided_sample
     state = stepper.init_state(count + len(guided), position_shift=position_shift)
     nothing = labels.new_full((len(guided),), model.condition.nothing)
     inputs = torch.cat([labels, nothing])  # (R,)

@@ -22,6 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from aimamba.ops.linear import linear
+
 
 class MixingWeights(NamedTuple):
     """What the middle of a Mamba-2 mixer needs, as ``aimamba.models.Mamba2`` holds it.
@@ -187,11 +189,6 @@ def modulated_norm_step(
     return (hidden * (1 + scale.to(hidden.dtype)) + shift.to(hidden.dtype)).to(shift.dtype)
 
 
-def linear_step(x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"]) -> Float[Tensor, "b o"]:
-    """``x`` times a weight, without bias."""
-    return F.linear(x, weight)
-
-
 def modulated_linear_step(
     residual: Float[Tensor, "b d"],
     norm_weight: Float[Tensor, " d"],
@@ -213,4 +210,4 @@ def modulated_linear_step(
     hidden = modulated_norm_step(
         residual, norm_weight, shift, scale, mixed=mixed, gate=gate, squares=squares, inner=inner, eps=eps
     )
-    return F.linear(hidden, weight), residual
+    return linear(hidden, weight), residual

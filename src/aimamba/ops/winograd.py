@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from aimamba.ops.native.build import load_library
 
-_SOURCES = ("winograd.cpp", "simd.h")
+_SOURCES = ("winograd.cpp", "threads.h", "simd.h")
 _PANEL = 32  # outputs side by side in the kernel
 _LANES = 16  # the widest vector of floats
 _A, _B = 0.5**0.5, 2**0.5  # the points are 0, +-A, +-B and infinity

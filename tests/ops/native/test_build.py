@@ -6,7 +6,7 @@ import pytest
 
 from aimamba.ops.native.build import load_library
 
-SOURCES = ("winograd.cpp", "simd.h")
+SOURCES = ("winograd.cpp", "threads.h", "simd.h")
 
 
 @pytest.fixture

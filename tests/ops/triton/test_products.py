@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from aimamba.ops import decoding
+from aimamba.ops.linear import linear
 
 products = pytest.importorskip("aimamba.ops.triton.products", reason="Triton is not installed")
 
@@ -29,9 +30,9 @@ def normal():
 @pytest.mark.parametrize("numbers", [16, 256])
 def test_linear(normal, rows, numbers, dtype):
     x, weight = normal(rows, WIDTH, dtype=dtype), normal(OUTPUTS, WIDTH, dtype=dtype)
-    y = products.linear_step(x, weight, launch=products.Launch(numbers, 4))
+    y = products.linear(x, weight, launch=products.Launch(numbers, 4))
     assert y.dtype == dtype
-    assert_close(y, decoding.linear_step(x, weight), **CLOSE[dtype])
+    assert_close(y, linear(x, weight), **CLOSE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -32,6 +32,14 @@ class Engine(Protocol):
         """Take one token a row, (R,), and give the logits of its next code, (R, V); ``state`` is updated."""
 
 
+@runtime_checkable
+class DrawingEngine(Engine, Protocol):
+    """An engine that also draws from its logits, as ``aimamba.ops.logits.guided_sample`` does."""
+
+    def guided_sample(self, logits: Tensor, uniform: Tensor, **settings: Any) -> Tensor:
+        """Guide, then draw a code for each picture."""
+
+
 def check_engine(name: str) -> None:
     """Refuse a name that no engine has.
 

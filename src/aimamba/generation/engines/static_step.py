@@ -19,6 +19,7 @@ from aimamba.models import AiM
 from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
 from aimamba.ops import decoding, logits
+from aimamba.ops.linear import linear
 
 Memory = dict[str, Tensor]
 """What a model remembers of some rows: named tensors whose first axis is the row."""
@@ -31,13 +32,13 @@ _SEEN_TOGETHER = 64  # attention looks at a whole number of so many places, so t
 
 @dataclass(frozen=True)
 class Operators:
-    """What a step is made of, see ``aimamba.ops.decoding``."""
+    """What a step is made of, see ``aimamba.ops.decoding``, ``linear`` and ``logits`` beside it."""
 
     state_mixing_step: Callable[..., tuple[Tensor, Tensor]] = decoding.state_mixing_step
     dual_mixing_step: Callable[..., tuple[Tensor, Tensor]] = decoding.dual_mixing_step
     modulated_norm_step: Callable[..., Tensor] = decoding.modulated_norm_step
     modulated_linear_step: Callable[..., tuple[Tensor, Tensor]] = decoding.modulated_linear_step
-    linear_step: Callable[..., Tensor] = decoding.linear_step
+    linear: Callable[..., Tensor] = linear
     guided_sample: Callable[..., Tensor] = logits.guided_sample
 
 
@@ -66,7 +67,7 @@ def triton_operators() -> Operators:
         mixing.dual_mixing_step,
         modulation.modulated_norm_step,
         products.modulated_linear_step,
-        products.linear_step,
+        products.linear,
         sampling.guided_sample,
     )
 
@@ -177,7 +178,7 @@ class StaticStep:
                 weight = mixer.in_proj.weight
                 projected, residual = operators.modulated_linear_step(residual, *start, weight, **options)
                 gated, squares = self._mix(mixer, projected, memory, index)
-                mixed = operators.linear_step(gated, mixer.out_proj.weight)
+                mixed = operators.linear(gated, mixer.out_proj.weight)
                 before = {"mixed": mixed, "squares": squares, "inner": mixer.inner}
             else:
                 hidden = operators.modulated_norm_step(residual, *start, **options)
@@ -192,7 +193,7 @@ class StaticStep:
         hidden = operators.modulated_norm_step(
             residual, model.norm.weight, shift, scale, gate=gate, final_weight=final, **before
         )
-        return operators.linear_step(hidden, model.word_embedding.weight)
+        return operators.linear(hidden, model.word_embedding.weight)
 
     def _embed(self, inputs: Tensor, memory: Memory) -> Tensor:
         """The residual that the first block meets, float32 or wider."""

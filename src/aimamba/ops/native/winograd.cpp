@@ -5,15 +5,14 @@
 // round least. A picture (H, W, C) is cut into regions of a few tiles whose numbers stay in the cache of one core.
 // Regions and the order of every sum depend on the shape alone, so results are the same for every number of threads.
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "simd.h"
+#include "threads.h"
 
 namespace {
 
@@ -214,20 +213,15 @@ void aim_convolve(const float* input, const float* scale, const float* shift, co
     // Where regions are few, panels are dealt out too: mapping inputs again costs little beside many products.
     const int groups = std::min(panels, (2 * threads + regions - 1) / regions), tasks = regions * groups;
     std::vector<float> parts(moments ? size_t(regions) * 2 * outputs : 0);
-    std::atomic<int> next{0};
-    const auto work = [&] {
+    Threads(std::min(threads, tasks)).run(1, [&](Threads::Course& course) {
         Region region(job);
-        for (int i; (i = next.fetch_add(1)) < tasks;) {
+        course.share(tasks, [&](int i) {
             const int place = i / groups, group = i % groups;
             region.run(place / across * Region::down(), place % across * Region::across(inputs),
                        panels * group / groups, panels * (group + 1) / groups,
                        moments ? &parts[size_t(place) * 2 * outputs] : nullptr);
-        }
-    };
-    std::vector<std::thread> others;
-    for (int i = 1; i < std::min(threads, tasks); ++i) others.emplace_back(work);
-    work();
-    for (auto& other : others) other.join();
+        });
+    });
     if (moments == nullptr) return;
     std::fill(moments, moments + 2 * outputs, 0.0);
     for (int i = 0; i < regions; ++i)

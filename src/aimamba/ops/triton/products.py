@@ -78,10 +78,8 @@ def _modulated_kernel(
         tl.store(y + row * outputs + output, sums.to(y.dtype.element_ty), mask=output < outputs)
 
 
-def linear_step(
-    x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"], *, launch: Launch = DEFAULT
-) -> Float[Tensor, "b o"]:
-    """See ``aimamba.ops.decoding.linear_step``."""
+def linear(x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"], *, launch: Launch = DEFAULT) -> Float[Tensor, "b o"]:
+    """See ``aimamba.ops.linear.linear``."""
     rows, (outputs, inputs) = x.shape[0], weight.shape
     if rows > MOST_ROWS:
         return F.linear(x, weight)
