@@ -7,13 +7,13 @@ from typing import get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import Engine, EngineName, make_engine
 from aimamba.models import AIM_PRESETS, AiM, AiMConfig
 from aimamba.ops.logits import guide, sample
+from aimamba.train.generator import code_cross_entropy
 from benchmarks.floors import Memory, Work, attention_memories, attention_mixing, mamba_memories, ssd_mixing
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
@@ -128,5 +128,4 @@ class Ours(Subject):
 
     def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
         """As ``GeneratorTask`` computes it, without dropping labels."""
-        logits = self.model(codes[:, :-1], labels)
-        return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+        return code_cross_entropy(self.model, codes, labels)

@@ -272,7 +272,7 @@ class TestGenerator:
         task, seen = make(label_dropout=0.1), []
         monkeypatch.setattr(
             generator_module,
-            "_cross_entropy",
+            "code_cross_entropy",
             lambda model, codes, labels, mask, **options: seen.append(labels) or codes.sum(),
         )
         for seed in range(100):

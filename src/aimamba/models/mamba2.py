@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
-from aimamba.ops.conv import causal_conv_silu, causal_conv_step
+from aimamba.ops.conv import causal_conv_step
 from aimamba.ops.linear import linear
+from aimamba.ops.mixing import MixerWeights, mix
 from aimamba.ops.ssd import ssd_step, ssd_step_dual
-from aimamba.ops.ssd_efficient import ssd_efficient
 
 MixerState = dict[str, Tensor]
 """What a mixer remembers between steps: tensors whose first axis is the row, so that rows can join and leave."""
@@ -82,13 +82,11 @@ class Mamba2(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix all tokens in parallel."""
-        z, xBC, dt = self._split(self.in_proj(x))
-        xBC = causal_conv_silu(xBC, self.conv_weight, self.conv_bias)
-        inputs, B, C = xBC.split([self.inner, self.state_size, self.state_size], dim=-1)
-        inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, L, H, P)
-        A = -self.A_log.to(dt.dtype).exp()
-        y, _ = ssd_efficient(inputs, dt, A, B, C, chunk_size=self.chunk_size)
-        return self._combine(y, inputs, z)
+        weights = MixerWeights(
+            self.conv_weight, self.conv_bias, self.dt_bias, -self.A_log.exp(), self.D, self.norm.weight
+        )
+        mixed = mix(self.in_proj(x), weights, state_size=self.state_size, chunk_size=self.chunk_size)
+        return self.out_proj(mixed)
 
     def init_state(self, batch: int, length: int) -> MixerState:
         """Empty memory of ``batch`` rows of at most ``length`` tokens, in whichever form moves less of it in all.

@@ -44,7 +44,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         head = weight.to(narrow)
         wants_hidden, wants_weight = (learning and wanted for wanted in ctx.needs_input_grad[:2])
         dhidden = torch.empty_like(hidden) if wants_hidden else None
-        dweight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        dweight: Tensor | None = None
         total = hidden.new_zeros((), dtype=wide)
         for start in range(0, len(hidden), rows):
             part = hidden[start : start + rows].to(narrow)
@@ -56,7 +56,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 dlogits = dlogits.div_(len(hidden)).to(narrow)
                 if dhidden is not None:
                     dhidden[start : start + rows] = dlogits @ head
-                if dweight is not None and narrow == wide:
+                if wants_weight and dweight is None:
+                    dweight = (dlogits.mT @ part).to(wide)
+                elif dweight is not None and narrow == wide:
                     dweight.addmm_(dlogits.mT, part)
                 elif dweight is not None:
                     dweight += dlogits.mT @ part
@@ -65,5 +67,10 @@ class _SlicedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden, dweight = (None if saved is None else saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors)
+        dhidden, dweight = (None if saved is None else _scaled(saved, gradient) for saved in ctx.saved_tensors)
         return dhidden, dweight, None, None, None, None
+
+
+def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Multiply; a factor of 1, the rule, costs nothing where it can be seen without waiting for a device."""
+    return tensor if factor.device.type == "cpu" and factor == 1 else tensor * factor.to(tensor.dtype)

@@ -20,7 +20,7 @@ from aimamba.pipeline import Pipeline
 
 _PICTURES_AT_ONCE = 64
 _SHEET_CLASSES = 10
-_LOGITS_AT_ONCE = 2**22  # 16 MiB in float32: slices of 256 tokens for 16,384 codes
+_LOGITS_AT_ONCE = 2**24  # 16 MiB in float32: slices of 256 tokens for 16,384 codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class GeneratorTask:
         dropped = torch.rand(batch.labels.shape, generator=rng, device=batch.labels.device) < self.config.label_dropout
         labels = torch.where(dropped, model.condition.nothing, batch.labels)
         mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
-        return _cross_entropy(model, batch.codes, labels, mask, checkpointing=checkpointing), {}
+        return code_cross_entropy(model, batch.codes, labels, mask, checkpointing=checkpointing), {}
 
     @torch.no_grad()
     def evaluate(self, model: AiM) -> dict[str, float]:
@@ -113,7 +113,7 @@ class GeneratorTask:
             chosen = range(start, min(start + _PICTURES_AT_ONCE, len(self.held_out)))
             codes = self.held_out.take(chosen, [0] * len(chosen)).to(device)
             labels = torch.from_numpy(self.held_out.labels[chosen.start : chosen.stop]).to(device)
-            total += float(_cross_entropy(model, codes, labels)) * len(chosen)
+            total += float(code_cross_entropy(model, codes, labels)) * len(chosen)
         loss = total / len(self.held_out)
         return {"loss": loss, "bits_per_token": loss / math.log(2)}
 
@@ -141,9 +141,18 @@ class GeneratorTask:
         return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), model, self.class_names)
 
 
-def _cross_entropy(
+def code_cross_entropy(
     model: AiM, codes: Tensor, labels: Tensor, token_mask: Tensor | None = None, *, checkpointing: bool = False
 ) -> Tensor:
+    """Mean cross entropy of the codes, in nats, given the classes and the codes before each.
+
+    Args:
+        model: The generator.
+        codes: All codes of the pictures (B, L).
+        labels: Class labels (B).
+        token_mask: Multiplies the word embeddings (B, L - 1, D).
+        checkpointing: Whether to compute the blocks again in the backward pass instead of keeping what they computed.
+    """
     hidden = model(codes[:, :-1], labels, token_mask=token_mask, head=False, checkpointing=checkpointing)
     head = model.word_embedding.weight
     return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten(), logits_at_once=_LOGITS_AT_ONCE)
