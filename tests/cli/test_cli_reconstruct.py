@@ -10,6 +10,7 @@ from PIL import Image
 from aimamba.data.images import open_image
 from aimamba.data.sheets import to_float, to_images
 from aimamba.data.transforms import center_crop, to_array
+from aimamba.models import VQModel
 
 REFUSALS = {
     "photos --size 0": ["--size must be at least 1, got 0"],
@@ -56,6 +57,11 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
         assert np.array_equal(drawn, np.asarray(to_images(tokenizer.decode(codes))[0]))
         measured.append(psnr(original, drawn))
     assert out == f"2 pictures at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
+
+
+def test_the_decoder_made_for_drawing_draws(aimamba, models, photos, monkeypatch):
+    monkeypatch.delattr(VQModel, "decode")
+    assert aimamba("reconstruct", photos / "cats", "--model", models / "tokenizer").status == 0
 
 
 def test_folders_and_the_size_by_default(aimamba, models, photos, here):

@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.data.transforms import center_crop, to_array
     from aimamba.models import VQModel
     from aimamba.models.placement import resolve_device, resolve_dtype
+    from aimamba.models.vq_fast import FastDecoder
 
     if arguments.size is not None:
         require_positive(size=arguments.size)
@@ -53,14 +54,13 @@ def run(arguments: argparse.Namespace) -> None:
     size = _common_size(paths, arguments.size, model.config.downsampling)
 
     out.mkdir(parents=True, exist_ok=True)
+    decoder = FastDecoder(model)
     rows: list[list[Image.Image]] = []
     names, total = [], 0.0
     for path in tqdm(paths, unit="picture"):
         original = center_crop(open_image(path), size)
         pixels = torch.from_numpy(to_array(original)).permute(2, 0, 1)[None]
-        with torch.no_grad():
-            drawn = model.decode(model.encode(to_float(pixels).to(device, dtype))).float().cpu()
-        [image] = to_images(drawn)
+        [image] = to_images(decoder(model.encode(to_float(pixels).to(device, dtype))))
         error = (pixels[0].float() - torch.from_numpy(to_array(image)).permute(2, 0, 1).float()).square().mean()
         psnr = float(10 * torch.log10(255**2 / error.clamp(min=1e-10)))
         pair = Image.new("RGB", (2 * size, size))
