@@ -49,8 +49,7 @@ def _ours(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device
     model = VQModel(config).cast(dtype).to(device).eval()
     if measurement.variant == "plain":
         return model.decode
-    fast = FastDecoder(model, native=measurement.variant == "fast")
-    return lambda codes: [fast(some) for some in codes.split(fast.pictures_at_once)]
+    return FastDecoder(model, native=measurement.variant == "fast")
 
 
 def _official(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device: torch.device) -> Decode:

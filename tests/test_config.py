@@ -155,4 +155,6 @@ def test_suggestions():
     assert suggest("planet", ["planets", "sprouts"]) == " (did you mean 'planets'?)"
     assert suggest("PLANETS", ["Planets"]) == " (did you mean 'Planets'?)"
     assert suggest("qqqq", ["planets"]) == ""
+    assert suggest("nowhere", ["sweep"]) == ""
+    assert suggest("--clases", ["--classes", "--labels", "--seed"]) == " (did you mean '--classes'?)"
     assert suggest("aaa", ["aab", "aac", "aad", "aae"], most=2).count("'") == 4

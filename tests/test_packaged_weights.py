@@ -1,5 +1,7 @@
 """The trained models inside the package are small, load by name without a network, and draw what they should."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,12 @@ def test_classes_and_size(pipeline):
     assert pipeline.class_names == STYLES
     assert (pipeline.image_size, pipeline.grid) == (64, 8)
     assert pipeline.generator.config.decode_position_shift == 0
+
+
+def test_the_card_counts_the_parameters(pipeline):
+    card = (Path(__file__).parent.parent / "docs" / "models" / f"{NAME}.md").read_text(encoding="utf-8")
+    counts = (part.num_parameters() for part in (pipeline.tokenizer, pipeline.generator))
+    assert "| parameters | {:,} | {:,} |".format(*counts) in card
 
 
 @torch.no_grad()

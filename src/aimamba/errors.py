@@ -6,6 +6,9 @@ The command line prints the message and exits with status 2; everything else is 
 import difflib
 from collections.abc import Iterable
 
+_LIKE = 0.55  # from 0, nothing alike, to 1; below it a neighbour is a chance
+_AS_LIKE = 0.15  # further from the word than the nearest by this much is not worth naming
+
 
 class AimambaError(Exception):
     """Base of every error that the user can mend."""
@@ -32,7 +35,9 @@ def suggest(word: str, known: Iterable[str], *, most: int = 3) -> str:
         most: How many neighbours to name.
     """
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=most, cutoff=0.5)
+    near = difflib.get_close_matches(word.lower(), by_lower, n=most, cutoff=_LIKE)
     if not near:
         return ""
+    best, *others = (difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in near)
+    near = near[: 1 + sum(likeness > best - _AS_LIKE for likeness in others)]
     return f" (did you mean {' or '.join(repr(by_lower[name]) for name in near)}?)"

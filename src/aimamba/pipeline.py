@@ -202,17 +202,15 @@ class Pipeline:
             self._made = now, make_engine(self.generator, self.engine)
         return generate(self.generator, labels, config, seeds=seeds, engine=self._made[1])
 
-    @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Draw pictures from their codes, a few at a time: bounded in memory.
+        """Draw pictures from their codes, a few at a time.
 
         On CPU they go one by one, so they are the same in every batch. The decoder is prepared once, and again when
         the tokenizer's weights have changed.
         """
         if self._decoder is None or not self._decoder.matches(self.tokenizer):
             self._decoder = FastDecoder(self.tokenizer)
-        grids = codes.unflatten(1, (self.grid, self.grid)).split(self._decoder.pictures_at_once)
-        return [image for some in grids for image in to_images(self._decoder(some).float().cpu())]
+        return to_images(self._decoder(codes.unflatten(1, (self.grid, self.grid))))
 
 
 def imagenet_class_names() -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """``aimamba evaluate``."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,10 @@ def test_a_sweep_and_a_report(aimamba, light, model, here):
     assert one["recognised"] == found["recognition"]["share"]
     alone = aimamba("evaluate", "--model", model, *options.split()[:4], "--cfg-scale", 3)
     assert f" {three['frechet']:.2f}\n" in alone.out
+    for entry in (one, three):
+        numbers = f"Fréchet distance {entry['frechet']:.2f}, kernel distance .*, recognised"
+        assert re.search(f"lite0 at guidance {entry['cfg_scale']:g} +{numbers}", out)
+    assert "Drawn with guidance 1, seed 0." in (here / "page" / "index.html").read_text(encoding="utf-8")
     assert "by guidance scale" in (here / "page" / "index.html").read_text(encoding="utf-8")
 
 

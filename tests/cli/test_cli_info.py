@@ -79,6 +79,12 @@ COMMANDS = {
 }
 
 
+@pytest.mark.parametrize("preset", ["aim-b", "vq-f16"])
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "convert"])
+def test_a_preset_is_no_model(refusal, photos, command, preset):
+    assert f"{preset}: this is a preset, a shape without weights" in refusal(*COMMANDS[command], preset)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 class TestDamage:
     @pytest.fixture

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from aimamba.cli import reconstruct
 from aimamba.data.images import open_image
 from aimamba.data.sheets import to_float, to_images
 from aimamba.data.transforms import center_crop, to_array
+from aimamba.models import VQModel
 
 REFUSALS = {
     "photos --size 0": ["--size must be at least 1, got 0"],
@@ -58,12 +60,29 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
     assert out == f"2 pictures at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
 
 
+def test_the_decoder_made_for_drawing_draws(aimamba, models, photos, monkeypatch):
+    monkeypatch.delattr(VQModel, "decode")
+    assert aimamba("reconstruct", photos / "cats", "--model", models / "tokenizer").status == 0
+
+
 def test_folders_and_the_size_by_default(aimamba, models, photos, here):
     status, out, err = aimamba("reconstruct", photos, photos / "cats" / "0.png", "--model", models / "tokenizer")
     assert status == 0
     assert re.match(r"17 pictures at 20 px, mean PSNR \d+\.\d\d dB: reconstructions/sheet.png\n$", out)
     assert "17/17" in err
     assert len(list((here / "reconstructions").iterdir())) == 18
+
+
+def test_a_sheet_of_the_first_pictures(aimamba, models, photos, here, monkeypatch):
+    monkeypatch.setattr(reconstruct, "_SHEET_ROWS", 3)
+    command = ["reconstruct", "--model", models / "tokenizer", "--size", 16]
+    assert aimamba(*command, *sorted((photos / "cats").iterdir())[:3], "--out", "three").status == 0
+    status, out, _ = aimamba(*command, photos / "cats", photos / "dogs", "--out", "all")
+    assert status == 0
+    assert out.startswith("16 pictures at 16 px")
+    assert len(list((here / "all").iterdir())) == 17
+    with Image.open("three/sheet.png") as three, Image.open("all/sheet.png") as first:
+        assert first.size == three.size
 
 
 def test_large_pictures_have_256_pixels_by_default(aimamba, golden, here):

@@ -233,6 +233,8 @@ def test_an_npz_for_adms_evaluator(aimamba, models, pipeline, here):
     ("flags", "message"),
     [
         ("--npz s.npz --classes 1", "--npz draws all classes"),
+        ("--npz s.npy", "the name must end in .npz"),
+        ("--labels random", "--labels goes with --npz"),
         ("--npz s.npz --labels even", "balanced or random, got 'even'"),
         ("--npz no/s.npz", "there is no folder no"),
         ("--npz .", "is a folder"),

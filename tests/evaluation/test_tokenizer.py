@@ -11,6 +11,8 @@ from aimamba.evaluation.measure import measure
 from aimamba.evaluation.sources import open_source
 from aimamba.evaluation.summary import tokenizer_summary
 from aimamba.evaluation.tokenizer import compare_tokenizer, perplexity
+from aimamba.models import VQModel
+from aimamba.models.vq_fast import FastDecoder
 from aimamba.ops.ssim import gaussian_window, ssim, uniform_window
 
 
@@ -50,6 +52,18 @@ def test_every_number(make_vq, network, tmp_path):
     assert kept["perplexity"] == pytest.approx(perplexity(counts))
     assert "lpips" not in kept
     assert [name for name, _ in tokenizer_summary(kept)][:3] == ["PSNR", "SSIM", "SSIM as LlamaGen computes it"]
+
+
+def test_the_decoder_made_for_drawing_draws(make_vq, network, monkeypatch):
+    """Its pictures are a ten-thousandth of a level off, which flips a rounding in thousands."""
+    model = make_vq(channels=32, z_channels=16)
+    pictures = open_source("avatars-16:held-out:3")
+    with monkeypatch.context() as patch:
+        patch.setattr(FastDecoder, "__call__", lambda self, codes: model.decode(codes))
+        _, expected = compare_tokenizer(model, pictures, network())
+    monkeypatch.delattr(VQModel, "decode")
+    _, kept = compare_tokenizer(model, pictures, network())
+    assert kept == pytest.approx(expected, rel=1e-4)
 
 
 def test_inceptions_distance_is_called_rfid(make_vq, network):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aimamba.errors import ConfigError, DataError
+from aimamba.errors import CheckpointError, ConfigError, DataError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines.static_engine import StaticEngine
 from aimamba.generation.engines.static_step import StaticStep
@@ -218,6 +218,16 @@ def test_the_loop_asks_the_device_for_nothing(model, monkeypatch, config):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     for name in ("tensor", "as_tensor"):
         monkeypatch.setattr(torch, name, refuse)
-    *_, codes = run
+    for _ in range(15):
+        codes = next(run)
     monkeypatch.undo()
     assert codes.shape == (3, 16)
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+@pytest.mark.parametrize("name", ["word_embedding.weight", "norm.weight", "condition.table.weight"])
+def test_damaged_weights_are_refused(model, name, engine):
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = torch.nan
+    with pytest.raises(CheckpointError, match="logits are no finite numbers: its weights are damaged"):
+        draw(model, [0, 1], engine=engine)

@@ -68,3 +68,9 @@ def test_a_scale_of_one_is_one_throughout(schedule):
 @pytest.mark.parametrize("schedule", ["constant", "linear", "power-cosine"])
 def test_a_single_code_has_a_finite_scale(schedule):
     assert math.isfinite(SamplingConfig(cfg_scale=2.0, cfg_schedule=schedule).guidance_at(0, 1))
+
+
+def test_settings_in_words():
+    assert SamplingConfig().describe() == "guidance 1, seed 0"
+    every = {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "cfg_scale": 1.5, "cfg_schedule": "linear", "seed": 7}
+    assert SamplingConfig(**every).describe() == "guidance 1.5 linear, temperature 0.8, top-k 5, top-p 0.9, seed 7"

@@ -133,8 +133,17 @@ def test_a_picture_does_not_depend_on_its_batch(packaged):
         assert torch.equal(decoder(codes[i : i + 1])[0], whole[i])
 
 
-def test_one_picture_at_a_time_on_cpu(make_vq):
-    assert FastDecoder(make_vq()).pictures_at_once == vq_fast._ONCE_ON_CPU == 1
+@torch.no_grad()
+@pytest.mark.parametrize(("at_once", "slices"), [(1, [1] * 5), (2, [2, 2, 1]), (8, [5])])
+def test_slices_bound_the_memory(make_vq, monkeypatch, at_once, slices):
+    assert vq_fast._ONCE_ON_CPU == 1
+    monkeypatch.setattr(vq_fast, "_ONCE_ON_CPU", at_once)
+    model = make_vq()
+    decoder, seen = FastDecoder(model, native=False), []
+    decoder._decoder.register_forward_hook(lambda _, latents, __: seen.append(len(latents[0])))
+    codes = some_codes(model, batch=5)
+    assert_close(decoder(codes), model.decode(codes), rtol=0, atol=2e-5)
+    assert seen == slices
 
 
 @torch.no_grad()

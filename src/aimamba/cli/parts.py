@@ -11,6 +11,7 @@ def parts_inside(source: str) -> set[str]:
     Raises:
         CheckpointError: There is no such checkpoint, it cannot be read, or it holds neither.
     """
+    from aimamba.models import AIM_PRESETS, VQ_PRESETS
     from aimamba.models.hub import find, read_checkpoint
 
     places, faults = set(), []
@@ -20,6 +21,10 @@ def parts_inside(source: str) -> set[str]:
         except CheckpointError as error:
             faults.append(error)
     if not places:
+        if source in AIM_PRESETS or source in VQ_PRESETS:
+            raise CheckpointError(
+                f"{source}: this is a preset, a shape without weights; give a trained model, see docs/weights.md"
+            )
         raise faults[0]
     keys = {key for place in places for key in read_checkpoint(place)[1]}
     inside = {part for part, signs in _SIGNS.items() if any(key.startswith(signs) for key in keys)}

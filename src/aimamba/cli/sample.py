@@ -41,9 +41,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
     parser.add_argument("--npz", type=Path, metavar="FILE", help="write N pictures of all classes into one .npz")
-    parser.add_argument(
-        "--labels", default="balanced", help="with --npz: balanced (default), classes in turn; or random"
-    )
+    parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default), classes in turn; or random")
     add_sampling(parser)
     add_placement(parser)
     add_engine(parser)
@@ -62,9 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     config = from_mapping(SamplingConfig, settings, where="sample")
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    if arguments.npz is not None and arguments.classes is not None:
-        raise ConfigError("sample: --npz draws all classes; leave --classes out")
     out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
+    _check_npz(arguments)
     check_parts(arguments.model, arguments.tokenizer)
     pipeline = Pipeline.from_pretrained(
         arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
@@ -76,13 +73,23 @@ def run(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = _draw(pipeline, labels, arguments.n, config, arguments.batch_size, out)
     names = [pipeline.class_name(label) for label in labels]
-    path, title = out / "sheet.png", f"{arguments.model}, {describe(config)}"
+    path, title = out / "sheet.png", f"{arguments.model}, {config.describe()}"
     if arguments.n < len(labels) <= _SHEET_COLUMNS:  # a sheet is rather wide than tall
         sheet(list(zip(*rows, strict=True)), column_names=names, title=title).save(path)
     else:
         sheet(rows, row_names=names, title=title).save(path)
     print(f"{len(labels) * arguments.n} pictures in {out}, on one sheet: {path}")
     return None
+
+
+def _check_npz(arguments: argparse.Namespace) -> None:
+    """Refuse options that go with ``--npz`` alone, or not with it."""
+    if arguments.npz is None and arguments.labels is not None:
+        raise ConfigError("sample: --labels goes with --npz; give --classes to choose classes")
+    if arguments.npz is not None and arguments.classes is not None:
+        raise ConfigError("sample: --npz draws all classes; leave --classes out")
+    if arguments.npz is not None and arguments.npz.suffix != ".npz":
+        raise ConfigError(f"--npz {arguments.npz}: the name must end in .npz, by which 'aimamba evaluate' knows it")
 
 
 def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
@@ -105,16 +112,6 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     if not labels:
         raise ConfigError(f"--classes names no class, got {text!r}; expected names or numbers separated by commas")
     return list(dict.fromkeys(labels))
-
-
-def describe(config: "SamplingConfig") -> str:
-    """Settings that differ from the defaults, for the title of a sheet."""
-    schedule = "" if config.cfg_schedule == "constant" else f" {config.cfg_schedule}"
-    parts = [f"guidance {config.cfg_scale:g}{schedule}"]
-    parts += [f"temperature {config.temperature:g}"] if config.temperature != 1 else []
-    parts += [f"top-k {config.top_k}"] if config.top_k else []
-    parts += [f"top-p {config.top_p:g}"] if config.top_p < 1 else []
-    return ", ".join([*parts, f"seed {config.seed}"])
 
 
 def check_parts(model: str, tokenizer: str | None) -> None:
@@ -174,7 +171,8 @@ def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", 
     from aimamba.evaluation.npz import write_npz
     from aimamba.evaluation.sources import ModelSource, draw_labels
 
-    labels = draw_labels(arguments.labels, arguments.n, pipeline.generator.config.num_classes, config.seed)
+    how = arguments.labels or "balanced"
+    labels = draw_labels(how, arguments.n, pipeline.generator.config.num_classes, config.seed)
     source = ModelSource(arguments.model, pipeline, labels, config, arguments.batch_size)
     with tqdm(total=len(labels), unit="picture") as bar:
 

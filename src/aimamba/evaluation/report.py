@@ -13,7 +13,7 @@ from torch import Tensor
 from aimamba.data.sheets import sheet
 from aimamba.evaluation.compare import Comparison
 from aimamba.evaluation.plots import Series, plot
-from aimamba.evaluation.sources import Source
+from aimamba.evaluation.sources import ModelSource, Source
 from aimamba.evaluation.summary import NAMES, summary
 from aimamba.files import write_atomically
 
@@ -53,9 +53,10 @@ def write_report(
         f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
         for name, value in summary(found.network, found.numbers)
     )
+    drawn = f" Drawn with {samples.config.describe()}." if isinstance(samples, ModelSource) else ""
     parts = [
         f"<h1>{escape(samples.name)}</h1>",
-        f"<p>{len(samples):,} samples against {len(reference):,} pictures of {escape(reference.name)}.</p>",
+        f"<p>{len(samples):,} samples against {len(reference):,} pictures of {escape(reference.name)}.{drawn}</p>",
         f"<table>{rows}</table>",
         _section(folder, "Samples", "samples.png", _class_sheet(samples)),
     ]

@@ -25,18 +25,36 @@ def summary(network: str, numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, name in NAMES.items():
         if key not in numbers:
             continue
-        value, title = numbers[key], "KID" if key == "kid" and network == "inception" else name
+        text = _rounded(key, numbers[key])
         if key == "kid":
-            text = f"{value:.5f} ± {numbers['kid_std']:.5f} over subsets of {numbers['kid_subset_size']}"
-        else:
-            text = f"{value:.2f}" if key in _DISTANCES else f"{value:.3f}"
-        lines.append((f"{network} {title}", text))
+            text = f"{text} ± {numbers['kid_std']:.5f} over subsets of {numbers['kid_subset_size']}"
+        lines.append((f"{network} {_title(network, key, name)}", text))
     if found := numbers.get("recognition"):
         lines += _recognition(network, found)
     if found := numbers.get("neighbours"):
         text = f"{found['closer']:.1%} of samples (5.0% if nothing is copied); median cosine {found['similarity']:.3f}"
         lines.append((f"{network} nearer to {found['train']}", f"{text}, reference {found['similarity_held_out']:.3f}"))
+    for entry in numbers.get("guidance", ()):
+        lines.append((f"{network} at guidance {entry['cfg_scale']:g}", _in_one_line(network, entry)))
     return lines
+
+
+def _in_one_line(network: str, numbers: Mapping[str, float]) -> str:
+    parts = [
+        f"{_title(network, key, name)} {_rounded(key, numbers[key])}" for key, name in NAMES.items() if key in numbers
+    ]
+    parts += [f"recognised {numbers['recognised']:.1%}"] if "recognised" in numbers else []
+    return ", ".join(parts)
+
+
+def _title(network: str, key: str, name: str) -> str:
+    return "KID" if key == "kid" and network == "inception" else name
+
+
+def _rounded(key: str, value: float) -> str:
+    if key == "kid":
+        return f"{value:.5f}"
+    return f"{value:.2f}" if key in _DISTANCES else f"{value:.3f}"
 
 
 def tokenizer_summary(numbers: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
+from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from aimamba.evaluation.measure import Collector, check_enough, to_channels_firs
 from aimamba.evaluation.sources import Source
 from aimamba.models import VQModel
 from aimamba.models.perceptual import PerceptualLoss
+from aimamba.models.vq_fast import FastDecoder
 from aimamba.ops.ssim import gaussian_window, ssim, uniform_window
 
 _SMALLEST = 11  # pixels, of SSIM's window
@@ -30,6 +32,8 @@ def compare_tokenizer(
     progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Compare pictures with what the tokenizer makes of them, both rounded to 8 bits.
+
+    They are drawn as ``Pipeline`` draws, by ``FastDecoder``.
 
     Args:
         model: The tokenizer, in evaluation mode.
@@ -56,11 +60,13 @@ def compare_tokenizer(
     check_enough(pictures)
     real, drawn = (Collector(extractor, len(pictures)) for _ in range(2))
     counts = torch.zeros(model.config.codebook_size, dtype=torch.int64)
+    decoder = FastDecoder(model)
     sums: dict[str, float] = {}
     with tqdm(total=len(pictures), desc="reconstructing", unit="picture", disable=not progress) as bar:
         for batch in pictures.batches(extractor.batch_size):
             originals = to_channels_first(batch)
-            reconstructions, codes = _reconstruct(model, originals)
+            codes = model.encode(to_float(originals).to(model.codebook))
+            reconstructions = torch.stack([_from_image(image) for image in to_images(decoder(codes))])
             counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
             for name, values in _errors(reconstructions, originals, lpips).items():
                 sums[name] = sums.get(name, 0.0) + float(values.double().sum())
@@ -82,11 +88,8 @@ def perplexity(counts: Int[Tensor, " v"]) -> float:
     return float(torch.exp(-torch.xlogy(shares, shares).sum()))
 
 
-@torch.no_grad()
-def _reconstruct(model: VQModel, originals: UInt8[Tensor, "b 3 s s"]) -> tuple[Tensor, Tensor]:
-    codes = model.encode(to_float(originals).to(model.codebook))
-    images = [to_array(image) for image in to_images(model.decode(codes))]
-    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images]), codes
+def _from_image(image: Image) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(to_array(image)).permute(2, 0, 1)
 
 
 @torch.no_grad()

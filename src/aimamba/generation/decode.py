@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from aimamba.errors import ConfigError, DataError
+from aimamba.errors import CheckpointError, ConfigError, DataError
 from aimamba.generation.engines import DrawingEngine, Engine, make_engine
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
@@ -49,6 +49,7 @@ def generate(
         DataError: A label is out of range or the prefix does not fit.
         ConfigError: The numbers of labels, configs and seeds differ, or the engine is unknown or cannot decode this
             model.
+        CheckpointError: After the last code: its logits are no finite numbers, as damaged weights leave them.
     """
     count, length = labels.shape[0], model.config.num_tokens
     shared = config if isinstance(config, SamplingConfig) else None
@@ -91,6 +92,10 @@ def generate(
             codes[:, t] = draw(logits, uniforms[t], twins=twins, scale=scales[t], **settings)
         inputs = torch.cat([codes[:, t], codes[guided, t]])
         yield codes[:, : t + 1]
+    if not bool(logits.isfinite().all()):  # asked once, at the end: what a row remembers stays not finite
+        raise CheckpointError(
+            "the generator's logits are no finite numbers: its weights are damaged, or its dtype is too narrow for them"
+        )
 
 
 def _uniform_numbers(seed: int, length: int) -> Tensor:

@@ -60,3 +60,12 @@ class SamplingConfig:
         t = index / max(1, length - 1)
         rise = t if self.cfg_schedule == "linear" else (1 - math.cos(math.pi * t**self.cfg_power)) / 2
         return 1 + (self.cfg_scale - 1) * rise
+
+    def describe(self) -> str:
+        """Guidance and seed, and what differs from the defaults, in words."""
+        schedule = "" if self.cfg_schedule == "constant" else f" {self.cfg_schedule}"
+        parts = [f"guidance {self.cfg_scale:g}{schedule}"]
+        parts += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
+        parts += [f"top-k {self.top_k}"] if self.top_k else []
+        parts += [f"top-p {self.top_p:g}"] if self.top_p < 1 else []
+        return ", ".join([*parts, f"seed {self.seed}"])

@@ -137,8 +137,7 @@ def _download(source: str) -> Path:
         or source.endswith(("/", ".safetensors", *_PICKLED))
     ):
         raise CheckpointError(
-            f"{source}: no such file or folder{suggest(source, packaged_models())} "
-            "(and not a hub id, which reads 'owner/name')"
+            f"{source}: no such file or folder{suggest(source, packaged_models())}; a hub id reads 'owner/name'"
         )
     try:
         return Path(snapshot_download(source, allow_patterns=_HUB_FILES))

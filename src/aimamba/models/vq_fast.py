@@ -19,22 +19,21 @@ from aimamba.models.vq import VQModel
 from aimamba.models.vq_folded import folded
 from aimamba.models.vq_native import NativeDecoder
 
-_ONCE_ON_CPU, _ONCE_ELSEWHERE = 1, 8
+_ONCE_ON_CPU, _ONCE_ELSEWHERE = 1, 8  # on CPU one picture keeps all cores busy, and is the same in every batch
 
 
 class FastDecoder:
     """Draws the pictures that ``VQModel.decode`` draws, from a copy of its weights.
 
     Attributes:
-        pictures_at_once: How many pictures to give it in one call, so that memory is bounded and the device busy. On
-            CPU one picture keeps all cores busy, and is the same in every batch.
+        is_native: Whether the native kernel draws.
     """
 
     @torch.no_grad()
     def __init__(self, model: VQModel, *, native: bool = True) -> None:
         """Copy the decoder of ``model``; without ``native`` it stays with PyTorch."""
         on_cpu = model.codebook.device.type == "cpu"
-        self.pictures_at_once = _ONCE_ON_CPU if on_cpu else _ONCE_ELSEWHERE
+        self._at_once = _ONCE_ON_CPU if on_cpu else _ONCE_ELSEWHERE
         self._versions = versions(model)
         vectors = F.normalize(model.codebook, dim=-1)[..., None, None]  # (V, E, 1, 1)
         self._table = model.from_code(vectors).flatten(1)  # (V, z_channels)
@@ -48,5 +47,11 @@ class FastDecoder:
 
     @torch.no_grad()
     def __call__(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pictures of codes; values may lie a little outside [-1, 1]."""
+        """Pictures of codes, drawn a few at a time: only they grow with the batch, not the memory to draw them.
+
+        Values may lie a little outside [-1, 1].
+        """
+        return torch.cat([self._draw(some) for some in codes.split(self._at_once)])
+
+    def _draw(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
         return self._decoder(F.embedding(codes, self._table).movedim(-1, 1))  # channels last, (B, C, h, w)
