@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from aimamba.models.norm import RMSNorm
 from aimamba.ops.conv import causal_conv_silu, causal_conv_step
 from aimamba.ops.linear import linear
+from aimamba.ops.scan import ssd_scan
 from aimamba.ops.ssd import ssd_step, ssd_step_dual
-from aimamba.ops.ssd_efficient import ssd_efficient
 
 MixerState = dict[str, Tensor]
 """What a mixer remembers between steps: tensors whose first axis is the row, so that rows can join and leave."""
@@ -87,7 +87,7 @@ class Mamba2(nn.Module):
         inputs, B, C = xBC.split([self.inner, self.state_size, self.state_size], dim=-1)
         inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, L, H, P)
         A = -self.A_log.to(dt.dtype).exp()
-        y, _ = ssd_efficient(inputs, dt, A, B, C, chunk_size=self.chunk_size)
+        y, _ = ssd_scan(inputs, dt, A, B, C, chunk_size=self.chunk_size)
         return self._combine(y, inputs, z)
 
     def init_state(self, batch: int, length: int) -> MixerState:

@@ -32,8 +32,7 @@ from aimamba.ops.triton.scan_backward import Gradients, backward
 from aimamba.ops.triton.scan_forward import SMALLEST_TILE, forward
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Tiles of a chunk have to fit into registers and shared memory.
-_LARGEST_CHUNK = {torch.float32: 32, torch.bfloat16: 64}
+_LARGEST_CHUNK = {torch.float32: 16, torch.bfloat16: 64}  # with more the tiles do not fit into registers
 
 
 def ssd_chunked(
@@ -83,9 +82,7 @@ class _SSD(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         first = None if initial_state is None else initial_state.contiguous()
         with torch.cuda.device_of(x):
-            y, state, carried = forward(
-                *_prepared(x, dt, A, B, C), first, chunk=chunk, keep=any(ctx.needs_input_grad)
-            )
+            y, state, carried = forward(*_prepared(x, dt, A, B, C), first, chunk=chunk, keep=any(ctx.needs_input_grad))
         ctx.save_for_backward(x, dt, A, B, C, carried)
         ctx.chunk, ctx.state_dtype = chunk, None if first is None else first.dtype
         return y, state

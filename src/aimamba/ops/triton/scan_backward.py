@@ -40,7 +40,7 @@ class Launch(NamedTuple):
     stages: int
 
 
-STATES = scan_forward.Launch(warps=4, stages=1)
+# The second kernel has more numbers to hold than registers: of all layouts tried this one has the fewest in memory.
 CHUNK = Launch(heads=8, warps=8, stages=1)
 
 
@@ -55,7 +55,7 @@ class Gradients(NamedTuple):
     initial_state: Tensor | None  # (B, H, P, N), float32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("L", "chunks"))
 @no_type_check
 def states_kernel(
     dt, A, C, dy, dlast, after, dfirst, L, chunks, C_row, C_token,
@@ -87,7 +87,7 @@ def states_kernel(
         store_tile(dfirst + own, g, channel, N, state, P, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("L", "chunks"))
 @no_type_check
 def chunk_kernel(
     x, dt, A, B, C, dy, carried, after, dx, ddt, dA, dB, dC,
@@ -168,7 +168,7 @@ def backward(
     *,
     chunk: int,
     first: bool,
-    states_launch: scan_forward.Launch = STATES,
+    states_launch: scan_forward.Launch | None = None,
     chunk_launch: Launch = CHUNK,
 ) -> Gradients:
     """Run the kernels.
@@ -184,11 +184,12 @@ def backward(
         dlast: Gradient of the last state, contiguous, or None for zeros.
         chunk: As in the forward pass.
         first: Whether there was a first state.
-        states_launch: How the first kernel is laid out.
+        states_launch: How the first kernel is laid out; by default as the forward pass's.
         chunk_launch: How the second kernel is laid out.
     """
     batch, length, heads, width = x.shape
     states, chunks, last = B.shape[2], triton.cdiv(length, chunk), dlast is not None
+    states_launch = states_launch or scan_forward.LAUNCHES[x.dtype]
     wide = {"dtype": torch.float32, "device": x.device}
     after = x.new_empty(batch, chunks - 1 + last, heads, width, states)
     dfirst = torch.empty(batch, heads, width, states, **wide) if first else None
