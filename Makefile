@@ -27,6 +27,7 @@ test-gpu: $(READY)              ## kernels and graphs on a CUDA device, against 
 
 bench-gpu: $(READY)             ## time each kernel and whole pictures on a CUDA device
 	PYTHONPATH=src $(BIN)/python benchmarks/gpu_kernels.py
+	PYTHONPATH=src $(BIN)/python benchmarks/gpu_scan.py
 	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda
 
 lint: $(READY)                  ## style, types, layers

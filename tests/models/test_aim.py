@@ -9,7 +9,7 @@ from aimamba.models import AIM_PRESETS, AiM, AiMConfig, AiMState
 from aimamba.models.adaln import GroupAdaLN, NoAdaLN, make_adaln
 from aimamba.models.attention import rotary_2d
 from aimamba.ops import mixing
-from aimamba.ops.ssd_efficient import ssd_efficient
+from aimamba.ops.scan import ssd_scan
 
 VARIANTS = [
     {"mixer": "mamba2", "adaln": "none", "positions": "none"},
@@ -243,9 +243,9 @@ def test_step_sizes_are_computed_in_float32(make_aim, monkeypatch):
 
     def watched(x, dt, A, *rest, **options):
         seen.append((x.dtype, dt.dtype, A.dtype))
-        return ssd_efficient(x, dt, A, *rest, **options)
+        return ssd_scan(x, dt, A, *rest, **options)
 
-    monkeypatch.setattr(mixing, "ssd_efficient", watched)
+    monkeypatch.setattr(mixing, "ssd_scan", watched)
     monkeypatch.setattr(mixing, "_the_kernel", lambda: None)
     model = make_aim(dtype=torch.bfloat16)
     model(random_codes(model, 2, 8), torch.tensor([0, 5]))

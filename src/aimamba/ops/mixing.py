@@ -20,7 +20,7 @@ from aimamba.ops.conv import causal_conv_silu
 from aimamba.ops.native.build import load_library
 from aimamba.ops.native.team import parallel_regions
 from aimamba.ops.norm import gated_rms_norm_efficient
-from aimamba.ops.ssd_efficient import ssd_efficient
+from aimamba.ops.scan import ssd_scan
 
 _SOURCES = (
     "mixing.cpp", "mixing_forward.h", "mixing_backward.h", "mixing.h", "products.h", "simd.h", "team.h", "threads.h",
@@ -80,7 +80,7 @@ def mix_plain(
     xBC = causal_conv_silu(xBC, weights.conv_weight, weights.conv_bias)
     x, B, C = xBC.split([inner, state_size, state_size], dim=-1)
     x = x.unflatten(-1, (heads, -1))  # (B, L, H, P)
-    y, _ = ssd_efficient(x, dt, weights.A.to(dt.dtype), B, C, chunk_size=chunk_size)
+    y, _ = ssd_scan(x, dt, weights.A.to(dt.dtype), B, C, chunk_size=chunk_size)
     y = y + weights.D.to(y.dtype)[:, None] * x
     return gated_rms_norm_efficient(y.flatten(-2), z, weights.norm_weight, eps=_EPS)
 

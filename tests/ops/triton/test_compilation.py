@@ -10,20 +10,23 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 # Compiled in a process of its own, for here the kernels are interpreted.
 PROGRAM = """
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from aimamba.ops.triton import mixing, modulation, products, sampling
+from aimamba.ops.triton import mixing, modulation, products, sampling, scan, scan_backward, scan_forward
 
 def build(kernel, narrow, wide, sizes, numbers, launch):
     names = [parameter.name for parameter in kernel.params]
+    whole = {name for name, kind in numbers.items() if kind == "i32:16"}  # strides, a multiple of 16
     types = {"positions": "*i64"} | dict.fromkeys(narrow.split(), "*bf16") | dict.fromkeys(wide.split(), "*fp32")
-    types |= numbers | dict.fromkeys(sizes, "constexpr")
+    types |= numbers | dict.fromkeys(whole, "i32") | dict.fromkeys(sizes, "constexpr")
     source = ASTSource(
         fn=kernel,
         signature={name: types[name] for name in names},
         constexprs={(names.index(name),): value for name, value in sizes.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in names if types[name].startswith("*")},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in names
+               if types[name].startswith("*") or name in whole},
     )
     options = {"num_warps": launch.warps, "num_stages": getattr(launch, "stages", 1)}
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -50,6 +53,21 @@ build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
 numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "twins": "*i64", "codes": "*i64"}
 build(sampling._kernel, "logits", "scales temperatures ks", sizes, numbers, modulation.Launch(16))
+numbers = dict.fromkeys("L chunks".split(), "i32")
+numbers |= dict.fromkeys("x_row x_token x_head B_row B_token C_row C_token".split(), "i32:16")
+narrow, wide = "x B C y carried dy after dx", "dt A first last dlast dfirst ddt dA dB dC"
+for dtype in scan.DTYPES:
+    if dtype == torch.float32:
+        numbers |= dict.fromkeys(narrow.split(), "*fp32")
+    else:
+        numbers |= dict.fromkeys(narrow.split(), "*bf16")
+    launch = scan_forward.LAUNCHES[dtype]
+    chunk = scan.chunk_length(torch.empty(1, 256, 1, 1, dtype=dtype), 64)
+    sizes = {"H": 48, "P": 64, "N": 128, "Q": chunk, "WIDE_P": 64, "WIDE_N": 128, "FIRST": False}
+    build(scan_forward.forward_kernel, narrow, wide, sizes | {"KEEP": True}, numbers, launch)
+    build(scan_backward.states_kernel, narrow, wide, sizes | {"LAST": False}, numbers, launch)
+    launch = scan_backward.CHUNK
+    build(scan_backward.chunk_kernel, narrow, wide, sizes | {"LAST": False, "GROUP": launch.heads}, numbers, launch)
 """
 
 
@@ -60,5 +78,6 @@ def test_kernels_compile_for_hopper(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
     names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_modulated_kernel", "_linear_kernel", "_kernel"]
+    names += ["forward_kernel", "states_kernel", "chunk_kernel"] * 2
     assert [name for name, _ in built] == names
     assert {local for _, local in built} == {"False"}, "no kernel keeps its numbers in memory"

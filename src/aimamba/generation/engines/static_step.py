@@ -20,13 +20,13 @@ from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
 from aimamba.ops import decoding, logits
 from aimamba.ops.linear import linear
+from aimamba.ops.triton import lack
 
 Memory = dict[str, Tensor]
 """What a model remembers of some rows: named tensors whose first axis is the row."""
 
 Form = Literal["state", "dual"]
 
-_OLDEST_TRITON = (3, 5)  # 3.4 fails to compile a cumulative sum that is shorter than a program has threads
 _SEEN_TOGETHER = 64  # attention looks at a whole number of so many places, so that few recordings serve all positions
 
 
@@ -49,13 +49,7 @@ def kernels_lack(model: AiM) -> str | None:
         size = getattr(config, name)
         if config.mixer == "mamba2" and size & (size - 1):
             return f"{name} must be a power of two, got {size}"
-    try:
-        import triton  # noqa: PLC0415 - only where it is used
-    except ImportError as error:
-        return f"Triton cannot be imported ({error})"
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
-        return f"Triton {triton.__version__} is too old, expected 3.5 or newer (torch 2.9 brings it)"
-    return None
+    return lack()
 
 
 def triton_operators() -> Operators:
