@@ -27,7 +27,7 @@ Inputs = tuple[Tensor, ...]
 
 
 def inputs(name: str, dtype: torch.dtype) -> Inputs:
-    """x (B, L, H, P), dt (B, L, H), A (H), B and C (B, L, N) of a published model, as leaves."""
+    """Make x (B, L, H, P), dt (B, L, H), A (H), B and C (B, L, N) of a published model, as leaves."""
     config = AIM_PRESETS[name]
     heads = config.expand * config.width // config.head_width
     rng = torch.Generator("cuda").manual_seed(0)

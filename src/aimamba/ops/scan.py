@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -96,8 +97,8 @@ def _triton() -> Scan:
         raise ConfigError(f"scan 'triton' cannot be used: {missing}; 'pip install aimamba[cuda]' brings it")
     from aimamba.ops.triton import scan  # noqa: PLC0415 - imports Triton
 
-    def run(x: Tensor, *inputs: Tensor | None, chunk_size: int) -> tuple[Tensor, Tensor]:
-        form = scan.ssd_chunked if x.dtype in scan.DTYPES else ssd_efficient
+    def run(x: Tensor, *inputs: Any, chunk_size: int) -> tuple[Tensor, Tensor]:
+        form: Scan = scan.ssd_chunked if x.dtype in scan.DTYPES else ssd_efficient
         return form(x, *inputs, chunk_size=chunk_size)
 
     return run

@@ -68,7 +68,7 @@ def _side_by_side(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _prepared(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
+def _prepared(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The inputs as the kernels take them."""
     B, C = (_side_by_side(tensor.to(x.dtype)) for tensor in (B, C))
     return _side_by_side(x), dt.to(torch.float32).contiguous(), A.to(torch.float32).contiguous(), B, C
@@ -88,7 +88,7 @@ class _SSD(torch.autograd.Function):
         return y, state
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
         x, dt, A, B, C, carried = ctx.saved_tensors
         dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if dy is None else dy.to(x.dtype).contiguous()

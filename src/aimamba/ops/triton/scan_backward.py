@@ -62,6 +62,7 @@ def states_kernel(
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     WIDE_P: tl.constexpr, WIDE_N: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
+    """Walk over the chunks of one head of one row, from the last: the gradients of the states after them."""
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel, state = tl.arange(0, WIDE_P), tl.arange(0, WIDE_N)
     own = (row * H + head) * P * N
@@ -89,12 +90,13 @@ def states_kernel(
 
 @triton.jit(do_not_specialize=("L", "chunks"))
 @no_type_check
-def chunk_kernel(
+def chunk_kernel(  # noqa: PLR0915 - what it computes once serves all that follows
     x, dt, A, B, C, dy, carried, after, dx, ddt, dA, dB, dC,
     L, chunks, x_row, x_token, x_head, B_row, B_token, C_row, C_token,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     WIDE_P: tl.constexpr, WIDE_N: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
+    """Give all gradients but those of states, for one chunk of a few heads of a row."""
     k, group, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel, state, token = tl.arange(0, WIDE_P), tl.arange(0, WIDE_N), tl.arange(0, Q)
     place = k * Q + token
@@ -190,9 +192,12 @@ def backward(
     batch, length, heads, width = x.shape
     states, chunks, last = B.shape[2], triton.cdiv(length, chunk), dlast is not None
     states_launch = states_launch or scan_forward.LAUNCHES[x.dtype]
-    wide = {"dtype": torch.float32, "device": x.device}
+
+    def wide(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
     after = x.new_empty(batch, chunks - 1 + last, heads, width, states)
-    dfirst = torch.empty(batch, heads, width, states, **wide) if first else None
+    dfirst = wide(batch, heads, width, states) if first else None
     nothing = after  # what is not asked for is not touched: any pointer will do
     lengths, compiled = (length, chunks), sizes(x, B, chunk)
     states_kernel[(heads, batch)](
@@ -200,9 +205,9 @@ def backward(
         *compiled, first, last, num_warps=states_launch.warps, num_stages=states_launch.stages,
     )  # fmt: skip
     group = math.gcd(heads, chunk_launch.heads)
-    dx, ddt = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(dt.shape, **wide)
-    dA = torch.empty(batch, chunks, heads, **wide)
-    dB, dC = (torch.empty(batch, heads // group, length, states, **wide) for _ in range(2))
+    dx, ddt = torch.empty(x.shape, dtype=x.dtype, device=x.device), wide(*dt.shape)
+    dA = wide(batch, chunks, heads)
+    dB, dC = (wide(batch, heads // group, length, states) for _ in range(2))
     chunk_kernel[(chunks, heads // group, batch)](
         x, dt, A, B, C, dy, carried, after, dx, ddt, dA, dB, dC, *lengths,
         *x.stride()[:3], *B.stride()[:2], *C.stride()[:2], *compiled, first, last, group,

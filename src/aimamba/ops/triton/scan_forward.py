@@ -32,8 +32,8 @@ class Launch(NamedTuple):
     stages: int
 
 
-# Chosen by the registers that the compiler asks for, not by measurement. Products in float32 proper have no tensor cores
-# and every thread holds whole rows of what they multiply, so their chunks are short (see ``scan.chunk_length``).
+# Chosen by the registers that the compiler asks for, not by measurement. Products in float32 proper have no tensor
+# cores and every thread holds whole rows of what they multiply, so their chunks are short (see ``scan.chunk_length``).
 LAUNCHES = {torch.bfloat16: Launch(warps=4, stages=2), torch.float32: Launch(warps=8, stages=1)}
 
 
@@ -113,6 +113,7 @@ def forward_kernel(
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     WIDE_P: tl.constexpr, WIDE_N: tl.constexpr, FIRST: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
+    """Walk over the chunks of one head of one row with the state in registers."""
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel, state = tl.arange(0, WIDE_P), tl.arange(0, WIDE_N)
     own = (row * H + head) * P * N
