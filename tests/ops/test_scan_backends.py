@@ -109,6 +109,29 @@ def test_the_trial_works_inside_autocast_checkpoint_and_inference(cuda):
         assert scan.choose(None, x, 16, 64) is scan._triton()
 
 
+def test_a_model_trains_by_the_kernels(cuda, make_aim, monkeypatch):
+    scans = pytest.importorskip("aimamba.ops.triton.scan", reason="Triton is not installed")
+    taken, plain = [], scans.ssd_chunked
+    monkeypatch.setattr(scans, "ssd_chunked", lambda *inputs, **rest: taken.append(1) or plain(*inputs, **rest))
+    gradients = {}
+    for name in ("plain", ""):
+        monkeypatch.setenv(scan.ENVIRONMENT, name)
+        model = make_aim().train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(torch.arange(8)[None], torch.tensor([0]), checkpointing=True)
+        logits.float().square().mean().backward()
+        gradients[name] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert len(taken) == 5, "in two blocks, twice each, after a trial"
+    ours, expected = gradients[""], gradients["plain"]
+    assert (ours - expected).norm() <= 0.03 * expected.norm()
+
+
+def test_the_compiler_is_left_with_plain_operations(cuda, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    inputs = make(torch.bfloat16)
+    assert_close(scan.ssd_scan(*inputs, backend="triton"), ssd_chunked(*inputs), rtol=0, atol=0)
+
+
 def test_names(cuda, monkeypatch):
     inputs = make()
     monkeypatch.setenv(scan.ENVIRONMENT, "plain")

@@ -57,17 +57,14 @@ numbers = dict.fromkeys("L chunks".split(), "i32")
 numbers |= dict.fromkeys("x_row x_token x_head B_row B_token C_row C_token".split(), "i32:16")
 narrow, wide = "x B C y carried dy after dx", "dt A first last dlast dfirst ddt dA dB dC"
 for dtype in scan.DTYPES:
-    if dtype == torch.float32:
-        numbers |= dict.fromkeys(narrow.split(), "*fp32")
-    else:
-        numbers |= dict.fromkeys(narrow.split(), "*bf16")
+    numbers |= dict.fromkeys(narrow.split(), "*fp32" if dtype == torch.float32 else "*bf16")
     launch = scan_forward.LAUNCHES[dtype]
     chunk = scan.chunk_length(torch.empty(1, 256, 1, 1, dtype=dtype), 64)
     sizes = {"H": 48, "P": 64, "N": 128, "Q": chunk, "WIDE_P": 64, "WIDE_N": 128, "FIRST": False}
-    build(scan_forward.forward_kernel, narrow, wide, sizes | {"KEEP": True}, numbers, launch)
-    build(scan_backward.states_kernel, narrow, wide, sizes | {"LAST": False}, numbers, launch)
+    build(scan_forward._forward_kernel, narrow, wide, sizes | {"KEEP": True}, numbers, launch)
+    build(scan_backward._states_kernel, narrow, wide, sizes | {"LAST": False}, numbers, launch)
     launch = scan_backward.CHUNK
-    build(scan_backward.chunk_kernel, narrow, wide, sizes | {"LAST": False, "GROUP": launch.heads}, numbers, launch)
+    build(scan_backward._chunk_kernel, narrow, wide, sizes | {"LAST": False, "GROUP": launch.heads}, numbers, launch)
 """
 
 
@@ -78,6 +75,6 @@ def test_kernels_compile_for_hopper(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
     names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_modulated_kernel", "_linear_kernel", "_kernel"]
-    names += ["forward_kernel", "states_kernel", "chunk_kernel"] * 2
+    names += ["_forward_kernel", "_states_kernel", "_chunk_kernel"] * 2
     assert [name for name, _ in built] == names
     assert {local for _, local in built} == {"False"}, "no kernel keeps its numbers in memory"

@@ -31,6 +31,8 @@ from aimamba.ops.ssd import ssd_recurrent
 from aimamba.ops.triton.scan_backward import Gradients, backward
 from aimamba.ops.triton.scan_forward import SMALLEST_TILE, forward
 
+_Prepared = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
 DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST_CHUNK = {torch.float32: 16, torch.bfloat16: 64}  # with more the tiles do not fit into registers
 
@@ -68,7 +70,7 @@ def _side_by_side(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _prepared(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _prepared(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> _Prepared:
     """The inputs as the kernels take them."""
     B, C = (_side_by_side(tensor.to(x.dtype)) for tensor in (B, C))
     return _side_by_side(x), dt.to(torch.float32).contiguous(), A.to(torch.float32).contiguous(), B, C

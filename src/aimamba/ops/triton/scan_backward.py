@@ -6,6 +6,7 @@ a few heads give is added up inside a program, and the sums of a row's programs 
 atomically and results are the same in every run.
 """
 
+import functools
 import math
 from typing import NamedTuple, no_type_check
 
@@ -57,12 +58,11 @@ class Gradients(NamedTuple):
 
 @triton.jit(do_not_specialize=("L", "chunks"))
 @no_type_check
-def states_kernel(
+def _states_kernel(
     dt, A, C, dy, dlast, after, dfirst, L, chunks, C_row, C_token,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     WIDE_P: tl.constexpr, WIDE_N: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Walk over the chunks of one head of one row, from the last: the gradients of the states after them."""
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel, state = tl.arange(0, WIDE_P), tl.arange(0, WIDE_N)
     own = (row * H + head) * P * N
@@ -90,13 +90,12 @@ def states_kernel(
 
 @triton.jit(do_not_specialize=("L", "chunks"))
 @no_type_check
-def chunk_kernel(  # noqa: PLR0915 - what it computes once serves all that follows
+def _chunk_kernel(
     x, dt, A, B, C, dy, carried, after, dx, ddt, dA, dB, dC,
     L, chunks, x_row, x_token, x_head, B_row, B_token, C_row, C_token,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     WIDE_P: tl.constexpr, WIDE_N: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Give all gradients but those of states, for one chunk of a few heads of a row."""
     k, group, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel, state, token = tl.arange(0, WIDE_P), tl.arange(0, WIDE_N), tl.arange(0, Q)
     place = k * Q + token
@@ -192,23 +191,20 @@ def backward(
     batch, length, heads, width = x.shape
     states, chunks, last = B.shape[2], triton.cdiv(length, chunk), dlast is not None
     states_launch = states_launch or scan_forward.LAUNCHES[x.dtype]
-
-    def wide(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
-
+    wide = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
     after = x.new_empty(batch, chunks - 1 + last, heads, width, states)
     dfirst = wide(batch, heads, width, states) if first else None
     nothing = after  # what is not asked for is not touched: any pointer will do
     lengths, compiled = (length, chunks), sizes(x, B, chunk)
-    states_kernel[(heads, batch)](
+    _states_kernel[(heads, batch)](
         dt, A, C, dy, dlast if last else nothing, after, dfirst if first else nothing, *lengths, *C.stride()[:2],
         *compiled, first, last, num_warps=states_launch.warps, num_stages=states_launch.stages,
     )  # fmt: skip
     group = math.gcd(heads, chunk_launch.heads)
-    dx, ddt = torch.empty(x.shape, dtype=x.dtype, device=x.device), wide(*dt.shape)
+    dx, ddt = torch.empty(x.shape, dtype=x.dtype, device=x.device), wide(dt.shape)
     dA = wide(batch, chunks, heads)
     dB, dC = (wide(batch, heads // group, length, states) for _ in range(2))
-    chunk_kernel[(chunks, heads // group, batch)](
+    _chunk_kernel[(chunks, heads // group, batch)](
         x, dt, A, B, C, dy, carried, after, dx, ddt, dA, dB, dC, *lengths,
         *x.stride()[:3], *B.stride()[:2], *C.stride()[:2], *compiled, first, last, group,
         num_warps=chunk_launch.warps, num_stages=chunk_launch.stages,

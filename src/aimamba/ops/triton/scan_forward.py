@@ -33,7 +33,7 @@ class Launch(NamedTuple):
 
 
 # Chosen by the registers that the compiler asks for, not by measurement. Products in float32 proper have no tensor
-# cores and every thread holds whole rows of what they multiply, so their chunks are short (see ``scan.chunk_length``).
+# cores and every thread holds whole rows of what they multiply, so their chunks are short (``scan.chunk_length``).
 LAUNCHES = {torch.bfloat16: Launch(warps=4, stages=2), torch.float32: Launch(warps=8, stages=1)}
 
 
@@ -108,12 +108,11 @@ def decay_between(total, Q: tl.constexpr):
 
 @triton.jit(do_not_specialize=("L", "chunks"))
 @no_type_check
-def forward_kernel(
+def _forward_kernel(
     x, dt, A, B, C, first, y, carried, last, L, chunks, x_row, x_token, x_head, B_row, B_token, C_row, C_token,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     WIDE_P: tl.constexpr, WIDE_N: tl.constexpr, FIRST: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Walk over the chunks of one head of one row with the state in registers."""
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel, state = tl.arange(0, WIDE_P), tl.arange(0, WIDE_N)
     own = (row * H + head) * P * N
@@ -183,7 +182,7 @@ def forward(
     kept = chunks - 1 + given if keep else 0
     carried = x.new_empty(batch, kept, heads, width, states)
     last = x.new_empty(batch, heads, width, states, dtype=torch.float32)
-    forward_kernel[(heads, batch)](
+    _forward_kernel[(heads, batch)](
         x, dt, A, B, C, initial_state if given else last, y, carried, last, length, chunks,
         *x.stride()[:3], *B.stride()[:2], *C.stride()[:2], *sizes(x, B, chunk), given, keep,
         num_warps=launch.warps, num_stages=launch.stages,
