@@ -20,7 +20,7 @@ from aimamba.pipeline import Pipeline
 
 _PICTURES_AT_ONCE = 64
 _SHEET_CLASSES = 10
-_LOGITS_AT_ONCE = 2**24  # 16 MiB in float32: slices of 256 tokens for 16,384 codes
+_LOGITS_AT_ONCE = 2**22  # 16 MiB in float32: slices of 256 tokens for 16,384 codes
 
 
 @dataclass(frozen=True, kw_only=True)
