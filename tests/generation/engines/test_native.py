@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,16 @@ from aimamba.generation.engines.native import NativeEngine, why_not
 from aimamba.models import AiMState
 from aimamba.ops.logits import guided_sample
 
-X86 = [("-march=x86-64-v3",), ("-march=x86-64",)]  # AVX2 without AVX-512; SSE2, as narrow as NEON
-MACHINES = [None, *(X86 if sys.platform == "linux" and platform.machine() == "x86_64" else [()])]
+AVX2 = "-march=x86-64-v3"
+STAND_IN = f"-I{Path(__file__).with_name('avx512')}"  # for a header of the compiler
+X86 = {
+    "AVX2": (AVX2,),
+    "SSE2": ("-march=x86-64",),  # as narrow as NEON
+    "AVX-512": (AVX2, STAND_IN, "-D__AVX512F__"),
+    "AVX512-BF16 and VNNI": (AVX2, STAND_IN, "-D__AVX512F__", "-D__AVX512BF16__", "-D__AVX512VNNI__"),
+}
+TARGETS = X86 if sys.platform == "linux" and platform.machine() == "x86_64" else {"any": ()}
+MACHINES = [pytest.param(flags, id=name) for name, flags in {"this one": None, **TARGETS}.items()]
 SHAPES = [
     {"adaln": "single", "num_tokens": 64},  # as many as are cached before there is a state
     {"adaln": "group"},  # the cache is folded into a state at 64 tokens, and twice more
@@ -49,7 +58,7 @@ def random_codes(model, batch, seed=0):
     return codes, labels
 
 
-@pytest.mark.parametrize("flags", MACHINES, ids=str)
+@pytest.mark.parametrize("flags", MACHINES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["adaln"])
 def test_float32_equals_the_plain_model(make, shape, flags):
     model = make(decode_position_shift=1, **shape)
@@ -62,7 +71,7 @@ def test_float32_equals_the_plain_model(make, shape, flags):
     assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("flags", MACHINES, ids=str)
+@pytest.mark.parametrize("flags", MACHINES)
 @pytest.mark.parametrize("weights", list(BOUNDS))
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["adaln"])
 def test_narrow_weights_stay_within_their_bound(make, shape, weights, flags):
@@ -81,13 +90,29 @@ def test_narrow_weights_stay_within_their_bound(make, shape, weights, flags):
         assert error.square().mean() < plain.square().mean(), "no worse than bfloat16 in PyTorch"
 
 
+@pytest.mark.parametrize("flags", MACHINES)
+@torch.no_grad()
+def test_int8_sums_do_not_overflow(make, flags):
+    """The largest sums there are: all weights and all inputs of a long product alike."""
+    model = make(width=1040, num_blocks=1, adaln="none", positions="none", num_tokens=4)
+    model.condition.table.weight.fill_(0.5)
+    model.blocks[0].mixer.in_proj.weight.fill_(0.01)
+    model.word_embedding.weight.mul_(0.1)
+    codes, labels = random_codes(model, 3)
+    expected = model(codes, labels)[:, 0]
+    engine = NativeEngine(model, weights="int8", flags=flags)
+    error = engine.step(labels, engine.init_state(3)) - expected
+    assert error.square().mean().sqrt() < BOUNDS["int8"] * expected.std()
+
+
+@pytest.mark.parametrize("flags", MACHINES)
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_every_batch_and_number_of_threads_gives_the_same_bits(make, weights):
-    model = make()
+def test_every_batch_and_number_of_threads_gives_the_same_bits(make, weights, flags):
+    model = make(num_tokens=70)
     codes, labels = random_codes(model, 21)
-    whole = decode(NativeEngine(model, weights=weights, threads=1), codes, labels)
+    whole = decode(NativeEngine(model, weights=weights, threads=1, flags=flags), codes, labels)
     for threads in (1, 2, 5):
-        engine = NativeEngine(model, weights=weights, threads=threads)
+        engine = NativeEngine(model, weights=weights, threads=threads, flags=flags)
         for start, stop in ((0, 1), (1, 3), (3, 10), (10, 21)):
             assert torch.equal(decode(engine, codes[start:stop], labels[start:stop]), whole[start:stop]), threads
 

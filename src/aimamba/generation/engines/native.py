@@ -26,7 +26,7 @@ from aimamba.ops.native.build import load_library
 
 Weights = Literal["float32", "bfloat16", "int8"]
 
-_SOURCES = ("step.cpp", "draw.h", "matrix.h", "threads.h", "simd.h")
+_SOURCES = ("step.cpp", "draw.h", "panels.h", "matrix.h", "threads.h", "simd.h")
 _KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
 _LANES = 16  # numbers in the widest vector

@@ -18,10 +18,18 @@ constexpr int W = 8;
 constexpr int W = 4;
 #endif
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
 typedef float Floats __attribute__((vector_size(4 * W)));
 typedef int32_t Ints __attribute__((vector_size(4 * W)));
 typedef uint32_t Words __attribute__((vector_size(4 * W)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+typedef int16_t Shorts __attribute__((vector_size(2 * W)));
+typedef int8_t Bytes __attribute__((vector_size(W)));
 
 using bfloat16 = uint16_t;
 
@@ -37,7 +45,7 @@ inline void store(T* to, V v) {
     std::memcpy(to, &v, sizeof v);
 }
 
-inline Floats floats(float value) { return Floats{} + value; }
+inline Floats floats(float value) { return value - Floats{}; }  // not a sum: -0 + 0 is 0
 
 inline Floats as_floats(Words bits) {
     Floats v;
@@ -51,12 +59,31 @@ inline Words as_words(Floats v) {
     return bits;
 }
 
-inline float sum(Floats v) {
-    float part[W];
-    std::memcpy(part, &v, sizeof part);
+template <typename T>
+inline T sum_of_parts(T (&part)[W]) {
     for (int half = W / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) part[i] += part[i + half];
     return part[0];
+}
+
+inline float sum(Floats v) {
+    float part[W];
+    std::memcpy(part, &v, sizeof part);
+    return sum_of_parts(part);
+}
+
+inline int sum(Ints v) {
+    int32_t part[W];
+    std::memcpy(part, &v, sizeof part);
+    return sum_of_parts(part);
+}
+
+// Rounded to whole numbers, ties to even; of less than 2^22. The sum with 1.5 * 2^23 holds them in its last bits.
+inline Ints whole(Floats v) {
+    const Floats shifted = v + 12582912.0f;
+    Ints bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    return bits - 0x4b400000;
 }
 
 // W numbers from memory in float32, whatever they are kept in.

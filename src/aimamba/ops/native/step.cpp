@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "draw.h"
-#include "matrix.h"
+#include "panels.h"
 #include "threads.h"
 
 namespace aim {
@@ -136,8 +136,8 @@ class Stepper {
                      modulated.data());
             narrow_->set(row, modulated.data());
         });
-        course.share(layer.in_proj.panels(), [&](int panel) {
-            multiply(layer.in_proj, panel, *narrow_, rows, [&](int row, int first, const Floats* values) {
+        course.share(tasks_of(layer.in_proj), [&](int task) {
+            multiply(layer.in_proj, task, *narrow_, rows, [&](int row, int first, const Floats* values) {
                 for (int v = 0; v < 2; ++v)
                     take_projection(layer, memory, row, positions[row], first + v * W, values[v]);
             });
@@ -151,8 +151,8 @@ class Stepper {
             if (parts == 1) normalise(layer, row);
         });
         if (parts > 1) course.share(rows, [&](int row) { normalise(layer, row); });
-        course.share(layer.out_proj.panels(), [&](int panel) {
-            multiply(layer.out_proj, panel, *wide_, rows, [&](int row, int first, const Floats* values) {
+        course.share(tasks_of(layer.out_proj), [&](int task) {
+            multiply(layer.out_proj, task, *wide_, rows, [&](int row, int first, const Floats* values) {
                 for (int v = 0; v < 2 && first + v * W < width; ++v) {
                     float* to = residual + size_t(row) * width + first + v * W;
                     store(to, load_floats(to) + load_floats(role(row, 2) + first + v * W) * values[v]);
@@ -299,8 +299,8 @@ class Stepper {
             modulate(normed.data(), final_norm.data(), shift, shift + width, width, modulated.data());
             narrow_->set(row, modulated.data());
         });
-        course.share(head.panels(), [&](int panel) {
-            multiply(head, panel, *narrow_, rows, [&](int row, int first, const Floats* values) {
+        course.share(tasks_of(head), [&](int task) {
+            multiply(head, task, *narrow_, rows, [&](int row, int first, const Floats* values) {
                 float* to = logits + size_t(row) * shape.vocabulary + first;
                 std::memcpy(to, values, sizeof(float) * std::min(PANEL, shape.vocabulary - first));
             });
