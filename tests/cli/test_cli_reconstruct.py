@@ -55,7 +55,10 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
         assert np.array_equal(original, expected)
         tokenizer = pipeline.tokenizer
         codes = tokenizer.encode(to_float(torch.from_numpy(expected).permute(2, 0, 1)[None]))
-        assert np.array_equal(drawn, np.asarray(to_images(tokenizer.decode(codes))[0]))
+        decoded = np.asarray(to_images(tokenizer.decode(codes))[0])
+        apart = np.abs(drawn.astype(int) - decoded)  # another order of sums may tip a rounding
+        assert apart.max() <= 1
+        assert np.mean(apart > 0) < 0.01
         measured.append(psnr(original, drawn))
     assert out == f"2 pictures at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
 

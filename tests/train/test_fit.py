@@ -297,6 +297,22 @@ def test_bfloat16_runs_the_forward_pass_only(tmp_path, monkeypatch):
     assert {parameter.dtype for parameter in task.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("pays", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_where_that_is_faster(tmp_path, monkeypatch, capsys, pays, dtype):
+    seen = []
+
+    def loss(self, model, batch, rng, step):
+        output = model(batch.x)
+        seen.append(output.dtype)
+        return (output.float() - batch.y).square().mean(), {}
+
+    monkeypatch.setattr(ToyTask, "loss", loss)
+    monkeypatch.setattr("aimamba.train.fit.bfloat16_pays", lambda device: pays)
+    fit(ToyTask(), settings(precision="auto"), tmp_path)
+    assert set(seen) == {dtype}
+    assert f"training in {str(dtype).removeprefix('torch.')}, which is faster" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -24,6 +24,7 @@ from torch import Tensor
 from aimamba.config import to_mapping
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
+from aimamba.models.placement import bfloat16_pays
 from aimamba.train.checkpoint import (
     Checkpoint,
     Resolve,
@@ -114,6 +115,8 @@ def fit(
         ):
             if run.step:
                 progress.say(f"continuing {out} after step {run.step} of {config.steps}")
+            if config.precision == "auto":
+                progress.say(f"training in {run.precision}, which is faster on this device")
             run.train(interruption, records, progress)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
@@ -136,6 +139,9 @@ class _Run(Generic[Model, Batch]):
         """Begin in ``out``, or continue there from ``saved``."""
         self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
         self.step, self.seconds = 0, 0.0
+        self.precision = config.precision
+        if self.precision == "auto":
+            self.precision = "bfloat16" if bfloat16_pays(device) else "float32"
         self.model = task.model.to(device).train()
         optimizer = adamw(
             self.model,
@@ -226,7 +232,7 @@ class _Run(Generic[Model, Batch]):
         reports: list[dict[str, Tensor | float]] = []
         losses = []
         for batch in islice(batches, parts):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 loss, report = self.task.loss(self.model, moved(batch, self.device), rng, self.step)
             (loss / parts).backward()
             losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())

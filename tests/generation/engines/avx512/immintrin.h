@@ -1,5 +1,5 @@
-// A stand-in for the compiler's header: what the kernel uses of AVX-512, in plain C++, so that the code for machines with
-// AVX512-BF16 and VNNI is tested on those without.
+// A stand-in for the compiler's header: what the kernel uses of AVX-512, in plain C++, so that the code for machines
+// with AVX512-BF16 and VNNI is tested on those without.
 #pragma once
 
 #include <cstdint>
