@@ -12,7 +12,7 @@ ENGINES = {  # by dtype of the matrices
     "mps": {"float32": ("plain",), "bfloat16": ("plain",), "int8": ()},
 }
 DECODER_VARIANTS = {"aim": ("plain", "fast", "fast, no kernel"), "vq-official": ("plain", "channels last")}
-TRAINING_VARIANTS = {"aim": ("", "compiled"), "attention": ("",)}
+TRAINING_VARIANTS = {"aim": ("", "compiled", "blocks compiled"), "attention": ("",)}
 TRAINING_BATCH = 4
 GROWTH_TOKENS, GROWTH_BATCHES = (256, 1024, 4096), (1, 8)
 QUICK_TOKENS = 16

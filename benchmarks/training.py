@@ -21,8 +21,9 @@ def measure_training(measurement: Measurement) -> dict[str, Any]:
     weights = Measurement(**{**measurement.__dict__, "dtype": "float32", "variant": ""})
     subject, device = build(weights), torch.device(measurement.device)
     subject.model.train()
-    if measurement.variant == "compiled":
-        subject.model.compile(dynamic=False)
+    parts = {"compiled": [subject.model], "blocks compiled": getattr(subject.model, "blocks", [])}
+    for module in parts.get(measurement.variant, []):
+        module.compile(dynamic=False)
     vocabulary = subject.model.config.vocab_size  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(vocabulary, (measurement.batch, measurement.tokens), generator=generator).to(device)

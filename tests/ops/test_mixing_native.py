@@ -154,6 +154,38 @@ def test_same_bits_with_any_threads(kernel, dtype, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_it_is_the_same_kernel(kernel, dtype):
+    """As an operator of PyTorch's, with what stands around it left to the compiler."""
+    projected, weights = example(2, 40, 2, 32, 32, taps=3, dtype=torch.float32)
+    projected, dout = projected.to(dtype), torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(9))
+
+    def operator(x, w):
+        return mixing._mix_operator(x * 1.5, *w, 32)[0]
+
+    compiled = torch.compile(operator, backend="aot_eager", fullgraph=True)
+    wanted = with_gradients(lambda x, w: mix_native(kernel, x * 1.5, w, state_size=32), projected, weights, dout)
+    for got, one in zip(with_gradients(compiled, projected, weights, dout), wanted, strict=True):
+        assert torch.equal(got, one)
+
+
+def test_while_compiling_the_operator_is_taken(kernel, monkeypatch):
+    projected, weights = example(2, 40, 2, 32, 32, dtype=torch.float32)
+    calls, operator = [], mixing._mix_operator
+    monkeypatch.setattr(mixing, "_mix_operator", lambda *inputs: calls.append(inputs) or operator(*inputs))
+    wanted = mix(projected, weights, state_size=32)
+    assert not calls
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(mix(projected, weights, state_size=32), wanted)
+    assert len(calls) == 1
+
+
+def test_the_operator_keeps_to_the_rules(kernel):
+    projected, weights = example(1, 40, 2, 32, 32, dtype=torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in (projected, *weights)]
+    torch.library.opcheck(mixing._mix_operator, (*leaves, 32))
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
 @pytest.mark.parametrize("flags", [("-march=x86-64-v3",), ("-march=x86-64",)], ids=["AVX2", "SSE2"])
 @pytest.mark.parametrize("bounds", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -53,6 +54,18 @@ def test_the_model_is_compiled_if_asked(tmp_path, monkeypatch, compiled):
     task = ToyTask()
     fit(task, settings(steps=1, compile=compiled), tmp_path / "run", recipe=RECIPE)
     assert asked == ([(task.model, {"dynamic": False})] if compiled else [])
+
+
+def test_blocks_are_compiled_one_by_one(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: asked.append((module, options)))
+    task = ToyTask()
+    with pytest.raises(ConfigError, match=r"^fit.compile = 'blocks' needs a model that is made of blocks$"):
+        fit(task, settings(steps=1, compile="blocks"), tmp_path / "run", recipe=RECIPE)
+    task.model.blocks = torch.nn.ModuleList([torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)])
+    with contextlib.suppress(NotImplementedError):  # a sequence of modules cannot run a list of them
+        fit(task, settings(steps=1, compile="blocks"), tmp_path / "run", recipe=RECIPE)
+    assert asked == [(block, {"dynamic": False}) for block in task.model.blocks]
 
 
 def test_a_run_leaves_all_it_should(whole):

@@ -12,16 +12,16 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aimamba.config import to_mapping
+from aimamba.config import check, to_mapping
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.models.placement import bfloat16_pays
@@ -124,6 +124,13 @@ def fit(
     return Result(model=out / "model", steps=config.steps, metrics=metrics)
 
 
+def _blocks(model: nn.Module) -> Iterable[nn.Module]:
+    """The blocks of a generator."""
+    blocks = getattr(model, "blocks", None)
+    check(isinstance(blocks, nn.ModuleList), "fit.compile = 'blocks' needs a model that is made of blocks")
+    return cast(nn.ModuleList, blocks)
+
+
 class _Run(Generic[Model, Batch]):
     """A training in its folder: what changes in it, and the loop that changes it."""
 
@@ -152,7 +159,8 @@ class _Run(Generic[Model, Batch]):
         )
         self.learners = [Learner(self.model, optimizer, config.lr)]
         if config.compile:
-            self.model.compile(dynamic=False)
+            for module in _blocks(self.model) if config.compile == "blocks" else [self.model]:
+                module.compile(dynamic=False)
         self.average = ExponentialAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.means = RunningMeans()
         self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": optimizer, "means": self.means}

@@ -27,8 +27,9 @@ class FitConfig:
             a discriminator, whose batch norms see one part at a time.
         precision: Of the forward pass in training; weights, updates and evaluation are float32. ``auto`` is bfloat16 on
             devices that multiply it clearly faster than float32, else float32.
-        compile: Whether ``torch.compile`` fuses the passes of a generator. The first step then takes a minute or two
-            and needs a C++ compiler on CPU; the others were 1.6 times faster there for a small model.
+        compile: Whether ``torch.compile`` fuses the passes of a generator: of the whole, whose first step then takes a
+            minute or two, or of its ``blocks`` one by one, which takes seconds. On CPU it needs a C++ compiler and
+            hardly gains, because the middle of a mixer is a kernel already (docs/speed.md).
         seed: Of the randomness in the loss.
         log_every: Steps between lines of training metrics.
         evaluate_every: Steps between held-out metrics; 0 is only at the end.
@@ -48,7 +49,7 @@ class FitConfig:
     ema_decay: float = 0.0
     accumulation: int = 1
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    compile: bool = False
+    compile: bool | Literal["blocks"] = False
     seed: int = 0
     log_every: int = 10
     evaluate_every: int = 0
