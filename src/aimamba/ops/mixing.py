@@ -147,7 +147,7 @@ def _prepared(projected: Tensor, weights: MixerWeights, state_size: int) -> tupl
 
 
 def _results(projected: Tensor, inner: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the outputs (B, L, E) and, in float32, for the SSD's (B, L, E) and one over the root mean square (B, L)."""
+    """Room for the outputs (B, L, E), the SSD's (B, L, E) and one over the root mean square (B, L)."""
     batch, length, _ = projected.shape
     ssd = projected.new_empty(batch, length, inner, dtype=torch.float32)
     return projected.new_empty(batch, length, inner), ssd, ssd.new_empty(batch, length)
