@@ -65,12 +65,7 @@ def mix(
         What the output projection is applied to; differentiable once.
     """
     if fits(projected, weights, state_size) and _has_kernel():
-        if torch.compiler.is_compiling():
-            out, _, _ = _mix_operator(projected, *weights, state_size)
-            return out
-        kernel = _the_kernel()
-        assert kernel is not None
-        return mix_native(kernel, projected, weights, state_size=state_size)
+        return mix_native(projected, weights, state_size=state_size)
     return mix_plain(projected, weights, state_size=state_size, chunk_size=chunk_size)
 
 
@@ -101,11 +96,13 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
     return library
 
 
-def mix_native(
-    kernel: ctypes.CDLL, projected: Float[Tensor, "b l z"], weights: MixerWeights, *, state_size: int
-) -> Float[Tensor, "b l e"]:
-    """Compute ``mix`` by the kernel; ``fits`` says for what."""
-    return _Mixing.apply(kernel, state_size, projected, *weights)  # type: ignore[no-untyped-call]
+def mix_native(projected: Float[Tensor, "b l z"], weights: MixerWeights, *, state_size: int) -> Float[Tensor, "b l e"]:
+    """Compute ``mix`` by the kernel; ``fits`` says for what.
+
+    To PyTorch it is an operator: ``torch.compile`` leaves it as it is and joins what stands around it.
+    """
+    out, _, _ = _mix(projected, list(weights), state_size)
+    return out
 
 
 def fits(projected: Float[Tensor, "b l z"], weights: MixerWeights, state_size: int) -> bool:
@@ -135,28 +132,29 @@ def _pointers(*tensors: Tensor) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _prepared(projected: Tensor, weights: MixerWeights, state_size: int) -> tuple[Tensor, list[Tensor], Any]:
+def _prepared(projected: Tensor, weights: list[Tensor], state_size: int) -> tuple[Tensor, list[Tensor], Any]:
     """The inputs, the weights and the shape as the kernel takes them: contiguous, float32, numbers of C."""
     taps, *others = weights
     wide = [F.pad(taps.float(), (_TAPS - taps.shape[1], 0)).t().contiguous()]  # (4, C), more taps of zero
     wide += [weight.float().contiguous() for weight in others]
     batch, length, _ = projected.shape
-    heads, inner = len(weights.A), len(weights.norm_weight)
+    heads, inner = len(wide[3]), len(wide[5])
     shape = (ctypes.c_int * 5)(batch, length, heads, inner // heads, state_size)
     return projected.contiguous(), wide, shape
 
 
 def _results(projected: Tensor, inner: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the outputs (B, L, E), the SSD's (B, L, E) and one over the root mean square (B, L)."""
     batch, length, _ = projected.shape
     ssd = projected.new_empty(batch, length, inner, dtype=torch.float32)
     return projected.new_empty(batch, length, inner), ssd, ssd.new_empty(batch, length)
 
 
-def _forward(
-    kernel: ctypes.CDLL, projected: Tensor, weights: MixerWeights, state_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    out, ssd, inverse = _results(projected, len(weights.norm_weight))
+@torch.library.custom_op("aimamba::mix", mutates_args=(), device_types="cpu")
+def _mix(projected: Tensor, weights: list[Tensor], state_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (B, L, E) and, for the backward pass, the SSD's (B, L, E) and one over the root mean square (B, L)."""
+    kernel = _the_kernel()
+    assert kernel is not None
+    out, ssd, inverse = _results(projected, len(weights[-1]))
     projected, wide, shape = _prepared(projected, weights, state_size)
     kernel.aim_mix(
         projected.dtype == torch.bfloat16, shape, _pointers(projected, *wide), _EPS,
@@ -165,16 +163,13 @@ def _forward(
     return out, ssd, inverse
 
 
-def _backward(
-    kernel: ctypes.CDLL,
-    dout: Tensor,
-    projected: Tensor,
-    weights: MixerWeights,
-    results: tuple[Tensor, Tensor, Tensor],
-    state_size: int,
+@torch.library.custom_op("aimamba::mix_backward", mutates_args=(), device_types="cpu")
+def _mix_backward(
+    dout: Tensor, projected: Tensor, weights: list[Tensor], results: list[Tensor], state_size: int
 ) -> list[Tensor]:
     """Gradients of the inputs and of every weight."""
-    out, ssd, inverse = results
+    kernel, (out, ssd, inverse) = _the_kernel(), results
+    assert kernel is not None
     projected, wide, shape = _prepared(projected, weights, state_size)
     dout = dout.to(projected.dtype).contiguous()
     parts = [torch.empty(len(ssd), *weight.shape) for weight in wide]
@@ -184,81 +179,29 @@ def _backward(
         out.data_ptr(), dout.data_ptr(), _pointers(dprojected, *parts), parallel_regions(), torch.get_num_threads(),
     )  # fmt: skip
     dtaps, *dothers = (part.sum(dim=0) for part in parts)
-    gradients = [dtaps[_TAPS - weights.conv_weight.shape[1] :].t().contiguous(), *dothers]
+    gradients = [dtaps[_TAPS - weights[0].shape[1] :].t().contiguous(), *dothers]
     return [dprojected, *(g.to(weight.dtype) for g, weight in zip(gradients, weights, strict=True))]
 
 
-class _Mixing(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kernel: ctypes.CDLL, state_size: int, projected: Tensor, *weights: Tensor) -> Tensor:
-        results = _forward(kernel, projected, MixerWeights(*weights), state_size)
-        ctx.save_for_backward(projected, *weights, *results)
-        ctx.kernel, ctx.state_size = kernel, state_size
-        return results[0]
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        projected, *weights, out, ssd, inverse = ctx.saved_tensors
-        results = (out, ssd, inverse)
-        return None, None, *_backward(ctx.kernel, dout, projected, MixerWeights(*weights), results, ctx.state_size)
+@_mix.register_fake
+def _(projected: Tensor, weights: list[Tensor], state_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(projected, len(weights[-1]))
 
 
-# To torch.compile the kernel is an operator: left as it is, while what stands around it is joined.
+@_mix_backward.register_fake
+def _(dout: Tensor, projected: Tensor, weights: list[Tensor], results: list[Tensor], state_size: int) -> list[Tensor]:
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (projected, *weights)]
 
 
-@torch.library.custom_op("aimamba::mix", mutates_args=(), device_types="cpu")
-def _mix_operator(
-    projected: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    state_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = _the_kernel()
-    assert kernel is not None
-    return _forward(kernel, projected, MixerWeights(conv_weight, conv_bias, dt_bias, A, D, norm_weight), state_size)
+def _keep(ctx: Any, inputs: tuple[Tensor, list[Tensor], int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    projected, weights, ctx.state_size = inputs
+    ctx.save_for_backward(projected, *weights, *output)
 
 
-@_mix_operator.register_fake
-def _(projected: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(projected, len(rest[5]))
+def _gradients(ctx: Any, dout: Tensor, *unused: Tensor | None) -> tuple[Tensor, list[Tensor], None]:
+    projected, *weights, out, ssd, inverse = ctx.saved_tensors
+    dprojected, *dweights = _mix_backward(dout, projected, weights, [out, ssd, inverse], ctx.state_size)
+    return dprojected, dweights, None
 
 
-@torch.library.custom_op("aimamba::mix_backward", mutates_args=(), device_types="cpu")
-def _mix_backward_operator(
-    dout: Tensor,
-    projected: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    out: Tensor,
-    ssd: Tensor,
-    inverse: Tensor,
-    state_size: int,
-) -> list[Tensor]:
-    kernel, weights = _the_kernel(), MixerWeights(conv_weight, conv_bias, dt_bias, A, D, norm_weight)
-    assert kernel is not None
-    return _backward(kernel, dout, projected, weights, (out, ssd, inverse), state_size)
-
-
-@_mix_backward_operator.register_fake
-def _(dout: Tensor, projected: Tensor, *rest: Any) -> list[Tensor]:
-    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (projected, *rest[:6])]
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.state_size = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _mix_gradients(ctx: Any, dout: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_mix_backward_operator(dout, *ctx.saved_tensors, ctx.state_size), None
-
-
-_mix_operator.register_autograd(_mix_gradients, setup_context=_keep)
+_mix.register_autograd(_gradients, setup_context=_keep)

@@ -116,7 +116,7 @@ def fit(
             if run.step:
                 progress.say(f"continuing {out} after step {run.step} of {config.steps}")
             if config.precision == "auto":
-                progress.say(f"training in {run.precision}, which is faster on this device")
+                progress.say(f"training in {run.precision}, which fit.precision = 'auto' chose for this device")
             run.train(interruption, records, progress)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}

@@ -158,8 +158,9 @@ class MixingBackward {
         const Buffer<float> faded = buffer(TILE * P);
         float* dweight = into_.norm_weight + size_t(head.b) * shape.inner() + head.channel;
         std::fill_n(dweight, P, 0.0f);
-        Floats dskip{};
+        double dskip = 0;
         for (int begin = 0; begin < shape.padded(); begin += TILE) {
+            Floats of_tile{};
             float* dy = head.dy.get() + size_t(begin) * P;
             for (int t = 0; t < TILE; ++t) {
                 foresee(head, begin + t + AHEAD);
@@ -169,19 +170,20 @@ class MixingBackward {
                         const Floats x = load<Floats>(head.x.get() + size_t(begin + t) * P + p);
                         const Floats skipped = mixer_.skip[head.index] * x;
                         value = open_gate(head.b, begin + t, head.channel + p, skipped, dweight + p);
-                        dskip += value * x;
+                        of_tile += value * x;
                     }
                     store(dy + t * P + p, value);
                     store(faded.get() + t * P + p, value * head.decays.left[begin + t]);
                 }
             }
+            dskip += sum(of_tile);
             const size_t place = size_t(begin) * P / K;
             join(dy, P, TILE, P, head.dy_rows.get() + place, P / K);
             stack(dy, P, TILE, P, head.dy_terms.get() + place, P);
             join(faded.get(), P, TILE, P, head.faded_rows.get() + place, P / K);
             stack(faded.get(), P, TILE, P, head.faded_terms.get() + place, P);
         }
-        into_.skip[size_t(head.b) * shape.heads + head.index] = sum(dskip);
+        into_.skip[size_t(head.b) * shape.heads + head.index] = float(dskip);
     }
 
     void foresee(const Head& head, int t) const {
