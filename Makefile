@@ -23,7 +23,7 @@ test: $(READY)                  ## the whole suite
 
 # On a machine whose Python has a CUDA build of torch already: make test-gpu READY= BIN="$(dirname "$(which python3)")"
 test-gpu: $(READY)              ## kernels and graphs on a CUDA device, against the plain path
-	PYTHONPATH=src $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= tests/ops/triton tests/generation
+	PYTHONPATH=src $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= tests/ops/triton_kernels tests/generation
 
 bench-gpu: $(READY)             ## time each kernel, the scan of training and whole pictures on a CUDA device
 	PYTHONPATH=src $(BIN)/python benchmarks/gpu_kernels.py

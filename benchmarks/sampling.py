@@ -18,6 +18,7 @@ _WARM_UP, _PROBE = 3, 5  # steps
 _WINDOW = 16  # steps that are timed together
 _MOST_RUNS = 5
 _PLACES = 4  # of a picture, where whole ones would take too long
+_LEAST = 4  # codes after a place: the last of a picture takes no step, one warms up, two are timed
 
 
 def build(measurement: Measurement) -> Subject:
@@ -72,7 +73,8 @@ def _whole(steps: Iterator[object], tokens: int, device: torch.device) -> list[f
 def _places(subject: Subject, batch: int, tokens: int, device: torch.device, limit: float) -> Iterator[list[float]]:
     """Seconds a step at evenly spaced places."""
     for place in range(_PLACES):
-        steps = subject.draw(batch, start=tokens * (2 * place + 1) // (2 * _PLACES))
+        start = tokens * (2 * place + 1) // (2 * _PLACES)
+        steps = subject.draw(batch, start=min(start, tokens - _LEAST))
         next(steps)
         yield _within(steps, device, limit / _PLACES)
 

@@ -178,6 +178,17 @@ def test_other_sections_in_this_process(section, subject, variant, figure):
     assert figure in found
 
 
+@pytest.mark.parametrize(("limit", "estimated"), [(1e-9, True), (1e9, False)])
+@pytest.mark.parametrize(("subject", "variant"), [("aim", "plain"), ("aim", "native"), ("attention", "plain")])
+def test_a_slow_machine_estimates_pictures_from_steps(subject, variant, limit, estimated):
+    settings = {"tokens": 16, "batch": 2, "quick": True, "limit_seconds": limit}
+    found = measure(Measurement(section="sampling", subject=subject, variant=variant, **settings))
+    if variant == "native" and "skipped" in found:
+        pytest.skip(found["skipped"])
+    assert found["estimated"] is estimated
+    assert 0 < found["seconds_per_picture"]["min"] <= found["seconds_per_picture"]["median"]
+
+
 def test_a_missing_engine_and_a_missing_peer_are_told():
     settings = {"section": "sampling", "tokens": 16, "quick": True}
     assert "made-up" in measure(Measurement(subject="aim", variant="made-up", **settings))["unavailable"]
