@@ -1,6 +1,7 @@
 """``transformers``' Mamba-2 in the shape of AiM, without its class and adaptive norms: a picture's class is a token."""
 
 from collections.abc import Iterator
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from benchmarks.ours import TORCH_DTYPES, aim_config
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
 
 _CHUNK = 64
+_CACHES = ("cache_params", "cache")  # what versions of transformers call it
 
 
 class TransformersMamba2(Subject):
@@ -56,10 +58,12 @@ class TransformersMamba2(Subject):
         """A step costs the same anywhere, so one that begins late has a short past."""
         self.model.eval()
         inputs = torch.arange(2 * pictures, device=self.device)[:, None] % self.shape.vocab_size
+        known = signature(self.model.forward).parameters
+        name = next(name for name in _CACHES if name in known)
         cache = None
         for _ in range(start, self.tokens):
-            output = self.model(inputs, cache=cache, use_cache=True)
-            cache = output.cache
+            output = self.model(inputs, **{name: cache}, use_cache=True)
+            cache = output[name]
             conditional, unconditional = output.logits[:, -1].chunk(2)
             logits = unconditional + CFG_SCALE * (conditional - unconditional)
             codes = torch.multinomial(logits.softmax(dim=-1), 1)

@@ -193,13 +193,14 @@ def empty_cache(x: Tensor, B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     )
 
 
-@given(sizes)
-def test_dual_steps_equal_the_recurrence(sizes):
+@given(sizes, st.booleans())
+def test_dual_steps_equal_the_recurrence(sizes, alike):
     x, dt, A, B, C, _ = make_inputs(**sizes | {"with_state": False})
     expected, _ = ssd_recurrent(x, dt, A, B, C)
     cache = empty_cache(x, B, x.dtype)
     for t in range(x.shape[1]):
-        y = ssd_step_dual(x[:, t], dt[:, t], A, B[:, t], C[:, t], cache, torch.full((len(x),), t))
+        position = t if alike else torch.full((len(x),), t)
+        y = ssd_step_dual(x[:, t], dt[:, t], A, B[:, t], C[:, t], cache, position)
         assert_close(y, expected[:, t], rtol=1e-10, atol=1e-10)
 
 

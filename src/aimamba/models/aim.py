@@ -25,6 +25,7 @@ from aimamba.models.mamba2 import Mamba2, MixerState
 from aimamba.models.norm import RMSNorm
 from aimamba.models.official import aim_from_official
 from aimamba.models.state import AiMState
+from aimamba.ops.cache import Position, common
 from aimamba.ops.linear import linear
 from aimamba.ops.norm import modulated_rms_norm
 
@@ -177,12 +178,13 @@ class Block(nn.Module):
         residual: Float[Tensor, "b d"],
         modulation: Float[Tensor, "b 3 d"],
         state: MixerState,
-        position: Int[Tensor, " b"],
+        position: Position,
     ) -> Float[Tensor, "b d"]:
         """One token a row."""
         shift, scale, gate = modulation.unbind(1)
-        mixed = self.mixer.step(self.norm(residual).to(modulation.dtype) * (1 + scale) + shift, state, position)
-        return residual + gate * mixed
+        normal = self.norm(residual).to(modulation.dtype)
+        mixed = self.mixer.step(torch.addcmul(normal + shift, normal, scale), state, position)
+        return torch.addcmul(residual, gate, mixed)
 
 
 class AiM(PretrainedModel[AiMConfig]):
@@ -356,7 +358,8 @@ class AiM(PretrainedModel[AiMConfig]):
         """
         hidden = self.enter(inputs, state)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        position = common(state.position)
         for index, block in enumerate(self.blocks):
-            residual = block.step(residual, state.modulation[:, index], state.mixers[index], state.position)
+            residual = block.step(residual, state.modulation[:, index], state.mixers[index], position)
         state.position = state.position + 1
         return self._logits(residual, state.final_modulation)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.mamba2 import MixerState
+from aimamba.ops.cache import Position, seen, write
 from aimamba.ops.linear import linear
 
 _ROTARY_BASE = 10_000.0
@@ -75,25 +76,28 @@ class Attention(nn.Module):
         shape = (batch, weight.shape[1] // self.head_width, length, self.head_width)
         return {"keys": weight.new_zeros(shape), "values": weight.new_zeros(shape)}
 
-    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
         """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
-        return self.step_among(x, state, position, int(position.max()) + 1)
+        return self.step_among(x, state, position, seen(position))
 
     def step_among(
-        self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"], seen: int
+        self, x: Float[Tensor, "b d"], state: MixerState, position: Position, places: int
     ) -> Float[Tensor, "b d"]:
-        """``step`` that looks at the first ``seen`` places of the cache, without asking the device how many it needs.
+        """``step`` that looks at the first ``places`` of the cache, without asking the device how many it needs.
 
         Any number above the highest position gives the same result.
         """
-        q, k, v = (part.squeeze(1) for part in self._project(x[:, None], position[:, None]))  # (B, H, P)
-        rows = torch.arange(x.shape[0], device=x.device)
+        each = torch.full((len(x),), position, device=x.device) if isinstance(position, int) else position
+        q, k, v = (part.squeeze(1) for part in self._project(x[:, None], each[:, None]))  # (B, H, P)
         keys, values = state["keys"], state["values"]
-        keys[rows, :, position] = k.to(keys.dtype)
-        values[rows, :, position] = v.to(values.dtype)
-        visible = torch.arange(seen, device=x.device) <= position[:, None]  # (B, T)
+        write(keys, k, position, axis=2)
+        write(values, v, position, axis=2)
+        if isinstance(position, int):
+            places, visible = position + 1, None
+        else:
+            visible = (torch.arange(places, device=x.device) <= position[:, None])[:, None, None]  # (B, 1, 1, T)
         y = F.scaled_dot_product_attention(
-            q[:, :, None].to(keys.dtype), keys[:, :, :seen], values[:, :, :seen], attn_mask=visible[:, None, None]
+            q[:, :, None].to(keys.dtype), keys[:, :, :places], values[:, :, :places], attn_mask=visible
         )
         return linear(y.flatten(1), self.out_proj.weight)
 
@@ -123,6 +127,6 @@ class FeedForward(nn.Module):
         """Nothing to remember."""
         return {}
 
-    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
         """Apply the layer to one token a row."""
         return self.forward(x)

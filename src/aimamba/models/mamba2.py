@@ -7,14 +7,16 @@ C = E + 2N convolved channels.
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
+from aimamba.ops.cache import Position
 from aimamba.ops.conv import causal_conv_step
 from aimamba.ops.linear import linear
 from aimamba.ops.mixing import MixerWeights, mix
+from aimamba.ops.norm import gated_rms_norm
 from aimamba.ops.ssd import ssd_step, ssd_step_dual
 
 MixerState = dict[str, Tensor]
@@ -77,8 +79,8 @@ class Mamba2(nn.Module):
 
     def _combine(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Add the skip D x, gate, normalise, project; y and x are (..., H, P)."""
-        y = y + self.D.to(y.dtype)[:, None] * x
-        return linear(self.norm(y.flatten(-2), z), self.out_proj.weight)
+        y = torch.addcmul(y, self.D.to(y.dtype)[:, None], x)
+        return linear(gated_rms_norm(y.flatten(-2), z, self.norm.weight), self.out_proj.weight)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix all tokens in parallel."""
@@ -108,7 +110,7 @@ class Mamba2(nn.Module):
             "weights": weight.new_zeros(batch, heads, length, dtype=wide),
         }
 
-    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
         """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
         z, xBC, dt = self._split(linear(x, self.in_proj.weight))
         xBC, state["window"] = causal_conv_step(xBC, self.conv_weight, self.conv_bias, state["window"])

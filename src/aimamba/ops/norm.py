@@ -11,8 +11,7 @@ from torch.nn import functional as F
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5) -> Float[Tensor, "*b d"]:
     """Scale ``x`` to unit root mean square, then by ``weight``; computed in float32 or better, returned as given."""
     wide = x if x.dtype == torch.float64 else x.float()
-    y = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (y * weight).to(x.dtype)
+    return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
 
 
 def gated_rms_norm(

@@ -18,8 +18,11 @@ Shape letters: B batch, L tokens, H heads, P head width, N state size, Q chunk l
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from aimamba.ops.cache import Position, seen, write
+from aimamba.ops.linear import weighted_sums
 
 # A log-decay below this erases the state to beyond float64's resolution (e^-60 = 9e-27). Clamping there keeps the
 # cumulative sums of a chunk small, so that their differences stay accurate next to an arbitrarily strong decay.
@@ -88,7 +91,7 @@ def ssd_step_dual(
     B: Float[Tensor, "b n"],
     C: Float[Tensor, "b n"],
     cache: tuple[Float[Tensor, "b h t p"], Float[Tensor, "b t n"], Float[Tensor, "b h t"]],
-    position: Int[Tensor, " b"],
+    position: Position,
 ) -> Float[Tensor, "b h p"]:
     """Advance the recurrence by one token in its dual form, from the first token on.
 
@@ -106,16 +109,15 @@ def ssd_step_dual(
         ``y_t = sum over s <= t of (C_t . B_s) weight_s x_s``, in the dtype of ``x``.
     """
     inputs, projections, weights = cache
-    rows, dt = torch.arange(len(x), device=x.device), dt.to(weights.dtype)
-    inputs[rows, :, position] = x.to(inputs.dtype)
-    projections[rows, position] = B.to(projections.dtype)
-    seen = int(position.max()) + 1
-    inputs, projections, weights = inputs[:, :, :seen], projections[:, :seen], weights[:, :, :seen]
+    dt = dt.to(weights.dtype)
+    write(inputs, x, position, axis=2)
+    write(projections, B, position, axis=1)
+    places = seen(position)
+    weights = weights[:, :, :places]
     weights *= torch.exp(dt * A.to(dt.dtype))[..., None]
-    weights[rows, :, position] = dt
-    similarity = projections @ C.to(projections.dtype)[..., None]  # (B, T, 1), shared by the heads
-    share = similarity.mT * weights  # (B, H, T)
-    return (share.to(inputs.dtype)[:, :, None] @ inputs).squeeze(2).to(x.dtype)
+    write(weights, dt, position, axis=2)
+    similarity = C.to(projections.dtype)[:, None] @ projections[:, :places].mT  # (B, 1, T), shared by the heads
+    return weighted_sums((similarity * weights).to(inputs.dtype), inputs).to(x.dtype)
 
 
 def ssd_chunked(
