@@ -197,10 +197,18 @@ class Pipeline:
         Raises:
             ConfigError: The engine is unknown or cannot decode this generator here.
         """
+        return generate(self.generator, labels, config, seeds=seeds, engine=self.prepare())
+
+    def prepare(self) -> Engine:
+        """Make the engine now, which the first picture would do, and again when the generator's weights have changed.
+
+        Raises:
+            ConfigError: The engine is unknown or cannot decode this generator here.
+        """
         now = self.engine, versions(self.generator)
         if self._made is None or self._made[0] != now:
             self._made = now, make_engine(self.generator, self.engine)
-        return generate(self.generator, labels, config, seeds=seeds, engine=self._made[1])
+        return self._made[1]
 
     def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
         """Draw pictures from their codes, a few at a time.

@@ -44,6 +44,7 @@ REFUSALS = {
     ],
     "--cfg-power 0": ["cfg-power", "got 0.0"],
     "--seed -1": ["seed", "got -1"],
+    "--engine cuda-graphs --device cpu": ["cuda-graphs", "the model is on cpu"],
     "-n 0": ["-n must be at least 1, got 0"],
     "-n -3": ["-n must be at least 1, got -3"],
     "--batch-size 0": ["--batch-size must be at least 1, got 0"],

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from aimamba import CheckpointError
 from aimamba.data import Avatars
 from aimamba.data.sheets import to_float
 from aimamba.models import VQ_PRESETS, VQModel, vq_fast, vq_native
@@ -86,6 +87,15 @@ def test_widths_that_the_kernel_does_not_take(make_vq):
         decoder = FastDecoder(model)
         assert not decoder.is_native
         assert_close(decoder(some_codes(model)), model.decode(some_codes(model)), rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+def test_damaged_weights_are_refused(make_vq, damage):
+    model = make_vq(**NATIVE)
+    model.decoder.conv_out.weight[0, 0, 1, 1] = damage
+    with pytest.raises(CheckpointError, match="pictures are no finite numbers: its weights are damaged"):
+        FastDecoder(model)(some_codes(model))
 
 
 @torch.no_grad()

@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     pipeline = Pipeline.from_pretrained(
         arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
     )
+    pipeline.prepare()  # an engine that cannot draw is refused before anything is written
     if file is not None:
         return _write_npz(file, arguments, pipeline, config)
     labels = chosen_classes(arguments.classes, pipeline)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from aimamba.errors import CheckpointError
 from aimamba.models.snapshot import versions
 from aimamba.models.vq import VQModel
 from aimamba.models.vq_folded import folded
@@ -50,8 +51,16 @@ class FastDecoder:
         """Pictures of codes, drawn a few at a time: only they grow with the batch, not the memory to draw them.
 
         Values may lie a little outside [-1, 1].
+
+        Raises:
+            CheckpointError: They are no finite numbers, as damaged weights leave them.
         """
-        return torch.cat([self._draw(some) for some in codes.split(self._at_once)])
+        pictures = torch.cat([self._draw(some) for some in codes.split(self._at_once)])
+        if not bool(pictures.isfinite().all()):
+            raise CheckpointError(
+                "the tokenizer's pictures are no finite numbers: its weights are damaged, or its dtype is too narrow"
+            )
+        return pictures
 
     def _draw(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
         return self._decoder(F.embedding(codes, self._table).movedim(-1, 1))  # channels last, (B, C, h, w)

@@ -101,7 +101,7 @@ def fit(
         require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
     if is_finished(out, text, config.steps, resolve):
-        print(f"{out} is finished: {config.steps} steps; raise fit.steps to train on", file=sys.stderr)
+        print(f"{out} is finished: {config.steps} steps; raise fit.steps (--steps) to train on", file=sys.stderr)
         if tensorboard:
             TensorBoard(out, step=config.steps + 1).close()
     else:
