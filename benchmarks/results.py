@@ -65,10 +65,14 @@ class Results:
         return [each for each in self.measurements if each["section"] == section]
 
     def ceilings(self) -> dict[str, Any] | None:
-        """``bytes_per_second`` and, by dtype, ``operations_per_second``; None where bandwidth was not measured."""
+        """``bytes_per_second`` and, by dtype, ``operations_per_second``; None where bandwidth was not measured.
+
+        Where narrow numbers are multiplied slower than float32, float32's rate counts: a kernel can widen them first.
+        """
         found = self.of("ceilings")
         bandwidth = [each["best"] for each in found if each["subject"] == "bandwidth"]
         rates = {each["dtype"]: each["best"] for each in found if each["subject"] == "products"}
+        rates = {dtype: max(rate, rates.get("float32", 0.0)) for dtype, rate in rates.items()}
         return {"bytes_per_second": bandwidth[-1], "operations_per_second": rates} if bandwidth else None
 
     def write(self, folder: Path) -> None:

@@ -233,6 +233,15 @@ def test_a_ceiling_only_rises():
     assert [each["best"] for each in results.measurements] == [3.0]
 
 
+def test_narrow_numbers_can_be_widened():
+    results = Results(MACHINE)
+    results.add(Measurement(section="ceilings", subject="bandwidth"), {"rates": {"sum": 1.0}, "best": 1.0})
+    for dtype, best in {"float32": 3.0, "bfloat16": 2.0, "int8": 5.0}.items():
+        measurement = Measurement(section="ceilings", subject="products", dtype=dtype)
+        results.add(measurement, {"rates": {"1 x 1 x 1": best}, "best": best})
+    assert results.ceilings()["operations_per_second"] == {"float32": 3.0, "bfloat16": 3.0, "int8": 5.0}
+
+
 def test_results_of_another_machine_are_left_alone(tmp_path):
     from aimamba import ConfigError
 

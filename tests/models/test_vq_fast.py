@@ -93,7 +93,7 @@ def test_widths_that_the_kernel_does_not_take(make_vq):
 @pytest.mark.parametrize("damage", [torch.nan, torch.inf])
 def test_damaged_weights_are_refused(make_vq, damage):
     model = make_vq(**NATIVE)
-    model.decoder.conv_out.weight[0, 0, 1, 1] = damage
+    model.decoder.stem.weight[0, 0, 1, 1] = damage
     with pytest.raises(CheckpointError, match="pictures are no finite numbers: its weights are damaged"):
         FastDecoder(model)(some_codes(model))
 

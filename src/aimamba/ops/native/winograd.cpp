@@ -20,7 +20,7 @@ using namespace aim;
 
 constexpr int SIDE = 6, POINTS = SIDE * SIDE, TILE = 4;
 constexpr int PANEL = 32, VECTORS = PANEL / W;  // outputs that are computed side by side
-constexpr int ROWS = W == 8 ? 4 : 8;            // tiles that are; AVX2 has half the registers
+constexpr int ROWS = REGISTERS == 32 ? 8 : 6;   // tiles that are, at most
 constexpr int BLOCK = 2;                        // vectors of a product
 constexpr int LINE = 16;                        // floats of a cache line
 constexpr float A = 0.70710678118654752f, A2 = 0.5f, A3 = A2 * A;
@@ -56,11 +56,13 @@ inline void map_output(const Floats m[6], Floats y[4]) {
     y[3] = A3 * odd_a + B3 * odd_b + m[5];
 }
 
-// Tiles (COUNT, C) times weights (C, PANEL), of which BLOCK vectors, into (COUNT, PANEL).
+// Tiles (COUNT, C) times weights (C, PANEL), of which BLOCK vectors, into (COUNT, PANEL). Where that is a part of a
+// panel the processor does not foresee the weights that are needed `next`.
 template <int COUNT>
-void multiply(const float* tiles, const float* weights, float* products, int inputs) {
+void multiply(const float* tiles, const float* weights, const float* next, float* products, int inputs) {
     Floats sums[COUNT][BLOCK] = {};
     for (int c = 0; c < inputs; ++c) {
+        if constexpr (BLOCK < VECTORS) __builtin_prefetch(next + c * PANEL);
         Floats w[BLOCK];
         for (int n = 0; n < BLOCK; ++n) w[n] = load<Floats>(weights + c * PANEL + n * W);
 #pragma GCC unroll 8
@@ -69,6 +71,13 @@ void multiply(const float* tiles, const float* weights, float* products, int inp
     }
     for (int t = 0; t < COUNT; ++t)
         for (int n = 0; n < BLOCK; ++n) store(products + t * PANEL + n * W, sums[t][n]);
+}
+
+template <int MOST>
+void multiply(int count, const float* tiles, const float* weights, const float* next, float* products, int inputs) {
+    if constexpr (MOST > 1)
+        if (count < MOST) return multiply<MOST - 1>(count, tiles, weights, next, products, inputs);
+    multiply<MOST>(tiles, weights, next, products, inputs);
 }
 
 class Region {
@@ -144,15 +153,18 @@ class Region {
     }
 
     void multiply_all(int panel) {
-        const float* weights = job_.weights + size_t(panel) * POINTS * job_.inputs * PANEL;
-        for (int point = 0; point < POINTS; ++point, weights += size_t(job_.inputs) * PANEL)
+        const size_t inputs = job_.inputs;
+        const float* weights = job_.weights + panel * POINTS * inputs * PANEL;
+        const int groups = (tiles() + ROWS - 1) / ROWS;
+        for (int point = 0; point < POINTS; ++point, weights += inputs * PANEL)
             for (int block = 0; block < VECTORS; block += BLOCK) {
-                const float *from = mapped_ + size_t(point) * tiles() * job_.inputs, *w = weights + block * W;
+                const float *from = mapped_ + point * tiles() * inputs, *now = weights + block * W;
+                const float* next = block + BLOCK < VECTORS ? now + BLOCK * W : weights + inputs * PANEL;
                 float* to = products_ + size_t(point) * tiles() * PANEL + block * W;
-                int t = 0;
-                for (; t + ROWS <= tiles(); t += ROWS)
-                    multiply<ROWS>(from + size_t(t) * job_.inputs, w, to + t * PANEL, job_.inputs);
-                for (; t < tiles(); ++t) multiply<1>(from + size_t(t) * job_.inputs, w, to + t * PANEL, job_.inputs);
+                for (int i = 0; i < groups; ++i) {
+                    const int t = tiles() * i / groups, end = tiles() * (i + 1) / groups;
+                    multiply<ROWS>(end - t, from + t * inputs, now, next, to + t * PANEL, job_.inputs);
+                }
             }
     }
 
