@@ -13,7 +13,7 @@ from benchmarks.ours import TORCH_DTYPES, aim_config
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
 
 _CHUNK = 64
-_CACHES = ("cache_params", "cache")  # what versions of transformers call it
+_CACHES = ("cache_params", "cache")  # up to version 5.18 or so, and in 5.24
 
 
 class TransformersMamba2(Subject):

@@ -57,8 +57,9 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
         tokenizer = pipeline.tokenizer
         codes = tokenizer.encode(to_float(torch.from_numpy(expected).permute(2, 0, 1)[None]))
         assert np.array_equal(drawn, np.asarray(to_images(FastDecoder(tokenizer)(codes))[0]))
-        plain = np.asarray(to_images(tokenizer.decode(codes))[0])
-        assert np.abs(drawn.astype(int) - plain).max() <= 1, "sums in another order may tip a rounding, no more"
+        apart = np.abs(drawn.astype(int) - np.asarray(to_images(tokenizer.decode(codes))[0]))
+        assert apart.max() <= 1, "sums in another order may tip a rounding, no more"
+        assert np.mean(apart > 0) < 0.01
         measured.append(psnr(original, drawn))
     assert out == f"2 pictures at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
 

@@ -92,7 +92,7 @@ def test_equals_the_plain_operations(kernel, shape):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 140), st.integers(1, 4), st.sampled_from([32, 64]), st.integers(1, 4))
-def test_any_shape(batch, length, heads, width, taps):
+def test_any_shape(kernel, batch, length, heads, width, taps):
     projected, weights = example(batch, length, heads, width, 32, taps=taps, seed=length)
     compare(projected, weights, 32, *FLOAT32)
 

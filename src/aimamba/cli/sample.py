@@ -66,11 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
     pipeline = Pipeline.from_pretrained(
         arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
     )
-    pipeline.prepare()  # an engine that cannot draw is refused before anything is written
     if file is not None:
         return _write_npz(file, arguments, pipeline, config)
     labels = chosen_classes(arguments.classes, pipeline)
 
+    pipeline.prepare()  # an engine that cannot draw is refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
     rows = _draw(pipeline, labels, arguments.n, config, arguments.batch_size, out)
     names = [pipeline.class_name(label) for label in labels]

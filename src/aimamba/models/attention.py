@@ -87,15 +87,15 @@ class Attention(nn.Module):
 
         Any number above the highest position gives the same result.
         """
-        each = torch.full((len(x),), position, device=x.device) if isinstance(position, int) else position
+        if isinstance(position, int):
+            each, places, visible = torch.full((len(x),), position, device=x.device), position + 1, None
+        else:
+            each = position
+            visible = (torch.arange(places, device=x.device) <= position[:, None])[:, None, None]  # (B, 1, 1, T)
         q, k, v = (part.squeeze(1) for part in self._project(x[:, None], each[:, None]))  # (B, H, P)
         keys, values = state["keys"], state["values"]
         write(keys, k, position, axis=2)
         write(values, v, position, axis=2)
-        if isinstance(position, int):
-            places, visible = position + 1, None
-        else:
-            visible = (torch.arange(places, device=x.device) <= position[:, None])[:, None, None]  # (B, 1, 1, T)
         y = F.scaled_dot_product_attention(
             q[:, :, None].to(keys.dtype), keys[:, :, :places], values[:, :, :places], attn_mask=visible
         )
