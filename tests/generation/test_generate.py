@@ -169,6 +169,14 @@ def test_grad_mode_of_the_caller_is_untouched_between_codes(model):
         assert not codes.requires_grad
 
 
+def test_codes_can_be_trained_on(model):
+    codes = draw(model, [0, 1])
+    codes[0, 0] = 0
+    embedded = model.word_embedding(codes)
+    embedded.sum().backward()
+    assert model.word_embedding.weight.grad.isfinite().all()
+
+
 def test_position_shift_can_be_overridden(make_aim):
     labels, greedy = [0, 1, 2, 3], SamplingConfig(temperature=0.0)
     plain = make_aim(num_tokens=16)

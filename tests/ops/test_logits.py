@@ -147,6 +147,12 @@ def test_draw_even_at_one_gives_a_possible_code():
     assert draw(torch.tensor([[0.5, 0.5, 0.0]]), torch.ones(1)).item() == 1
 
 
+def test_draw_from_what_is_no_number_stays_in_the_vocabulary():
+    drawn = draw(torch.tensor([[0.25, torch.nan, 0.25], [0.0, 1.0, 0.0]]), torch.tensor([0.9, 0.9]))
+    assert 0 <= drawn[0] < 3
+    assert drawn[1] == 1, "the other rows see nothing of it"
+
+
 def test_draw_frequencies():
     probabilities = some_logits(1, seed=4).softmax(dim=-1)
     probabilities[0, 3] = 0

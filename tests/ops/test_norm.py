@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from aimamba.ops.norm import gated_rms_norm, gated_rms_norm_efficient, modulated_rms_norm, rms_norm
+from aimamba.ops.norm import (
+    gated_rms_norm,
+    gated_rms_norm_efficient,
+    modulated_rms_norm,
+    modulated_rms_norm_step,
+    rms_norm,
+)
 
 
 def make(*shape, dtype=torch.float64, seed=0):
@@ -38,6 +44,13 @@ def test_zeros_stay_zeros_with_a_finite_gradient():
     y.sum().backward()
     assert torch.equal(y, torch.zeros(2, 4))
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_modulated_norm_of_one_token_equals_the_formula(size):
+    x, weight, scale, shift = size * make(4, 6), make(6, seed=1), make(4, 6, seed=2), make(4, 6, seed=3)
+    expected = x / (x.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * weight * (1 + scale) + shift
+    assert_close(modulated_rms_norm_step(x, weight, scale, shift), expected, rtol=1e-12, atol=1e-12)
 
 
 def modulated(x, weight, scale, shift):

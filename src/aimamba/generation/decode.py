@@ -16,7 +16,7 @@ from aimamba.models import AiM
 from aimamba.ops.logits import Setting, guided_sample, uniform_dtype
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: AiM,
     labels: Int[Tensor, " b"],
@@ -82,7 +82,8 @@ def generate(
     state = stepper.init_state(count + len(guided), position_shift=position_shift)
     nothing = labels.new_full((len(guided),), model.condition.nothing)
     inputs = torch.cat([labels, nothing])  # (R,)
-    codes = labels.new_empty(count, length)
+    with torch.inference_mode(mode=False):  # for a caller to train on
+        codes = torch.empty(count, length, dtype=labels.dtype, device=device)
     known = 0 if prefix is None else prefix.shape[1]
     for t in range(length):
         logits = stepper.step(inputs, state)

@@ -27,7 +27,7 @@ from aimamba.models.official import aim_from_official
 from aimamba.models.state import AiMState
 from aimamba.ops.cache import Position, common
 from aimamba.ops.linear import linear
-from aimamba.ops.norm import modulated_rms_norm
+from aimamba.ops.norm import modulated_rms_norm, modulated_rms_norm_step
 
 MixerKind = Literal["mamba2", "attention"]
 PositionKind = Literal["learned", "rope", "none"]
@@ -176,15 +176,14 @@ class Block(nn.Module):
     def step(
         self,
         residual: Float[Tensor, "b d"],
-        modulation: Float[Tensor, "b 3 d"],
+        modulation: Sequence[Float[Tensor, "b d"]],
         state: MixerState,
         position: Position,
     ) -> Float[Tensor, "b d"]:
-        """One token a row."""
-        shift, scale, gate = modulation.unbind(1)
-        normal = self.norm(residual).to(modulation.dtype)
-        mixed = self.mixer.step(torch.addcmul(normal + shift, normal, scale), state, position)
-        return torch.addcmul(residual, gate, mixed)
+        """One token a row; the modulation is shift, scale and gate, in the dtype of the residual."""
+        shift, scale, gate = modulation
+        hidden = modulated_rms_norm_step(residual, self.norm.weight, scale, shift).to(self.mixer.in_proj.weight.dtype)
+        return torch.addcmul(residual, gate, self.mixer.step(hidden, state, position))
 
 
 class AiM(PretrainedModel[AiMConfig]):
@@ -359,7 +358,8 @@ class AiM(PretrainedModel[AiMConfig]):
         hidden = self.enter(inputs, state)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         position = common(state.position)
-        for index, block in enumerate(self.blocks):
-            residual = block.step(residual, state.modulation[:, index], state.mixers[index], position)
+        modulations = [each.unbind(1) for each in state.modulation.to(residual.dtype).unbind(1)]
+        for block, modulation, mixer in zip(self.blocks, modulations, state.mixers, strict=True):
+            residual = block.step(residual, modulation, mixer, position)
         state.position = state.position + 1
         return self._logits(residual, state.final_modulation)

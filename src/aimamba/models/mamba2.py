@@ -75,12 +75,13 @@ class Mamba2(nn.Module):
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split the input projection into the gate z, the convolved part (x, B, C) and the step size dt."""
         z, xBC, dt = projected.split([self.inner, self.inner + 2 * self.state_size, self.heads], dim=-1)
-        return z, xBC, F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
+        return z, xBC, F.softplus(dt + self.dt_bias.to(dt.dtype))
 
     def _combine(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Add the skip D x, gate, normalise, project; y and x are (..., H, P)."""
         y = torch.addcmul(y, self.D.to(y.dtype)[:, None], x)
-        return linear(gated_rms_norm(y.flatten(-2), z, self.norm.weight), self.out_proj.weight)
+        y = gated_rms_norm(y.flatten(-2), z, self.norm.weight)
+        return linear(y.to(self.out_proj.weight.dtype), self.out_proj.weight)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix all tokens in parallel."""
@@ -99,7 +100,7 @@ class Mamba2(nn.Module):
         weight = self.conv_weight
         channels, taps = weight.shape
         heads, size, wide = self.heads, self.state_size, torch.promote_types(weight.dtype, torch.float32)
-        window = weight.new_zeros(batch, taps - 1, channels)
+        window = weight.new_zeros(batch, taps - 1, channels, dtype=wide)
         if length > 2 * size + 1:
             ssm = weight.new_zeros(batch, heads, self.inner // heads, size, dtype=wide)
             return {"window": window, "ssm": ssm}
@@ -112,7 +113,9 @@ class Mamba2(nn.Module):
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
         """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
-        z, xBC, dt = self._split(linear(x, self.in_proj.weight))
+        # Between its products a step is bound by the number of its operations: widened once, not by each of them.
+        projected = linear(x, self.in_proj.weight)
+        z, xBC, dt = self._split(projected.to(torch.promote_types(projected.dtype, torch.float32)))
         xBC, state["window"] = causal_conv_step(xBC, self.conv_weight, self.conv_bias, state["window"])
         inputs, B, C = F.silu(xBC).split([self.inner, self.state_size, self.state_size], dim=-1)
         inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, H, P)

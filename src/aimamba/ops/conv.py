@@ -99,5 +99,5 @@ def causal_conv_step(
         The output for this token, and the window for the next one.
     """
     recent = torch.cat([window, x[:, None].to(window.dtype)], dim=1)  # (B, K, C)
-    y = bias + (recent * weight.t()).sum(dim=1)
+    y = (recent * weight.to(recent.dtype).t()).sum(dim=1) + bias.to(recent.dtype)
     return y.to(x.dtype), recent[:, 1:]

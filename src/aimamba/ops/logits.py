@@ -67,12 +67,14 @@ def draw(probabilities: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> I
     A row's draw does not depend on the other rows. The sum runs in ``uniform_dtype``.
     """
     wide = uniform_dtype(probabilities.device)
-    cumulative = probabilities.to(wide).cumsum(dim=-1)
-    target = uniform.to(device=cumulative.device, dtype=wide)[:, None] * cumulative[:, -1:]
-    # right=True steps over codes of probability zero; the clamp guards the rounding of target up to the total.
-    index = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    last = (probabilities > 0).to(torch.int64).cumsum(dim=-1).argmax(dim=-1)
-    return torch.minimum(index, last)
+    cumulative = probabilities.cumsum(dim=-1, dtype=wide)
+    total = cumulative[:, -1:].contiguous()
+    target = uniform.to(device=cumulative.device, dtype=wide)[:, None] * total
+    # right=True steps over codes of probability zero; the last possible code guards the rounding of target up to the
+    # total. What is not a number is found behind the last code, and `generate` reports it when the picture ends.
+    index = torch.searchsorted(cumulative, target, right=True)
+    last = torch.searchsorted(cumulative, total)
+    return torch.minimum(index, last).clamp_(max=probabilities.shape[-1] - 1).squeeze(-1)
 
 
 def sample(

@@ -1,5 +1,6 @@
-"""Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467), plain and gated."""
+"""Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467), plain, gated and modulated."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5) -> Float[Tensor, "*b d"]:
     """Scale ``x`` to unit root mean square, then by ``weight``; computed in float32 or better, returned as given."""
     wide = x if x.dtype == torch.float64 else x.float()
-    return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
+    return (wide / _padded_length(wide, eps) * (weight * x.shape[-1] ** 0.5)).to(x.dtype)
 
 
 def gated_rms_norm(
@@ -36,6 +39,19 @@ def modulated_rms_norm(
     return _ModulatedRMSNorm.apply(x, weight, scale, shift, eps)  # type: ignore[no-untyped-call]
 
 
+def modulated_rms_norm_step(
+    x: Float[Tensor, "b d"],
+    weight: Float[Tensor, " d"],
+    scale: Float[Tensor, "b d"],
+    shift: Float[Tensor, "b d"],
+    *,
+    eps: float = 1e-5,
+) -> Float[Tensor, "b d"]:
+    """Compute ``modulated_rms_norm`` of one token a row in few operations; everything has the dtype of ``x``."""
+    factor = torch.addcmul(weight, weight, scale)
+    return torch.addcmul(shift, x / _padded_length(x, eps), factor, value=x.shape[-1] ** 0.5)
+
+
 def gated_rms_norm_efficient(
     x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5
 ) -> Float[Tensor, "*b d"]:
@@ -43,6 +59,18 @@ def gated_rms_norm_efficient(
     if torch.compiler.is_compiling():
         return gated_rms_norm(x, gate, weight, eps=eps)
     return _GatedRMSNorm.apply(x, gate, weight, eps)  # type: ignore[no-untyped-call]
+
+
+def _padded_length(x: Tensor, eps: float) -> Tensor:
+    """``sqrt(D (mean(x^2) + eps))`` of every row. Small operations are what a step of decoding takes its time for."""
+    pad = _number((x.shape[-1] * eps) ** 0.5, x.dtype, x.device)
+    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), pad)
+
+
+@lru_cache(maxsize=16)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):  # whoever asks first, anyone may use it
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
