@@ -245,27 +245,39 @@ class Stepper {
         }
     }
 
-    // y (P) = sum over s of share_s x_s, of `count` rows of x.
+    // y (P) = sum over s of share_s x_s, of `count` rows of x; of as much of a row at once as registers hold.
     template <typename T>
     static void weighted_sum(const T* x, const float* share, int count, int P, float* y) {
+        constexpr int MOST = 64 / W;
         int p = 0;
+        for (; p + MOST * W <= P; p += MOST * W) weighted_sum<MOST>(x + p, share, count, P, y + p);
         for (; p + 4 * W <= P; p += 4 * W) weighted_sum<4>(x + p, share, count, P, y + p);
         for (; p < P; p += W) weighted_sum<1>(x + p, share, count, P, y + p);
     }
 
     template <int V, typename T>
     static void weighted_sum(const T* x, const float* share, int count, int P, float* y) {
-        Floats even[V] = {}, odd[V] = {};
+        constexpr int APART = V < 8 ? 2 : 1;  // rows that are summed apart, so that enough sums are in flight
+        Floats total[APART][V] = {};
         int s = 0;
-        for (; s + 1 < count; s += 2, x += 2 * P)
-            for (int v = 0; v < V; ++v) {
-                even[v] += share[s] * load_floats(x + v * W);
-                odd[v] += share[s + 1] * load_floats(x + P + v * W);
+        for (; s + APART <= count; s += APART)
+            for (int i = 0; i < APART; ++i, x += P) {
+                foresee<V>(x);
+                for (int v = 0; v < V; ++v) total[i][v] += share[s + i] * load_floats(x + v * W);
             }
         for (int v = 0; v < V; ++v) {
-            if (s < count) even[v] += share[s] * load_floats(x + v * W);
-            store(y + v * W, even[v] + odd[v]);
+            if (s < count) total[0][v] += share[s] * load_floats(x + v * W);
+            store(y + v * W, APART == 2 ? total[0][v] + total[APART - 1][v] : total[0][v]);
         }
+    }
+
+    // Ask for what V vectors of a later row will be read from. Where vectors are wider it was not measured.
+    template <int V, typename T>
+    static void foresee(const T* x) {
+        constexpr int AHEAD = 1024, LINE = 64;
+        if constexpr (W < 16 && V > 1)
+            for (int byte = 0; byte < int(V * W * sizeof(T)); byte += LINE)
+                __builtin_prefetch(reinterpret_cast<const char*>(x) + AHEAD + byte);
     }
 
     // state (N, P) = carry state + sum over cached s of weight_s B_s x_s^T
