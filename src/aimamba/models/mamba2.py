@@ -107,7 +107,7 @@ class Mamba2(nn.Module):
         return {
             "window": window,
             "inputs": weight.new_zeros(batch, heads, length, self.inner // heads),
-            "projections": weight.new_zeros(batch, length, size),
+            "projections": weight.new_zeros(batch, length, size, dtype=wide),
             "weights": weight.new_zeros(batch, heads, length, dtype=wide),
         }
 
@@ -118,7 +118,7 @@ class Mamba2(nn.Module):
         z, xBC, dt = self._split(projected.to(torch.promote_types(projected.dtype, torch.float32)))
         xBC, state["window"] = causal_conv_step(xBC, self.conv_weight, self.conv_bias, state["window"])
         inputs, B, C = F.silu(xBC).split([self.inner, self.state_size, self.state_size], dim=-1)
-        inputs = inputs.unflatten(-1, (self.heads, -1))  # (B, H, P)
+        inputs = inputs.view(len(x), self.heads, -1)  # (B, H, P)
         A = -self.A_log.to(dt.dtype).exp()
         if "ssm" in state:
             y, state["ssm"] = ssd_step(inputs, dt, A, B, C, state["ssm"])

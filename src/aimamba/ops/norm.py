@@ -14,7 +14,8 @@ def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: floa
     wide = x if x.dtype == torch.float64 else x.float()
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
-    return (wide / _padded_length(wide, eps) * (weight * x.shape[-1] ** 0.5)).to(x.dtype)
+    zero = _number(0.0, wide.dtype, x.device)  # `addcmul` has a factor, where a product would be one more operation
+    return torch.addcmul(zero, wide / _padded_length(wide, eps), weight, value=x.shape[-1] ** 0.5).to(x.dtype)
 
 
 def gated_rms_norm(

@@ -116,9 +116,7 @@ def ssd_step_dual(
     weights = weights[:, :, :places]
     weights *= torch.exp(dt * A.to(dt.dtype))[..., None]
     write(weights, dt, position, axis=2)
-    # Of narrow numbers PyTorch's products on a CPU take twice as long as widening them and the products after that.
-    seen_projections = projections[:, :places].to(weights.dtype)
-    similarity = torch.bmm(C.to(weights.dtype)[:, None], seen_projections.mT)  # (B, 1, T), shared by the heads
+    similarity = torch.bmm(C.to(projections.dtype)[:, None], projections[:, :places].mT)  # (B, 1, T), for all heads
     return weighted_sums((similarity * weights).to(inputs.dtype), inputs).to(x.dtype)
 
 
