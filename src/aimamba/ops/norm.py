@@ -14,8 +14,7 @@ def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: floa
     wide = x if x.dtype == torch.float64 else x.float()
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
-    zero = _number(0.0, wide.dtype, x.device)  # `addcmul` has a factor, where a product would be one more operation
-    return torch.addcmul(zero, wide / _padded_length(wide, eps), weight, value=x.shape[-1] ** 0.5).to(x.dtype)
+    return (wide * _inverse_root_mean_square(wide, eps) * weight).to(x.dtype)
 
 
 def gated_rms_norm(
@@ -64,18 +63,18 @@ def gated_rms_norm_efficient(
 
 def _padded_length(x: Tensor, eps: float) -> Tensor:
     """``sqrt(D (mean(x^2) + eps))`` of every row. Small operations are what a step of decoding takes its time for."""
-    pad = _number((x.shape[-1] * eps) ** 0.5, x.dtype, x.device)
+    pad = _scalar((x.shape[-1] * eps) ** 0.5, x.dtype, x.device)
     return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), pad)
 
 
 @lru_cache(maxsize=16)
-def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(mode=False):  # whoever asks first, anyone may use it
         return torch.full((), value, dtype=dtype, device=device)
 
 
 def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+    return x.shape[-1] ** 0.5 / _padded_length(x, eps)
 
 
 class _ModulatedRMSNorm(torch.autograd.Function):
