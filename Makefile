@@ -23,7 +23,7 @@ test: $(READY)                  ## the whole suite
 
 # On a machine whose Python has a CUDA build of torch already: make test-gpu READY= BIN="$(dirname "$(which python3)")"
 test-gpu: $(READY)              ## kernels and graphs on a CUDA device, against the plain path
-	PYTHONPATH=src $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= tests/ops/triton_kernels tests/generation
+	PYTHONPATH=src $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= tests/ops tests/generation
 
 bench-gpu: $(READY)             ## time each kernel, the scan of training and whole pictures on a CUDA device
 	PYTHONPATH=src $(BIN)/python benchmarks/gpu_kernels.py
@@ -33,7 +33,7 @@ bench-gpu: $(READY)             ## time each kernel, the scan of training and wh
 lint: $(READY)                  ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror src/aimamba/ops/native/*.h src/aimamba/ops/native/*.cpp
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files "src/aimamba/ops/*.h" "src/aimamba/ops/*.cpp")
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aimamba.devices import resolve_device
 from aimamba.errors import AimambaError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.models import AIM_PRESETS
-from aimamba.models.placement import resolve_device
 from aimamba.studies.provenance import provenance
 from benchmarks.measurement import SECTIONS, Measurement
 from benchmarks.peers import PEERS, WITHOUT_PATH
 from benchmarks.plan import Plan
-from benchmarks.plots import draw_plots
+from benchmarks.plots import write_plots
 from benchmarks.report import markdown, name
 from benchmarks.results import Results
 from benchmarks.worker import write_measurement
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure")
-    parser.add_argument("--batches", nargs="+", type=int, help="pictures at once (default: 1 8 64)")
+    parser.add_argument("--batches", nargs="+", type=int, help="images at once (default: 1 8 64)")
     parser.add_argument(
         "--dtypes", nargs="+", choices=("float32", "bfloat16", "int8"), default=("float32", "bfloat16", "int8")
     )
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{title}: {_summary(found)}", flush=True)
         results.write(folder)
         write_atomically(folder / "results.md", lambda path: path.write_text(markdown(results), encoding="utf-8"))
-    draw_plots(results, folder)
+    write_plots(results, folder)
     print(f"written to {folder}")
 
 

@@ -1,4 +1,4 @@
-"""Seconds the tokenizer takes to draw a 256-pixel picture from its codes."""
+"""Seconds the tokenizer takes to draw a 256-pixel image from its codes."""
 
 import sys
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQ_PRESETS, VQConfig, VQModel
-from aimamba.models.vq_fast import FastDecoder
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError, spread
 from benchmarks.timing import forget_peak, peak_bytes, repeated
 
@@ -18,7 +18,7 @@ _QUICK = VQConfig(
 )
 
 Decode = Callable[[Tensor], object]
-"""Draws pictures from codes (B, h, w)."""
+"""Draws images from codes (B, h, w)."""
 
 
 def measure_decoder(measurement: Measurement) -> dict[str, Any]:

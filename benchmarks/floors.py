@@ -3,7 +3,7 @@
 A floor is no prediction. It counts what no implementation of the same arithmetic avoids and takes both rates at their
 best: ``max(bytes / read bandwidth, operations / matrix rate)``.
 
-Shape letters: L tokens of a picture, D width, E inner width, H heads, N state size, Q chunk length.
+Shape letters: L tokens of an image, D width, E inner width, H heads, N state size, Q chunk length.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Work:
 
     Attributes:
         matrices: Numbers in the matrices that every token is multiplied with, the output head among them.
-        once: Numbers in the matrices that a picture needs once: all that depends on the class alone.
+        once: Numbers in the matrices that an image needs once: all that depends on the class alone.
         memories: Ways to remember the past that compute the same; the one that moves fewest bytes counts.
         mixing: Operations a token between tokens in the parallel form, forward, that are matrix products.
     """
@@ -91,50 +91,50 @@ class Floor:
         return "bytes" if self.bytes_seconds >= (self.operations_seconds or 0.0) else "operations"
 
 
-def drawing_bytes(work: Work, dtype: str, *, rows: int, tokens: int, seen: float | None = None) -> float:
+def sampling_bytes(work: Work, dtype: str, *, rows: int, tokens: int, seen: float | None = None) -> float:
     """Bytes that one token moves.
 
     Args:
         work: What the model does.
         dtype: Of the matrices.
-        rows: Rows in the batch, two a guided picture.
-        tokens: Codes of a picture, which share what it needs once.
-        seen: Places of a cache that the token reads; the mean over a picture, (L + 1) / 2, when absent.
+        rows: Rows in the batch, two a guided image.
+        tokens: Codes of an image, which share what it needs once.
+        seen: Places of a cache that the token reads; the mean over an image, (L + 1) / 2, when absent.
     """
     seen = (tokens + 1) / 2 if seen is None else seen
     return WEIGHT_BYTES[dtype] * (work.matrices + work.once / tokens) + rows * work.memory(seen).bytes(seen)
 
 
-def drawing_operations(work: Work, *, rows: int, tokens: int, seen: float | None = None) -> float:
+def sampling_operations(work: Work, *, rows: int, tokens: int, seen: float | None = None) -> float:
     """Operations of one token, arguments as ``drawing_bytes``; a multiplication and an addition are two."""
     seen = (tokens + 1) / 2 if seen is None else seen
     return rows * (2 * (work.matrices + work.once / tokens) + work.memory(seen).operations(seen))
 
 
-def drawing_floor(
+def sampling_floor(
     work: Work, dtype: str, ceilings: Mapping[str, Any], *, rows: int, tokens: int, seen: float | None = None
 ) -> Floor:
     """The floor of one token, arguments as ``drawing_bytes``.
 
     ``ceilings`` holds ``bytes_per_second`` and, by dtype, ``operations_per_second``.
     """
-    moved = drawing_bytes(work, dtype, rows=rows, tokens=tokens, seen=seen)
-    done = drawing_operations(work, rows=rows, tokens=tokens, seen=seen)
+    moved = sampling_bytes(work, dtype, rows=rows, tokens=tokens, seen=seen)
+    done = sampling_operations(work, rows=rows, tokens=tokens, seen=seen)
     rate = ceilings["operations_per_second"].get(dtype)
     return Floor(moved, done, moved / ceilings["bytes_per_second"], done / rate if rate else None)
 
 
-def training_operations(work: Work, *, pictures: int, tokens: int, mixing: bool = False) -> float:
+def training_operations(work: Work, *, images: int, tokens: int, mixing: bool = False) -> float:
     """Matrix operations of a forward and a backward pass: three products for every one forward.
 
     Args:
         work: What the model does.
-        pictures: Sequences in the batch.
+        images: Sequences in the batch.
         tokens: Their length.
         mixing: Whether to count the products between tokens too, which depend on the form chosen for them.
     """
     a_token = 2 * work.matrices + (work.mixing if mixing else 0)
-    return 3.0 * pictures * (tokens * a_token + 2 * work.once)
+    return 3.0 * images * (tokens * a_token + 2 * work.once)
 
 
 def ssd_mixing(*, inner: int, state_size: int, chunk: int) -> int:

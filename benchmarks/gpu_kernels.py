@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional as F
 
 from aimamba import AiM
-from aimamba.generation.engines.static_step import bytes_per_row
+from aimamba.generation.engines.recorded_step import bytes_per_row
 from aimamba.models import AIM_PRESETS
-from aimamba.ops import decoding
-from aimamba.ops import logits as plain
+from aimamba.ops.mixer import step as decoding
+from aimamba.ops.sampling import logits as plain
 
-ROWS = (2, 16, 128)  # guided pictures have two rows each
+ROWS = (2, 16, 128)  # guided images have two rows each
 POSITIONS = (32, 128, 255)
 CAPACITY, TAPS, WIDTH, STATES = 257, 4, 64, 128
 ENOUGH_BYTES = 512 << 20  # copies of a piece's memory hold at least so much, several times any cache
@@ -66,12 +66,12 @@ def bandwidth() -> float:
     return 2 * source.nbytes / microseconds([lambda: target.copy_(source)]) * 1e6
 
 
-def mixing_weights(heads: int) -> decoding.MixingWeights:
+def mixing_weights(heads: int) -> decoding.MixerWeights:
     """Random weights of a mixer's middle, as a bfloat16 model holds them."""
     inner, channels = heads * WIDTH, heads * WIDTH + 2 * STATES
     made = functools.partial(torch.randn, device=DEVICE)
     narrow = functools.partial(made, dtype=DTYPE)
-    return decoding.MixingWeights(
+    return decoding.MixerWeights(
         narrow(channels, TAPS), narrow(channels), made(heads) - 4, made(heads), made(heads), made(inner)
     )
 
@@ -92,11 +92,11 @@ def mixing_memory(form: str, heads: int, rows: int) -> list[torch.Tensor]:
 
 def time_mixing(form: str, model: AiM, rows: int, position: int) -> list[dict[str, object]]:
     """Every layout of one form's kernel."""
-    from aimamba.ops.triton import mixing  # noqa: PLC0415 - not for an estimate
+    from aimamba.ops.mixer.triton import step as mixing  # noqa: PLC0415 - not for an estimate
 
     heads = model.config.width * model.config.expand // WIDTH
     size = rows * bytes_per_row(model, form, position)
-    step = mixing.state_mixing_step if form == "state" else mixing.dual_mixing_step
+    step = mixing.state_mixer_step if form == "state" else mixing.dual_mixer_step
     weights = mixing_weights(heads)
     projected = torch.randn(rows, 2 * heads * WIDTH + 2 * STATES + heads, device=DEVICE, dtype=DTYPE)
     place = torch.full((rows,), position, device=DEVICE)
@@ -126,7 +126,7 @@ def time_mixing(form: str, model: AiM, rows: int, position: int) -> list[dict[st
 
 def time_modulation(model: AiM, rows: int) -> list[dict[str, object]]:
     """Every layout of the kernel between blocks."""
-    from aimamba.ops.triton import modulation  # noqa: PLC0415 - not for an estimate
+    from aimamba.ops.norm.triton import modulated as modulation  # noqa: PLC0415 - not for an estimate
 
     width = model.config.width
     size = rows * width * (4 + 4 + 5 * 2)
@@ -159,7 +159,7 @@ def time_modulation(model: AiM, rows: int) -> list[dict[str, object]]:
 
 def time_products(model: AiM, rows: int) -> list[dict[str, object]]:
     """The matrix products of a block and the head, by torch and, with few rows, by every layout of our kernel."""
-    from aimamba.ops.triton import products  # noqa: PLC0415 - not for an estimate
+    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - not for an estimate
 
     mixer, found = model.blocks[0].mixer, []
     shapes = {"in_proj": mixer.in_proj.weight.shape, "out_proj": mixer.out_proj.weight.shape}
@@ -181,7 +181,7 @@ def time_products(model: AiM, rows: int) -> list[dict[str, object]]:
 
 def modulated_products(model: AiM, rows: int) -> dict[str, Callable[..., object]]:
     """The input projection with the norm before it in the same kernel."""
-    from aimamba.ops.triton import products  # noqa: PLC0415 - not for an estimate
+    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - not for an estimate
 
     width = model.config.width
     made = functools.partial(torch.randn, device=DEVICE)
@@ -200,15 +200,15 @@ def modulated_products(model: AiM, rows: int) -> dict[str, Callable[..., object]
 
 
 def time_sampling(rows: int) -> list[dict[str, object]]:
-    """Guidance and the draw, for half as many pictures as rows, by torch and by our kernel."""
-    from aimamba.ops.triton import sampling  # noqa: PLC0415 - not for an estimate
+    """Guidance and the draw, for half as many images as rows, by torch and by our kernel."""
+    from aimamba.ops.sampling.triton import logits as sampling  # noqa: PLC0415 - not for an estimate
 
-    pictures = rows // 2
+    images = rows // 2
     logits = torch.randn(rows, 16384, device=DEVICE, dtype=DTYPE)
     given = {
-        "uniform": torch.rand(pictures, device=DEVICE, dtype=torch.float64),
-        "twins": pictures + torch.arange(pictures, device=DEVICE),
-        "scale": torch.full((pictures,), 2.0, device=DEVICE),
+        "uniform": torch.rand(images, device=DEVICE, dtype=torch.float64),
+        "twins": images + torch.arange(images, device=DEVICE),
+        "scale": torch.full((images,), 2.0, device=DEVICE),
     }
     found = []
     for settings in ({}, {"top_k": 600}, {"top_p": 0.95}):
@@ -223,7 +223,7 @@ def estimate(bytes_a_second: float) -> None:
     """Print, for each preset, what a guided bfloat16 step of 256 codes moves and the least it can take."""
     tokens = 256
     print(f"at {bytes_a_second / 1e12:.1f} TB/s; mean over {tokens} tokens; gigabytes a step, milliseconds a step")
-    print("preset   rows  weights  state  dual  least ms (dual)  pictures/s")
+    print("preset   rows  weights  state  dual  least ms (dual)  images/s")
     for name, config in AIM_PRESETS.items():
         with torch.device("meta"):
             model = AiM(config).to(DTYPE)

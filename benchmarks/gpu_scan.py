@@ -21,8 +21,8 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError
 from aimamba.models import AIM_PRESETS
-from aimamba.ops import scan as backends
-from aimamba.ops.ssd import ssd_chunked
+from aimamba.ops.ssd import dispatch as backends
+from aimamba.ops.ssd.chunked import ssd_chunked
 
 BATCH, TOKENS, WIDTH, STATES, CHUNK = 16, 256, 64, 128, 64
 PRESETS = ("aim-b", "aim-l", "aim-xl")
@@ -120,7 +120,8 @@ def time_forms(preset: str, heads: int, dtype: str) -> Iterator[dict[str, Any]]:
 
 def time_layouts(preset: str, heads: int) -> Iterator[dict[str, Any]]:
     """Our kernels in bfloat16 with other chunks, warps and stages, one pass at a time."""
-    from aimamba.ops.triton import scan_backward, scan_forward  # noqa: PLC0415 - where there is a device
+    from aimamba.ops.ssd.triton import backward as scan_backward  # noqa: PLC0415 - where there is a device
+    from aimamba.ops.ssd.triton import forward as scan_forward  # noqa: PLC0415
 
     inputs, gradient = draw(heads, torch.bfloat16)
     walks = [scan_forward.Launch(*each) for each in itertools.product((4, 8), (1, 2, 3))]

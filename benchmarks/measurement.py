@@ -25,8 +25,8 @@ class Measurement:
         subject: Whose speed: ``aim``, ``attention``, a peer's name, or what else the section measures.
         variant: Engine of ours, or another way to run the same subject.
         dtype: Of the matrices: ``float32``, ``bfloat16`` or ``int8``.
-        batch: Pictures at once.
-        tokens: Codes of a picture.
+        batch: Images at once.
+        tokens: Codes of an image.
         size: Name of the preset whose shape is measured.
         device: Where.
         limit_seconds: How long measuring may take, without building and warming up.

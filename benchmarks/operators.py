@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from aimamba.ops.conv import causal_conv, causal_conv_silu
-from aimamba.ops.ssd import ssd_chunked
-from aimamba.ops.ssd_efficient import ssd_efficient
+from aimamba.ops.conv.causal import causal_conv, causal_conv_silu
+from aimamba.ops.ssd.autograd import ssd_autograd
+from aimamba.ops.ssd.chunked import ssd_chunked
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -51,7 +51,7 @@ def scan(shape: tuple[int, int, int, int, int], dtype: torch.dtype, chunk_size: 
     inputs = [tensor.requires_grad_() for tensor in (x, dt, A, B, C)]
     plain, efficient = (
         milliseconds(lambda form=form: form(*inputs, chunk_size=chunk_size)[0].backward(gradient))
-        for form in (ssd_chunked, ssd_efficient)
+        for form in (ssd_chunked, ssd_autograd)
     )
     print(f"ssd {shape} {dtype} chunk {chunk_size}: plain {plain:.1f}, efficient {efficient:.1f}")
 

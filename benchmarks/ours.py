@@ -12,7 +12,7 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import Engine, EngineName, make_engine
 from aimamba.models import AIM_PRESETS, AiM, AiMConfig
-from aimamba.ops.logits import guide, sample
+from aimamba.ops.sampling.logits import guide, sample
 from aimamba.train.generator import code_cross_entropy
 from benchmarks.floors import Memory, Work, attention_memories, attention_mixing, mamba_memories, ssd_mixing
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError
@@ -97,32 +97,32 @@ class Ours(Subject):
         except ConfigError as error:
             raise SkippedError(str(error)) from error
 
-    def draw(self, pictures: int, *, start: int = 0) -> Iterator[object]:
+    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
         """From the beginning, through ``generate``; from later on, step by step."""
         if start > 0:
-            return self._from(pictures, start)
-        labels = torch.arange(pictures) % self.model.config.num_classes
+            return self._from(images, start)
+        labels = torch.arange(images) % self.model.config.num_classes
         return generate(self.model, labels, SamplingConfig(cfg_scale=CFG_SCALE), engine=self.engine)
 
     @torch.no_grad()
-    def _from(self, pictures: int, start: int) -> Iterator[object]:
+    def _from(self, images: int, start: int) -> Iterator[object]:
         """Steps of rows that stand at ``start``, their memory filled with noise."""
-        state = self.engine.init_state(2 * pictures)
+        state = self.engine.init_state(2 * images)
         state.position.fill_(start + 1)
         for tensor in (tensor for mixer in state.mixers for tensor in mixer.values()):
             tensor.normal_()
-        inputs = torch.zeros(2 * pictures, dtype=torch.long, device=self.device)
-        scales = torch.full((pictures,), CFG_SCALE, device=self.device)
-        uniforms = torch.rand(self.tokens, pictures, dtype=torch.float64)
+        inputs = torch.zeros(2 * images, dtype=torch.long, device=self.device)
+        scales = torch.full((images,), CFG_SCALE, device=self.device)
+        uniforms = torch.rand(self.tokens, images, dtype=torch.float64)
         for t in range(start, self.tokens - 1):
             logits = self.engine.step(inputs, state).float()
-            mixed = guide(logits[:pictures], logits[pictures:], scales)
+            mixed = guide(logits[:images], logits[images:], scales)
             codes = sample(mixed, uniforms[t], temperature=1.0, top_k=0, top_p=1.0)
             inputs = codes.repeat(2)
             yield codes
 
     def remembered_bytes(self) -> int:
-        """Bytes that the engine keeps for one row of a whole picture."""
+        """Bytes that the engine keeps for one row of a whole image."""
         mixers = self.engine.init_state(1).mixers
         return sum(tensor.numel() * tensor.element_size() for mixer in mixers for tensor in mixer.values())
 

@@ -24,7 +24,7 @@ class Plan:
 
     Attributes:
         sections: Of ``SECTIONS``.
-        batches: Pictures at once, for sampling and the decoder.
+        batches: Images at once, for sampling and the decoder.
         dtypes: Of the matrices.
         paths: Folders of peers by name; the empty text for an installed package.
         size: Preset whose shape is measured.

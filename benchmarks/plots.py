@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _DPI = 120
 
 
-def draw_plots(results: Results, folder: Path) -> list[Path]:
+def write_plots(results: Results, folder: Path) -> list[Path]:
     """Write ``sampling.png`` and ``growth.png``, each where it has something to show.
 
     Returns:
@@ -25,9 +25,9 @@ def draw_plots(results: Results, folder: Path) -> list[Path]:
     """
     if find_spec("matplotlib") is None:
         return []
-    drawers = {"sampling": _sampling, "growth": _growth}
+    plotters = {"sampling": _sampling, "growth": _growth}
     written = []
-    for section, draw in drawers.items():
+    for section, draw in plotters.items():
         if found := results.of(section):
             path = folder / f"{section}.png"
             figure = draw(found)
@@ -56,7 +56,7 @@ def _label(each: dict[str, Any]) -> str:
 
 
 def _sampling(found: list[dict[str, Any]]) -> "Figure":
-    """Seconds a picture, a panel for each batch, fastest first; a mark at the floor of each."""
+    """Seconds an image, a panel for each batch, fastest first; a mark at the floor of each."""
     batches = sorted({each["batch"] for each in found})
     figure, panels = _panels(len(batches))
     figure.set_size_inches(6.5 * len(batches), 0.8 + 0.3 * max(len(_of(found, batch)) for batch in batches))
@@ -71,7 +71,7 @@ def _sampling(found: list[dict[str, Any]]) -> "Figure":
         for place, taken in zip(places, seconds, strict=True):
             axes.annotate(f" {taken:.3g}", (taken, place), va="center", fontsize="small")
         axes.set_yticks(places, [_label(each) for each in rows], fontsize="small")
-        axes.set_xlabel("seconds a guided picture; red: the floor")
+        axes.set_xlabel("seconds a guided image; red: the floor")
         axes.set_title(f"{batch} at once", fontsize="medium")
         axes.set_xlim(0, 1.12 * max(seconds))
     return figure
@@ -92,7 +92,7 @@ def _growth(found: list[dict[str, Any]]) -> "Figure":
     for axes, batch in zip(panels, batches, strict=False):
         _lines(axes, _of(found, batch), names, styles, lambda each: each["milliseconds_per_token"]["median"])
         _lengths(axes, found, "milliseconds a token")
-        axes.set_title(f"{batch} guided picture{'s' if batch > 1 else ''} at once", fontsize="medium")
+        axes.set_title(f"{batch} guided image{'s' if batch > 1 else ''} at once", fontsize="medium")
     _lines(panels[-1], _of(found, batches[0]), names, styles, lambda each: each["remembered_bytes"] / 1e6)
     _lengths(panels[-1], found, "MB remembered a row")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")

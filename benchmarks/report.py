@@ -38,7 +38,7 @@ def markdown(results: Results) -> str:
     ]
     found = [marks(each) for each in results.measurements]
     if any("*" in each for each in found):
-        parts.append("\\* estimated from steps at several places of a picture.")
+        parts.append("\\* estimated from steps at several places of an image.")
     if any("+" in each for each in found):
         parts.append(f"+ other programs kept more than {DISTURBED} cores busy meanwhile.")
     if results.skipped:
@@ -102,7 +102,7 @@ def _ceilings(found: list[Found]) -> str:
 
 
 def _sampling(found: list[Found]) -> str:
-    head = ["", "dtype", "batch", "s a picture", "ms a token", "floor, s a picture", "times the floor", "peak GiB"]
+    head = ["", "dtype", "batch", "s an image", "ms a token", "floor, s an image", "times the floor", "peak GiB"]
     rows = []
     for each in sorted(found, key=lambda each: (each["batch"], each["dtype"])):
         floor = each.get("floor")
@@ -173,4 +173,4 @@ def _decoder(found: list[Found]) -> str:
         ]
         for each in sorted(found, key=lambda each: (each["batch"], each["dtype"], each["subject"]))
     ]
-    return table(["", "dtype", "batch", "s a picture", "peak GiB"], rows)
+    return table(["", "dtype", "batch", "s an image", "peak GiB"], rows)

@@ -6,7 +6,7 @@ from typing import Any
 
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
-from benchmarks.floors import Work, drawing_floor, training_operations
+from benchmarks.floors import Work, sampling_floor, training_operations
 from benchmarks.measurement import SECTIONS, Measurement
 
 FILE = "results.json"
@@ -99,11 +99,11 @@ def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
     if found["section"] == "training":
         rate = ceilings["operations_per_second"].get(found["dtype"])
         for name, mixing in (("matrix_share", False), ("matrix_share_with_mixing", True)):
-            operations = training_operations(work, pictures=batch, tokens=tokens, mixing=mixing)
+            operations = training_operations(work, images=batch, tokens=tokens, mixing=mixing)
             found[name] = operations / found["seconds"]["median"] / rate if rate else None
         return
     seen = tokens + 1 if found["section"] == "growth" else None
-    floor = drawing_floor(work, found["dtype"], ceilings, rows=2 * batch, tokens=tokens, seen=seen)
+    floor = sampling_floor(work, found["dtype"], ceilings, rows=2 * batch, tokens=tokens, seen=seen)
     found["floor"] = {
         "milliseconds_per_token": 1000 * floor.seconds,
         "seconds_per_picture": floor.seconds * tokens / batch,

@@ -1,4 +1,4 @@
-"""Seconds a picture: guided, without the tokenizer's decoder."""
+"""Seconds an image: guided, without the tokenizer's decoder."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,8 +17,8 @@ from benchmarks.timing import forget_peak, peak_bytes, synchronize, windows
 _WARM_UP, _PROBE = 3, 5  # steps
 _WINDOW = 16  # steps that are timed together
 _MOST_RUNS = 5
-_PLACES = 4  # of a picture, where whole ones would take too long
-_LEAST = 4  # codes after a place: the last of a picture takes no step, one warms up, two are timed
+_PLACES = 4  # of an image, where whole ones would take too long
+_LEAST = 4  # codes after a place: the last of an image takes no step, one warms up, two are timed
 
 
 def build(measurement: Measurement) -> Subject:
@@ -31,10 +31,10 @@ def build(measurement: Measurement) -> Subject:
 
 
 def measure_sampling(measurement: Measurement) -> dict[str, Any]:
-    """Draw whole pictures where they fit into the limit, else steps at several places of a picture.
+    """Draw whole images where they fit into the limit, else steps at several places of an image.
 
     Returns:
-        ``seconds_per_picture`` and ``milliseconds_per_token`` with their spread (over pictures drawn and over windows
+        ``seconds_per_picture`` and ``milliseconds_per_token`` with their spread (over images drawn and over windows
         of 16 tokens), ``estimated``, ``peak_bytes`` and ``work``.
     """
     subject, device = build(measurement), torch.device(measurement.device)
@@ -47,13 +47,13 @@ def measure_sampling(measurement: Measurement) -> dict[str, Any]:
     estimated = step * tokens > limit
     if estimated:
         taken = list(_places(subject, batch, tokens, device, limit))
-        pictures = [fmean(median(place) for place in taken) * tokens]
+        images = [fmean(median(place) for place in taken) * tokens]
     else:
         runs = min(max(int(limit / (step * tokens)), 1), _MOST_RUNS)
         taken = [_whole(subject.draw(batch), tokens, device) for _ in range(runs)]
-        pictures = [fmean(each) * tokens for each in taken]
+        images = [fmean(each) * tokens for each in taken]
     return {
-        "seconds_per_picture": spread([seconds / batch for seconds in pictures]),
+        "seconds_per_picture": spread([seconds / batch for seconds in images]),
         "milliseconds_per_token": spread([1000 * seconds for each in taken for seconds in each]),
         "estimated": estimated,
         "peak_bytes": peak_bytes(device),
@@ -63,7 +63,7 @@ def measure_sampling(measurement: Measurement) -> dict[str, Any]:
 
 
 def _whole(steps: Iterator[object], tokens: int, device: torch.device) -> list[float]:
-    """Seconds a step of one batch of pictures, window by window."""
+    """Seconds a step of one batch of images, window by window."""
     length = min(_WINDOW, tokens)
     taken = windows(steps, device, count=tokens // length, length=length)
     synchronize(device)

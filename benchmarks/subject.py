@@ -22,11 +22,11 @@ class Subject(ABC):
     work: Work
 
     @abstractmethod
-    def draw(self, pictures: int, *, start: int = 0) -> Iterator[object]:
-        """Draw ``pictures`` at once with guidance, yielding after every code.
+    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
+        """Draw ``images`` at once with guidance, yielding after every code.
 
         Args:
-            pictures: Pictures at once; two rows each.
+            images: Images at once; two rows each.
             start: Codes that count as drawn: states and caches are filled as after so many, with noise where that
                 costs the same.
         """

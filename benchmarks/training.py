@@ -1,4 +1,4 @@
-"""Tokens a second of a forward and a backward pass over four pictures."""
+"""Tokens a second of a forward and a backward pass over four images."""
 
 from dataclasses import asdict
 from typing import Any

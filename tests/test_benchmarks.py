@@ -15,9 +15,9 @@ from benchmarks.floors import (
     Memory,
     Work,
     attention_mixing,
-    drawing_bytes,
-    drawing_floor,
-    drawing_operations,
+    sampling_bytes,
+    sampling_floor,
+    sampling_operations,
     ssd_mixing,
     training_operations,
 )
@@ -68,7 +68,7 @@ def test_the_dual_form_counts_while_it_is_smaller():
     with torch.device("meta"):
         work = count_work(AiM(AIM_PRESETS["aim-b"]))
     state, dual = work.memories
-    assert work.memory(128.5) == dual  # a picture of 256 codes on average
+    assert work.memory(128.5) == dual  # an image of 256 codes on average
     assert work.memory(1024) == state
 
 
@@ -102,27 +102,27 @@ def test_bytes_and_operations_of_a_token_by_hand():
     memory = Memory(state_bytes=50, state_operations=60, cache_bytes=8, cache_operations=12)
     work = Work(matrices=1000, once=400, memories=(memory,))
     # Four tokens: 1000 + 400 / 4 numbers of 2 bytes; a row reads and writes its state, reads 2.5 places, writes one.
-    assert drawing_bytes(work, "bfloat16", rows=3, tokens=4) == 2 * 1100 + 3 * (2 * 50 + 8 * 2.5 + 8)
-    assert drawing_bytes(work, "int8", rows=3, tokens=4, seen=5) == 1100 + 3 * (2 * 50 + 8 * 5 + 8)
-    assert drawing_operations(work, rows=3, tokens=4) == 3 * (2 * 1100 + 60 + 12 * 2.5)
+    assert sampling_bytes(work, "bfloat16", rows=3, tokens=4) == 2 * 1100 + 3 * (2 * 50 + 8 * 2.5 + 8)
+    assert sampling_bytes(work, "int8", rows=3, tokens=4, seen=5) == 1100 + 3 * (2 * 50 + 8 * 5 + 8)
+    assert sampling_operations(work, rows=3, tokens=4) == 3 * (2 * 1100 + 60 + 12 * 2.5)
 
 
 def test_a_floor_is_the_larger_of_two():
-    few = drawing_floor(Work(matrices=1000), "float32", CEILINGS, rows=2, tokens=1)
+    few = sampling_floor(Work(matrices=1000), "float32", CEILINGS, rows=2, tokens=1)
     assert few.bound == "bytes"
     assert few.seconds == 4000 / 1e9
-    many = drawing_floor(Work(matrices=1000), "float32", CEILINGS, rows=200, tokens=1)
+    many = sampling_floor(Work(matrices=1000), "float32", CEILINGS, rows=200, tokens=1)
     assert many.bound == "operations"
     assert many.seconds == 200 * 2000 / 1e10
-    unmeasured = drawing_floor(Work(matrices=1000), "int8", CEILINGS, rows=200, tokens=1)
+    unmeasured = sampling_floor(Work(matrices=1000), "int8", CEILINGS, rows=200, tokens=1)
     assert unmeasured.operations_seconds is None
     assert unmeasured.seconds == 1000 / 1e9
 
 
 def test_training_operations_by_hand():
     work = Work(matrices=10, once=3, mixing=7)
-    assert training_operations(work, pictures=2, tokens=5) == 3 * 2 * (5 * 20 + 6)
-    assert training_operations(work, pictures=2, tokens=5, mixing=True) == 3 * 2 * (5 * 27 + 6)
+    assert training_operations(work, images=2, tokens=5) == 3 * 2 * (5 * 20 + 6)
+    assert training_operations(work, images=2, tokens=5, mixing=True) == 3 * 2 * (5 * 27 + 6)
     assert ssd_mixing(inner=6, state_size=4, chunk=8) == 2 * 8 * 4 + 2 * 8 * 6 + 2 * 2 * 6 * 4
     assert attention_mixing(width=6, tokens=3) * 3 == 2 * 2 * 6 * (1 + 2 + 3)
 
@@ -180,7 +180,7 @@ def test_other_sections_in_this_process(section, subject, variant, figure):
 
 @pytest.mark.parametrize(("limit", "estimated"), [(1e-9, True), (1e9, False)])
 @pytest.mark.parametrize(("subject", "variant"), [("aim", "plain"), ("aim", "native"), ("attention", "plain")])
-def test_a_slow_machine_estimates_pictures_from_steps(subject, variant, limit, estimated):
+def test_a_slow_machine_estimates_images_from_steps(subject, variant, limit, estimated):
     settings = {"tokens": 16, "batch": 2, "quick": True, "limit_seconds": limit}
     found = measure(Measurement(section="sampling", subject=subject, variant=variant, **settings))
     if variant == "native" and "skipped" in found:

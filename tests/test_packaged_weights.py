@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from aimamba import Pipeline, SamplingConfig
+from aimamba.checkpoints import hub
 from aimamba.data import STYLES, Avatars
 from aimamba.data.sheets import to_float
-from aimamba.models import hub
 
 NAME = "avatars-64"
 
@@ -47,9 +47,9 @@ def test_the_card_counts_the_parameters(pipeline):
 
 
 @torch.no_grad()
-def test_the_tokenizer_keeps_held_out_pictures(pipeline, held_out):
-    pictures = np.stack([held_out.picture(index) for index in range(0, len(held_out), 4)])
-    images = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+def test_the_tokenizer_keeps_held_out_images(pipeline, held_out):
+    stacked = np.stack([held_out.image(index) for index in range(0, len(held_out), 4)])
+    images = to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2))
     drawn = pipeline.tokenizer(images).images.clamp(-1, 1)
     error = (drawn - images).square().mean(dim=(1, 2, 3))
     assert 10 * torch.log10(4 / error).mean() > 24
@@ -64,7 +64,7 @@ def test_samples_show_their_class(pipeline, held_out):
     drawn = pipeline(list(STYLES), n=2, config=SamplingConfig(cfg_scale=1.5), batch_size=20)
     look = open_extractor("lite0")
     samples = look(to_channels_first(np.stack([np.asarray(image) for image in drawn]))).vectors
-    pictures = np.stack([held_out.picture(index) for index in range(len(held_out))])
-    real = torch.cat([look(to_channels_first(some)).vectors for some in np.array_split(pictures, 15)])
+    images = np.stack([held_out.image(index) for index in range(len(held_out))])
+    real = torch.cat([look(to_channels_first(some)).vectors for some in np.array_split(images, 15)])
     found = recognition(samples, labels, real, torch.from_numpy(held_out.labels), STYLES)
     assert found.majority >= 0.9, found

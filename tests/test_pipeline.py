@@ -1,4 +1,4 @@
-"""From class names to pictures."""
+"""From class names to images."""
 
 import json
 
@@ -32,7 +32,7 @@ def refusal(call, error=ConfigError):
     return str(caught.value)
 
 
-def test_pictures(pipeline):
+def test_images(pipeline):
     images = pipeline(["planets", 4], n=3, config=GUIDED)
     assert len(images) == 6
     assert pipeline.image_size == 6
@@ -43,12 +43,12 @@ def test_pictures(pipeline):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
-def test_pictures_do_not_depend_on_the_batch(pipeline, batch_size):
+def test_images_do_not_depend_on_the_batch(pipeline, batch_size):
     whole = pipeline(NAMES[:3], n=3, config=GUIDED, batch_size=9)
     assert np.array_equal(pixels(pipeline(NAMES[:3], n=3, config=GUIDED, batch_size=batch_size)), pixels(whole))
 
 
-def test_pictures_come_label_by_label_with_seeds_counting_up(pipeline):
+def test_images_come_label_by_label_with_seeds_counting_up(pipeline):
     images = pipeline([1, 2], n=2, config=GUIDED)
     *_, codes = generate(pipeline.generator, torch.tensor([1, 1, 2, 2]), GUIDED, seeds=[3, 4, 3, 4])
     assert np.array_equal(pixels(images), pixels(pipeline.decode(codes)))
@@ -61,7 +61,7 @@ def test_codes_are_laid_out_in_raster_order(pipeline):
     assert np.array_equal(pixels(pipeline.decode(codes))[0], expected)
 
 
-def test_pictures_follow_the_tokenizers_weights(pipeline, make_vq):
+def test_images_follow_the_tokenizers_weights(pipeline, make_vq):
     codes = torch.arange(9)[None]
     before = pixels(pipeline.decode(codes))
     decoder = pipeline._decoder

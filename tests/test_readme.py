@@ -1,7 +1,7 @@
 """The documentation does what it says: its commands and its Python run, its links lead somewhere.
 
 Blocks marked ``sh`` and ``python`` run in the order in which they stand, each page in a folder of its own that looks
-like a clone after ``make demo``: tiny models under ``runs/``, class folders of pictures in ``photos/``. A block whose
+like a clone after ``make demo``: tiny models under ``runs/``, class folders of images in ``photos/``. A block whose
 info string says ``no-test`` needs a download or a long time and is not run. Commands run as written, but for these:
 
 * ``make TARGET`` is not run; the Makefile must have the target.
@@ -98,7 +98,7 @@ def clone(tmp_path, monkeypatch, make_aim, make_vq) -> Path:
     for index, label in enumerate(photos.labels):
         place = folder / "photos" / ("cats", "dogs")[label]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photos.picture(index)).save(place / f"{index}.png")
+        Image.fromarray(photos.image(index)).save(place / f"{index}.png")
     write_fashion_mnist(tmp_path / "data" / "fashion-mnist")
     monkeypatch.setenv("AIMAMBA_DATA", str(tmp_path / "data"))
     return folder

@@ -20,7 +20,7 @@ class LlamaGen(Subject):
     """``prefill`` and ``decode_one_token`` in the order of its ``generate``.
 
     The cache has a fixed length and every step attends to all of it under a mask, as in the original, so the place in
-    the picture does not matter to the time. Dropout is off in training as well, since ours has none.
+    the image does not matter to the time. Dropout is off in training as well, since ours has none.
     """
 
     def __init__(self, measurement: Measurement, path: str) -> None:
@@ -55,12 +55,12 @@ class LlamaGen(Subject):
         )
 
     @torch.no_grad()
-    def draw(self, pictures: int, *, start: int = 0) -> Iterator[object]:
+    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
         """From ``start`` on, with what comes before left as zeros in the cache."""
         self.model.eval()
         with torch.device(self.device):
-            self.model.setup_caches(2 * pictures, self.tokens + 1, self.dtype)
-        classes = torch.arange(pictures, device=self.device) % self.model.num_classes
+            self.model.setup_caches(2 * images, self.tokens + 1, self.dtype)
+        classes = torch.arange(images, device=self.device) % self.model.num_classes
         condition = torch.cat([classes, torch.full_like(classes, self.model.num_classes)])
         place = torch.arange(0, 1, device=self.device)
         codes = self.decoding.prefill(self.model, condition, place, CFG_SCALE)

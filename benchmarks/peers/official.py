@@ -75,11 +75,11 @@ class Official(Subject):
         )
 
     @torch.inference_mode()
-    def draw(self, pictures: int, *, start: int = 0) -> Iterator[object]:
+    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
         """Place by place as its ``decode`` does; on CUDA the graph is captured before the first code."""
         self.model.eval()
-        rows = 2 * pictures
-        classes = torch.arange(pictures, device=self.device) % self.model.config.num_classes
+        rows = 2 * images
+        classes = torch.arange(images, device=self.device) % self.model.config.num_classes
         inputs = condition = torch.cat([classes, torch.full_like(classes, self.model.config.num_classes)])[:, None]
         run, memory = self._eager, self.decoding.InferenceParams(max_seqlen=self.tokens + 1, max_batch_size=rows)
         if self.kernels:

@@ -1,4 +1,4 @@
-"""``transformers``' Mamba-2 in the shape of AiM, without its class and adaptive norms: a picture's class is a token."""
+"""``transformers``' Mamba-2 in the shape of AiM, without its class and adaptive norms: an image's class is a token."""
 
 from collections.abc import Iterator
 from inspect import signature
@@ -54,10 +54,10 @@ class TransformersMamba2(Subject):
         )
 
     @torch.no_grad()
-    def draw(self, pictures: int, *, start: int = 0) -> Iterator[object]:
+    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
         """A step costs the same anywhere, so one that begins late has a short past."""
         self.model.eval()
-        inputs = torch.arange(2 * pictures, device=self.device)[:, None] % self.shape.vocab_size
+        inputs = torch.arange(2 * images, device=self.device)[:, None] % self.shape.vocab_size
         known = signature(self.model.forward).parameters
         name = next(name for name in _CACHES if name in known)
         cache = None

@@ -1,7 +1,7 @@
 """Draw how-it-works.svg, and how-it-works.png from it: ``.venv/bin/python docs/figures/how_it_works.py``.
 
-The layout is set by hand; the picture is an avatar (style sprouts, CC0 1.0), and each code shows the mean colour of the
-part of the picture that it stands for. Deterministic, apart from the fonts of the machine.
+The layout is set by hand; the image is an avatar (style sprouts, CC0 1.0), and each code shows the mean colour of the
+part of the image that it stands for. Deterministic, apart from the fonts of the machine.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 STYLE, SEED, GRID = "sprouts", "sprouts-7", 16
 WIDTH, HEIGHT = 800, 470
-SIDE = 112  # of pictures and grids
+SIDE = 112  # of images and grids
 INK, MUTED, LINE = "#1f2933", "#5f6b7a", "#c9d1da"
 BLUE, BLUE_PALE = "#2f6690", "#e8f0f7"
 RUST, RUST_PALE = "#a8502a", "#fbefe7"
@@ -29,7 +29,7 @@ TOKEN = 30
 
 
 def avatar() -> str:
-    """SVG of the picture, without the file's own header and remarks."""
+    """SVG of the image, without the file's own header and remarks."""
     style = dicebear.Style(json.loads(files("dicebear_styles").joinpath(f"{STYLE}.json").read_text()))
     text = dicebear.Avatar(style, {"seed": SEED, "size": 96}).to_string()
     return re.sub(r"<!--.*?-->|<metadata.*?</metadata>", "", text, flags=re.DOTALL)
@@ -97,11 +97,11 @@ def sub(letter: str, index: str) -> str:
 
 
 def tokenizer(cells: list[str]) -> list[str]:
-    """The upper half: picture, encoder, codes, decoder, picture."""
+    """The upper half: image, encoder, codes, decoder, image."""
     top, middle = 56, 112
     return [
-        heading(34, "1", "Tokenizer", "writes a picture as a grid of codes and draws it again", BLUE),
-        f'<use href="#picture" x="24" y="{top}" width="{SIDE}" height="{SIDE}"/>',
+        heading(34, "1", "Tokenizer", "writes an image as a grid of codes and draws it again", BLUE),
+        f'<use href="#image" x="24" y="{top}" width="{SIDE}" height="{SIDE}"/>',
         arrow(f"M142 {middle}H176", stroke=BLUE),
         f'<path d="M182 {top + 8}L292 {top + 32}V{top + 80}L182 {top + 104}Z" fill="{BLUE_PALE}" stroke="{BLUE}" '
         'stroke-width="1.4" stroke-linejoin="round"/>',
@@ -113,7 +113,7 @@ def tokenizer(cells: list[str]) -> list[str]:
         'stroke-width="1.4" stroke-linejoin="round"/>',
         text(561, middle + 5, "decoder", size=14.5, fill=BLUE),
         arrow(f"M620 {middle}H656", stroke=BLUE),
-        f'<use href="#picture" x="664" y="{top}" width="{SIDE}" height="{SIDE}"/>',
+        f'<use href="#image" x="664" y="{top}" width="{SIDE}" height="{SIDE}"/>',
         text(80, top + 130, "256 &#215; 256 pixels", size=12.5, fill=MUTED),
         text(400, top + 130, "16 &#215; 16 codes, each one of 16,384", size=12.5, fill=MUTED),
         text(720, top + 130, "256 &#215; 256 pixels", size=12.5, fill=MUTED),
@@ -171,22 +171,22 @@ def generator(cells: list[str]) -> list[str]:
         arrow(f"M560 {y - 6}V{56 + 104}", stroke=BLUE, dashed=True),
         text(572, 262, "all 256 drawn: to the decoder", size=12.5, fill=BLUE, anchor="start"),
     ]
-    notes = ("row by row, left to right", "256 steps a picture,", "each at the same cost")
+    notes = ("row by row, left to right", "256 steps an image,", "each at the same cost")
     parts += [text(628, y + 34 + 22 * i, note, size=12.5, fill=MUTED, anchor="start") for i, note in enumerate(notes)]
     return parts
 
 
 def main() -> None:
     """Write both files."""
-    picture = avatar()
-    cells = colours(picture)
-    inner = picture[picture.index(">") + 1 : picture.rindex("</svg>")]
+    image = avatar()
+    cells = colours(image)
+    inner = image[image.index(">") + 1 : image.rindex("</svg>")]
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         "font-family=\"'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif\">",
         "<title>How AiM works</title>",
         f"<defs>{''.join(map(head, (MUTED, BLUE, RUST, GREEN)))}",
-        f'<symbol id="picture" viewBox="0 0 100 100">{inner}</symbol></defs>',
+        f'<symbol id="image" viewBox="0 0 100 100">{inner}</symbol></defs>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>',
         f'<path d="M24 206H776" stroke="{LINE}" stroke-width="1"/>',
         *tokenizer(cells),

@@ -19,7 +19,7 @@ class ConfigError(AimambaError):
 
 
 class DataError(AimambaError):
-    """A picture, a folder of pictures or a class label cannot be used."""
+    """An image, a folder of images or a class label cannot be used."""
 
 
 class CheckpointError(AimambaError):

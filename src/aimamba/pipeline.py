@@ -1,4 +1,4 @@
-"""Tokenizer, generator and class names together: from a class to a picture."""
+"""Tokenizer, generator and class names together: from a class to an image."""
 
 import json
 import math
@@ -11,15 +11,15 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from aimamba.checkpoints.hub import find
 from aimamba.data.sheets import to_images
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import write_atomically
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine
+from aimamba.generation.fast_decoder.decoder import FastDecoder
+from aimamba.generation.snapshot import versions
 from aimamba.models import AiM, VQModel
-from aimamba.models.hub import find
-from aimamba.models.snapshot import versions
-from aimamba.models.vq_fast import FastDecoder
 
 PIPELINE_FILE = "pipeline.json"
 _IMAGENET_CLASSES = 1000
@@ -32,7 +32,7 @@ class Pipeline:
     """A generator and the tokenizer whose codes it speaks.
 
     Attributes:
-        tokenizer: Draws pictures from codes.
+        tokenizer: Draws images from codes.
         generator: Draws codes from class labels.
         class_names: Name of every label; empty where they are not known.
     """
@@ -43,13 +43,13 @@ class Pipeline:
         """Put the parts together.
 
         Args:
-            tokenizer: Draws pictures from codes.
+            tokenizer: Draws images from codes.
             generator: Draws codes from class labels.
             class_names: Name of every label, or none.
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
 
         Raises:
-            ConfigError: The generator speaks other codes than the tokenizer, its pictures are not square, or the
+            ConfigError: The generator speaks other codes than the tokenizer, its images are not square, or the
                 names are not one for each class; or there is no such engine.
         """
         codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
@@ -60,7 +60,7 @@ class Pipeline:
             )
         self.grid = math.isqrt(generator.config.num_tokens)
         if self.grid**2 != generator.config.num_tokens:
-            raise ConfigError(f"expected a square grid of codes, got {generator.config.num_tokens} codes a picture")
+            raise ConfigError(f"expected a square grid of codes, got {generator.config.num_tokens} codes an image")
         if len(class_names) not in (0, generator.config.num_classes):
             raise ConfigError(
                 f"expected {generator.config.num_classes} class names, one for each class, got {len(class_names)}"
@@ -119,7 +119,7 @@ class Pipeline:
 
     @property
     def image_size(self) -> int:
-        """Side of a picture in pixels."""
+        """Side of an image in pixels."""
         return self.grid * self.tokenizer.config.downsampling
 
     def label(self, name: str | int) -> int:
@@ -157,23 +157,23 @@ class Pipeline:
         batch_size: int = 16,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """Draw ``n`` pictures of every label.
+        """Draw ``n`` images of every label.
 
         Args:
             labels: Class names or numbers.
-            n: Pictures a label; picture j has the seed ``config.seed + j``, whatever its label.
+            n: Images a label; image j has the seed ``config.seed + j``, whatever its label.
             config: Settings of the draw.
-            batch_size: Pictures drawn at once. It changes speed and memory, not the pictures.
+            batch_size: Images drawn at once. It changes speed and memory, not the images.
             progress: Called after every code.
 
         Returns:
-            Square pictures, label by label.
+            Square images, label by label.
 
         Raises:
             ConfigError: A label is unknown or a number is out of range.
         """
         if n < 1 or batch_size < 1:
-            raise ConfigError(f"expected at least one picture a class and a batch, got n {n}, batch size {batch_size}")
+            raise ConfigError(f"expected at least one image a class and a batch, got n {n}, batch size {batch_size}")
         if isinstance(labels, str):
             raise ConfigError(f"expected a list of classes, got the single text {labels!r}; write [{labels!r}]")
         jobs = [(self.label(label), config.seed + j) for label in labels for j in range(n)]
@@ -192,7 +192,7 @@ class Pipeline:
     def draw(
         self, labels: Int[Tensor, " b"], config: SamplingConfig, *, seeds: Sequence[int] | None = None
     ) -> Iterator[Int[Tensor, "b t"]]:
-        """Codes of pictures as they grow, from ``generate``; the engine is kept for the next call.
+        """Codes of images as they grow, from ``generate``; the engine is kept for the next call.
 
         Raises:
             ConfigError: The engine is unknown or cannot decode this generator here.
@@ -200,7 +200,7 @@ class Pipeline:
         return generate(self.generator, labels, config, seeds=seeds, engine=self.prepare())
 
     def prepare(self) -> Engine:
-        """Make the engine now, which the first picture would do, and again when the generator's weights have changed.
+        """Make the engine now, which the first image would do, and again when the generator's weights have changed.
 
         Raises:
             ConfigError: The engine is unknown or cannot decode this generator here.
@@ -211,7 +211,7 @@ class Pipeline:
         return self._made[1]
 
     def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Draw pictures from their codes, a few at a time.
+        """Draw images from their codes, a few at a time.
 
         On CPU they go one by one, so they are the same in every batch. The decoder is prepared once, and again when
         the tokenizer's weights have changed.

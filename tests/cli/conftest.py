@@ -116,7 +116,7 @@ def refusal(aimamba) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def pipeline(make_aim, make_vq):
-    """Pictures of 6 pixels in five classes."""
+    """Images of 6 pixels in five classes."""
     from aimamba.pipeline import Pipeline
 
     return Pipeline(make_vq(), make_aim(), NAMES)
@@ -150,7 +150,7 @@ def trained(tmp_path_factory, cache) -> Path:
 
 @pytest.fixture
 def photos(here) -> Path:
-    """A folder of two classes of eight pictures, 24 x 20 pixels."""
+    """A folder of two classes of eight images, 24 x 20 pixels."""
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
         (here / "photos" / name).mkdir(parents=True)

@@ -49,7 +49,7 @@ def test_both_splits_are_written_and_a_second_run_changes_nothing(aimamba, token
     assert {path: path.read_bytes() for path in (here / "codes").rglob("*") if path.is_file()} == before
 
 
-def test_a_generator_trains_on_codes_without_the_pictures(aimamba, refusal, trained, tokenizer, photos, here, models):
+def test_a_generator_trains_on_codes_without_the_images(aimamba, refusal, trained, tokenizer, photos, here, models):
     assert aimamba("encode", tokenizer, "photos", "--out", "codes", "--size", 16, "--views", "center-flip")[0] == 0
     shutil.rmtree(photos)
     train = ["train", trained / "aim.toml", "--data", "codes", "--out", "run", "--device", "cpu", "--tokenizer"]

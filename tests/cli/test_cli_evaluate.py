@@ -29,7 +29,7 @@ def model(make_aim, make_vq, here):
 
 @pytest.fixture
 def light(monkeypatch):
-    """Stand-ins for both networks: a few numbers of each picture."""
+    """Stand-ins for both networks: a few numbers of each image."""
     from aimamba.evaluation import features
 
     for network in (features.Lite0, features.InceptionV3):
@@ -87,7 +87,7 @@ def test_a_folder_of_samples_and_one_of_photos(aimamba, light, models, photos):
     aimamba("sample", "--model", models / "pipeline", "-n", 2)
     status, out, _ = aimamba("evaluate", "samples", "--reference", photos)
     assert status == 0
-    assert "recognised" not in out  # loose pictures have no classes
+    assert "recognised" not in out  # loose images have no classes
 
 
 REFUSALS = {
@@ -99,7 +99,7 @@ REFUSALS = {
     "nine.npz --reference avatars-8:held-out:2 --json .": ["--json", "is a folder"],
     "nine.npz --reference avatars-8:held-out:2 --json no/f.json": ["there is no folder no"],
     "floats.npz --reference avatars-8:held-out:2": ["floats.npz: arr_0 holds float32"],
-    "one.npz --reference avatars-8:held-out:2": ["one.npz: too few pictures to measure a set, got 1"],
+    "one.npz --reference avatars-8:held-out:2": ["one.npz: too few images to measure a set, got 1"],
     "nine.npz --reference avatars-8:held-out:2 -n 4": ["-n and --labels are for samples drawn with --model"],
     "nine.npz --reference nine.npz --size 0": ["--size must be at least 1 pixel, got 0"],
     "nine.npz --reference avatars-8:held-out:2 --sweep 1,2": ["--protocol and --sweep draw samples"],
@@ -144,8 +144,8 @@ def test_a_sweep_and_a_report(aimamba, light, model, here):
 
 
 def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, monkeypatch):
-    """All of it but the size: a small model, few pictures, a network of no depth."""
-    monkeypatch.setattr(protocol, "PICTURES", 24)
+    """All of it but the size: a small model, few images, a network of no depth."""
+    monkeypatch.setattr(protocol, "IMAGES", 24)
     shape = {"num_classes": 10, "num_tokens": 16, "decode_position_shift": 1}
     Pipeline(make_vq(), make_aim(**shape)).save_pretrained(here / "official")
     rng = np.random.default_rng(0)

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from aimamba.cli import reconstruct
-from aimamba.data.images import open_image
+from aimamba.data.folder import open_image
 from aimamba.data.sheets import to_float, to_images
 from aimamba.data.transforms import center_crop, to_array
+from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
-from aimamba.models.vq_fast import FastDecoder
 
 REFUSALS = {
     "photos --size 0": ["--size must be at least 1, got 0"],
@@ -23,8 +23,8 @@ REFUSALS = {
     "photos --device tpu": ["device 'tpu'", "this machine has"],
     "photoz": ["photoz: there is no such file or folder", "did you mean 'photos'"],
     "photos/cats/9.png": ["9.png: there is no such file"],
-    "empty": ["no pictures found in empty", "give files or folders"],
-    "text.png": ["text.png: this is not a picture in a known format"],
+    "empty": ["no images found in empty", "give files or folders"],
+    "text.png": ["text.png: this is not an image in a known format"],
     "nothing.png": ["nothing.png: the file is empty (0 bytes)"],
     "photos broken.png": ["broken.png"],
     "dot.png": ["1 x 1 pixels", "this tokenizer needs 2 pixels at least"],
@@ -61,7 +61,7 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
         assert apart.max() <= 1, "sums in another order may tip a rounding, no more"
         assert np.mean(apart > 0) < 0.01
         measured.append(psnr(original, drawn))
-    assert out == f"2 pictures at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
+    assert out == f"2 images at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
 
 
 def test_the_decoder_made_for_drawing_draws(aimamba, models, photos, monkeypatch):
@@ -72,28 +72,28 @@ def test_the_decoder_made_for_drawing_draws(aimamba, models, photos, monkeypatch
 def test_folders_and_the_size_by_default(aimamba, models, photos, here):
     status, out, err = aimamba("reconstruct", photos, photos / "cats" / "0.png", "--model", models / "tokenizer")
     assert status == 0
-    assert re.match(r"17 pictures at 20 px, mean PSNR \d+\.\d\d dB: reconstructions/sheet.png\n$", out)
+    assert re.match(r"17 images at 20 px, mean PSNR \d+\.\d\d dB: reconstructions/sheet.png\n$", out)
     assert "17/17" in err
     assert len(list((here / "reconstructions").iterdir())) == 18
 
 
-def test_a_sheet_of_the_first_pictures(aimamba, models, photos, here, monkeypatch):
+def test_a_sheet_of_the_first_images(aimamba, models, photos, here, monkeypatch):
     monkeypatch.setattr(reconstruct, "_SHEET_ROWS", 3)
     command = ["reconstruct", "--model", models / "tokenizer", "--size", 16]
     assert aimamba(*command, *sorted((photos / "cats").iterdir())[:3], "--out", "three").status == 0
     status, out, _ = aimamba(*command, photos / "cats", photos / "dogs", "--out", "all")
     assert status == 0
-    assert out.startswith("16 pictures at 16 px")
+    assert out.startswith("16 images at 16 px")
     assert len(list((here / "all").iterdir())) == 17
     with Image.open("three/sheet.png") as three, Image.open("all/sheet.png") as first:
         assert first.size == three.size
 
 
-def test_large_pictures_have_256_pixels_by_default(aimamba, golden, here):
+def test_large_images_have_256_pixels_by_default(aimamba, golden, here):
     Image.new("RGB", (300, 270), "red").save("large.png")
     status, out, _ = aimamba("reconstruct", "large.png", "--model", golden / "adaln")
     assert status == 0
-    assert out.startswith("1 pictures at 256 px")
+    assert out.startswith("1 images at 256 px")
     assert halves("reconstructions/0000-large.png")[0].shape == (256, 256, 3)
 
 
@@ -105,7 +105,7 @@ def test_a_run_and_low_precision(aimamba, trained, photos):
 @pytest.mark.parametrize("arguments", REFUSALS)
 def test_refusals(refusal, models, photos, here, arguments):
     (here / "empty").mkdir()
-    (here / "text.png").write_text("no picture")
+    (here / "text.png").write_text("no image")
     (here / "nothing.png").touch()
     (here / "broken.png").write_bytes((photos / "cats" / "0.png").read_bytes()[:10])
     Image.new("RGB", (1, 1)).save("dot.png")
@@ -115,7 +115,7 @@ def test_refusals(refusal, models, photos, here, arguments):
     assert not (here / "reconstructions").exists()
 
 
-def test_a_picture_that_ends_early(aimamba, models, photos):
+def test_an_image_that_ends_early(aimamba, models, photos):
     content = (photos / "cats" / "0.png").read_bytes()
     (photos / "cats" / "0.png").write_bytes(content[: len(content) // 2])
     status, out, err = aimamba("reconstruct", photos, "--model", models / "tokenizer")

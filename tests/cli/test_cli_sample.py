@@ -73,8 +73,8 @@ def test_files_tell_class_and_seed(aimamba, models, pipeline, here):
     options = ["--classes", "sprouts,sea shells", "-n", 3, "--seed", 5, "--device", "cpu", "--out", "new/drawn"]
     status, out, err = aimamba("sample", "--model", models / "pipeline", *options)
     assert status == 0
-    assert out == "6 pictures in new/drawn, on one sheet: new/drawn/sheet.png\n"
-    assert "6.0/6 pictures" in err
+    assert out == "6 images in new/drawn, on one sheet: new/drawn/sheet.png\n"
+    assert "6.0/6 images" in err
     stems = [f"{name}-seed{seed}.png" for name in ("sea-shells", "sprouts") for seed in (5, 6, 7)]
     assert sorted(path.name for path in (here / "new/drawn").iterdir()) == sorted([*stems, "sheet.png"])
     drawn = pixels(here / "new/drawn")
@@ -93,7 +93,7 @@ def test_the_batch_size_changes_nothing(aimamba, models, here):
         assert aimamba(*command, "--batch-size", batch_size, "--out", f"by-{batch_size}").status == 0
     drawn = pixels(here / "by-100")
     assert len(drawn) == 15
-    assert len({picture.tobytes() for picture in drawn.values()}) > 9
+    assert len({image.tobytes() for image in drawn.values()}) > 9
     for batch_size in (1, 2, 7):
         assert same(pixels(here / f"by-{batch_size}"), drawn)
 
@@ -123,11 +123,11 @@ def test_every_setting_arrives(aimamba, models, pipeline, here, flags):
 )
 def test_classes_by_name_and_number(aimamba, models, here, classes, names):
     out = aimamba("sample", "--model", models / "pipeline", "--classes", classes, "-n", 1).out
-    assert out.startswith(f"{len(names)} pictures in samples")
+    assert out.startswith(f"{len(names)} images in samples")
     assert pixels(here / "samples").keys() == {f"{name}-seed0.png" for name in names}
 
 
-def test_ten_classes_and_eight_pictures_by_default(aimamba, make_aim, make_vq, here):
+def test_ten_classes_and_eight_images_by_default(aimamba, make_aim, make_vq, here):
     Pipeline(make_vq(), make_aim(num_classes=12, num_tokens=1)).save_pretrained(here / "twelve")
     assert aimamba("sample", "--model", "twelve").status == 0
     assert pixels(here / "samples").keys() == {f"class-{i}-seed{j}.png" for i in range(10) for j in range(8)}
@@ -163,7 +163,7 @@ def test_ctrl_c_leaves_what_is_finished(aimamba, models, here, monkeypatch):
     monkeypatch.setattr(pipeline_module, "generate", interrupted)
     status, out, err = aimamba("sample", "--model", models / "pipeline", "-n", 2, "--batch-size", 2)
     assert (status, out) == (130, "")
-    assert err.endswith("aimamba: stopped with 4 of 10 pictures finished, in samples\n")
+    assert err.endswith("aimamba: stopped with 4 of 10 images finished, in samples\n")
     assert len(pixels(here / "samples")) == 4
 
 
@@ -214,7 +214,7 @@ def test_an_output_that_is_a_file(refusal, models, here):
 def test_an_npz_for_adms_evaluator(aimamba, models, pipeline, here):
     command = ["sample", "--model", models / "pipeline", "--npz", "s.npz", "-n", 7, "--seed", 3, "--cfg-scale", 2]
     status, out, _ = aimamba(*command, "--batch-size", 2)
-    assert (status, out) == (0, "7 pictures of 6 px in s.npz\n")
+    assert (status, out) == (0, "7 images of 6 px in s.npz\n")
     assert not (here / "samples").exists()
     with np.load("s.npz") as content:
         assert content["arr_0"].shape == (7, 6, 6, 3)

@@ -113,7 +113,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def tokenizer(here, make_vq):
-    """A tokenizer in the folder ``vq``: pictures of 16 pixels are 4 x 4 codes."""
+    """A tokenizer in the folder ``vq``: images of 16 pixels are 4 x 4 codes."""
     model = make_vq(channel_mult=(1, 1, 2))
     model.save_pretrained(here / "vq")
     return model
@@ -160,7 +160,7 @@ def test_scaling(study, here):
         assert numbers.keys() >= {"network", "frechet", "kid", "precision", "recall", "recognition"}
     assert runs["small-seed-0"]["parameters"] < runs["large-seed-0"]["parameters"]
     table = (folder / "table.md").read_text()
-    assert "`aimamba study scaling --budget 8`: every run trains on 8 pictures" in table
+    assert "`aimamba study scaling --budget 8`: every run trains on 8 images" in table
     assert "-0.9838" in table
     assert "features of sums" in table
     assert table.count("| small |") == 2, "a line without and one with guidance"
@@ -220,7 +220,7 @@ def test_guidance(study, here):
     content = results(here / "studies/guidance")
     assert list(content["runs"]) == ["constant-1", "constant-2", "linear-2"]
     table = (here / "studies/guidance/table.md").read_text()
-    assert "every setting draws 8 pictures with the generator of whole" in table
+    assert "every setting draws 8 images with the generator of whole" in table
     assert "| 2 linear |" in table
     assert (here / "studies/guidance/figure.png").exists()
 
@@ -275,7 +275,7 @@ def test_a_stopped_study_goes_on(study, here, monkeypatch):
 
 def test_codes_in_another_order_are_drawn_in_their_places(make_aim, make_vq):
     from aimamba.pipeline import Pipeline
-    from aimamba.studies.orders import grid_order
+    from aimamba.studies.scans import grid_order
 
     parts = make_vq(), make_aim(num_tokens=16), ()
     codes = torch.arange(16)[None]
@@ -304,7 +304,7 @@ REFUSALS = {
     "ablation --report-only --out scaled": ["holds the study 'scaling', not 'ablation'"],
     "odd.toml --tokenizer vq": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
     "deep.toml --tokenizer vq": ["plain: model", "unknown key 'dept'"],
-    "far.toml --tokenizer vq": ["reference avatars-16:held-out:2 has pictures of 16 pixels, the models draw 8"],
+    "far.toml --tokenizer vq": ["reference avatars-16:held-out:2 has images of 16 pixels, the models draw 8"],
     "own.toml --tokenizer vq": ["order 'hilbert' needs a grid whose side is a power of two, got 3"],
 }
 

@@ -51,7 +51,7 @@ REFUSALS = {
     "vq.toml --data avatar": ["did you mean 'avatars'"],
     "vq.toml --data avatars:planet": ["no avatar style 'planet'", "did you mean 'planets'"],
     "vq.toml --data empty": ["empty: the folder is empty"],
-    "vq.toml --data photos/cats": ["8 pictures but no sub-folders"],
+    "vq.toml --data photos/cats": ["8 images but no sub-folders"],
     "vq.toml --data photos/cats/0.png": ["this is a file"],
     "vq.toml --data photos --size 24": ["24 x 20 pixels", "at least 24"],
     "vq.toml --device gpu": ["device 'gpu' is not available"],
@@ -217,7 +217,7 @@ class TestSettings:
         wanted = {"steps": 1, "batch_size": 4, "lr": 1e-3, "seed": 7, "betas": [0.8, 0.9]}
         assert wanted.items() <= recipe["fit"].items()
 
-    def test_pictures_of_ones_own(self, aimamba, photos, here):
+    def test_images_of_ones_own(self, aimamba, photos, here):
         photos.rename(here / "2024")  # a text, though it could be a number
         assert aimamba("train", "avatars-tiny-vq", "--data", "2024", "--out", "1", *shlex.split(TINY)).status == 0
         recipe = tomllib.loads((here / "1/recipe.toml").read_text())
@@ -228,7 +228,7 @@ class TestSettings:
         assert Pipeline.from_pretrained("true").class_names == ("cats", "dogs")
 
     @pytest.mark.filterwarnings("default")
-    def test_a_broken_picture_is_told_in_a_line_or_refused(self, aimamba, photos):
+    def test_a_broken_image_is_told_in_a_line_or_refused(self, aimamba, photos):
         broken = photos / "dogs" / "5.png"
         broken.write_bytes(b"")
         command = ["train", "avatars-tiny-vq", "--data", photos, *shlex.split(TINY), "--set", "data.per_class=99"]

@@ -10,7 +10,7 @@ import pytest
 
 from aimamba.data import drawing
 from aimamba.data.avatars import STYLES, Avatars
-from aimamba.data.cache import load_pictures, store_pictures
+from aimamba.data.cache import load_images, store_images
 from aimamba.data.drawing import Order, available_styles, draw, draw_all
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import cache_folder
@@ -34,8 +34,8 @@ def make(tmp_path):
     return make
 
 
-def all_pictures(pictures):
-    return np.stack([pictures.picture(index) for index in range(len(pictures))])
+def all_images(images):
+    return np.stack([images.image(index) for index in range(len(images))])
 
 
 def digest(array):
@@ -59,13 +59,13 @@ class TestPixels:
         assert (digest(first), digest(other)) == (train, held_out)
 
     def test_the_ground_is_white(self):
-        picture = next(draw(Order("pixel-art", "train", 0, 1, 32)))
-        assert picture[0, 0].tolist() == [255, 255, 255]
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5
+        image = next(draw(Order("pixel-art", "train", 0, 1, 32)))
+        assert image[0, 0].tolist() == [255, 255, 255]
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 5
 
     @pytest.mark.parametrize("size", [8, 33, 128])
     def test_any_size(self, make, size):
-        assert make(1, ("thumbs",), size=size).picture(0).shape == (size, size, 3)
+        assert make(1, ("thumbs",), size=size).image(0).shape == (size, size, 3)
 
     def test_several_processes_draw_the_same(self, monkeypatch):
         orders = [Order("thumbs", "train", 1, 6, 16), Order("landscape", "held-out", 0, 3, 16)]
@@ -80,10 +80,10 @@ class TestPixels:
         monkeypatch.setattr(
             drawing, "_CHILD", "import sys; sys.stdout.buffer.write(bytes(16 * 16 * 3 + 5)); raise SystemExit(1)"
         )
-        [pictures] = draw_all([Order("thumbs", "train", 0, 3, 16)], processes=2)
+        [images] = draw_all([Order("thumbs", "train", 0, 3, 16)], processes=2)
         pieces = [0, 1]  # first of each piece: what the failing child gave
-        assert [not picture.any() for picture in pictures] == [index in pieces for index in range(3)]
-        np.testing.assert_array_equal(pictures[2], next(draw(Order("thumbs", "train", 2, 3, 16))))
+        assert [not image.any() for image in images] == [index in pieces for index in range(3)]
+        np.testing.assert_array_equal(images[2], next(draw(Order("thumbs", "train", 2, 3, 16))))
 
     def test_a_script_without_main_guard_can_draw(self, tmp_path):
         script = tmp_path / "first.py"
@@ -116,49 +116,49 @@ class TestClasses:
         assert len(available_styles()) == 61
 
     def test_order_labels_and_size(self, make):
-        pictures = make(3)
-        assert pictures.class_names == FAST
-        assert pictures.labels.tolist() == [0, 0, 0, 1, 1, 1]
-        assert pictures.labels.dtype == np.int64
-        assert (len(pictures), pictures.size) == (6, 16)
-        np.testing.assert_array_equal(pictures.picture(4), next(draw(Order("landscape", "train", 1, 2, 16))))
+        images = make(3)
+        assert images.class_names == FAST
+        assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert images.labels.dtype == np.int64
+        assert (len(images), images.size) == (6, 16)
+        np.testing.assert_array_equal(images.image(4), next(draw(Order("landscape", "train", 1, 2, 16))))
 
-    def test_pictures_can_be_passed_over(self, make):
+    def test_images_can_be_passed_over(self, make):
         every, later = make(per_class=5), make(per_class=2, skip=3)
         assert later.labels.tolist() == [0, 0, 1, 1]
-        assert np.array_equal(all_pictures(later), all_pictures(every)[[3, 4, 8, 9]])
+        assert np.array_equal(all_images(later), all_images(every)[[3, 4, 8, 9]])
         with pytest.raises(ConfigError, match="skip must not be negative, got -1"):
             make(skip=-1)
 
-    def test_train_and_held_out_have_other_pictures(self, make):
-        train, held_out = all_pictures(make(20)), all_pictures(make(20, split="held-out"))
-        assert not {picture.tobytes() for picture in train} & {picture.tobytes() for picture in held_out}
+    def test_train_and_held_out_have_other_images(self, make):
+        train, held_out = all_images(make(20)), all_images(make(20, split="held-out"))
+        assert not {image.tobytes() for image in train} & {image.tobytes() for image in held_out}
 
     def test_a_generator_is_ignored_without_flip(self, make):
-        pictures = make()
+        images = make()
         rng = np.random.default_rng(0)
         for index in range(6):
-            np.testing.assert_array_equal(pictures.picture(index, rng), pictures.picture(index))
+            np.testing.assert_array_equal(images.image(index, rng), images.image(index))
         assert rng.random() == np.random.default_rng(0).random()
 
     def test_flip_mirrors_about_half(self, make):
-        pictures = make(flip=True)
+        images = make(flip=True)
         rng = np.random.default_rng(0)
-        plain = pictures.picture(0)
-        views = [pictures.picture(0, rng) for _ in range(100)]
+        plain = images.image(0)
+        views = [images.image(0, rng) for _ in range(100)]
         mirrored = [np.array_equal(view, plain[:, ::-1]) for view in views]
         assert all(flipped or np.array_equal(view, plain) for view, flipped in zip(views, mirrored, strict=True))
         assert 30 < sum(mirrored) < 70
 
-    def test_a_picture_belongs_to_the_caller(self, make):
-        pictures = make()
-        pictures.picture(0)[:] = 7
-        assert not (pictures.picture(0) == 7).all()
+    def test_an_image_belongs_to_the_caller(self, make):
+        images = make()
+        images.image(0)[:] = 7
+        assert not (images.image(0) == 7).all()
 
     @pytest.mark.parametrize("index", [-1, 6])
     def test_an_index_out_of_range(self, make, index):
         with pytest.raises(IndexError, match="of 6"):
-            make().picture(index)
+            make().image(index)
 
     @pytest.mark.parametrize(
         ("styles", "match"),
@@ -180,10 +180,10 @@ class TestClasses:
 
 class TestCache:
     def test_the_second_time_nothing_is_drawn(self, make, drawn):
-        first = all_pictures(make())
+        first = all_images(make())
         assert len(drawn) == 2
-        np.testing.assert_array_equal(all_pictures(make()), first)
-        np.testing.assert_array_equal(all_pictures(make(2)), first[[0, 1, 3, 4]])
+        np.testing.assert_array_equal(all_images(make()), first)
+        np.testing.assert_array_equal(all_images(make(2)), first[[0, 1, 3, 4]])
         assert len(drawn) == 2
         assert all(isinstance(part, np.memmap) for part in make()._drawn)
 
@@ -198,10 +198,10 @@ class TestCache:
             f"thumbs-8px-train-{makers}",
         ]
 
-    def test_more_pictures_extend_the_file(self, make, drawn):
+    def test_more_images_extend_the_file(self, make, drawn):
         make(3)
         drawn.clear()
-        longer = all_pictures(make(5))
+        longer = all_images(make(5))
         assert [(order.first, order.last) for order in drawn] == [(3, 5), (3, 5)]
         np.testing.assert_array_equal(longer[:5], list(draw(Order("thumbs", "train", 0, 5, 16))))
 
@@ -212,7 +212,7 @@ class TestCache:
 
     @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "header", "other", "pickle", "archive"])
     def test_a_damaged_file_is_drawn_anew(self, make, tmp_path, drawn, damage):
-        expected = all_pictures(make(styles=("thumbs",)))
+        expected = all_images(make(styles=("thumbs",)))
         [path] = (tmp_path / "cache").iterdir()
         content = path.read_bytes()
         path.unlink()
@@ -231,17 +231,17 @@ class TestCache:
                 "header": content[:8] + b"\xff" * 60 + content[68:],
             }
             path.write_bytes(damaged[damage])
-        np.testing.assert_array_equal(all_pictures(make(styles=("thumbs",))), expected)
+        np.testing.assert_array_equal(all_images(make(styles=("thumbs",))), expected)
         assert len(drawn) == 2
-        assert len(load_pictures(path, 16)) == 3  # and the file is whole again
+        assert len(load_images(path, 16)) == 3  # and the file is whole again
 
     def test_a_folder_that_cannot_be_written(self, make, tmp_path, drawn):
-        expected = all_pictures(make())
+        expected = all_images(make())
         (tmp_path / "file").write_text("in the way")
         with pytest.warns(UserWarning, match="cannot keep the avatars here .*AIMAMBA_CACHE") as seen:
-            pictures = make(cache_dir=tmp_path / "file" / "cache")
+            images = make(cache_dir=tmp_path / "file" / "cache")
         assert len(seen) == 1
-        np.testing.assert_array_equal(all_pictures(pictures), expected)
+        np.testing.assert_array_equal(all_images(images), expected)
         assert len(drawn) == 4
 
     def test_a_disk_that_fills_up_leaves_no_draft(self, make, tmp_path, monkeypatch):
@@ -254,25 +254,25 @@ class TestCache:
         assert list((tmp_path / "cache").iterdir()) == []
 
     def test_a_file_that_became_longer_meanwhile_stays(self, tmp_path):
-        path = tmp_path / "pictures.npy"
+        path = tmp_path / "images.npy"
         longer = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-        store_pictures(path, longer)
-        assert len(store_pictures(path, longer[:2])) == 5
-        np.testing.assert_array_equal(load_pictures(path, 8), longer)
+        store_images(path, longer)
+        assert len(store_images(path, longer[:2])) == 5
+        np.testing.assert_array_equal(load_images(path, 8), longer)
 
     def test_many_writers_at_once_never_show_half_a_file(self, tmp_path):
-        path = tmp_path / "pictures.npy"
-        pictures = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+        path = tmp_path / "images.npy"
+        images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
         seen, done = [], threading.Event()
 
         def read():
             while not done.is_set():
-                stored = load_pictures(path, 8)
+                stored = load_images(path, 8)
                 if stored is not None:
-                    seen.append(np.array_equal(stored, pictures[: len(stored)]))
+                    seen.append(np.array_equal(stored, images[: len(stored)]))
 
         reader = threading.Thread(target=read)
-        writers = [threading.Thread(target=store_pictures, args=(path, pictures[:n])) for n in range(1, 41)]
+        writers = [threading.Thread(target=store_images, args=(path, images[:n])) for n in range(1, 41)]
         for thread in (reader, *writers):
             thread.start()
         for thread in writers:
@@ -280,13 +280,13 @@ class TestCache:
         done.set()
         reader.join()
         assert all(seen)
-        assert os.listdir(tmp_path) == ["pictures.npy"]
+        assert os.listdir(tmp_path) == ["images.npy"]
 
     def test_a_copy_for_another_process_holds_paths(self, make):
-        pictures = make(100, styles=("thumbs",))
-        sent = pickle.dumps(pictures)
-        assert len(sent) < 5000 < pictures._drawn[0].nbytes
-        np.testing.assert_array_equal(all_pictures(pickle.loads(sent)), all_pictures(pictures))
+        images = make(100, styles=("thumbs",))
+        sent = pickle.dumps(images)
+        assert len(sent) < 5000 < images._drawn[0].nbytes
+        np.testing.assert_array_equal(all_images(pickle.loads(sent)), all_images(images))
 
     def test_the_environment_chooses_the_folder(self, tmp_path, monkeypatch):
         monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "mine"))

@@ -1,4 +1,4 @@
-"""Pictures as codes."""
+"""Images as codes."""
 
 from typing import NamedTuple
 
@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimamba.data.codes import CodeSet, encode_pictures
+from aimamba.data.codes import CodeSet, encode_images
 from aimamba.data.order import Order
 from aimamba.data.sheets import to_float
 from aimamba.errors import ConfigError
 
 
 class Noise(NamedTuple):
-    """Pictures of noise; a random view would be black."""
+    """Images of noise; a random view would be black."""
 
     amount: int
     size: int = 8
@@ -28,7 +28,7 @@ class Noise(NamedTuple):
     def __len__(self):
         return self.amount
 
-    def picture(self, index, rng=None):
+    def image(self, index, rng=None):
         if rng is not None:
             return np.zeros((self.size, self.size, 3), np.uint8)
         return np.random.default_rng(index).integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
@@ -39,66 +39,66 @@ def tokenizer(make_vq):
     return make_vq()
 
 
-def encoded(tokenizer, picture):
-    """Codes of one picture by itself."""
-    image = to_float(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None])
+def encoded(tokenizer, image):
+    """Codes of one image by itself."""
+    image = to_float(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None])
     return tokenizer.encode(image.to(tokenizer.codebook.dtype)).flatten().tolist()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_centre_view_of_every_picture(tokenizer, batch_size):
-    pictures = Noise(7)
-    codes = encode_pictures(tokenizer, pictures, batch_size=batch_size)
+def test_the_centre_view_of_every_image(tokenizer, batch_size):
+    images = Noise(7)
+    codes = encode_images(tokenizer, images, batch_size=batch_size)
     assert (codes.shards[0].shape, codes.shards[0].dtype) == ((7, 1, 16), np.uint16)
     assert codes.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert len(codes) == 7
     for index in range(7):
-        assert codes.shards[0][index, 0].tolist() == encoded(tokenizer, pictures.picture(index))
+        assert codes.shards[0][index, 0].tolist() == encoded(tokenizer, images.image(index))
 
 
 def test_the_mirror_image_is_a_second_view(tokenizer):
-    pictures = Noise(5)
-    codes = encode_pictures(tokenizer, pictures, flip=True, batch_size=2).shards[0]
+    images = Noise(5)
+    codes = encode_images(tokenizer, images, flip=True, batch_size=2).shards[0]
     assert codes.shape == (5, 2, 16)
     for index in range(5):
-        picture = pictures.picture(index)
-        assert codes[index, 0].tolist() == encoded(tokenizer, picture)
-        assert codes[index, 1].tolist() == encoded(tokenizer, picture[:, ::-1])
+        image = images.image(index)
+        assert codes[index, 0].tolist() == encoded(tokenizer, image)
+        assert codes[index, 1].tolist() == encoded(tokenizer, image[:, ::-1])
     assert (codes[:, 0] != codes[:, 1]).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_tokenizer_of_another_dtype(make_vq, dtype):
-    codes = encode_pictures(make_vq(dtype=dtype), Noise(2)).shards[0]
+    codes = encode_images(make_vq(dtype=dtype), Noise(2)).shards[0]
     assert codes.max() < 24
 
 
 def test_progress(tokenizer):
     seen = []
-    encode_pictures(tokenizer, Noise(7), batch_size=3, progress=lambda done, total: seen.append((done, total)))
+    encode_images(tokenizer, Noise(7), batch_size=3, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(3, 7), (6, 7), (7, 7)]
 
 
 def test_codes_up_to_two_bytes(make_vq):
     tokenizer = make_vq(codebook_size=1 << 16)
     tokenizer.encode = lambda images: torch.full((len(images), 4, 4), 65535)
-    codes = encode_pictures(tokenizer, Noise(2))
+    codes = encode_images(tokenizer, Noise(2))
     assert (codes.shards[0] == 65535).all()
     batch = next(codes.batches(batch_size=2, seed=0))
     assert (batch.codes == 65535).all()
     with pytest.raises(ConfigError, match="at most 65536 codes, got 65537"):
-        encode_pictures(make_vq(codebook_size=(1 << 16) + 1), Noise(2))
+        encode_images(make_vq(codebook_size=(1 << 16) + 1), Noise(2))
 
 
 @pytest.fixture(scope="module")
 def code_set():
-    """Five pictures in three views; every code says which."""
-    picture, view, place = np.meshgrid(range(5), range(3), range(4), indexing="ij")
-    return CodeSet((100 * picture + 10 * view + place).astype(np.uint16), np.arange(5, dtype=np.int64) + 50)
+    """Five images in three views; every code says which."""
+    image, view, place = np.meshgrid(range(5), range(3), range(4), indexing="ij")
+    return CodeSet((100 * image + 10 * view + place).astype(np.uint16), np.arange(5, dtype=np.int64) + 50)
 
 
 def examples(code_set, count, *, batch_size=1, seed=0, start=0):
-    """(picture, view) of the first ``count`` examples, each seen to be whole and with its label."""
+    """(image, view) of the first ``count`` examples, each seen to be whole and with its label."""
     found = []
     for batch in code_set.batches(batch_size=batch_size, seed=seed, start=start):
         assert (batch.codes.dtype, batch.labels.dtype) == (torch.int64, torch.int64)
@@ -111,9 +111,9 @@ def examples(code_set, count, *, batch_size=1, seed=0, start=0):
     raise AssertionError("batches never end")
 
 
-def test_the_order_is_that_of_the_pictures(code_set):
+def test_the_order_is_that_of_the_images(code_set):
     order = Order(5, 9)
-    assert [picture for picture, _ in examples(code_set, 23, seed=9)] == [order.index(place) for place in range(23)]
+    assert [image for image, _ in examples(code_set, 23, seed=9)] == [order.index(place) for place in range(23)]
 
 
 def test_all_views_come_about_as_often(code_set):

@@ -9,7 +9,7 @@ import pytest
 
 from aimamba.data import fashion_mnist
 from aimamba.data.fashion_mnist import CLASS_NAMES, FashionMNIST
-from aimamba.data.pictures import Pictures, open_pictures
+from aimamba.data.sets import ImageSet, open_images
 from aimamba.errors import ConfigError, DataError
 
 PIXELS = np.random.default_rng(0).integers(1, 256, (25, 28, 28), np.uint8)
@@ -42,61 +42,61 @@ def folder(tmp_path):
 
 
 def test_grey_pixels_in_the_middle_of_32_black_ones(folder):
-    pictures = FashionMNIST(folder)
-    assert isinstance(pictures, Pictures)
-    assert (len(pictures), pictures.size, pictures.class_names) == (25, 32, CLASS_NAMES)
-    assert pictures.labels.tolist() == LABELS.tolist()
-    picture = pictures.picture(7)
-    assert (picture.shape, picture.dtype) == ((32, 32, 3), np.uint8)
-    assert all(np.array_equal(picture[2:30, 2:30, channel], PIXELS[7]) for channel in range(3))
-    assert picture.sum() == 3 * PIXELS[7].sum(dtype=int)
-    assert np.array_equal(FashionMNIST(folder, size=28).picture(7)[..., 1], PIXELS[7])
+    images = FashionMNIST(folder)
+    assert isinstance(images, ImageSet)
+    assert (len(images), images.size, images.class_names) == (25, 32, CLASS_NAMES)
+    assert images.labels.tolist() == LABELS.tolist()
+    image = images.image(7)
+    assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
+    assert all(np.array_equal(image[2:30, 2:30, channel], PIXELS[7]) for channel in range(3))
+    assert image.sum() == 3 * PIXELS[7].sum(dtype=int)
+    assert np.array_equal(FashionMNIST(folder, size=28).image(7)[..., 1], PIXELS[7])
 
 
-def test_the_test_pictures_are_held_out(folder):
+def test_the_test_images_are_held_out(folder):
     held_out = FashionMNIST(folder, split="held-out", size=28)
     assert len(held_out) == 10
-    assert np.array_equal(held_out.picture(4)[..., 0], 255 - PIXELS[4])
+    assert np.array_equal(held_out.image(4)[..., 0], 255 - PIXELS[4])
 
 
 def test_the_first_of_each_class(folder):
-    pictures = FashionMNIST(folder, per_class=3, size=28)
+    images = FashionMNIST(folder, per_class=3, size=28)
     kept = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 23]
-    assert pictures.labels.tolist() == LABELS[kept].tolist()
-    assert np.array_equal(pictures.picture(21)[..., 0], PIXELS[23])
+    assert images.labels.tolist() == LABELS[kept].tolist()
+    assert np.array_equal(images.image(21)[..., 0], PIXELS[23])
 
 
 def test_a_random_view_is_mirrored_if_asked(folder):
-    plain = FashionMNIST(folder).picture(2)
-    views = [FashionMNIST(folder, flip=True).picture(2, np.random.default_rng(seed)) for seed in range(20)]
+    plain = FashionMNIST(folder).image(2)
+    views = [FashionMNIST(folder, flip=True).image(2, np.random.default_rng(seed)) for seed in range(20)]
     mirrored = [bool((view == plain[:, ::-1]).all()) for view in views]
     assert 4 < sum(mirrored) < 16
     assert all(np.array_equal(view, plain) for view, turned in zip(views, mirrored, strict=True) if not turned)
-    assert np.array_equal(FashionMNIST(folder, flip=True).picture(2), plain)
-    assert np.array_equal(FashionMNIST(folder).picture(2, np.random.default_rng(0)), plain)
-    with pytest.raises(IndexError, match="picture 25 of 25"):
-        FashionMNIST(folder).picture(25)
+    assert np.array_equal(FashionMNIST(folder, flip=True).image(2), plain)
+    assert np.array_equal(FashionMNIST(folder).image(2, np.random.default_rng(0)), plain)
+    with pytest.raises(IndexError, match="image 25 of 25"):
+        FashionMNIST(folder).image(25)
 
 
 def test_by_its_name(folder, tmp_path, monkeypatch):
-    pictures = open_pictures(f"fashion-mnist:{folder}", size=32, split="train", per_class=1, flip=True)
-    assert isinstance(pictures, FashionMNIST)
-    assert len(pictures) == 10
-    assert not np.array_equal(pictures.picture(0, np.random.default_rng(2)), pictures.picture(0))
+    images = open_images(f"fashion-mnist:{folder}", size=32, split="train", per_class=1, flip=True)
+    assert isinstance(images, FashionMNIST)
+    assert len(images) == 10
+    assert not np.array_equal(images.image(0, np.random.default_rng(2)), images.image(0))
     with pytest.raises(DataError, match=r"not in \S*debian: install Debian's package dataset-fashion-mnist, or get"):
-        open_pictures("fashion-mnist", size=32, split="train")
+        open_images("fashion-mnist", size=32, split="train")
     write(tmp_path / "debian", "train", PIXELS[:3], LABELS[:3])
-    assert len(open_pictures("fashion-mnist", size=32, split="train")) == 3
+    assert len(open_images("fashion-mnist", size=32, split="train")) == 3
     monkeypatch.setenv("AIMAMBA_DATA", str(tmp_path))
     folder.rename(tmp_path / "fashion-mnist")
-    assert len(open_pictures("fashion-mnist", size=32, split="held-out")) == 10
+    assert len(open_images("fashion-mnist", size=32, split="held-out")) == 10
     with pytest.raises(DataError, match="did you mean 'fashion-mnist'"):
-        open_pictures("fashion_mnist", size=32, split="train")
+        open_images("fashion_mnist", size=32, split="train")
 
 
 def test_it_travels_to_other_processes(folder):
-    pictures = pickle.loads(pickle.dumps(FashionMNIST(folder)))
-    assert np.array_equal(pictures.picture(9), FashionMNIST(folder).picture(9))
+    images = pickle.loads(pickle.dumps(FashionMNIST(folder)))
+    assert np.array_equal(images.image(9), FashionMNIST(folder).image(9))
 
 
 def missing(folder):
@@ -117,7 +117,7 @@ def cut_short_inside(folder):
 
 
 def foreign(folder):
-    (folder / "train-images-idx3-ubyte").write_bytes(b"a picture of a cat")
+    (folder / "train-images-idx3-ubyte").write_bytes(b"an image of a cat")
 
 
 def header_alone(folder):
@@ -128,7 +128,7 @@ def labels_for_pictures(folder):
     (folder / "train-images-idx3-ubyte").write_bytes(idx(LABELS))
 
 
-def other_pictures(folder):
+def other_images(folder):
     write(folder, "train", PIXELS[:, :20], LABELS, packed=False)
 
 
@@ -148,8 +148,8 @@ HARM = {
     foreign: "this is not an IDX file of bytes with 3 axes",
     header_alone: "this is not an IDX file of bytes with 3 axes",
     labels_for_pictures: "this is not an IDX file of bytes with 3 axes",
-    other_pictures: "its pictures are 20 x 28, not 28 x 28",
-    fewer_labels: "24 labels for 25 pictures",
+    other_images: "its images are 20 x 28, not 28 x 28",
+    fewer_labels: "24 labels for 25 images",
     letters: "labels must lie in 0 to 9",
 }
 

@@ -10,7 +10,7 @@ from aimamba.errors import ConfigError, DataError
 
 
 class Numbered:
-    """Pictures whose first pixel tells the index, and whose second is drawn from the generator."""
+    """Images whose first pixel tells the index, and whose second is drawn from the generator."""
 
     def __init__(self, count, broken=()):
         self.class_names = ("even", "odd")
@@ -21,17 +21,17 @@ class Numbered:
     def __len__(self):
         return len(self.labels)
 
-    def picture(self, index, rng=None):
+    def image(self, index, rng=None):
         if index in self.broken:
             raise DataError(f"{index}.png: broken")
-        picture = np.zeros((2, 2, 3), np.uint8)
-        picture[0, 0] = index
-        picture[0, 1, 1] = 0 if rng is None else rng.integers(256)
-        return picture
+        image = np.zeros((2, 2, 3), np.uint8)
+        image[0, 0] = index
+        image[0, 1, 1] = 0 if rng is None else rng.integers(256)
+        return image
 
 
-def take(count, pictures, **options):
-    found = list(itertools.islice(batches(pictures, **{"batch_size": 4, "seed": 0} | options), count))
+def take(count, images, **options):
+    found = list(itertools.islice(batches(images, **{"batch_size": 4, "seed": 0} | options), count))
     return torch.cat([batch.images for batch in found]), torch.cat([batch.labels for batch in found])
 
 
@@ -124,6 +124,6 @@ def test_settings_out_of_range_are_refused_at_once(options):
         batches(Numbered(4), **{"batch_size": 4, "seed": 0} | options)
 
 
-def test_no_pictures():
-    with pytest.raises(DataError, match="no pictures"):
+def test_no_images():
+    with pytest.raises(DataError, match="no images"):
         batches(Numbered(0), batch_size=1, seed=0)

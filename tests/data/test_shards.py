@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from aimamba.data.codes import view_names
-from aimamba.data.images import ImageFolder
+from aimamba.data.folder import ImageFolder
 from aimamba.data.shards import encode_to_shards, fingerprint, open_codes
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import center_crop, ten_crop, to_array
@@ -17,7 +17,7 @@ from aimamba.errors import ConfigError, DataError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Seven noisy pictures of two classes, 20 x 24 pixels."""
+    """Seven noisy images of two classes, 20 x 24 pixels."""
     root = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for number in range(7):
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(folder):
+def images(folder):
     return ImageFolder(folder, size=16, split="all", upscale=True)
 
 
@@ -46,11 +46,11 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_shards_hold_the_codes_of_every_view(tokenizer, pictures, tmp_path):
+def test_shards_hold_the_codes_of_every_view(tokenizer, images, tmp_path):
     done = []
     encode_to_shards(
         tokenizer,
-        pictures,
+        images,
         tmp_path,
         views="center-flip",
         batch_size=2,
@@ -64,7 +64,7 @@ def test_shards_hold_the_codes_of_every_view(tokenizer, pictures, tmp_path):
     assert (len(codes), codes.views) == (7, 2)
     assert codes.labels.tolist() == [0] * 4 + [1] * 3
     for index in range(7):
-        image = center_crop(pictures.image(index), 16)
+        image = center_crop(images.original(index), 16)
         mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         plain, flipped = codes.take([index, index], [0, 1]).tolist()
         assert plain == codes_of(tokenizer, image)
@@ -72,19 +72,19 @@ def test_shards_hold_the_codes_of_every_view(tokenizer, pictures, tmp_path):
     assert all(isinstance(shard, np.memmap) for shard in codes.shards)
 
 
-def test_ten_crop_is_llamagens_two_ranges(tokenizer, pictures, tmp_path):
+def test_ten_crop_is_llamagens_two_ranges(tokenizer, images, tmp_path):
     assert len(view_names("ten-crop")) == 20
-    encode_to_shards(tokenizer, pictures, tmp_path, views="ten-crop")
+    encode_to_shards(tokenizer, images, tmp_path, views="ten-crop")
     _, codes = open_codes(tmp_path)
-    image = pictures.image(5)
+    image = images.original(5)
     expected = [*ten_crop(image, 16, crop_range=1.1), *ten_crop(image, 16, crop_range=1.05)]
     assert codes.take([5] * 20, range(20)).tolist() == [codes_of(tokenizer, crop) for crop in expected]
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "interrupted"])
-def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(tokenizer, pictures, tmp_path, harm):
+def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(tokenizer, images, tmp_path, harm):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    encode_to_shards(tokenizer, pictures, whole, batch_size=2, shard_pictures=3)
+    encode_to_shards(tokenizer, images, whole, batch_size=2, shard_pictures=3)
 
     class StoppedError(Exception):
         pass
@@ -94,7 +94,7 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(tokenizer, pic
             raise StoppedError
 
     try:
-        encode_to_shards(tokenizer, pictures, broken, batch_size=2, shard_pictures=3, progress=stop)
+        encode_to_shards(tokenizer, images, broken, batch_size=2, shard_pictures=3, progress=stop)
     except StoppedError:
         assert harm == "interrupted"
     shard = broken / "codes-00001.npy"
@@ -104,22 +104,22 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(tokenizer, pic
         shard.write_bytes(shard.read_bytes()[:-5])
     with pytest.raises(DataError, match=r"codes-00001\.npy: missing or cut short"):
         open_codes(broken)
-    encode_to_shards(tokenizer, pictures, broken, batch_size=2, shard_pictures=3)
+    encode_to_shards(tokenizer, images, broken, batch_size=2, shard_pictures=3)
     assert bytes_of(broken) == bytes_of(whole)
 
 
-def test_other_codes_in_the_folder_are_not_overwritten(tokenizer, make_vq, pictures, tmp_path):
-    encode_to_shards(tokenizer, pictures, tmp_path)
+def test_other_codes_in_the_folder_are_not_overwritten(tokenizer, make_vq, images, tmp_path):
+    encode_to_shards(tokenizer, images, tmp_path)
     before = bytes_of(tmp_path)
     with pytest.raises(ConfigError, match="codes of another views"):
-        encode_to_shards(tokenizer, pictures, tmp_path, views="center-flip")
+        encode_to_shards(tokenizer, images, tmp_path, views="center-flip")
     with pytest.raises(ConfigError, match="codes of another tokenizer"):
-        encode_to_shards(make_vq(seed=1), pictures, tmp_path)
+        encode_to_shards(make_vq(seed=1), images, tmp_path)
     assert bytes_of(tmp_path) == before
 
 
-def test_codes_of_another_tokenizer_are_refused(tokenizer, make_vq, pictures, tmp_path):
-    encode_to_shards(tokenizer, pictures, tmp_path)
+def test_codes_of_another_tokenizer_are_refused(tokenizer, make_vq, images, tmp_path):
+    encode_to_shards(tokenizer, images, tmp_path)
     with pytest.raises(DataError, match="written by another tokenizer"):
         open_codes(tmp_path, make_vq(seed=1))
     assert open_codes(tmp_path, make_vq())[0].tokenizer == fingerprint(tokenizer)
@@ -165,8 +165,8 @@ def meta_gone(folder):
 
 
 @pytest.mark.parametrize("harm", [labels_beyond, labels_short, meta_damaged, meta_unknown, meta_gone])
-def test_damage_is_told_in_a_line(tokenizer, pictures, tmp_path, harm):
-    encode_to_shards(tokenizer, pictures, tmp_path)
+def test_damage_is_told_in_a_line(tokenizer, images, tmp_path, harm):
+    encode_to_shards(tokenizer, images, tmp_path)
     harm(tmp_path)
     with pytest.raises(DataError) as caught:
         open_codes(tmp_path)
@@ -174,13 +174,13 @@ def test_damage_is_told_in_a_line(tokenizer, pictures, tmp_path, harm):
     assert "encode" in str(caught.value)
 
 
-def test_views_must_be_known(tokenizer, pictures, tmp_path):
+def test_views_must_be_known(tokenizer, images, tmp_path):
     with pytest.raises(ConfigError, match="views must be one of center, center-flip, ten-crop, got 'all'"):
-        encode_to_shards(tokenizer, pictures, tmp_path, views="all")
+        encode_to_shards(tokenizer, images, tmp_path, views="all")
     assert not list(tmp_path.iterdir())
 
 
-def test_ten_crop_needs_whole_pictures(tokenizer, tmp_path):
+def test_ten_crop_needs_whole_images(tokenizer, tmp_path):
     class Drawn:
         class_names = ("dots",)
         labels = np.zeros(1, np.int64)
@@ -189,9 +189,9 @@ def test_ten_crop_needs_whole_pictures(tokenizer, tmp_path):
         def __len__(self):
             return 1
 
-        def picture(self, index, rng=None):
+        def image(self, index, rng=None):
             return np.zeros((16, 16, 3), np.uint8)
 
-    with pytest.raises(ConfigError, match="'ten-crop' needs a folder of pictures"):
+    with pytest.raises(ConfigError, match="'ten-crop' needs a folder of images"):
         encode_to_shards(tokenizer, Drawn(), tmp_path, views="ten-crop")
-    assert encode_to_shards(tokenizer, Drawn(), tmp_path).pictures == 1
+    assert encode_to_shards(tokenizer, Drawn(), tmp_path).images == 1

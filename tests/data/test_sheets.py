@@ -44,10 +44,10 @@ class TestTensors:
 
 
 class TestSheet:
-    def test_small_pictures_are_magnified_by_whole_factors(self):
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 200, (24, 24, 3), dtype=np.uint8))
-        drawn = np.asarray(sheet([[picture]]))
-        expected = np.asarray(picture).repeat(3, axis=0).repeat(3, axis=1)
+    def test_small_images_are_magnified_by_whole_factors(self):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 200, (24, 24, 3), dtype=np.uint8))
+        drawn = np.asarray(sheet([[image]]))
+        expected = np.asarray(image).repeat(3, axis=0).repeat(3, axis=1)
         margin = (drawn.shape[0] - 72) // 2
         np.testing.assert_array_equal(drawn[margin:-margin, margin:-margin], expected)
         assert (np.delete(drawn.reshape(-1, 3), np.nonzero((drawn < 200).all(2).ravel())[0], 0) == 255).all()
@@ -66,13 +66,13 @@ class TestSheet:
         assert lime[0] - red[2] == blue[1] - red[3] > 0
         assert red[0] == red[1] == image.width - black[2] == image.height - black[3]
 
-    def test_rows_may_differ_in_length_and_pictures_in_size_and_mode(self):
+    def test_rows_may_differ_in_length_and_images_in_size_and_mode(self):
         grey = Image.new("L", (64, 32), 0)
         image = sheet([[*colours("red"), grey], colours("blue")])
         black, red = boxes(image, (0, 0, 0)), boxes(image, (255, 0, 0))
         assert black[1] - red[1] == red[3] - black[3] == 16  # in the middle of its cell
 
-    def test_names_and_title_take_room_but_touch_no_picture(self):
+    def test_names_and_title_take_room_but_touch_no_image(self):
         rows = [colours("red", "lime"), colours("blue", "lime")]
         plain = sheet(rows)
         named = sheet(rows, row_names=["cats", "dogs"], column_names=["one", "two"], title="a title")
@@ -87,7 +87,7 @@ class TestSheet:
             assert abs((inked[0].min() + inked[0].max()) / 2 - 32) < 5  # the name stands in the middle
         assert (np.asarray(named)[: boxes(named, (255, 0, 0))[1]] < 160).any()
 
-    def test_long_column_names_get_larger_pictures(self):
+    def test_long_column_names_get_larger_images(self):
         image = sheet([colours("red", "lime")], column_names=["original", "reconstruction"])
         left, top, right, bottom = boxes(image, (255, 0, 0))
         assert right - left == bottom - top
@@ -104,8 +104,8 @@ class TestSheet:
     @pytest.mark.parametrize(
         ("rows", "names", "match"),
         [
-            ([], {}, "at least one picture"),
-            ([[]], {}, "at least one picture"),
+            ([], {}, "at least one image"),
+            ([[]], {}, "at least one image"),
             ([colours("red")], {"row_names": ["a", "b"]}, "1 rows needs as many row_names, got 2"),
             ([colours("red", "red")], {"column_names": ["a"]}, "2 columns needs as many column_names, got 1"),
         ],

@@ -43,6 +43,6 @@ def test_in_a_handful_the_smallest_draw_is_held_out():
     assert select(names, "held-out", 0.05) == [draws.index(min(draws))]
 
 
-def test_a_lone_picture_is_trained_on():
+def test_a_lone_image_is_trained_on():
     assert select(["a.png"], "train", 0.999) == [0]
     assert select(["a.png"], "held-out", 0.999) == []

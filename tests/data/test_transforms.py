@@ -15,7 +15,7 @@ def noise(width, height, seed=0, channels=3):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def picture(width, height, seed=0):
+def make_image(width, height, seed=0):
     return Image.fromarray(noise(width, height, seed))
 
 
@@ -39,7 +39,7 @@ def adm_center_crop(image, size):
 
 class TestToRgb:
     def test_rgb_stays_as_it_is_and_becomes_a_copy(self):
-        image = picture(5, 4)
+        image = make_image(5, 4)
         converted = to_rgb(image)
         assert converted is not image
         np.testing.assert_array_equal(to_array(converted), to_array(image))
@@ -134,7 +134,7 @@ class TestToRgb:
         assert difference.max() <= (2 if suffix == "jpg" else 0)
 
     def test_damaged_exif_spoils_nothing(self, tmp_path):
-        image = picture(16, 16)
+        image = make_image(16, 16)
         image.save(tmp_path / "odd.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
         with Image.open(tmp_path / "odd.png") as opened:
             opened.getexif = lambda: (_ for _ in ()).throw(SyntaxError("not a TIFF file"))
@@ -147,7 +147,7 @@ class TestCrops:
         [(300, 200, 32), (64, 64, 32), (63, 90, 32), (40, 33, 32), (20, 31, 32), (32, 32, 32)],
     )
     def test_center_crop_is_adms(self, width, height, size):
-        image = picture(width, height)
+        image = make_image(width, height)
         np.testing.assert_array_equal(to_array(center_crop(image, size)), adm_center_crop(image, size))
 
     @settings(deadline=None, max_examples=40)
@@ -160,7 +160,7 @@ class TestCrops:
         assert abs(max(resized.size) - exact) <= 0.5 + exact * 2 / size
 
     def test_random_crop_is_adms_with_the_same_draws(self):
-        image = picture(150, 100)
+        image = make_image(150, 100)
         for seed in range(10):
             rng = np.random.default_rng(seed)
             cropped = to_array(random_crop(image, 24, rng))
@@ -172,7 +172,7 @@ class TestCrops:
             np.testing.assert_array_equal(cropped, np.asarray(scaled)[top : top + 24, left : left + 24])
 
     def test_random_crop_reaches_both_ends(self):
-        # A ramp from black to white: the span of a crop says how much of the picture it shows.
+        # A ramp from black to white: the span of a crop says how much of the image it shows.
         ramp = Image.fromarray(np.repeat(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], 3, 2).repeat(200, 0))
         rng = np.random.default_rng(0)
         spans = []
@@ -186,15 +186,15 @@ class TestCrops:
         random.seed(0)
         np.random.seed(0)
         before = random.getstate(), np.random.get_state()[1].tolist()
-        random_crop(picture(60, 50), 32, np.random.default_rng(0))
+        random_crop(make_image(60, 50), 32, np.random.default_rng(0))
         assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
     def test_flip_mirrors_columns(self):
-        image = picture(7, 5)
+        image = make_image(7, 5)
         np.testing.assert_array_equal(to_array(flip(image)), to_array(image)[:, ::-1])
 
     def test_ten_crop_has_the_places_and_order_of_torchvision(self):
-        image = picture(90, 70)
+        image = make_image(90, 70)
         crops = [to_array(crop) for crop in ten_crop(image, 40, crop_range=1.1)]
         whole = to_array(center_crop(image, 44))
         for half, array in enumerate([whole, whole[:, ::-1]]):
@@ -204,13 +204,13 @@ class TestCrops:
 
     def test_ten_crop_rounds_an_odd_margin_like_torchvision(self):
         # 281 - 256 = 25, and round(12.5) is 12.
-        crops = ten_crop(picture(300, 300), 256, crop_range=1.1)
-        whole = to_array(center_crop(picture(300, 300), 281))
+        crops = ten_crop(make_image(300, 300), 256, crop_range=1.1)
+        whole = to_array(center_crop(make_image(300, 300), 281))
         np.testing.assert_array_equal(to_array(crops[4]), whole[12:268, 12:268])
 
 
 def test_to_array_is_a_writable_copy():
-    image = picture(3, 2)
+    image = make_image(3, 2)
     array = to_array(image)
     array[:] = 0
     assert to_array(image).any()

@@ -1,4 +1,4 @@
-"""Folders, networks and pictures small enough for measuring in no time."""
+"""Folders, networks and images small enough for measuring in no time."""
 
 from pathlib import Path
 
@@ -58,15 +58,15 @@ def few_avatars(drawn, monkeypatch) -> None:
 
 @pytest.fixture
 def pixels():
-    """Random pictures of 8 pixels."""
+    """Random images of 8 pixels."""
     return lambda n, seed=0: np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def folder(tmp_path, pixels) -> Path:
-    """Class folders ``cats`` and ``dogs`` of five pictures each."""
-    for index, picture in enumerate(pixels(10)):
+    """Class folders ``cats`` and ``dogs`` of five images each."""
+    for index, image in enumerate(pixels(10)):
         place = tmp_path / "folder" / ("cats", "dogs")[index // 5]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(place / f"{index}.png")
+        Image.fromarray(image).save(place / f"{index}.png")
     return tmp_path / "folder"

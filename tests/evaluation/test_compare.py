@@ -73,8 +73,8 @@ def test_two_networks_are_refused(npz, plain):
         distances(one, other)
 
 
-def test_pictures_of_two_sizes_are_refused(npz, plain):
-    with pytest.raises(DataError, match=r"pictures of 8 x 8 pixels, avatars-16:held-out:1 of 16 x 16: .*--size"):
+def test_images_of_two_sizes_are_refused(npz, plain):
+    with pytest.raises(DataError, match=r"images of 8 x 8 pixels, avatars-16:held-out:1 of 16 x 16: .*--size"):
         compare(npz(5, 0), open_source("avatars-16:held-out:1"), plain())
 
 
@@ -125,7 +125,7 @@ def test_lite0_tells_avatars_apart():
     assert kernel_distance(some, real).mean > same["kid"] + 0.02
 
 
-def test_lite0_sees_small_pictures_magnified():
+def test_lite0_sees_small_images_magnified():
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     magnified = Lite0(smallest_side=128)(images).vectors
     assert magnified.shape == (2, 1280)

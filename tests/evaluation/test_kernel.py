@@ -56,5 +56,5 @@ def test_subsets_of_small_sets_are_half_of_them():
 
 
 def test_too_few():
-    with pytest.raises(DataError, match="at least 2 pictures in each set, got 1 and 5"):
+    with pytest.raises(DataError, match="at least 2 images in each set, got 1 and 5"):
         kernel_distance(draw(1), draw(5))

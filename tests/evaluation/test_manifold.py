@@ -1,4 +1,4 @@
-"""Precision and recall against loops over pictures."""
+"""Precision and recall against loops over images."""
 
 import numpy as np
 import pytest
@@ -66,5 +66,5 @@ def test_beyond_float16_it_is_float32():
 
 
 def test_too_few():
-    with pytest.raises(DataError, match="more than 3 pictures in each set, got 3 samples and 9 in the reference"):
+    with pytest.raises(DataError, match="more than 3 images in each set, got 3 samples and 9 in the reference"):
         precision_recall(draw(3), draw(9))

@@ -1,4 +1,4 @@
-"""From pictures to features, and the cache."""
+"""From images to features, and the cache."""
 
 import json
 
@@ -39,8 +39,8 @@ def test_everything_is_gathered(file, pixels, plain):
 
 
 def test_channels_come_first(pixels):
-    pictures = pixels(2)
-    assert to_channels_first(pictures)[1, 2, 3, 4] == pictures[1, 3, 4, 2]
+    images = pixels(2)
+    assert to_channels_first(images)[1, 2, 3, 4] == images[1, 3, 4, 2]
 
 
 def test_what_was_measured_is_found_again(file, plain, cache):
@@ -77,14 +77,14 @@ def test_stored_statistics_stand_in_for_inceptions(tmp_path, pixels, plain):
     other = measure_set(both, plain(), keep=True)
     assert_allclose(other.gaussian.mean, other.vectors.double().mean(dim=0))
     assert measure_set(alone, plain("inception"), keep=True).vectors.shape == (0, 6)
-    with pytest.raises(DataError, match="holds Inception's statistics and no pictures, so plain has nothing to look"):
+    with pytest.raises(DataError, match="holds Inception's statistics and no images, so plain has nothing to look"):
         measure_set(alone, plain(), keep=True)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few_pictures(tmp_path, pixels, plain, count):
+def test_too_few_images(tmp_path, pixels, plain, count):
     np.savez(tmp_path / "s.npz", arr_0=pixels(count))
-    with pytest.raises(DataError, match=rf"s\.npz: too few pictures to measure a set, got {count}; give at least 2"):
+    with pytest.raises(DataError, match=rf"s\.npz: too few images to measure a set, got {count}; give at least 2"):
         measure(open_source(str(tmp_path / "s.npz")), plain())
 
 
@@ -93,5 +93,5 @@ def test_features_that_are_no_numbers(file, plain):
         def __call__(self, images):
             return Features(torch.full((len(images), 6), torch.nan))
 
-    with pytest.raises(DataError, match="features of 3 of 3 pictures are NaN"):
+    with pytest.raises(DataError, match="features of 3 of 3 images are NaN"):
         measure(open_source(file), Broken())

@@ -1,4 +1,4 @@
-"""Nearest pictures, recognition and copies."""
+"""Nearest images, recognition and copies."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_the_nearest_by_cosine(monkeypatch):
 
 
 def test_too_few_to_choose_from():
-    with pytest.raises(DataError, match="5 nearest neighbours need at least 6 pictures to choose from, got 5"):
+    with pytest.raises(DataError, match="5 nearest neighbours need at least 6 images to choose from, got 5"):
         nearest(draw(5), draw(5), 5, same=True)
 
 
@@ -48,14 +48,14 @@ def test_all_five_must_agree():
     assert mixed.per_class == {"b": 0.0}
 
 
-def test_a_reference_judges_itself_without_the_picture_itself():
+def test_a_reference_judges_itself_without_the_image_itself():
     reference, labels = clusters([6, 5])
     found = recognition(reference, labels, reference, labels, "ab", same=True)
     assert found.per_class == {"a": 1.0, "b": 0.0}  # five others of a, four of b
     assert found.majority == 1
 
 
-def test_copies_are_nearer_than_unseen_pictures():
+def test_copies_are_nearer_than_unseen_images():
     unseen = torch.linspace(0, 0.95, 96)
     assert copying(unseen, unseen).closer == pytest.approx(5 / 96)
     found = copying(torch.tensor([0.99, 0.3, 0.99]), unseen)

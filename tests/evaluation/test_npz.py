@@ -1,4 +1,4 @@
-"""ADM's files: pictures in a stream, statistics, and what is refused."""
+"""ADM's files: images in a stream, statistics, and what is refused."""
 
 import tracemalloc
 
@@ -12,23 +12,23 @@ from aimamba.evaluation.sources import open_source
 
 
 def test_what_is_written_is_what_numpy_reads(tmp_path, pixels):
-    pictures, labels = pixels(7), np.arange(7)
-    write_npz(tmp_path / "s.npz", iter([pictures[:4], pictures[4:]]), labels, 8)
+    images, labels = pixels(7), np.arange(7)
+    write_npz(tmp_path / "s.npz", iter([images[:4], images[4:]]), labels, 8)
     with np.load(tmp_path / "s.npz") as content:
         assert content.files == ["arr_0", "arr_1"]
         assert content["arr_0"].dtype == np.uint8
-        assert_array_equal(content["arr_0"], pictures)
+        assert_array_equal(content["arr_0"], images)
         assert_array_equal(content["arr_1"], labels)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_what_numpy_writes_is_read_in_a_stream(tmp_path, pixels, save):
-    pictures = pixels(7)
-    save(tmp_path / "s.npz", arr_0=pictures, arr_1=np.arange(7)[::-1])
+    images = pixels(7)
+    save(tmp_path / "s.npz", arr_0=images, arr_1=np.arange(7)[::-1])
     source = open_source(str(tmp_path / "s.npz"))
     assert (len(source), source.size, source.class_names, source.statistics) == (7, 8, (), None)
-    assert_array_equal(np.concatenate(list(source.batches(3))), pictures)
-    assert_array_equal(source.take([5, 0, 5]), pictures[[5, 0, 5]])
+    assert_array_equal(np.concatenate(list(source.batches(3))), images)
+    assert_array_equal(source.take([5, 0, 5]), images[[5, 0, 5]])
     assert source.labels.tolist() == [6, 5, 4, 3, 2, 1, 0]
 
 
@@ -47,7 +47,7 @@ def test_memory_stays_bounded(tmp_path):
     batch = np.zeros((10, 64, 64, 3), np.uint8)  # 123 kB
     tracemalloc.start()
     write_npz(tmp_path / "s.npz", (batch for _ in range(200)), np.zeros(2000, np.int64), 64)
-    assert sum(len(pictures) for pictures in open_source(str(tmp_path / "s.npz")).batches(10)) == 2000
+    assert sum(len(images) for images in open_source(str(tmp_path / "s.npz")).batches(10)) == 2000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3_000_000  # of 25 MB
@@ -68,8 +68,8 @@ def test_statistics(tmp_path, pixels):
     ("content", "message"),
     [
         ({"arr_0": np.zeros((3, 8, 8, 3), np.float32)}, "arr_0 holds float32 of shape .* expected .* uint8"),
-        ({"arr_0": np.zeros((3, 3, 8, 8), np.uint8)}, "expected square pictures"),
-        ({"arr_0": np.zeros((3, 8, 9, 3), np.uint8)}, "expected square pictures"),
+        ({"arr_0": np.zeros((3, 3, 8, 8), np.uint8)}, "expected square images"),
+        ({"arr_0": np.zeros((3, 8, 9, 3), np.uint8)}, "expected square images"),
         ({"arr_0": np.asfortranarray(np.zeros((3, 8, 8, 3), np.uint8))}, "column by column"),
         ({"other": np.zeros(3)}, "holds other; expected arr_0, or mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu and sigma have shapes \(3,\) and \(4, 4\)"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aimamba.errors import ConfigError, DataError
-from aimamba.evaluation.protocol import LABELS, PICTURES, aim_paper, check_paper_reference
+from aimamba.evaluation.protocol import IMAGES, LABELS, aim_paper, check_paper_reference
 from aimamba.evaluation.sources import open_source
 from aimamba.generation import SamplingConfig
 from aimamba.models import AIM_PRESETS, AiMConfig
@@ -18,7 +18,7 @@ def official(name):
 
 @pytest.mark.parametrize(("name", "scale"), [("aim-b", 2.0), ("aim-l", 1.75), ("aim-xl", 1.75)])
 def test_the_published_guidance(name, scale):
-    assert (PICTURES, LABELS) == (50_000, "random")
+    assert (IMAGES, LABELS) == (50_000, "random")
     config = SamplingConfig(seed=4)
     assert aim_paper(config, official(name)) == SamplingConfig(cfg_scale=scale, seed=4)
     assert aim_paper(replace(config, cfg_scale=scale), official(name)).cfg_scale == scale
@@ -52,5 +52,5 @@ def test_a_reference_that_lacks_a_part(tmp_path, pixels, missing):
     np.savez(tmp_path / "whole.npz", **parts)
     check_paper_reference(open_source(str(tmp_path / "whole.npz")))
     np.savez(tmp_path / "part.npz", **{key: value for key, value in parts.items() if key != missing})
-    with pytest.raises(DataError, match="aim-paper needs pictures and Inception's statistics"):
+    with pytest.raises(DataError, match="aim-paper needs images and Inception's statistics"):
         check_paper_reference(open_source(str(tmp_path / "part.npz")))

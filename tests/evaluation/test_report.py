@@ -1,4 +1,4 @@
-"""The report: which pictures are shown, and that every number is there."""
+"""The report: which images are shown, and that every number is there."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def npz(tmp_path, pixels):
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """What was put on sheets: rows of pictures and their names."""
+    """What was put on sheets: rows of images and their names."""
     made = []
 
     def sheet(rows, *, row_names=None, column_names=None):
@@ -36,7 +36,7 @@ def sheets(monkeypatch):
     return made
 
 
-def test_with_classes_and_training_pictures(npz, plain, sheets, tmp_path, pixels):
+def test_with_classes_and_training_images(npz, plain, sheets, tmp_path, pixels):
     labels = np.arange(30) % 3
     samples, reference, train = npz("s<1>", 30, 0, arr_1=labels), npz("r", 20, 1, arr_1=labels[:20]), npz("t", 12, 2)
     found = compare(samples, reference, plain(), train=train)

@@ -1,4 +1,4 @@
-"""Folders, named sets and models as streams of pictures."""
+"""Folders, named sets and models as streams of images."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from PIL import Image
 
 from aimamba.data.avatars import Avatars
 from aimamba.errors import ConfigError, DataError
-from aimamba.evaluation.sources import AVATARS_PER_CLASS, ModelSource, draw_labels, open_source
+from aimamba.evaluation.sources import AVATARS_PER_CLASS, ModelSource, make_labels, open_source
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
 
@@ -20,8 +20,8 @@ def test_a_named_set():
     styles = ("planets", "thumbs", "critters")
     avatars = Avatars(16, "held-out", 2, styles)
     assert (len(source), source.size, source.class_names) == (6, 16, styles)
-    assert np.array_equal(everything(source), np.stack([avatars.picture(i) for i in range(6)]))
-    assert np.array_equal(source.take([5, 3])[1], avatars.picture(3))
+    assert np.array_equal(everything(source), np.stack([avatars.image(i) for i in range(6)]))
+    assert np.array_equal(source.take([5, 3])[1], avatars.image(3))
     assert np.array_equal(source.labels, avatars.labels)
     assert source.identity != open_source("avatars-16:train:2").identity
     assert AVATARS_PER_CLASS == {"train": 3000, "held-out": 500}
@@ -41,17 +41,17 @@ def test_splits_of_a_folder(folder):
     assert held_out.class_names == train.class_names == ("cats", "dogs")
 
 
-def test_loose_pictures_have_no_labels_and_the_sheet_is_none_of_them(folder):
+def test_loose_images_have_no_labels_and_the_sheet_is_none_of_them(folder):
     Image.new("RGB", (100, 50)).save(folder / "cats" / "sheet.png")
     source = open_source(str(folder / "cats"))
     assert (len(source), source.labels, source.class_names) == (5, None, ())
 
 
-def test_pictures_of_different_sizes(folder):
+def test_images_of_different_sizes(folder):
     Image.new("RGB", (12, 16)).save(folder / "cats" / "z.png")
-    with pytest.raises(DataError, match=r"z\.png: the picture is 12 x 16 pixels, but all must be .* give --size"):
+    with pytest.raises(DataError, match=r"z\.png: the image is 12 x 16 pixels, but all must be .* give --size"):
         open_source(str(folder))
-    with pytest.raises(DataError, match=r"0\.png: the picture is 8 x 8 pixels and would have to be enlarged to 9"):
+    with pytest.raises(DataError, match=r"0\.png: the image is 8 x 8 pixels and would have to be enlarged to 9"):
         open_source(str(folder), size=9)
     source = open_source(str(folder), size=6)
     assert everything(source).shape == (11, 6, 6, 3)
@@ -71,14 +71,14 @@ def test_a_changed_file_is_another_identity(folder):
         ("avatars-64:test", "name a split"),
         ("avatar-64:train", r"no such folder, \.npz file or named set \(did you mean 'avatars-64:train'"),
         ("nowhere", "nowhere: no such folder"),
-        ("empty", "there are no pictures"),
-        ("note.txt", "expected a folder of pictures"),
+        ("empty", "there are no images"),
+        ("note.txt", "expected a folder of images"),
     ],
 )
 def test_refusals(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "note.txt").write_text("no picture")
+    (tmp_path / "note.txt").write_text("no image")
     with pytest.raises(DataError, match=message):
         open_source(text)
 
@@ -90,7 +90,7 @@ def model(make_aim, make_vq):
 
 def test_a_model_draws_what_its_pipeline_draws(model):
     config = SamplingConfig(seed=7, cfg_scale=2.0)
-    source = ModelSource("tiny", model, draw_labels("balanced", 7, 5), config, 4)
+    source = ModelSource("tiny", model, make_labels("balanced", 7, 5), config, 4)
     assert (len(source), source.size, source.class_names) == (7, 6, tuple("abcde"))
     assert source.identity is None
     assert source.labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
@@ -102,11 +102,11 @@ def test_a_model_draws_what_its_pipeline_draws(model):
 
 
 def test_labels():
-    assert np.bincount(draw_labels("balanced", 20, 10)).tolist() == [2] * 10
-    random = draw_labels("random", 50_000, 1000, seed=1)
+    assert np.bincount(make_labels("balanced", 20, 10)).tolist() == [2] * 10
+    random = make_labels("random", 50_000, 1000, seed=1)
     counts = np.bincount(random, minlength=1000)
     assert counts.min() >= 20
     assert 6 < counts.std() < 8  # 7.07 if drawn independently
-    assert not np.array_equal(random, draw_labels("random", 50_000, 1000, seed=2))
+    assert not np.array_equal(random, make_labels("random", 50_000, 1000, seed=2))
     with pytest.raises(ConfigError, match="balanced or random, got 'even'"):
-        draw_labels("even", 5, 5)
+        make_labels("even", 5, 5)

@@ -47,7 +47,7 @@ def test_far_from_zero_nothing_is_lost():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few(count):
-    with pytest.raises(DataError, match=f"at least 2 pictures, got {count}"):
+    with pytest.raises(DataError, match=f"at least 2 images, got {count}"):
         moments(ROWS[:count]).gaussian()
 
 
@@ -55,5 +55,5 @@ def test_too_few(count):
 def test_what_is_no_number(bad):
     rows = ROWS.copy()
     rows[3, 2] = bad
-    with pytest.raises(DataError, match="features of 1 of 50 pictures are NaN or infinite"):
+    with pytest.raises(DataError, match="features of 1 of 50 images are NaN or infinite"):
         moments(rows)

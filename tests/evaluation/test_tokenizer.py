@@ -11,15 +11,15 @@ from aimamba.evaluation.measure import measure
 from aimamba.evaluation.sources import open_source
 from aimamba.evaluation.summary import tokenizer_summary
 from aimamba.evaluation.tokenizer import compare_tokenizer, perplexity
+from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
-from aimamba.models.vq_fast import FastDecoder
 from aimamba.ops.ssim import gaussian_window, ssim, uniform_window
 
 
 @pytest.fixture
 def network(plain):
     class Small(plain):
-        """Sees the corner of larger pictures."""
+        """Sees the corner of larger images."""
 
         def __call__(self, images):
             return super().__call__(images[:, :, :8, :8])
@@ -29,14 +29,14 @@ def network(plain):
 
 def test_every_number(make_vq, network, tmp_path):
     model = make_vq()
-    pictures = open_source("avatars-16:held-out:3")
-    between, kept = compare_tokenizer(model, pictures, network())
-    real = np.concatenate(list(pictures.batches(9)))
+    images = open_source("avatars-16:held-out:3")
+    between, kept = compare_tokenizer(model, images, network())
+    real = np.concatenate(list(images.batches(9)))
     x = torch.from_numpy(real).permute(0, 3, 1, 2)
     codes = torch.cat([model.encode(to_float(one)) for one in x.split(3)])
     drawn = np.stack([np.asarray(image) for one in codes.split(3) for image in to_images(model.decode(one))])
     np.savez(tmp_path / "drawn.npz", arr_0=drawn)
-    expected = distances(measure(open_source(str(tmp_path / "drawn.npz")), network()), measure(pictures, network()))
+    expected = distances(measure(open_source(str(tmp_path / "drawn.npz")), network()), measure(images, network()))
     assert between == pytest.approx(expected, rel=1e-6)
     assert {"frechet", "kid", "kid_std"} <= between.keys()
     errors = ((real.astype(float) - drawn) ** 2).mean(axis=(1, 2, 3))
@@ -55,14 +55,14 @@ def test_every_number(make_vq, network, tmp_path):
 
 
 def test_the_decoder_made_for_drawing_draws(make_vq, network, monkeypatch):
-    """Its pictures are a ten-thousandth of a level off, which flips a rounding in thousands."""
+    """Its images are a ten-thousandth of a level off, which flips a rounding in thousands."""
     model = make_vq(channels=32, z_channels=16)
-    pictures = open_source("avatars-16:held-out:3")
+    images = open_source("avatars-16:held-out:3")
     with monkeypatch.context() as patch:
         patch.setattr(FastDecoder, "__call__", lambda self, codes: model.decode(codes))
-        _, expected = compare_tokenizer(model, pictures, network())
+        _, expected = compare_tokenizer(model, images, network())
     monkeypatch.delattr(VQModel, "decode")
-    _, kept = compare_tokenizer(model, pictures, network())
+    _, kept = compare_tokenizer(model, images, network())
     assert kept == pytest.approx(expected, rel=1e-4)
 
 
@@ -72,7 +72,7 @@ def test_inceptions_distance_is_called_rfid(make_vq, network):
 
 
 def test_lpips_where_it_is_given(make_vq, network):
-    from aimamba.models.perceptual import perceptual_loss
+    from aimamba.networks.perceptual import perceptual_loss
 
     loss = perceptual_loss("lite0", smallest_side=16)
     _, kept = compare_tokenizer(make_vq(), open_source("avatars-16:held-out:3"), network(), lpips=loss)
@@ -85,7 +85,7 @@ def test_perplexity():
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(8, "SSIM needs pictures of at least 11 pixels, got 8"), (13, "multiple of 2, .* got 13")]
+    ("size", "message"), [(8, "SSIM needs images of at least 11 pixels, got 8"), (13, "multiple of 2, .* got 13")]
 )
 def test_sizes_that_do_not_fit(make_vq, network, tmp_path, size, message):
     np.savez(tmp_path / "s.npz", arr_0=np.zeros((3, size, size, 3), np.uint8))

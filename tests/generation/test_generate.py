@@ -1,12 +1,12 @@
-"""The decoding loop: a picture depends on weights, label, settings and seed, and on nothing beside it."""
+"""The decoding loop: an image depends on weights, label, settings and seed, and on nothing beside it."""
 
 import pytest
 import torch
 
 from aimamba.errors import CheckpointError, ConfigError, DataError
 from aimamba.generation import SamplingConfig, generate
-from aimamba.generation.engines.static_engine import StaticEngine
-from aimamba.generation.engines.static_step import StaticStep
+from aimamba.generation.engines.recorded import RecordedEngine
+from aimamba.generation.engines.recorded_step import RecordedStep
 
 GUIDED = SamplingConfig(cfg_scale=2.5, top_p=0.95)
 CONFIGS = [
@@ -67,7 +67,7 @@ def test_order_does_not_matter(model):
     assert torch.equal(shuffled, draw(model, labels, seeds=seeds)[order])
 
 
-def test_settings_of_other_pictures_do_not_matter(model):
+def test_settings_of_other_images_do_not_matter(model):
     labels, seeds = [0, 1, 2, 3, 4, 2, 1], [3] * 7
     together = draw(model, labels, CONFIGS, seeds=seeds)
     for i, config in enumerate(CONFIGS):
@@ -107,8 +107,8 @@ def test_guidance_doubles_only_the_guided_rows(model, monkeypatch):
 
 
 def test_guidance_of_the_empty_class_changes_nothing(model):
-    nothing = model.config.num_classes
-    assert torch.equal(draw(model, [nothing], GUIDED), draw(model, [nothing], SamplingConfig(top_p=0.95)))
+    null_class = model.config.num_classes
+    assert torch.equal(draw(model, [null_class], GUIDED), draw(model, [null_class], SamplingConfig(top_p=0.95)))
 
 
 def test_scale_zero_forgets_the_class(model):
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(model, labels, options, error, named):
 @pytest.mark.parametrize("config", [GUIDED, SamplingConfig(temperature=0.5, top_k=3), CONFIGS[:3]], ids=type)
 def test_the_loop_asks_the_device_for_nothing(model, monkeypatch, config):
     """A value read from a device waits for all that was launched before, and a number sent to one may too."""
-    engine = StaticEngine(StaticStep(model), lambda run: run)
+    engine = RecordedEngine(RecordedStep(model), lambda run: run)
     run = generate(model, torch.tensor([0, 1, 2]), config, engine=engine)
     next(run)
 

@@ -8,8 +8,8 @@ from aimamba.errors import ConfigError
 from aimamba.models import AIM_PRESETS, AiM, AiMConfig, AiMState
 from aimamba.models.adaln import GroupAdaLN, NoAdaLN, make_adaln
 from aimamba.models.attention import rotary_2d
-from aimamba.ops import mixing
-from aimamba.ops.scan import ssd_scan
+from aimamba.ops.mixer import sequence as mixing
+from aimamba.ops.ssd.dispatch import ssd_scan
 
 VARIANTS = [
     {"mixer": "mamba2", "adaln": "none", "positions": "none"},

@@ -23,7 +23,7 @@ def make(seed=0, **settings) -> Discriminator:
     return discriminator
 
 
-def pictures(side=16, batch=4, seed=0):
+def make_images(side=16, batch=4, seed=0):
     return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -45,7 +45,7 @@ def test_a_logit_sees_as_much_as_said(layers, field):
         if isinstance(module, nn.BatchNorm2d):
             module.forward = lambda x: x  # in a batch all sees all
     side = 2 * field
-    images = pictures(side, batch=1).requires_grad_()
+    images = make_images(side, batch=1).requires_grad_()
     logits = discriminator(images)
     logits[0, logits.shape[1] // 2, logits.shape[2] // 2].backward()
     seen = images.grad.abs().sum(dim=(0, 1)).nonzero()
@@ -53,12 +53,12 @@ def test_a_logit_sees_as_much_as_said(layers, field):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_smallest_pictures_leave_a_logit_and_smaller_ones_are_refused(layers):
+def test_the_smallest_images_leave_a_logit_and_smaller_ones_are_refused(layers):
     discriminator = make(layers=layers)
     side = discriminator.config.smallest_side
-    assert discriminator(pictures(side)).shape == (4, 1, 1)
-    with pytest.raises(ConfigError, match=f"need pictures of at least {side} pixels, got {side - 1} x {side - 1}"):
-        discriminator(pictures(side - 1))
+    assert discriminator(make_images(side)).shape == (4, 1, 1)
+    with pytest.raises(ConfigError, match=f"need images of at least {side} pixels, got {side - 1} x {side - 1}"):
+        discriminator(make_images(side - 1))
 
 
 def test_initial_weights_come_from_the_generator_alone():
@@ -76,8 +76,8 @@ def test_initial_weights_come_from_the_generator_alone():
 def test_it_keeps_nothing_but_its_parameters():
     discriminator = make()
     before = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
-    expected = discriminator(pictures())
-    assert_close(discriminator.eval()(pictures()), expected)
+    expected = discriminator(make_images())
+    assert_close(discriminator.eval()(make_images()), expected)
     assert_close(dict(discriminator.state_dict()), before, rtol=0, atol=0)
 
 
@@ -90,37 +90,37 @@ def test_hinge_losses():
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_one_pass_trains_both_and_mixes_nothing(bfloat16):
     """The gradients of the sum are those that each player would get alone."""
-    discriminator, images, drawn = make(), pictures(seed=1), pictures(seed=2).requires_grad_()
+    discriminator, images, drawn = make(), make_images(seed=1), make_images(seed=2).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
         result = contest(discriminator, drawn, images)
     (result.generator_loss + result.discriminator_loss).backward()
     got = {name: parameter.grad for name, parameter in discriminator.named_parameters()}
     assert all(parameter.requires_grad for parameter in discriminator.parameters())
 
-    alone = pictures(seed=2).requires_grad_()
+    alone = make_images(seed=2).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        (to_picture,) = torch.autograd.grad(generator_hinge(discriminator(alone)), alone)
+        (to_image,) = torch.autograd.grad(generator_hinge(discriminator(alone)), alone)
         theirs = discriminator_hinge(discriminator(images), discriminator(alone.detach()))
     to_discriminator = torch.autograd.grad(theirs, tuple(discriminator.parameters()))
     assert drawn.grad.any()
-    assert_close(drawn.grad, to_picture)
+    assert_close(drawn.grad, to_image)
     assert_close(list(got.values()), list(to_discriminator))
     assert not result.real_logits.requires_grad
-    assert not result.drawn_logits.requires_grad
+    assert not result.fake_logits.requires_grad
     assert result.generator_loss.dtype == result.discriminator_loss.dtype == torch.float32
-    assert_close(result.drawn_logits, -result.generator_loss.detach())
+    assert_close(result.fake_logits, -result.generator_loss.detach())
 
 
 def test_it_learns_to_tell():
     discriminator = make(channels=8)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-3)
     for step in range(60):
-        images = pictures(side=24, seed=step)
+        images = make_images(side=24, seed=step)
         result = contest(discriminator, F.avg_pool2d(images, 3, stride=1, padding=1), images)
         optimizer.zero_grad()
         result.discriminator_loss.backward()
         optimizer.step()
-    assert result.real_logits > result.drawn_logits + 1
+    assert result.real_logits > result.fake_logits + 1
     assert result.discriminator_loss < 0.5
 
 

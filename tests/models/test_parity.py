@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from aimamba.checkpoints.official import aim_from_official
 from aimamba.generation import SamplingConfig, generate
 from aimamba.models import AiM, VQModel
-from aimamba.models.official import aim_from_official
-from aimamba.ops.logits import guide
+from aimamba.ops.sampling.logits import guide
 
 FOLDERS = ("adaln", "group2")
 DOUBLE, SINGLE = torch.float64, torch.float32
@@ -39,7 +39,7 @@ def model(folder, dtype) -> AiM:
 
 
 @pytest.fixture(scope="module")
-def pictures(golden) -> dict[str, Tensor]:
+def tensors(golden) -> dict[str, Tensor]:
     """What the tokenizer computed; it exists beside one of the generators alone."""
     return load_file(golden / "adaln" / "io.safetensors")
 
@@ -126,42 +126,42 @@ def test_loss_and_every_gradient(folder, io, dtype):
 
 
 @torch.no_grad()
-def test_tokenizer_latents_and_codes(tokenizer, pictures, dtype):
-    images = pictures["vq_image"].to(dtype)
+def test_tokenizer_latents_and_codes(tokenizer, tensors, dtype):
+    images = tensors["vq_image"].to(dtype)
     latents = tokenizer.latents(images)
-    close(latents, expect(pictures, "vq_latent_prequant", dtype), BOUND[dtype])
+    close(latents, expect(tensors, "vq_latent_prequant", dtype), BOUND[dtype])
     quantised, codes, _ = tokenizer.quantize(latents)
-    assert torch.equal(codes.flatten(1), expect(pictures, "vq_indices", dtype))
+    assert torch.equal(codes.flatten(1), expect(tensors, "vq_indices", dtype))
     assert torch.equal(tokenizer.encode(images), codes)
     # float32 weights: the official float32 code vectors are all there is, and they are exact to rounding.
-    close(quantised, pictures["vq_quant"], BOUND[SINGLE] if dtype == SINGLE else 2e-6)
+    close(quantised, tensors["vq_quant"], BOUND[SINGLE] if dtype == SINGLE else 2e-6)
 
 
-def test_codes_are_far_from_a_tie(pictures):
+def test_codes_are_far_from_a_tie(tensors):
     """Otherwise equal codes would be luck."""
-    assert pictures["vq_index_margin"].min() > 1e-4
+    assert tensors["vq_index_margin"].min() > 1e-4
 
 
 @torch.no_grad()
-def test_tokenizer_images(tokenizer, pictures, dtype):
-    output = tokenizer(pictures["vq_image"].to(dtype))
-    close(output.images, expect(pictures, "vq_recon", dtype), BOUND[dtype])
-    codes = pictures["vq_indices"].unflatten(1, (4, 4))
-    close(tokenizer.decode(codes), pictures["vq_decode_code"], BOUND[SINGLE])
+def test_tokenizer_images(tokenizer, tensors, dtype):
+    output = tokenizer(tensors["vq_image"].to(dtype))
+    close(output.images, expect(tensors, "vq_recon", dtype), BOUND[dtype])
+    codes = tensors["vq_indices"].unflatten(1, (4, 4))
+    close(tokenizer.decode(codes), tensors["vq_decode_code"], BOUND[SINGLE])
 
 
 @torch.no_grad()
-def test_logits_from_images(golden, tokenizer, pictures, dtype):
+def test_logits_from_images(golden, tokenizer, tensors, dtype):
     model = AiM.from_pretrained(golden / "adaln", dtype=dtype)
-    codes = tokenizer.encode(pictures["vq_image"].to(dtype)).flatten(1)
-    close(model(codes[:, :-1], pictures["labels"][:2]), pictures["img_tf_logits"], BOUND[SINGLE])
+    codes = tokenizer.encode(tensors["vq_image"].to(dtype)).flatten(1)
+    close(model(codes[:, :-1], tensors["labels"][:2]), tensors["img_tf_logits"], BOUND[SINGLE])
 
 
-def test_class_to_image(golden, tokenizer, pictures, dtype):
+def test_class_to_image(golden, tokenizer, tensors, dtype):
     model = AiM.from_pretrained(golden / "adaln", dtype=dtype)
     for greedy in (SamplingConfig(cfg_scale=3.0, top_k=1), SamplingConfig(cfg_scale=3.0, temperature=0.0)):
-        *_, codes = generate(model, pictures["e2e_labels"], greedy)
-        assert torch.equal(codes, pictures["e2e_greedy_tokens_cfg3"])
+        *_, codes = generate(model, tensors["e2e_labels"], greedy)
+        assert torch.equal(codes, tensors["e2e_greedy_tokens_cfg3"])
     with torch.no_grad():
         images = tokenizer.decode(codes.unflatten(1, (4, 4)))
-    close(images, pictures["e2e_image"], BOUND[SINGLE])
+    close(images, tensors["e2e_image"], BOUND[SINGLE])

@@ -94,7 +94,7 @@ def test_gradient_goes_straight_through(make_vq):
     (expected,) = torch.autograd.grad((F.normalize(latents, dim=1) * weights).sum(), latents)
     assert_close(got, expected)
     (codebook,) = torch.autograd.grad((model.quantize(latents)[0] * weights).sum(), model.codebook, allow_unused=True)
-    assert codebook is None or not codebook.any(), "the picture does not pull at the codes"
+    assert codebook is None or not codebook.any(), "the image does not pull at the codes"
 
 
 def test_losses(make_vq):

@@ -43,6 +43,6 @@ def test_the_windows():
     assert float(uniform_window().sum()) == pytest.approx(1)
 
 
-def test_equal_pictures():
+def test_equal_images():
     x = torch.rand(2, 3, 12, 12)
     torch.testing.assert_close(ssim(x, x, gaussian_window(), data_range=1.0), torch.ones(2))

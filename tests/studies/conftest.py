@@ -33,8 +33,8 @@ def finished(tmp_path) -> Callable[..., Any]:
     from aimamba.models import AiMConfig
     from aimamba.studies.recipe import load_study
     from aimamba.studies.results import Results
+    from aimamba.studies.runner import count_parameters
     from aimamba.studies.speed import state_bytes
-    from aimamba.studies.workshop import count_parameters
 
     def make(kind: str, folder: Path = tmp_path) -> Results:
         study = load_study(kind)

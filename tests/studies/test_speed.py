@@ -5,7 +5,7 @@ import torch
 from aimamba.models import AiMConfig
 from aimamba.studies import speed
 from aimamba.studies.recipe import SpeedConfig
-from aimamba.studies.speed import drawing_speed, state_bytes
+from aimamba.studies.speed import sampling_speed, state_bytes
 
 SHAPE = {"width": 16, "num_blocks": 2, "vocab_size": 8, "num_tokens": 9, "num_classes": 2, "state_size": 4}
 
@@ -22,6 +22,6 @@ def test_the_state_of_mamba_does_not_grow_and_the_cache_of_attention_does():
 def test_speed(monkeypatch):
     monkeypatch.setattr(speed, "_LONG_ENOUGH", 1e-9)
     config = AiMConfig(**SHAPE, head_width=8)
-    found = drawing_speed(config, SpeedConfig(tokens=(4, 9), batches=(1, 3)), torch.device("cpu"))
+    found = sampling_speed(config, SpeedConfig(tokens=(4, 9), batches=(1, 3)), torch.device("cpu"))
     assert [(line["tokens"], line["batch"]) for line in found] == [(4, 1), (4, 3), (9, 1), (9, 3)]
     assert all(line["pictures_per_second"] > 0 and line["state_bytes"] > 0 for line in found)

@@ -5,9 +5,9 @@ import pytest
 from aimamba.config import from_mapping
 from aimamba.errors import ConfigError
 from aimamba.models import AiMConfig
-from aimamba.studies.orders import grid_order
 from aimamba.studies.recipe import StudyRecipe, load_study, study_names, training_recipe
-from aimamba.studies.workshop import count_parameters
+from aimamba.studies.runner import count_parameters
+from aimamba.studies.scans import grid_order
 from aimamba.train.recipe import recipe_names
 
 GRID = {"vocab_size": 2048, "num_tokens": 64, "num_classes": 10}
@@ -91,7 +91,7 @@ def test_a_budget_scales_the_steps_and_their_schedule():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": 0}, "budget must be at least 1 picture, got 0"),
+        ({"budget": 0}, "budget must be at least 1 image, got 0"),
         ({"seeds": []}, "seeds must hold at least one number"),
         ({"warmup": 2.0}, r"warmup must lie in \[0, 1\], got 2.0"),
         ({"variants": []}, "a study of kind 'baseline' needs variants"),

@@ -38,7 +38,7 @@ ADVERSARIAL = ("adversarial", "discriminator", "real_logits", "drawn_logits")
 
 
 class Blots:
-    """Pictures of a blot somewhere on a coloured ground."""
+    """Images of a blot somewhere on a coloured ground."""
 
     class_names = ("light", "dark")
     size = 16
@@ -54,7 +54,7 @@ class Blots:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def picture(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+    def image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         return self.images[index]
 
 
@@ -160,7 +160,7 @@ def test_without_the_new_losses_all_is_as_it_was(tmp_path):
     assert not any("adversary" in name for name in read_checkpoint(tmp_path / "checkpoint.pt").parts)
 
 
-def test_a_small_codebook_on_few_pictures_is_used(tmp_path):
+def test_a_small_codebook_on_few_images_is_used(tmp_path):
     result = fit(make_task(l1_weight=1.0), settings(steps=30, batch_size=8, lr=3e-3), tmp_path)
     assert result.metrics["codes_used"] > 0.9, "a quarter of it without revival"
 
@@ -181,7 +181,7 @@ def test_the_discriminator_has_its_own_optimiser(tmp_path):
 
 
 def test_no_gradient_crosses_over():
-    """The model gets what the losses about its pictures say, the discriminator what its own says."""
+    """The model gets what the losses about its images say, the discriminator what its own says."""
     task = make_task(**ALL_ON | {"perceptual_weight": 0.0, "adversarial_start": 0})
     loss_of(task, 0)  # revives the codes, once
     loss_of(task, 0)[0].backward()
@@ -284,7 +284,7 @@ def test_settings_out_of_range_are_named(wrong, says):
 
 
 def test_what_cannot_be_is_said_before_training(tmp_path):
-    with pytest.raises(ConfigError, match=r"discriminator_layers = 3 needs pictures of at least 24 pixels, got 16"):
+    with pytest.raises(ConfigError, match=r"discriminator_layers = 3 needs images of at least 24 pixels, got 16"):
         make_task(adversarial_weight=0.5)
     with pytest.raises(CheckpointError, match="no such file or folder"):
         make_task(perceptual_weight=1.0, perceptual=str(tmp_path / "vgg16.pth"))

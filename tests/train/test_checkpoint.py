@@ -66,7 +66,7 @@ def test_a_foreign_file_is_refused(tmp_path):
     path.write_bytes(pickle.dumps(print))
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_checkpoint(path)
-    path.write_text("a picture of a cat")
+    path.write_text("an image of a cat")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_checkpoint(path)
 

@@ -103,12 +103,12 @@ class TestBoth:
         with pytest.raises(ConfigError, match=f"^recipe: {section}: unknown key 'colour'"):
             make(stage, **{section: {"colour": 1}})
 
-    def test_pictures_as_the_recipe_has_them(self, tokenizer, monkeypatch):
-        opened, open_pictures = [], stages.open_pictures
+    def test_images_as_the_recipe_has_them(self, tokenizer, monkeypatch):
+        opened, open_images = [], stages.open_images
         monkeypatch.setattr(
             stages,
-            "open_pictures",
-            lambda *names, **options: opened.append(options) or open_pictures(*names, **options),
+            "open_images",
+            lambda *names, **options: opened.append(options) or open_images(*names, **options),
         )
         make("tokenizer", data={"flip": True, "crop": "random", "strict": True, "skip_per_class": 1})
         train, held_out = opened
@@ -152,7 +152,7 @@ class TestTokenizer:
 
 
 class TestGenerator:
-    def test_the_tokenizer_and_the_pictures_decide(self, tokenizer):
+    def test_the_tokenizer_and_the_images_decide(self, tokenizer):
         config = make("generator").model.config
         assert (config.vocab_size, config.num_tokens, config.num_classes) == (24, 64, 2)
         assert (config.width, config.num_blocks) == (16, 1)
@@ -167,11 +167,11 @@ class TestGenerator:
     def test_codes(self, tokenizer, flip):
         task = make("generator", data={"flip": flip})
         assert task.train.shards[0].shape == (8, 1 + flip, 64)
-        assert task.held_out.shards[0].shape == (4, 1, 64), "judged by what the pictures are, not mirrored"
+        assert task.held_out.shards[0].shape == (4, 1, 64), "judged by what the images are, not mirrored"
         assert task.train.labels.tolist() == [0] * 4 + [1] * 4
         assert task.class_names == ("thumbs", "landscape")
-        pictures = make("tokenizer").held_out
-        image = torch.from_numpy(np.stack([pictures.picture(3)])).permute(0, 3, 1, 2) / 127.5 - 1
+        images = make("tokenizer").held_out
+        image = torch.from_numpy(np.stack([images.image(3)])).permute(0, 3, 1, 2) / 127.5 - 1
         assert task.held_out.shards[0][3, 0].tolist() == tokenizer.encode(image).flatten().tolist()
 
     def test_the_tokenizer_is_kept_for_the_sheet(self, tokenizer):
@@ -183,7 +183,7 @@ class TestGenerator:
     def test_it_says_what_takes_long(self, tokenizer):
         said = []
         make_task(recipe("generator"), device=CPU, say=said.append)
-        assert said == ["encoding 12 pictures with vq"]
+        assert said == ["encoding 12 images with vq"]
 
     def test_no_tokenizer(self):
         with pytest.raises(CheckpointError, match=r"^vq: no such file or folder"):
@@ -200,20 +200,20 @@ class TestGenerator:
 
 
 class TestKeptCodes:
-    """The codes of a generator's pictures, beside its run."""
+    """The codes of a generator's images, beside its run."""
 
     def again(self, said, **sections):
         return make_task(recipe("generator", **sections), device=CPU, codes=Path("run/codes"), say=said.append)
 
     @pytest.mark.parametrize("flip", [False, True])
-    def test_pictures_are_encoded_once(self, tokenizer, here, flip, monkeypatch):
+    def test_images_are_encoded_once(self, tokenizer, here, flip, monkeypatch):
         said = []
         data = {"flip": flip}
         first = self.again(said, data=data)
         assert len(said) == 1
         assert sorted(path.name for path in (here / "run").iterdir()) == ["codes"]
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "open_pictures", lambda *names, **options: pytest.fail("opened"))
+            patch.setattr(stages, "open_images", lambda *names, **options: pytest.fail("opened"))
             second = self.again(said, data=data)
         assert len(said) == 1
         assert second.class_names == first.class_names == ("thumbs", "landscape")
@@ -236,9 +236,9 @@ class TestKeptCodes:
         self.again([], data={"source": "avatars:landscape,thumbs"})
         assert sorted(path.name for path in (here / "run").iterdir()) == ["codes"]
 
-    def test_codes_of_another_tokenizer_or_other_pictures_are_refused(self, tokenizer, make_vq, here):
+    def test_codes_of_another_tokenizer_or_other_images_are_refused(self, tokenizer, make_vq, here):
         self.again([])
-        with pytest.raises(ConfigError, match=r"run/codes holds the codes of other pictures; remove it, or give"):
+        with pytest.raises(ConfigError, match=r"run/codes holds the codes of other images; remove it, or give"):
             self.again([], data={"per_class": 3})
         make_vq(seed=1).save_pretrained(here / "vq")
         with pytest.raises(DataError, match="written by another tokenizer"):
@@ -269,8 +269,8 @@ class TestKeptCodes:
 
     def test_held_out_codes_of_other_classes_are_refused(self, tokenizer, here):
         for split, source in (("train", "avatars:thumbs"), ("held-out", "avatars:landscape")):
-            pictures = stages.open_pictures(source, size=16, split=split, per_class=2)
-            encode_to_shards(tokenizer, pictures, here / "codes" / split)
+            images = stages.open_images(source, size=16, split=split, per_class=2)
+            encode_to_shards(tokenizer, images, here / "codes" / split)
         with pytest.raises(DataError, match="differ in grid or classes; encode both together"):
             make("generator", data={"source": "codes"})
 
@@ -341,7 +341,7 @@ class TestInit:
 
     def test_a_generator_of_other_codes_is_refused(self, tokenizer, make_aim, here):
         make_aim(num_tokens=9).save_pretrained(here / "given")
-        with pytest.raises(ConfigError, match="given has num_tokens 9, but these pictures and this tokenizer need 64"):
+        with pytest.raises(ConfigError, match="given has num_tokens 9, but these images and this tokenizer need 64"):
             make_task(recipe("generator", init="given"), device=CPU)
 
 

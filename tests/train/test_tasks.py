@@ -23,7 +23,7 @@ NAMES = ("planets", "sprouts", "robots", "shells", "cats")
 
 
 class Noise(NamedTuple):
-    """Smooth pictures of 8 pixels whose labels are given."""
+    """Smooth images of 8 pixels whose labels are given."""
 
     classes: tuple[int, ...]
     size: int = 8
@@ -36,7 +36,7 @@ class Noise(NamedTuple):
     def __len__(self):
         return len(self.classes)
 
-    def picture(self, index, rng=None):
+    def image(self, index, rng=None):
         return np.random.default_rng(index).integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
 
 
@@ -44,7 +44,7 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def drawn_sheets(monkeypatch, module):
+def rendered_sheets(monkeypatch, module):
     """What a module hands to ``sheet``."""
     calls, sheet = [], module.sheet
     monkeypatch.setattr(module, "sheet", lambda rows, **names: calls.append((rows, names)) or sheet(rows, **names))
@@ -98,8 +98,8 @@ class TestTokenizer:
     @pytest.mark.parametrize(("halvings", "codebook_size"), [(2, 256), (3, 4096), (4, 16384)])
     def test_down_samplings_and_codebooks(self, make_vq, halvings, codebook_size):
         model = make_vq(channel_mult=(1,) * (halvings + 1), codebook_size=codebook_size)
-        pictures = Noise((0, 1, 2, 3), size=32)
-        task = TokenizerTask(model, pictures, pictures, TokenizerTaskConfig(l1_weight=1.0))
+        images = Noise((0, 1, 2, 3), size=32)
+        task = TokenizerTask(model, images, images, TokenizerTaskConfig(l1_weight=1.0))
         task.loss(model.train(), next(task.batches(0, 4)), rng(), 0)[0].backward()
         assert model.codebook.grad.any()
         latents = 4 * (32 >> halvings) ** 2
@@ -147,7 +147,7 @@ class TestTokenizer:
         assert torch.equal(codebooks[0], codebooks[1])
         assert not torch.equal(codebooks[0], codebooks[2])
 
-    def test_a_picture_with_nan_does_no_lasting_harm(self, make, batch, monkeypatch):
+    def test_an_image_with_nan_does_no_lasting_harm(self, make, batch, monkeypatch):
         task = make()
         latents = task.model.latents
         monkeypatch.setattr(task.model, "latents", lambda images: latents(images) * math.nan)
@@ -173,7 +173,7 @@ class TestTokenizer:
     def test_held_out_quality(self, make):
         task = make(classes=(0,) * 40)  # more than one block
         measured = task.evaluate(task.model)
-        images = to_float(torch.from_numpy(np.stack([task.held_out.picture(i) for i in range(40)])).permute(0, 3, 1, 2))
+        images = to_float(torch.from_numpy(np.stack([task.held_out.image(i) for i in range(40)])).permute(0, 3, 1, 2))
         output = task.model(images)
         errors = (output.images.detach().clamp(-1, 1) - images).square().mean(dim=(1, 2, 3)).double().numpy()
         counts = np.bincount(output.codes.flatten().numpy(), minlength=24)
@@ -189,17 +189,17 @@ class TestTokenizer:
 
     def test_the_sheet_shows_every_class_first(self, make, monkeypatch):
         task = make(classes=(4, 4, 4, 1, 1, 0))
-        calls = drawn_sheets(monkeypatch, tokenizer_module)
+        calls = rendered_sheets(monkeypatch, tokenizer_module)
         task.sheet(task.model)
         [([originals, drawn], names)] = calls
         assert names["row_names"] == ["original", "reconstruction"]
         assert names["column_names"] == ["planets", "sprouts", "cats", "cats", "cats", "sprouts"]
-        assert np.array_equal(pixels(originals), np.stack([task.held_out.picture(i) for i in (5, 3, 0, 1, 2, 4)]))
+        assert np.array_equal(pixels(originals), np.stack([task.held_out.image(i) for i in (5, 3, 0, 1, 2, 4)]))
         assert np.abs(pixels(drawn).astype(int) - pixels(originals)).max() > 0
 
     def test_a_sheet_has_ten_columns_at_most(self, make, monkeypatch):
         task = make(classes=(0,) * 15)
-        calls = drawn_sheets(monkeypatch, tokenizer_module)
+        calls = rendered_sheets(monkeypatch, tokenizer_module)
         task.sheet(task.model)
         assert [len(row) for row in calls[0][0]] == [10, 10]
 
@@ -333,7 +333,7 @@ class TestGenerator:
         from aimamba.generation import SamplingConfig
 
         task = make(sheet_pictures=2, sheet_cfg_scale=3.0, sheet_top_k=4)
-        calls = drawn_sheets(monkeypatch, generator_module)
+        calls = rendered_sheets(monkeypatch, generator_module)
         task.sheet(task.model)
         [(rows, names)] = calls
         assert tuple(names["row_names"]) == NAMES

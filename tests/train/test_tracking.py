@@ -77,7 +77,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
         for _ in range(3):
             progress.advance(2.0, 0.25)
         progress.say("done")
-    assert capsys.readouterr().err == "step 4/4: loss 2, 32 pictures/s, 00:00 left\ndone\n"
+    assert capsys.readouterr().err == "step 4/4: loss 2, 32 images/s, 00:00 left\ndone\n"
 
 
 def test_plain_lines_tell_the_time_left(capsys):
@@ -86,9 +86,9 @@ def test_plain_lines_tell_the_time_left(capsys):
         progress.advance(math.nan, 1.0)
         progress.advance(1.0, 1.0)
     assert capsys.readouterr().err.splitlines() == [
-        "step 1/100: loss 2, 8 pictures/s, 01:39 left",
-        "step 2/100: loss 2, 8 pictures/s, 01:38 left",
-        "step 3/100: loss 1.9, 8 pictures/s, 01:37 left",
+        "step 1/100: loss 2, 8 images/s, 01:39 left",
+        "step 2/100: loss 2, 8 images/s, 01:38 left",
+        "step 3/100: loss 1.9, 8 images/s, 01:37 left",
     ]
 
 
@@ -102,7 +102,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "a message\n" in text
     assert " 50%" in text
     assert "4/4" in text
-    assert "loss 2, 32 pictures/s" in text
+    assert "loss 2, 32 images/s" in text
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])

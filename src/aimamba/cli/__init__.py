@@ -15,13 +15,13 @@ from aimamba.cli.arguments import Parser
 from aimamba.errors import AimambaError, ConfigError, suggest
 
 COMMANDS = {
-    "sample": "draw pictures of the classes you name",
+    "sample": "draw images of the classes you name",
     "train": "train a tokenizer or a generator by a recipe",
-    "encode": "write pictures as codes, for a generator to train on",
-    "evaluate": "compare samples, or what a model draws, with real pictures",
-    "evaluate-tokenizer": "measure what a tokenizer keeps of pictures",
+    "encode": "write images as codes, for a generator to train on",
+    "evaluate": "compare samples, or what a model draws, with real images",
+    "evaluate-tokenizer": "measure what a tokenizer keeps of images",
     "study": "run the paper's studies and comparisons, with table and figure",
-    "reconstruct": "show pictures beside what the tokenizer makes of them",
+    "reconstruct": "show images beside what the tokenizer makes of them",
     "info": "tell what a model is: shape, parameters, classes",
     "convert": "turn an official checkpoint into an aimamba folder",
 }

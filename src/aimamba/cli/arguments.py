@@ -50,25 +50,25 @@ def add_engine(parser: Parser) -> None:
 
 def add_sampling(parser: Parser) -> None:
     """Add the settings of a draw, which have the names and defaults of ``SamplingConfig``, and ``--batch-size``."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; they count up (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; they count up (default 0)")
     parser.add_argument("--cfg-scale", type=float, default=1.0, help="guidance; 1, the default, is none")
     parser.add_argument("--cfg-schedule", default="constant", help="constant (default), linear or power-cosine")
     parser.add_argument("--cfg-power", type=float, default=1.0, help="power of power-cosine (default 1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0 takes the most likely code")
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes (default 0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus in (0, 1] (default 1: all)")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures at once; does not change them (16)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once; does not change them (16)")
 
 
 def add_measuring(parser: Parser) -> None:
-    """Add what every command that measures has: the network, the size of a folder's pictures, where numbers go."""
+    """Add what every command that measures has: the network, the size of a folder's images, where numbers go."""
     parser.add_argument(
         "--features",
         default="lite0",
         metavar="NETWORK",
         help="lite0 (default), inception (downloads its weights), or the file of Inception's weights",
     )
-    parser.add_argument("--size", type=int, help="cut a folder's pictures to squares of this side in pixels")
+    parser.add_argument("--size", type=int, help="cut a folder's images to squares of this side in pixels")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number and its settings there")
 
 

@@ -23,8 +23,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, check every key, write."""
     from aimamba.cli.output import output_folder
     from aimamba.cli.parts import parts_inside
+    from aimamba.devices import resolve_dtype
     from aimamba.models import AiM, VQModel
-    from aimamba.models.placement import resolve_dtype
     from aimamba.pipeline import Pipeline
 
     dtype = resolve_dtype(arguments.dtype)

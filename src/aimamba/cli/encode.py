@@ -1,7 +1,7 @@
-"""Write pictures as codes, for a generator to train on.
+"""Write images as codes, for a generator to train on.
 
-IMAGES is a folder with a sub-folder of pictures for each class, "avatars" or "fashion-mnist". Training and held-out
-pictures are encoded apart, into DIR/train and DIR/held-out; held-out ones in their centre view alone. The same command
+IMAGES is a folder with a sub-folder of images for each class, "avatars" or "fashion-mnist". Training and held-out
+images are encoded apart, into DIR/train and DIR/held-out; held-out ones in their centre view alone. The same command
 continues an encoding that was interrupted, and ends with the same bytes.
 """
 
@@ -16,13 +16,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
     parser.add_argument("images", metavar="IMAGES", help="folder of class sub-folders, avatars or fashion-mnist")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default 256)")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (default 256)")
     parser.add_argument("--views", default="center", help="center (default), center-flip or ten-crop")
-    parser.add_argument("--per-class", type=int, metavar="N", help="at most this many training pictures of each class")
-    parser.add_argument("--held-out-per-class", type=int, metavar="N", help="the same for held-out pictures")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default 32)")
-    parser.add_argument("--upscale", action="store_true", help="enlarge pictures that are smaller than --size")
-    parser.add_argument("--strict", action="store_true", help="stop at the first broken picture")
+    parser.add_argument("--per-class", type=int, metavar="N", help="at most this many training images of each class")
+    parser.add_argument("--held-out-per-class", type=int, metavar="N", help="the same for held-out images")
+    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default 32)")
+    parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
+    parser.add_argument("--strict", action="store_true", help="stop at the first broken image")
     add_placement(parser)
 
 
@@ -33,11 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.cli.output import output_folder
     from aimamba.config import check
     from aimamba.data.codes import view_names
-    from aimamba.data.pictures import open_pictures
+    from aimamba.data.sets import open_images
     from aimamba.data.shards import encode_to_shards
     from aimamba.data.splits import Split
+    from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.models import VQModel
-    from aimamba.models.placement import resolve_device, resolve_dtype
 
     require_positive(size=arguments.size, batch_size=arguments.batch_size)
     view_names(arguments.views)
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         ("held-out", arguments.held_out_per_class, "center"),
     )
     for split, per_class, views in splits:
-        pictures = open_pictures(
+        images = open_images(
             arguments.images,
             size=arguments.size,
             split=split,
@@ -62,16 +62,16 @@ def run(arguments: argparse.Namespace) -> None:
             strict=arguments.strict,
             progress=True,
         )
-        with tqdm(total=len(pictures), unit="picture", desc=split) as bar:
+        with tqdm(total=len(images), unit="image", desc=split) as bar:
             meta = encode_to_shards(
                 tokenizer,
-                pictures,
+                images,
                 out / split,
                 views=views,
                 batch_size=arguments.batch_size,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
             )
         print(
-            f"{out / split}: {meta.pictures} pictures of {len(meta.class_names)} classes, "
+            f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
             f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"
         )

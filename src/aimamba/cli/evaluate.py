@@ -1,9 +1,9 @@
-"""Compare samples with real pictures.
+"""Compare samples with real images.
 
 SAMPLES and the reference are each a named set such as avatars-64:held-out, a folder (sub-folders are classes), or an
 .npz of ADM's layout; with --model in place of SAMPLES a model is sampled and measured as it draws. Prints distances,
 precision and recall; where both have the same classes, the share of samples that is recognised; and where training
-pictures are known, whether samples lie too near to them.
+images are known, whether samples lie too near to them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("samples", nargs="?", metavar="SAMPLES", help="avatars-64:held-out, a folder, an .npz file")
-    parser.add_argument("--reference", required=True, metavar="SET", help="real pictures: the same kinds of set")
+    parser.add_argument("--reference", required=True, metavar="SET", help="real images: the same kinds of set")
     parser.add_argument("--model", metavar="MODEL", help="sample this model instead: a folder, a run or a hub id")
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
     parser.add_argument("-n", type=int, metavar="N", help="samples of the model (default 5000)")
@@ -30,10 +30,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--train",
         metavar="SET",
-        help="training pictures, to look for copies; default: those of a named held-out reference; none for none",
+        help="training images, to look for copies; default: those of a named held-out reference; none for none",
     )
     parser.add_argument("--sweep", metavar="SCALES", help="measure these guidance scales as well, as in 1,1.5,2,3")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures and plots there")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with images and plots there")
     parser.add_argument("--protocol", metavar="NAME", help="aim-paper: everything that the paper's numbers need")
     add_measuring(parser)
     add_placement(parser)
@@ -43,6 +43,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print and write."""
     from aimamba.cli.output import output_file, output_folder, print_table, write_json
+    from aimamba.devices import resolve_device
     from aimamba.evaluation.compare import compare
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.protocol import check_paper_reference
@@ -50,7 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.evaluation.settings import general_settings
     from aimamba.evaluation.sources import open_source
     from aimamba.evaluation.summary import summary
-    from aimamba.models.placement import resolve_device
 
     _check(arguments)
     device = resolve_device(arguments.device)
@@ -95,7 +95,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("evaluate: --protocol and --sweep draw samples, so they need --model MODEL")
     if arguments.model is None and (arguments.n is not None or arguments.labels is not None):
         raise ConfigError("evaluate: -n and --labels are for samples drawn with --model")
-    n, labels = (5000, "balanced") if given is None else (protocol.PICTURES, protocol.LABELS)
+    n, labels = (5000, "balanced") if given is None else (protocol.IMAGES, protocol.LABELS)
     for name, fixed in (("n", n), ("labels", labels)):
         value = getattr(arguments, name)
         if given is not None and value not in (None, fixed):
@@ -147,10 +147,10 @@ def _samples(arguments: argparse.Namespace) -> "tuple[Source, dict[str, Any]]":
 
     from aimamba.cli.sample import check_parts
     from aimamba.config import from_mapping, to_mapping
+    from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.evaluation.protocol import aim_paper
-    from aimamba.evaluation.sources import ModelSource, draw_labels, open_source
+    from aimamba.evaluation.sources import ModelSource, make_labels, open_source
     from aimamba.generation import SamplingConfig
-    from aimamba.models.placement import resolve_device, resolve_dtype
     from aimamba.pipeline import Pipeline
 
     if arguments.model is None:
@@ -165,7 +165,7 @@ def _samples(arguments: argparse.Namespace) -> "tuple[Source, dict[str, Any]]":
     shape = pipeline.generator.config
     if arguments.protocol is not None:
         config = aim_paper(config, shape)
-    labels = draw_labels(arguments.labels, arguments.n, shape.num_classes, config.seed)
+    labels = make_labels(arguments.labels, arguments.n, shape.num_classes, config.seed)
     source = ModelSource(arguments.model, pipeline, labels, config, arguments.batch_size)
     drawing = {
         "labels": arguments.labels,

@@ -1,7 +1,7 @@
-"""Measure what a tokenizer keeps of pictures.
+"""Measure what a tokenizer keeps of images.
 
 IMAGES is a named set such as avatars-64:held-out, a folder (FOLDER:held-out for those that training holds out), or an
-.npz of ADM's layout. Prints the distance between pictures and reconstructions, PSNR, SSIM, LPIPS where its weights are
+.npz of ADM's layout. Prints the distance between images and reconstructions, PSNR, SSIM, LPIPS where its weights are
 given, and how the codes are used.
 """
 
@@ -24,29 +24,29 @@ def run(arguments: argparse.Namespace) -> None:
     """Reconstruct, compare, print."""
     from aimamba.cli.output import output_file, print_table, write_json
     from aimamba.cli.parts import parts_inside
+    from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.settings import general_settings
     from aimamba.evaluation.sources import open_source
     from aimamba.evaluation.summary import summary, tokenizer_summary
     from aimamba.evaluation.tokenizer import compare_tokenizer
     from aimamba.models import VQModel
-    from aimamba.models.perceptual import lpips_vgg16
-    from aimamba.models.placement import resolve_device, resolve_dtype
+    from aimamba.networks.perceptual import lpips_vgg16
 
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     file = output_file("--json", arguments.json)
     if "tokenizer" not in parts_inside(arguments.model):
         raise CheckpointError(f"{arguments.model}: holds a generator alone; give its tokenizer as MODEL")
     model = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
-    pictures = open_source(arguments.images, size=arguments.size, progress=True)
+    images = open_source(arguments.images, size=arguments.size, progress=True)
     extractor = open_extractor(arguments.features, device=device)
     lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)
-    between, kept = compare_tokenizer(model, pictures, extractor, lpips=lpips, progress=True)
+    between, kept = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)
     print_table([*summary(extractor.name, between), *tokenizer_summary(kept)])
     settings = {
         "tokenizer": arguments.model,
         "dtype": arguments.dtype,
-        "pictures": {"name": pictures.name, "count": len(pictures), "size": pictures.size},
+        "pictures": {"name": images.name, "count": len(images), "size": images.size},
         **general_settings(extractor),
     }
     write_json(file, {extractor.name: between, "tokenizer": kept, "settings": settings})

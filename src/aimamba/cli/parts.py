@@ -11,8 +11,8 @@ def parts_inside(source: str) -> set[str]:
     Raises:
         CheckpointError: There is no such checkpoint, it cannot be read, or it holds neither.
     """
+    from aimamba.checkpoints.hub import find, read_checkpoint
     from aimamba.models import AIM_PRESETS, VQ_PRESETS
-    from aimamba.models.hub import find, read_checkpoint
 
     places, faults = set(), []
     for part in _SIGNS:

@@ -1,6 +1,6 @@
-"""Show pictures beside what the tokenizer makes of them.
+"""Show images beside what the tokenizer makes of them.
 
-Each picture is cut to a square from its centre; none is enlarged. Writes one PNG for each picture, original left and
+Each image is cut to a square from its centre; none is enlarged. Writes one PNG for each image, original left and
 reconstruction right, and sheet.png with all of them (with the first 32, where there are more); prints the peak
 signal-to-noise ratio.
 """
@@ -17,11 +17,11 @@ _SHEET_ROWS = 32
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id"
     )
-    parser.add_argument("--size", type=int, help="side in pixels (default 256, or less if a picture is smaller)")
+    parser.add_argument("--size", type=int, help="side in pixels (default 256, or less if an image is smaller)")
     parser.add_argument(
         "--out", type=Path, default=Path("reconstructions"), metavar="DIR", help="default: reconstructions"
     )
@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.data.files import find_images, open_image
     from aimamba.data.sheets import sheet, to_float, to_images
     from aimamba.data.transforms import center_crop, to_array
+    from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.generation.fast_decoder.decoder import FastDecoder
     from aimamba.models import VQModel
-    from aimamba.models.placement import resolve_device, resolve_dtype
-    from aimamba.models.vq_fast import FastDecoder
 
     if arguments.size is not None:
         require_positive(size=arguments.size)
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = output_folder(arguments.out)
     paths = [path for given in arguments.images for path in find_images(given)]
     if not paths:
-        raise DataError(f"no pictures found in {', '.join(map(str, arguments.images))}; give files or folders of them")
+        raise DataError(f"no images found in {', '.join(map(str, arguments.images))}; give files or folders of them")
     if "tokenizer" not in parts_inside(arguments.model):
         raise CheckpointError(f"{arguments.model}: holds a generator alone; give its tokenizer as --model")
     model = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     decoder = FastDecoder(model)
     rows: list[list[Image.Image]] = []
     names, total = [], 0.0
-    for number, path in enumerate(tqdm(paths, unit="picture")):
+    for number, path in enumerate(tqdm(paths, unit="image")):
         original = center_crop(open_image(path), size)
         pixels = torch.from_numpy(to_array(original)).permute(2, 0, 1)[None]
         [image] = to_images(decoder(model.encode(to_float(pixels).to(device, dtype))))
@@ -74,11 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
             rows.append([original, image])
             names.append(f"{path.name}  {psnr:.1f} dB")
     sheet(rows, row_names=names, column_names=["original", "reconstruction"]).save(out / "sheet.png")
-    print(f"{len(paths)} pictures at {size} px, mean PSNR {total / len(paths):.2f} dB: {out / 'sheet.png'}")
+    print(f"{len(paths)} images at {size} px, mean PSNR {total / len(paths):.2f} dB: {out / 'sheet.png'}")
 
 
 def _common_size(paths: list[Path], asked: int | None, factor: int) -> int:
-    """Side in pixels that every picture has and the tokenizer, whose down-sampling is ``factor``, can take."""
+    """Side in pixels that every image has and the tokenizer, whose down-sampling is ``factor``, can take."""
     from aimamba.data.files import read_sizes
 
     sizes = []
@@ -91,7 +91,7 @@ def _common_size(paths: list[Path], asked: int | None, factor: int) -> int:
     chosen = min(_SIZE_BY_DEFAULT // factor * factor, most) if asked is None else asked
     if chosen > least or most < factor:
         mend = f"give --size {most} or less" if most else f"this tokenizer needs {factor} pixels at least"
-        raise DataError(f"{path}: the picture is {width} x {height} pixels and would have to be enlarged; {mend}")
+        raise DataError(f"{path}: the image is {width} x {height} pixels and would have to be enlarged; {mend}")
     if chosen % factor:
         raise ConfigError(f"--size must be a multiple of {factor}, this model's down-sampling; got {chosen}")
     return chosen

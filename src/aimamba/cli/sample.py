@@ -1,7 +1,7 @@
-"""Draw pictures of the classes you name.
+"""Draw images of the classes you name.
 
-Writes one PNG for each picture, named by class and seed, as soon as it is finished; and sheet.png with all of them (of
-the first 32 of each class, where there are more). With --npz all pictures go into one file instead, as ADM's evaluator
+Writes one PNG for each image, named by class and seed, as soon as it is finished; and sheet.png with all of them (of
+the first 32 of each class, where there are more). With --npz all images go into one file instead, as ADM's evaluator
 reads it.
 """
 
@@ -37,10 +37,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
     parser.add_argument("--classes", metavar="NAMES", help="names or numbers, by commas (default: the first ten)")
     parser.add_argument(
-        "-n", type=int, default=8, metavar="N", help="pictures of each class (default 8); with --npz of all"
+        "-n", type=int, default=8, metavar="N", help="images of each class (default 8); with --npz of all"
     )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
-    parser.add_argument("--npz", type=Path, metavar="FILE", help="write N pictures of all classes into one .npz")
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="write N images of all classes into one .npz")
     parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default), classes in turn; or random")
     add_sampling(parser)
     add_placement(parser)
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.cli.output import output_file, output_folder
     from aimamba.config import from_mapping
     from aimamba.data.sheets import sheet
+    from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.generation import SamplingConfig
-    from aimamba.models.placement import resolve_device, resolve_dtype
     from aimamba.pipeline import Pipeline
 
     settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         sheet(list(zip(*rows, strict=True)), column_names=names, title=title).save(path)
     else:
         sheet(rows, row_names=names, title=title).save(path)
-    print(f"{len(labels) * arguments.n} pictures in {out}, on one sheet: {path}")
+    print(f"{len(labels) * arguments.n} images in {out}, on one sheet: {path}")
     return None
 
 
@@ -136,7 +136,7 @@ def check_parts(model: str, tokenizer: str | None) -> None:
 def _draw(
     pipeline: "Pipeline", labels: list[int], n: int, config: "SamplingConfig", batch_size: int, out: Path
 ) -> "list[list[Image.Image]]":
-    """Draw and save ``n`` pictures of each class, block by block; give those for the sheet, a row a class."""
+    """Draw and save ``n`` images of each class, block by block; give those for the sheet, a row a class."""
     from tqdm import tqdm
 
     from aimamba.cli.output import file_names
@@ -144,7 +144,7 @@ def _draw(
     stems = file_names([pipeline.class_name(label) for label in range(pipeline.generator.config.num_classes)])
     rows: list[list[Image.Image]] = [[] for _ in labels]
     done, total, tokens = 0, len(labels) * n, pipeline.generator.config.num_tokens
-    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} pictures [{elapsed}<{remaining}]"
+    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
     with tqdm(total=total * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
 
         def show(codes: int, _: int) -> None:
@@ -161,33 +161,33 @@ def _draw(
                         rows[place] += [image] if seed < _SHEET_COLUMNS else []
                 done += len(places) * len(seeds)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped with {done} of {total} pictures finished, in {out}") from None
+            raise KeyboardInterrupt(f"stopped with {done} of {total} images finished, in {out}") from None
     return rows
 
 
 def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
-    """Draw pictures of all classes into one file; picture i has the seed ``config.seed + i``."""
+    """Draw images of all classes into one file; image i has the seed ``config.seed + i``."""
     from tqdm import tqdm
 
     from aimamba.evaluation.npz import write_npz
-    from aimamba.evaluation.sources import ModelSource, draw_labels
+    from aimamba.evaluation.sources import ModelSource, make_labels
 
     how = arguments.labels or "balanced"
-    labels = draw_labels(how, arguments.n, pipeline.generator.config.num_classes, config.seed)
+    labels = make_labels(how, arguments.n, pipeline.generator.config.num_classes, config.seed)
     source = ModelSource(arguments.model, pipeline, labels, config, arguments.batch_size)
-    with tqdm(total=len(labels), unit="picture") as bar:
+    with tqdm(total=len(labels), unit="image") as bar:
 
         def watched() -> "Iterator[np.ndarray]":
-            for pictures in source.batches(arguments.batch_size):
-                yield pictures
-                bar.update(len(pictures))
+            for images in source.batches(arguments.batch_size):
+                yield images
+                bar.update(len(images))
 
         write_npz(path, watched(), labels, source.size)
-    print(f"{len(labels)} pictures of {source.size} px in {path}")
+    print(f"{len(labels)} images of {source.size} px in {path}")
 
 
 def _blocks(classes: int, n: int, batch_size: int) -> Iterator[tuple[range, range]]:
-    """Cut classes by seeds into blocks of at most ``batch_size`` pictures."""
+    """Cut classes by seeds into blocks of at most ``batch_size`` images."""
     together = max(1, batch_size // n)
     for first in range(0, classes, together):
         for seed in range(0, n, batch_size):

@@ -17,8 +17,7 @@ from aimamba.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from aimamba.models.hub import PretrainedModel
-    from aimamba.studies.judge import Judge
+    from aimamba.models.pretrained import PretrainedModel
     from aimamba.studies.recipe import StudyRecipe
     from aimamba.studies.results import Results
 
@@ -31,8 +30,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--budget",
         type=int,
-        metavar="PICTURES",
-        help="pictures that every run trains on; in guidance, that every setting draws (default: the study's)",
+        metavar="IMAGES",
+        help="images that every run trains on; in guidance, that every setting draws (default: the study's)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
     parser.add_argument("--tokenizer", metavar="MODEL", help=f"whose codes the generators learn (default: {_MODEL})")
@@ -44,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, then table and figure."""
     from aimamba.cli.output import output_folder
-    from aimamba.models.placement import resolve_device
+    from aimamba.devices import resolve_device
     from aimamba.studies.figures import require_matplotlib
     from aimamba.studies.recipe import load_study, study_names
     from aimamba.studies.report import write_report
@@ -80,14 +79,14 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _judge(study: "StudyRecipe", samples: int, size: int, device: "torch.device") -> "Judge":
+def _judge(study: "StudyRecipe", samples: int, size: int, device: "torch.device") -> "SampleEvaluator":
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.sources import open_source
-    from aimamba.studies.judge import Judge
+    from aimamba.studies.evaluator import SampleEvaluator
 
     reference = open_source(study.judging.reference, progress=True)
     extractor = open_extractor("lite0", device=device)
-    return Judge(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)
+    return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)
 
 
 def _begin(
@@ -109,12 +108,12 @@ def _train(
     """Make the runs of a study that trains."""
     from aimamba.models import VQModel
     from aimamba.studies.plan import run_jobs, training_jobs
-    from aimamba.studies.workshop import Workshop
+    from aimamba.studies.runner import StudyRunner
 
     budget = study.budget if arguments.budget is None else arguments.budget
     source = arguments.tokenizer or _MODEL
     tokenizer = VQModel.from_pretrained(source, device=device)
-    workshop = Workshop(
+    workshop = StudyRunner(
         study,
         out,
         budget=budget,

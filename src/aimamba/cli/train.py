@@ -31,14 +31,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="without one, those packaged are named")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--data", metavar="SOURCE", help="folder of class sub-folders, codes, avatars or fashion-mnist")
-    parser.add_argument("--size", type=int, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, help="side of the images in pixels")
     parser.add_argument("--tokenizer", metavar="MODEL", help="whose codes a generator learns")
     parser.add_argument("--steps", type=int, help="updates of the weights")
-    parser.add_argument("--batch-size", type=int, help="pictures an update")
+    parser.add_argument("--batch-size", type=int, help="images an update")
     parser.add_argument("--lr", type=float, help="highest learning rate")
     parser.add_argument("--seed", type=int, help="of weights, order and dropout")
     parser.add_argument("--init", metavar="MODEL", help="start from the weights of this model, and keep its shape")
-    parser.add_argument("--strict", action="store_true", default=None, help="stop at the first broken picture")
+    parser.add_argument("--strict", action="store_true", default=None, help="stop at the first broken image")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as fit.ema_decay=0.999"
     )
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Resolve the recipe, prepare the stage, train."""
     from aimamba.cli.output import output_folder
     from aimamba.config import to_mapping
-    from aimamba.models.placement import resolve_device
+    from aimamba.devices import resolve_device
     from aimamba.train.fit import fit
     from aimamba.train.recipe import load_recipe, recipe_names
     from aimamba.train.stages import make_task, resolved
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings by dotted name: from the flags, and over them from ``--set``."""
     given = {key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None}
-    if arguments.data is not None:  # a recipe's limits are meant for its own pictures
+    if arguments.data is not None:  # a recipe's limits are meant for its own images
         given |= {"data.per_class": None, "data.held_out_per_class": None}
     # Quoted, a folder called 2024 or true stays a text.
     overrides = {key: json.dumps(value) if isinstance(value, str) else value for key, value in given.items()}

@@ -1,6 +1,6 @@
-"""Data: avatars that come with the package, Fashion-MNIST, folders of pictures, and the way from each to batches.
+"""Data: avatars that come with the package, Fashion-MNIST, folders of images, and the way from each to batches.
 
-Each name below is imported when it is first used, so that looking at a picture does not wait for torch.
+Each name below is imported when it is first used, so that looking at an image does not wait for torch.
 """
 
 from importlib import import_module
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aimamba.data.avatars import STYLES, Avatars
     from aimamba.data.fashion_mnist import FashionMNIST
-    from aimamba.data.images import BrokenPictureWarning, ImageFolder
+    from aimamba.data.folder import BrokenImageWarning, ImageFolder
     from aimamba.data.loader import Batch, batches
-    from aimamba.data.pictures import Pictures, open_pictures
+    from aimamba.data.sets import ImageSet, open_images
     from aimamba.data.sheets import sheet, to_float, to_images
 
 _HOMES = {
     "STYLES": "avatars",
     "Avatars": "avatars",
     "Batch": "loader",
-    "BrokenPictureWarning": "images",
+    "BrokenImageWarning": "folder",
     "FashionMNIST": "fashion_mnist",
-    "ImageFolder": "images",
-    "Pictures": "pictures",
+    "ImageFolder": "folder",
+    "ImageSet": "sets",
     "batches": "loader",
-    "open_pictures": "pictures",
+    "open_images": "sets",
     "sheet": "sheets",
     "to_float": "sheets",
     "to_images": "sheets",
@@ -33,12 +33,12 @@ __all__ = [
     "STYLES",
     "Avatars",
     "Batch",
-    "BrokenPictureWarning",
+    "BrokenImageWarning",
     "FashionMNIST",
     "ImageFolder",
-    "Pictures",
+    "ImageSet",
     "batches",
-    "open_pictures",
+    "open_images",
     "sheet",
     "to_float",
     "to_images",

@@ -1,6 +1,6 @@
-"""Avatars drawn by artists' programs (DiceBear): real pictures for a first run, tests and the shipped weights.
+"""Avatars drawn by artists' programs (DiceBear): real images for a first run, tests and the shipped weights.
 
-A style is a class, a seed is a picture. They are drawn when first asked for and kept on disk; nothing is downloaded.
+A style is a class, a seed is an image. They are drawn when first asked for and kept on disk; nothing is downloaded.
 """
 
 import os
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from aimamba.config import check
-from aimamba.data.cache import load_pictures, store_pictures
+from aimamba.data.cache import load_images, store_images
 from aimamba.data.drawing import Order, available_styles, draw_all
 from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
@@ -40,16 +40,16 @@ _SMALLEST, _LARGEST = 8, 4096  # pixels; DiceBear draws no larger ones
 class Avatars:
     """Avatars in several styles, the style being the class.
 
-    Picture ``i`` of style ``s`` is the avatar whose seed is ``{s}-{split}-{i}`` on a white ground; its pixels depend on
+    Image ``i`` of style ``s`` is the avatar whose seed is ``{s}-{split}-{i}`` on a white ground; its pixels depend on
     that, on ``size`` and on the pinned versions of ``dicebear-core``, ``dicebear-styles`` and ``resvg-py`` alone. (The
-    styles ``initials`` and ``initial-face`` hold text, drawn in whatever font the system has.) Pictures are ordered by
-    class, then by number. Drawing 11,000 pictures of 64 pixels takes half a minute on two cores; they are kept in one
+    styles ``initials`` and ``initial-face`` hold text, drawn in whatever font the system has.) Images are ordered by
+    class, then by number. Drawing 11,000 images of 64 pixels takes half a minute on two cores; they are kept in one
     ``.npy`` file for each style, size and split, and mapped from there, also when more are asked for later.
 
     Attributes:
         class_names: The styles; a label is an index into them.
-        labels: Class index of every picture, (n,) int64.
-        size: Side of the pictures in pixels.
+        labels: Class index of every image, (n,) int64.
+        size: Side of the images in pixels.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Avatars:
         cache_dir: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> None:
-        """Draw the pictures, or find them in the cache.
+        """Draw the images, or find them in the cache.
 
         Args:
             size: Side in pixels, 8 to 4096.
             split: ``"train"`` or ``"held-out"``, which grow from different seeds; avatars have no ``"all"``.
-            per_class: Pictures of each style.
+            per_class: Images of each style.
             styles: Names of the styles, in the order of their labels; any that DiceBear has.
-            skip: Pictures of each style to pass over first, such as those that an earlier run has seen.
+            skip: Images of each style to pass over first, such as those that an earlier run has seen.
             flip: Mirror a random view half of the time. Off by default: avatars are not symmetric.
             cache_dir: Where to keep the drawings; by default ``avatars`` in ``cache_folder()``. If it cannot be
                 written, they are kept in memory, with a warning.
@@ -97,29 +97,29 @@ class Avatars:
         self._drawn = _open(paths, [Order(style, split, 0, skip + per_class, size) for style in styles], progress)
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
         return len(self.labels)
 
-    def picture(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
-        """Give one picture.
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Give one image.
 
         Args:
             index: Which one, in [0, n).
-            rng: Draws whether the picture is mirrored, if ``flip`` was asked for; nothing is drawn from it otherwise.
+            rng: Draws whether the image is mirrored, if ``flip`` was asked for; nothing is drawn from it otherwise.
 
         Returns:
-            Bytes of the RGB picture, (size, size, 3).
+            Bytes of the RGB image, (size, size, 3).
 
         Raises:
             IndexError: ``index`` is out of range.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         label, number = divmod(index, self._per_class)
-        picture = self._drawn[label][self._skip + number]
+        image = self._drawn[label][self._skip + number]
         if self._flip and rng is not None and rng.random() < 0.5:
-            picture = picture[:, ::-1]
-        return np.array(picture)
+            image = image[:, ::-1]
+        return np.array(image)
 
     def __getstate__(self) -> dict[str, Any]:
         """Send the paths of mapped files to another process, not their content."""
@@ -151,7 +151,7 @@ def _open(paths: list[Path], orders: list[Order], progress: bool) -> list[UInt8[
     """Map what each file holds and draw what it lacks; a file is stored as soon as it is complete."""
     drawn = []
     for path, order in zip(paths, orders, strict=True):
-        stored = load_pictures(path, order.size)
+        stored = load_images(path, order.size)
         drawn.append(np.empty((0, order.size, order.size, 3), np.uint8) if stored is None else stored)
     short = [place for place, order in enumerate(orders) if len(drawn[place]) < order.last]
     rest = [orders[place]._replace(first=len(drawn[place])) for place in short]
@@ -160,7 +160,7 @@ def _open(paths: list[Path], orders: list[Order], progress: bool) -> list[UInt8[
         drawn[place] = np.concatenate([drawn[place], new])
         try:
             if writable:
-                drawn[place] = store_pictures(paths[place], drawn[place])
+                drawn[place] = store_images(paths[place], drawn[place])
         except OSError as error:
             writable = False
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Pictures drawn once and kept on disk, safe when several processes draw the same ones at once."""
+"""Images drawn once and kept on disk, safe when several processes draw the same ones at once."""
 
 from pathlib import Path
 
@@ -8,22 +8,22 @@ from jaxtyping import UInt8
 from aimamba.files import write_atomically
 
 
-def load_pictures(path: Path, size: int) -> UInt8[np.ndarray, "n s s 3"] | None:
-    """Map a file of pictures into memory.
+def load_images(path: Path, size: int) -> UInt8[np.ndarray, "n s s 3"] | None:
+    """Map a file of images into memory.
 
     Args:
         path: A ``.npy`` file, perhaps missing, truncated or something else altogether.
-        size: Side that the pictures must have, in pixels.
+        size: Side that the images must have, in pixels.
 
     Returns:
         Read-only array backed by the file, or None where the file is of no use.
     """
     try:
-        pictures = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # whatever is wrong with the file, its pictures are drawn anew
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # whatever is wrong with the file, its images are drawn anew
         return None
-    if isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8 and pictures.shape[1:] == (size, size, 3):
-        return pictures
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (size, size, 3):
+        return images
     return None
 
 
@@ -37,26 +37,26 @@ def store_array(path: Path, array: np.ndarray) -> None:
     write_atomically(path, write)
 
 
-def store_pictures(path: Path, pictures: UInt8[np.ndarray, "n s s 3"]) -> UInt8[np.ndarray, "m s s 3"]:
-    """Keep pictures in a file and map it.
+def store_images(path: Path, images: UInt8[np.ndarray, "n s s 3"]) -> UInt8[np.ndarray, "m s s 3"]:
+    """Keep images in a file and map it.
 
-    If another process has meanwhile stored at least as many pictures, its file stays.
+    If another process has meanwhile stored at least as many images, its file stays.
 
     Args:
         path: Where to keep them; folders are made as needed.
-        pictures: Array of bytes (n, size, size, 3).
+        images: Array of bytes (n, size, size, 3).
 
     Returns:
-        Read-only array backed by the file; at least n pictures, of which the first n are those given.
+        Read-only array backed by the file; at least n images, of which the first n are those given.
 
     Raises:
         OSError: The folder cannot be written.
     """
-    size = pictures.shape[1]
+    size = images.shape[1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = load_pictures(path, size)
-    if stored is None or len(stored) < len(pictures):
+    stored = load_images(path, size)
+    if stored is None or len(stored) < len(images):
         del stored  # Windows replaces no file that is mapped
-        store_array(path, pictures)
-        stored = load_pictures(path, size)
-    return pictures if stored is None else stored
+        store_array(path, images)
+        stored = load_images(path, size)
+    return images if stored is None else stored

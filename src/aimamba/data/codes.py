@@ -1,6 +1,6 @@
-"""Pictures as codes: what the generator trains on.
+"""Images as codes: what the generator trains on.
 
-Shape letters: n pictures, v views of each, L codes of a view.
+Shape letters: n images, v views of each, L codes of a view.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from jaxtyping import Int, Int64, UInt8, UInt16
 from torch import Tensor
 
 from aimamba.config import check
-from aimamba.data.images import ImageFolder
+from aimamba.data.folder import ImageFolder
 from aimamba.data.order import Order
-from aimamba.data.pictures import Pictures
+from aimamba.data.sets import ImageSet
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import ten_crop, to_array
 from aimamba.models import VQModel
@@ -23,7 +23,7 @@ from aimamba.models import VQModel
 VIEWS = ("center", "center-flip", "ten-crop")
 
 _LARGEST_CODEBOOK = 1 << 16
-_FINGERPRINT_PICTURES = 1000
+_FINGERPRINT_IMAGES = 1000
 _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
 
@@ -35,12 +35,12 @@ class CodeBatch(NamedTuple):
 
 
 class CodeSet:
-    """Codes of a set of pictures, in one or more views of each, in memory or mapped from files.
+    """Codes of a set of images, in one or more views of each, in memory or mapped from files.
 
     Attributes:
-        shards: Runs of pictures, each (some, v, L) with two bytes a code.
-        labels: Class of each picture, (n,).
-        views: Number of views of a picture.
+        shards: Runs of images, each (some, v, L) with two bytes a code.
+        labels: Class of each image, (n,).
+        views: Number of views of an image.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class CodeSet:
         self._ends = np.cumsum([len(shard) for shard in self.shards])
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return len(self.labels)
 
     def take(self, indices: Sequence[int], views: Sequence[int]) -> Int[Tensor, "b l"]:
-        """Codes of some pictures, each in one of its views."""
+        """Codes of some images, each in one of its views."""
         rows = []
         for index, view in zip(indices, views, strict=True):
             number = int(np.searchsorted(self._ends, index, side="right"))
@@ -67,8 +67,8 @@ class CodeSet:
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the labels and of the codes of at most a thousand pictures, evenly spaced, in their first view."""
-        chosen = np.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_PICTURES)).astype(np.int64).tolist()
+        """SHA-256 of the labels and of the codes of at most a thousand images, evenly spaced, in their first view."""
+        chosen = np.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_IMAGES)).astype(np.int64).tolist()
         digest = hashlib.sha256(f"{self.views}".encode())
         digest.update(self.labels.astype("<i8").tobytes())
         digest.update(self.take(chosen, [0] * len(chosen)).numpy().astype("<i8").tobytes())
@@ -89,7 +89,7 @@ def view_names(views: str) -> tuple[str, ...]:
     """Names of the views that a choice stands for.
 
     ``center`` is the centre crop, ``center-flip`` also its mirror image, ``ten-crop`` LlamaGen's twenty: four corners
-    and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the picture.
+    and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the image.
     """
     check(views in VIEWS, f"views must be one of {', '.join(VIEWS)}, got {views!r}")
     if views == "ten-crop":
@@ -98,8 +98,8 @@ def view_names(views: str) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def encode_views(tokenizer: VQModel, pictures: Pictures, chosen: range, views: str) -> UInt16[np.ndarray, "n v l"]:
-    """Codes of some pictures in the views that ``view_names(views)`` lists, as one batch a view.
+def encode_views(tokenizer: VQModel, images: ImageSet, chosen: range, views: str) -> UInt16[np.ndarray, "n v l"]:
+    """Codes of some images in the views that ``view_names(views)`` lists, as one batch a view.
 
     Raises:
         ConfigError: The codebook has more codes than two bytes can hold.
@@ -107,48 +107,48 @@ def encode_views(tokenizer: VQModel, pictures: Pictures, chosen: range, views: s
     size = tokenizer.config.codebook_size
     check(size <= _LARGEST_CODEBOOK, f"codes are kept in two bytes: at most {_LARGEST_CODEBOOK} codes, got {size}")
     device, dtype = tokenizer.codebook.device, tokenizer.codebook.dtype
-    seen = np.stack([np.stack(_views(pictures, index, views)) for index in chosen])  # (B, v, S, S, 3)
+    seen = np.stack([np.stack(_views(images, index, views)) for index in chosen])  # (B, v, S, S, 3)
     columns = []
     for view in range(seen.shape[1]):
-        images = torch.from_numpy(seen[:, view]).permute(0, 3, 1, 2)
-        columns.append(tokenizer.encode(to_float(images).to(device, dtype)).flatten(1).cpu().numpy())
+        batch = torch.from_numpy(seen[:, view]).permute(0, 3, 1, 2)
+        columns.append(tokenizer.encode(to_float(batch).to(device, dtype)).flatten(1).cpu().numpy())
     return np.stack(columns, axis=1).astype(np.uint16)
 
 
-def _views(pictures: Pictures, index: int, views: str) -> Sequence[UInt8[np.ndarray, "s s 3"]]:
+def _views(images: ImageSet, index: int, views: str) -> Sequence[UInt8[np.ndarray, "s s 3"]]:
     if views == "ten-crop":
-        assert isinstance(pictures, ImageFolder)
-        image = pictures.image(index)
-        crops = [crop for scale in _TEN_CROP_RANGES for crop in ten_crop(image, pictures.size, crop_range=scale)]
+        assert isinstance(images, ImageFolder)
+        image = images.original(index)
+        crops = [crop for scale in _TEN_CROP_RANGES for crop in ten_crop(image, images.size, crop_range=scale)]
         return [to_array(crop) for crop in crops]
-    whole = pictures.picture(index, None)
+    whole = images.image(index, None)
     return [whole] if views == "center" else [whole, np.ascontiguousarray(whole[:, ::-1])]
 
 
-def encode_pictures(
+def encode_images(
     tokenizer: VQModel,
-    pictures: Pictures,
+    images: ImageSet,
     *,
     flip: bool = False,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> CodeSet:
-    """Encode the centre view of every picture once, and its mirror image where asked.
+    """Encode the centre view of every image once, and its mirror image where asked.
 
     Args:
         tokenizer: On the device where the work should be done.
-        pictures: What to encode.
+        images: What to encode.
         flip: Add the mirror image as a second view.
-        batch_size: Pictures at once.
-        progress: Called with (pictures done, pictures in all).
+        batch_size: Images at once.
+        progress: Called with (images done, images in all).
 
     Raises:
         ConfigError: The codebook has more codes than two bytes can hold.
     """
     parts = []
-    for start in range(0, len(pictures), batch_size):
-        chosen = range(start, min(start + batch_size, len(pictures)))
-        parts.append(encode_views(tokenizer, pictures, chosen, "center-flip" if flip else "center"))
+    for start in range(0, len(images), batch_size):
+        chosen = range(start, min(start + batch_size, len(images)))
+        parts.append(encode_views(tokenizer, images, chosen, "center-flip" if flip else "center"))
         if progress is not None:
-            progress(chosen.stop, len(pictures))
-    return CodeSet(np.concatenate(parts), np.asarray(pictures.labels, dtype=np.int64))
+            progress(chosen.stop, len(images))
+    return CodeSet(np.concatenate(parts), np.asarray(images.labels, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Drawing avatars: a style and a seed give a picture, the same pixels on every run.
+"""Drawing avatars: a style and a seed give an image, the same pixels on every run.
 
 Large orders are shared out among fresh interpreters that write raw pixels to a pipe. ``multiprocessing`` would run the
 caller's own script again in every worker, which a first script without a ``__main__`` guard does not survive.
@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from aimamba.data.transforms import to_array, to_rgb
 
-_WORTH_SHARING = 300  # pictures; an interpreter that has built its style could have drawn about as many
+_WORTH_SHARING = 300  # images; an interpreter that has built its style could have drawn about as many
 
 _CHILD = "from aimamba.data.drawing import main; main()"
 
 
 class Order(NamedTuple):
-    """A run of pictures to draw: those with the seeds ``{style}-{split}-{number}``, ``first <= number < last``."""
+    """A run of images to draw: those with the seeds ``{style}-{split}-{number}``, ``first <= number < last``."""
 
     style: str
     split: str
@@ -37,7 +37,7 @@ class Order(NamedTuple):
 
     @property
     def amount(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return self.last - self.first
 
 
@@ -48,8 +48,8 @@ def available_styles() -> tuple[str, ...]:
 
 
 def draw(order: Order) -> Iterator[UInt8[np.ndarray, "s s 3"]]:
-    """Draw the pictures of an order one by one, on a white ground."""
-    import dicebear  # noqa: PLC0415 - only drawing needs these two; pictures that are cached do without
+    """Draw the images of an order one by one, on a white ground."""
+    import dicebear  # noqa: PLC0415 - only drawing needs these two; images that are cached do without
     import resvg_py  # noqa: PLC0415
 
     style = dicebear.Style.from_json(files("dicebear_styles").joinpath(f"{order.style}.json").read_text("utf-8"))
@@ -70,7 +70,7 @@ def draw_all(
         processes: How many to draw with; by default one for each core that this process may use.
 
     Yields:
-        The pictures of each order, (amount, size, size, 3), in the order of the orders and as soon as they are ready.
+        The images of each order, (amount, size, size, 3), in the order of the orders and as soon as they are ready.
     """
     total = sum(order.amount for order in orders)
     if total == 0:
@@ -79,7 +79,7 @@ def draw_all(
     threads = processes if total >= _WORTH_SHARING and sys.executable else 1
     deliver = _draw_here if threads == 1 else _draw_apart
     pieces = -(-threads // len(orders))  # as many as keep every process busy
-    with tqdm(total=total, desc="drawing avatars", unit=" pictures", disable=not progress) as bar:
+    with tqdm(total=total, desc="drawing avatars", unit=" images", disable=not progress) as bar:
 
         def advance() -> None:
             with bar.get_lock():
@@ -97,17 +97,17 @@ def draw_all(
 def main() -> None:
     """Draw the order in ``sys.argv`` and write its pixels to stdout: the worker's side of ``draw_all``."""
     style, split, *numbers = sys.argv[1:]
-    for picture in draw(Order(style, split, *map(int, numbers))):
-        sys.stdout.buffer.write(picture.tobytes())
+    for image in draw(Order(style, split, *map(int, numbers))):
+        sys.stdout.buffer.write(image.tobytes())
         sys.stdout.buffer.flush()
 
 
 def _draw_here(order: Order, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
-    pictures = np.empty((order.amount, order.size, order.size, 3), np.uint8)
-    for place, picture in enumerate(draw(order)):
-        pictures[place] = picture
+    images = np.empty((order.amount, order.size, order.size, 3), np.uint8)
+    for place, image in enumerate(draw(order)):
+        images[place] = image
         advance()
-    return pictures
+    return images
 
 
 def _draw_apart(order: Order, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
@@ -116,14 +116,14 @@ def _draw_apart(order: Order, advance: Callable[[], None]) -> UInt8[np.ndarray, 
     length = order.size * order.size * 3
     command = [sys.executable, "-P", "-c", _CHILD, *map(str, order)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    pictures = []
+    images = []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None
         while len(pixels := child.stdout.read(length)) == length:
-            pictures.append(np.frombuffer(pixels, np.uint8).reshape(shape))
+            images.append(np.frombuffer(pixels, np.uint8).reshape(shape))
             advance()
-    missing = _draw_here(order._replace(first=order.first + len(pictures)), advance)
-    return np.concatenate([np.array(pictures, np.uint8).reshape(-1, *shape), missing])
+    missing = _draw_here(order._replace(first=order.first + len(images)), advance)
+    return np.concatenate([np.array(images, np.uint8).reshape(-1, *shape), missing])
 
 
 def _split(order: Order, pieces: int) -> list[Order]:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al., arXiv 1708.07747): 70,000 grey pictures of clothes, from the official IDX files."""
+"""Fashion-MNIST (Xiao et al., arXiv 1708.07747): 70,000 grey images of clothes, from the official IDX files."""
 
 import gzip
 import os
@@ -25,7 +25,7 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 
-_SIDE = 28  # of the official pictures
+_SIDE = 28  # of the official images
 _PREFIXES = {"train": "train", "held-out": "t10k"}
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _HOW_TO_GET = (
@@ -35,15 +35,15 @@ _HOW_TO_GET = (
 
 
 class FashionMNIST:
-    """The official split: 60,000 pictures to train on, and the 10,000 test pictures held out, in the files' order.
+    """The official split: 60,000 images to train on, and the 10,000 test images held out, in the files' order.
 
-    A picture of 28 pixels gets two black ones, the colour of its ground, on every side, so that it is 32 wide and can
+    An image of 28 pixels gets two black ones, the colour of its ground, on every side, so that it is 32 wide and can
     be halved; grey becomes RGB. The pixels themselves are never resampled.
 
     Attributes:
         class_names: The official names; a label is an index into them.
-        labels: Class index of every picture, (n,) int64.
-        size: Side of the pictures in pixels.
+        labels: Class index of every image, (n,) int64.
+        size: Side of the images in pixels.
     """
 
     class_names = CLASS_NAMES
@@ -62,9 +62,9 @@ class FashionMNIST:
         Args:
             folder: Where the IDX files are, gzipped or not. By default ``fashion-mnist`` in ``$AIMAMBA_DATA``, or where
                 Debian's package puts it.
-            size: 32, or 28 for pictures without a margin.
+            size: 32, or 28 for images without a margin.
             split: ``"train"`` or ``"held-out"``; there is no ``"all"``.
-            per_class: At most this many pictures of each class, the first ones.
+            per_class: At most this many images of each class, the first ones.
             flip: Mirror a random view half of the time.
 
         Raises:
@@ -80,9 +80,9 @@ class FashionMNIST:
         labels, labels_path = _read_idx(place, f"{prefix}-labels-idx1-ubyte", axes=1)
         if images.shape[1:] != (_SIDE, _SIDE):
             height, width = images.shape[1:]
-            raise DataError(f"{images_path}: its pictures are {height} x {width}, not 28 x 28: {_HOW_TO_GET}")
+            raise DataError(f"{images_path}: its images are {height} x {width}, not 28 x 28: {_HOW_TO_GET}")
         if len(labels) != len(images):
-            raise DataError(f"{labels_path}: {len(labels)} labels for {len(images)} pictures: {_HOW_TO_GET}")
+            raise DataError(f"{labels_path}: {len(labels)} labels for {len(images)} images: {_HOW_TO_GET}")
         if len(labels) == 0 or labels.max() >= len(CLASS_NAMES):
             raise DataError(f"{labels_path}: labels must lie in 0 to 9: {_HOW_TO_GET}")
         chosen = np.arange(len(labels)) if per_class is None else _first(labels, per_class)
@@ -92,28 +92,28 @@ class FashionMNIST:
         self._flip = flip
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
         return len(self.labels)
 
-    def picture(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
-        """Give one picture.
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Give one image.
 
         Args:
             index: Which one, in [0, n).
-            rng: Draws whether the picture is mirrored, if ``flip`` was asked for; nothing is drawn from it otherwise.
+            rng: Draws whether the image is mirrored, if ``flip`` was asked for; nothing is drawn from it otherwise.
 
         Returns:
-            Bytes of the RGB picture, (size, size, 3).
+            Bytes of the RGB image, (size, size, 3).
 
         Raises:
             IndexError: ``index`` is out of range.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
-        picture = np.pad(self._images[index], (self.size - _SIDE) // 2)
+            raise IndexError(f"image {index} of {len(self)}")
+        image = np.pad(self._images[index], (self.size - _SIDE) // 2)
         if self._flip and rng is not None and rng.random() < 0.5:
-            picture = picture[:, ::-1]
-        return np.stack([picture] * 3, axis=-1)
+            image = image[:, ::-1]
+        return np.stack([image] * 3, axis=-1)
 
 
 def _find() -> Path:
@@ -148,5 +148,5 @@ def _read_idx(folder: Path, name: str, *, axes: int) -> tuple[np.ndarray, Path]:
 
 
 def _first(labels: UInt8[np.ndarray, "n"], per_class: int) -> Int64[np.ndarray, "m"]:
-    """Where the first few pictures of each class are, increasing."""
+    """Where the first few images of each class are, increasing."""
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]))

@@ -1,4 +1,4 @@
-"""Picture files: finding them, reading their headers, decoding them; whatever is wrong with one is a ``DataError``."""
+"""Image files: finding them, reading their headers, decoding them; whatever is wrong with one is a ``DataError``."""
 
 import os
 import struct
@@ -35,7 +35,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode a file into upright RGB, as ``transforms.to_rgb`` does; of an animation the first frame.
 
     Raises:
-        DataError: The file is missing, empty, truncated or no picture; the message names it.
+        DataError: The file is missing, empty, truncated or no image; the message names it.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -45,7 +45,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
-    """The picture files in a folder and all folders below it, in the order of their names; a file is found as it is.
+    """The image files in a folder and all folders below it, in the order of their names; a file is found as it is.
 
     Raises:
         DataError: There is no such file or folder, or it cannot be listed.
@@ -59,7 +59,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Paths of the picture files below a folder, relative to it, with ``/`` between folders, by name at every level.
+    """Paths of the image files below a folder, relative to it, with ``/`` between folders, by name at every level.
 
     Hidden files and folders are ignored; links are followed, but never in a circle.
 
@@ -87,7 +87,7 @@ def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DataError]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name is that of a picture, and not hidden."""
+    """Whether a file's name is that of an image, and not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -113,7 +113,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
 def _read_size(path: Path) -> tuple[int, int] | DataError:
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            return image.size if min(image.size) > 0 else DataError(f"{path}: the picture has no pixels")
+            return image.size if min(image.size) > 0 else DataError(f"{path}: the image has no pixels")
     except _UNREADABLE as error:
         return DataError(_fault(path, error))
 
@@ -122,7 +122,7 @@ def _fault(path: str | os.PathLike[str], error: BaseException) -> str:
     """What is wrong with a file, in one line."""
     if isinstance(error, UnidentifiedImageError):
         empty = os.path.getsize(path) == 0
-        reason = "the file is empty (0 bytes)" if empty else "this is not a picture in a known format"
+        reason = "the file is empty (0 bytes)" if empty else "this is not an image in a known format"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror.lower()
     else:

@@ -12,27 +12,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from aimamba.config import check
 from aimamba.data.order import Order
-from aimamba.data.pictures import Pictures
+from aimamba.data.sets import ImageSet
 from aimamba.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Pictures with their classes."""
+    """Images with their classes."""
 
     images: UInt8[Tensor, "b 3 s s"]
     labels: Int64[Tensor, "b"]
 
 
-def batches(pictures: Pictures, *, batch_size: int, seed: int, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-    """Give batches of shuffled pictures for ever.
+def batches(images: ImageSet, *, batch_size: int, seed: int, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+    """Give batches of shuffled images for ever.
 
     The example at global position ``p`` is a pure function of ``(seed, p)``: epoch ``p // n`` goes through the n
-    pictures in a permutation of its own, and the random view of each example has a generator of its own. So a run that
+    images in a permutation of its own, and the random view of each example has a generator of its own. So a run that
     stopped after ``p`` examples goes on with ``start=p`` as if it had never stopped, whatever the number of workers,
     and even with another batch size. Batches run on across the end of an epoch; none is short.
 
     Args:
-        pictures: At least one picture.
+        images: At least one image.
         batch_size: Examples in a batch, B.
         seed: Decides order and views.
         start: Position of the first example.
@@ -43,15 +43,15 @@ def batches(pictures: Pictures, *, batch_size: int, seed: int, start: int = 0, w
 
     Raises:
         ConfigError: A number is out of range.
-        DataError: There are no pictures, or too many of them are broken.
+        DataError: There are no images, or too many of them are broken.
     """
     check(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     check(seed >= 0, f"seed must not be negative, got {seed}")
     check(start >= 0, f"start must not be negative, got {start}")
     check(workers >= 0, f"workers must not be negative, got {workers}")
-    if len(pictures) == 0:
-        raise DataError("there are no pictures to make batches of")
-    return _endless(_Examples(pictures, batch_size, seed), start, workers)
+    if len(images) == 0:
+        raise DataError("there are no images to make batches of")
+    return _endless(_Examples(images, batch_size, seed), start, workers)
 
 
 def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]:
@@ -72,10 +72,10 @@ def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]
 class _Examples(Dataset[Batch | DataError]):
     """Batches by the position of their first example."""
 
-    def __init__(self, pictures: Pictures, batch_size: int, seed: int) -> None:
+    def __init__(self, images: ImageSet, batch_size: int, seed: int) -> None:
         self.batch_size = batch_size
-        self._pictures = pictures
-        self._order = Order(len(pictures), seed)
+        self._images = images
+        self._order = Order(len(images), seed)
 
     def __getitem__(self, start: int) -> Batch | DataError:
         """Make a batch. A DataError is handed over, since torch would wrap one raised in a worker in its traceback."""
@@ -85,11 +85,11 @@ class _Examples(Dataset[Batch | DataError]):
             for position in range(start, start + self.batch_size):
                 index = self._order.index(position)
                 indices.append(index)
-                images.append(self._pictures.picture(index, self._order.generator(position)))
+                images.append(self._images.image(index, self._order.generator(position)))
         except DataError as error:
             return error
         stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # (B, 3, S, S)
-        return Batch(stacked, torch.from_numpy(self._pictures.labels[indices]))
+        return Batch(stacked, torch.from_numpy(self._images.labels[indices]))
 
 
 def _as_it_is(batch: Any) -> Any:

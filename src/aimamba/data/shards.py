@@ -1,10 +1,10 @@
-"""Codes on disk: memory-mapped shards from which a generator trains without the pictures.
+"""Codes on disk: memory-mapped shards from which a generator trains without the images.
 
 A folder of codes holds, for each split, ``meta.json``, ``labels.npy`` and ``codes-00000.npy`` and so on, each shard
-(pictures, views, L) in two bytes a code. ``meta.json`` is written first and says what the shards will hold, so an
+(images, views, L) in two bytes a code. ``meta.json`` is written first and says what the shards will hold, so an
 encoding that was interrupted goes on where it stopped and ends with the same bytes.
 
-Shape letters: n pictures, v views of each, L codes of a view.
+Shape letters: n images, v views of each, L codes of a view.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from jaxtyping import Int64
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.cache import store_array
 from aimamba.data.codes import CodeSet, encode_views, view_names
-from aimamba.data.images import ImageFolder
-from aimamba.data.pictures import Pictures
+from aimamba.data.folder import ImageFolder
+from aimamba.data.sets import ImageSet
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import write_atomically
 from aimamba.models import VQModel
@@ -37,11 +37,11 @@ class CodesMeta:
         tokenizer: Fingerprint of the tokenizer that wrote the codes, see ``fingerprint``.
         codebook_size: Codes lie below it.
         grid: Rows and columns of codes.
-        size: Side of the pictures in pixels.
+        size: Side of the images in pixels.
         class_names: Names of the labels.
-        views: Names of the views of a picture, in the order of their axis.
-        pictures: How many there are.
-        shard_pictures: Pictures of a shard; the last one may have fewer.
+        views: Names of the views of an image, in the order of their axis.
+        pictures: How many images there are.
+        shard_pictures: Images of a shard; the last one may have fewer.
     """
 
     tokenizer: str
@@ -54,13 +54,13 @@ class CodesMeta:
     shard_pictures: int
 
     def shards(self) -> Iterator[tuple[str, int, int]]:
-        """Name of every shard, its first picture, and the one behind its last."""
+        """Name of every shard, its first image, and the one behind its last."""
         for number, start in enumerate(range(0, self.pictures, self.shard_pictures)):
             yield f"codes-{number:05d}.npy", start, min(start + self.shard_pictures, self.pictures)
 
 
 def fingerprint(tokenizer: VQModel) -> str:
-    """SHA-256 of a tokenizer's config and of the float32 weights that decide a picture's codes.
+    """SHA-256 of a tokenizer's config and of the float32 weights that decide an image's codes.
 
     It is the same for equal models, wherever they are stored, and for those that differ in the decoder alone.
     """
@@ -74,7 +74,7 @@ def fingerprint(tokenizer: VQModel) -> str:
 
 def encode_to_shards(
     tokenizer: VQModel,
-    pictures: Pictures,
+    images: ImageSet,
     folder: Path,
     *,
     views: str = "center",
@@ -82,50 +82,50 @@ def encode_to_shards(
     shard_pictures: int = 4096,
     progress: Callable[[int, int], None] | None = None,
 ) -> CodesMeta:
-    """Encode every picture into ``folder``, or what is missing there.
+    """Encode every image into ``folder``, or what is missing there.
 
     Batches start with the shard, so the bytes do not depend on where an earlier run was interrupted.
 
     Args:
         tokenizer: On the device where the work should be done.
-        pictures: What to encode; ``ten-crop`` needs a folder of pictures.
+        images: What to encode; ``ten-crop`` needs a folder of images.
         folder: Where to write; made if need be.
-        views: Which views of each picture.
-        batch_size: Pictures at once.
-        shard_pictures: Pictures of a shard.
-        progress: Called with (pictures done, pictures in all).
+        views: Which views of each image.
+        batch_size: Images at once.
+        shard_pictures: Images of a shard.
+        progress: Called with (images done, images in all).
 
     Raises:
-        ConfigError: The folder holds other codes, or the views cannot be had of these pictures.
+        ConfigError: The folder holds other codes, or the views cannot be had of these images.
     """
-    check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one picture")
+    check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one image")
     names = view_names(views)
-    if views == "ten-crop" and not isinstance(pictures, ImageFolder):
-        raise ConfigError("views 'ten-crop' needs a folder of pictures; those of the named sets have just one size")
-    side = pictures.size // tokenizer.config.downsampling
+    if views == "ten-crop" and not isinstance(images, ImageFolder):
+        raise ConfigError("views 'ten-crop' needs a folder of images; those of the named sets have just one size")
+    side = images.size // tokenizer.config.downsampling
     meta = CodesMeta(
         tokenizer=fingerprint(tokenizer),
         codebook_size=tokenizer.config.codebook_size,
         grid=(side, side),
-        size=pictures.size,
-        class_names=pictures.class_names,
+        size=images.size,
+        class_names=images.class_names,
         views=names,
-        pictures=len(pictures),
+        pictures=len(images),
         shard_pictures=shard_pictures,
     )
-    _begin(folder, meta, np.asarray(pictures.labels, np.int64))
+    _begin(folder, meta, np.asarray(images.labels, np.int64))
     for name, start, stop in meta.shards():
         path = folder / name
         if _read_shard(path, meta, stop - start) is None:
             parts = []
             for first in range(start, stop, batch_size):
                 chosen = range(first, min(first + batch_size, stop))
-                parts.append(encode_views(tokenizer, pictures, chosen, views))
+                parts.append(encode_views(tokenizer, images, chosen, views))
                 if progress is not None:
-                    progress(chosen.stop, len(pictures))
+                    progress(chosen.stop, len(images))
             store_array(path, np.concatenate(parts))
         if progress is not None:
-            progress(stop, len(pictures))
+            progress(stop, len(images))
     return meta
 
 
@@ -193,7 +193,7 @@ def _load(path: Path) -> np.ndarray | None:
         return None
 
 
-def _read_shard(path: Path, meta: CodesMeta, pictures: int) -> np.ndarray | None:
+def _read_shard(path: Path, meta: CodesMeta, images: int) -> np.ndarray | None:
     shard = _load(path)
-    expected = (pictures, len(meta.views), meta.grid[0] * meta.grid[1])
+    expected = (images, len(meta.views), meta.grid[0] * meta.grid[1])
     return shard if shard is not None and shard.shape == expected and shard.dtype == np.uint16 else None

@@ -1,4 +1,4 @@
-"""Pictures to look at: contact sheets with names, and the way between tensors and Pillow's images."""
+"""Images to look at: contact sheets with names, and the way between tensors and Pillow's images."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 from torch import Tensor
 
-_SMALLEST_CELL = 64  # pixels; smaller pictures are magnified
+_SMALLEST_CELL = 64  # pixels; smaller images are magnified
 _ROOM_FOR_NAMES = 128  # to which they are magnified further where column names are long
 _LONGEST_ROW_NAME = 240
 _SMALLEST_FONT = 12
@@ -26,18 +26,18 @@ def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 
 
 def to_images(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
-    """Tensors as pictures.
+    """Tensors as images.
 
     The rounding is LlamaGen's, ``clamp(127.5 x + 128, 0, 255)`` without its fraction; it undoes ``to_float`` exactly.
 
     Args:
-        x: Pictures (B, 3, H, W) in [-1, 1]; what lies beyond is clamped.
+        x: Images (B, 3, H, W) in [-1, 1]; what lies beyond is clamped.
 
     Returns:
-        B RGB pictures of H x W.
+        B RGB images of H x W.
     """
     pixels = (127.5 * x.detach().float() + 128.0).clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
 def sheet(
@@ -47,40 +47,40 @@ def sheet(
     column_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """Arrange pictures in a labelled grid on white.
+    """Arrange images in a labelled grid on white.
 
-    Pictures below 64 pixels (up to 128 where long column names want it) are magnified by a whole factor without
+    Images below 64 pixels (up to 128 where long column names want it) are magnified by a whole factor without
     smoothing, so that every pixel can be seen. Rows may differ in length. Text that does not fit ends in an ellipsis.
 
     Args:
-        rows: Pictures, row by row.
+        rows: Images, row by row.
         row_names: Written to the left of the rows.
         column_names: Written above the columns.
         title: Written above the sheet, small and grey.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
-        ValueError: There is no picture, or the names are not as many as the rows or columns.
+        ValueError: There is no image, or the names are not as many as the rows or columns.
     """
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
-        raise ValueError("a sheet needs at least one picture")
+        raise ValueError("a sheet needs at least one image")
     for names, amount, kind in ((row_names, len(rows), "row"), (column_names, columns, "column")):
         if names is not None and len(names) != amount:
             raise ValueError(f"a sheet of {amount} {kind}s needs as many {kind}_names, got {len(names)}")
     least = max(
         _SMALLEST_CELL, min(_longest(column_names or (), ImageFont.load_default(_SMALLEST_FONT)), _ROOM_FOR_NAMES)
     )
-    shown = [[_magnify(picture, least) for picture in row] for row in rows]
+    shown = [[_magnify(image, least) for image in row] for row in rows]
     grid = _Grid.around(shown, row_names or (), column_names or (), title)
     canvas = Image.new("RGB", grid.extent(len(rows), columns), "white")
-    for row, pictures in enumerate(shown):
-        for column, picture in enumerate(pictures):
+    for row, images in enumerate(shown):
+        for column, image in enumerate(images):
             left, top = grid.corner(row, column)
-            spare = grid.width - picture.width, grid.height - picture.height
-            canvas.paste(picture, (left + spare[0] // 2, top + spare[1] // 2))
+            spare = grid.width - image.width, grid.height - image.height
+            canvas.paste(image, (left + spare[0] // 2, top + spare[1] // 2))
     _write(canvas, grid, row_names or (), column_names or (), title)
     return canvas
 
@@ -103,9 +103,9 @@ class _Grid(NamedTuple):
         column_names: Sequence[str],
         title: str | None,
     ) -> "_Grid":
-        """Leave each cell room for the largest picture and, up to 1.5 times that, for the longest column name."""
-        widest = max(picture.width for row in shown for picture in row)
-        tallest = max(picture.height for row in shown for picture in row)
+        """Leave each cell room for the largest image and, up to 1.5 times that, for the longest column name."""
+        widest = max(image.width for row in shown for image in row)
+        tallest = max(image.height for row in shown for image in row)
         font = ImageFont.load_default(min(18, max(_SMALLEST_FONT, tallest // 9)))
         line = sum(font.getmetrics()) if isinstance(font, ImageFont.FreeTypeFont) else _SMALLEST_FONT
         gutter = max(6, widest // 12)
@@ -146,13 +146,13 @@ def _write(
         pen.text((grid.left, 2 * grid.gutter), label, fill=_PALE, font=grid.font, anchor="la")
 
 
-def _magnify(picture: Image.Image, least: int) -> Image.Image:
+def _magnify(image: Image.Image, least: int) -> Image.Image:
     """Repeat pixels until the longer side has ``least``."""
-    factor = -(-least // max(picture.size))
-    picture = picture.convert("RGB")
+    factor = -(-least // max(image.size))
+    image = image.convert("RGB")
     if factor <= 1:
-        return picture
-    return picture.resize((picture.width * factor, picture.height * factor), Resampling.NEAREST)
+        return image
+    return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
 
 
 def _longest(names: Sequence[str], font: _Font) -> int:

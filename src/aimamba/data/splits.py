@@ -1,4 +1,4 @@
-"""Which pictures are trained on and which are held out: decided by each file's name, not by what lies beside it."""
+"""Which images are trained on and which are held out: decided by each file's name, not by what lies beside it."""
 
 import hashlib
 import unicodedata
@@ -21,17 +21,17 @@ def draw(name: str) -> float:
 
 
 def select(names: Sequence[str], split: Split, fraction: float) -> list[int]:
-    """Choose the pictures of a split.
+    """Choose the images of a split.
 
-    A picture is held out when the ``draw`` of its name is below ``fraction``. Each is judged alone, so files may come
-    and go without moving any other across the line. Only where this would leave a side of two or more pictures empty
-    (a handful of files) does the picture nearest to the line go over: the smallest draw is held out, or the largest
-    trained on. A lone picture is trained on.
+    An image is held out when the ``draw`` of its name is below ``fraction``. Each is judged alone, so files may come
+    and go without moving any other across the line. Only where this would leave a side of two or more images empty
+    (a handful of files) does the image nearest to the line go over: the smallest draw is held out, or the largest
+    trained on. A lone image is trained on.
 
     Args:
-        names: Relative paths of all pictures.
-        split: Which pictures to return.
-        fraction: Share of pictures to hold out, in (0, 1).
+        names: Relative paths of all images.
+        split: Which images to return.
+        fraction: Share of images to hold out, in (0, 1).
 
     Returns:
         Increasing positions in ``names``. Train and held-out share none, and together they are all.

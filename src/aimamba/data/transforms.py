@@ -1,4 +1,4 @@
-"""From any picture to square 8-bit RGB: colour modes, resizing, crops and flips, with Pillow and numpy alone.
+"""From any image to square 8-bit RGB: colour modes, resizing, crops and flips, with Pillow and numpy alone.
 
 The geometry is that of ADM's and LlamaGen's loaders, pixel for pixel, so that numbers measured with either compare.
 """
@@ -23,16 +23,16 @@ _UPRIGHT = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode a picture of any mode into upright 8-bit RGB.
+    """Decode an image of any mode into upright 8-bit RGB.
 
     The EXIF orientation is applied; whatever is transparent (alpha channel, transparent palette entry or colour key) is
     pasted on white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; CMYK and the rest are converted.
 
     Args:
-        image: A picture as ``Image.open`` gives it, loaded or not.
+        image: An image as ``Image.open`` gives it, loaded or not.
 
     Returns:
-        A new picture of mode ``"RGB"``.
+        A new image of mode ``"RGB"``.
 
     Raises:
         OSError: The file is truncated or damaged.
@@ -52,7 +52,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """Scale a picture so that its shorter side is ``size`` pixels, keeping its proportions.
+    """Scale an image so that its shorter side is ``size`` pixels, keeping its proportions.
 
     Halved by box averaging while the shorter side is at least twice too long, then bicubic: fast, and free of aliasing.
     """
@@ -74,14 +74,14 @@ def random_crop(
     """Cut a random square that covers a random fraction of the shorter side, and give it ``size`` pixels a side.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         size: Side of the crop in pixels.
         rng: Draws the length to which the shorter side is scaled, then the row, then the column of the crop.
         least: The smallest fraction of the shorter side that a crop covers, in (0, 1].
         most: The largest such fraction, at least ``least``.
 
     Returns:
-        RGB picture of ``size`` x ``size``.
+        RGB image of ``size`` x ``size``.
     """
     shorter = int(rng.integers(math.ceil(size / most), math.ceil(size / least), endpoint=True))
     image = resize(image, shorter)
@@ -91,7 +91,7 @@ def random_crop(
 
 
 def flip(image: Image.Image) -> Image.Image:
-    """Mirror a picture left to right."""
+    """Mirror an image left to right."""
     return image.transpose(Transpose.FLIP_LEFT_RIGHT)
 
 
@@ -99,29 +99,29 @@ def ten_crop(image: Image.Image, size: int, *, crop_range: float = 1.1) -> list[
     """The ten views from which LlamaGen's generators learn: four corners and the centre, plain and mirrored.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         size: Side of each crop in pixels.
         crop_range: The crops are cut from a centre crop of ``int(size * crop_range)``; at least 1.
 
     Returns:
-        Ten pictures of ``size`` x ``size`` in the order of torchvision's ``TenCrop``: top left, top right, bottom left,
-        bottom right, centre; then the same five places of the mirrored picture.
+        Ten images of ``size`` x ``size`` in the order of torchvision's ``TenCrop``: top left, top right, bottom left,
+        bottom right, centre; then the same five places of the mirrored image.
     """
     whole = center_crop(image, int(size * crop_range))
     far = whole.width - size
     middle = round(far / 2)
     places = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
-    return [_square(picture, left, top, size) for picture in (whole, flip(whole)) for left, top in places]
+    return [_square(image, left, top, size) for image in (whole, flip(whole)) for left, top in places]
 
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Copy an RGB picture into an array of bytes, rows first.
+    """Copy an RGB image into an array of bytes, rows first.
 
     Raises:
-        ValueError: The picture is not RGB; ``to_rgb`` makes it so.
+        ValueError: The image is not RGB; ``to_rgb`` makes it so.
     """
     if image.mode != "RGB":
-        raise ValueError(f"to_array wants an RGB picture, got mode {image.mode!r}: pass it through to_rgb first")
+        raise ValueError(f"to_array wants an RGB image, got mode {image.mode!r}: pass it through to_rgb first")
     return np.array(image)
 
 

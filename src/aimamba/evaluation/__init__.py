@@ -1,1 +1,1 @@
-"""Measuring: how near a set of pictures is to a reference, how much it copies, what a tokenizer keeps."""
+"""Measuring: how near a set of images is to a reference, how much it copies, what a tokenizer keeps."""

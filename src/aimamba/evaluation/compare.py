@@ -1,4 +1,4 @@
-"""All numbers of one set of pictures against a reference, under the name of the network that looked."""
+"""All numbers of one set of images against a reference, under the name of the network that looked."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +27,8 @@ class Comparison:
     Attributes:
         network: Whose features were compared.
         numbers: Metrics by name; ``recognition`` and ``neighbours`` hold several.
-        nearest: The five nearest training pictures of every sample, where a training set was given.
-        unseen: Cosine of each reference picture with its nearest training picture, (m,), likewise.
+        nearest: The five nearest training images of every sample, where a training set was given.
+        unseen: Cosine of each reference image with its nearest training image, (m,), likewise.
     """
 
     network: str
@@ -44,17 +44,17 @@ def compare(
 
     Args:
         samples: What is judged.
-        reference: Real pictures. Measured once and kept.
+        reference: Real images. Measured once and kept.
         extractor: The network.
         train: What the model has learned from; the samples are searched for copies of it. Kept as well.
         progress: Show bars on stderr.
 
     Raises:
-        DataError: The sets differ in size of their pictures, are too small, or the features are no numbers.
+        DataError: The sets differ in size of their images, are too small, or the features are no numbers.
     """
     if 0 not in (samples.size, reference.size) and samples.size != reference.size:
         raise DataError(
-            f"{samples.name} has pictures of {samples.size} x {samples.size} pixels, {reference.name} of "
+            f"{samples.name} has images of {samples.size} x {samples.size} pixels, {reference.name} of "
             f"{reference.size} x {reference.size}: give sets of one size (--size scales folders)"
         )
     check_enough(samples)
@@ -64,7 +64,7 @@ def compare(
     numbers = distances(drawn, real, device=device, progress=progress)
     if len(real.vectors):
         rows = 2 * len(real.vectors) + len(drawn.vectors)
-        with tqdm(total=rows, desc="precision and recall", unit="picture", disable=not progress) as bar:
+        with tqdm(total=rows, desc="precision and recall", unit="image", disable=not progress) as bar:
             vectors = drawn.vectors.to(device), real.vectors.to(device)
             shares = precision_recall(*vectors, half=extractor.name == "inception", advance=bar.update)
         numbers |= shares._asdict()
@@ -87,12 +87,12 @@ def distances(
 
     Args:
         samples: What is judged.
-        reference: Real pictures; of statistics alone only Fréchet distances can be given.
+        reference: Real images; of statistics alone only Fréchet distances can be given.
         device: Where to compare vectors; covariances are always compared on CPU in float64.
         progress: Show bars on stderr.
 
     Raises:
-        DataError: The two were measured with different networks, or one has too few pictures.
+        DataError: The two were measured with different networks, or one has too few images.
     """
     if samples.network != reference.network:
         raise DataError(

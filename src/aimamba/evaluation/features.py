@@ -1,4 +1,4 @@
-"""What is compared in place of pixels: vectors that a trained network finds in a picture, behind one protocol."""
+"""What is compared in place of pixels: vectors that a trained network finds in an image, behind one protocol."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from torch import Tensor
 from aimamba.config import check
 from aimamba.data.sheets import to_float
 from aimamba.evaluation.weights import inception_weights
-from aimamba.models.efficientnet import PACKAGE, efficientnet_lite0, weights_file
-from aimamba.models.inception import POOLED, SPATIAL, load_inception
-from aimamba.models.perceptual import magnified
+from aimamba.networks.efficientnet import PACKAGE, efficientnet_lite0, weights_file
+from aimamba.networks.inception import POOLED, SPATIAL, load_inception
+from aimamba.networks.perceptual import magnified
 
 Setting = str | int | float | bool
 
 
 class Features(NamedTuple):
-    """What a network finds in pictures.
+    """What a network finds in images.
 
     Attributes:
         vectors: (B, D), for distances between sets.
@@ -34,13 +34,13 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Extractor(Protocol):
-    """A network that looks at pictures.
+    """A network that looks at images.
 
     Attributes:
         name: Goes with every number that comes of it.
         width: D.
         spatial_width: E, or 0.
-        batch_size: How many pictures it likes at once.
+        batch_size: How many images it likes at once.
         device: Where it computes.
     """
 
@@ -55,14 +55,14 @@ class Extractor(Protocol):
         """Everything that its numbers depend on."""
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        """Look at pictures."""
+        """Look at images."""
         ...
 
 
 class Lite0:
     """EfficientNet-Lite0's pooled vectors, from weights that are installed with this package.
 
-    Pictures are magnified as for the perceptual loss, so that those of 64 pixels are more than a few points to the
+    Images are magnified as for the perceptual loss, so that those of 64 pixels are more than a few points to the
     deepest layers; 128 and above are seen as they are.
     """
 

@@ -12,7 +12,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """Give ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
 
     With ``S = A A^T`` the trace of the root is the sum of the singular values of ``A1^T A2``. That needs no root of a
-    matrix that is not symmetric, and it holds for singular covariances (fewer pictures than features), where ADM's
+    matrix that is not symmetric, and it holds for singular covariances (fewer images than features), where ADM's
     evaluator may have to add 1e-6 to the diagonals.
 
     Raises:

@@ -32,7 +32,7 @@ def kernel_distance(
 ) -> KernelDistance:
     """Give the squared maximum mean discrepancy with the kernel ``(x . y / D + 1)^3``, unbiased.
 
-    Unlike the Fréchet distance its mean does not depend on how many pictures there are; it may fall a little below 0.
+    Unlike the Fréchet distance its mean does not depend on how many images there are; it may fall a little below 0.
 
     Args:
         one: Features of a set.
@@ -47,7 +47,7 @@ def kernel_distance(
     """
     fewest = min(len(one), len(other))
     if fewest < 2:
-        raise DataError(f"a kernel distance needs at least 2 pictures in each set, got {len(one)} and {len(other)}")
+        raise DataError(f"a kernel distance needs at least 2 images in each set, got {len(one)} and {len(other)}")
     size = min(subset_size, max(2, fewest // 2))
     generator = torch.Generator().manual_seed(seed)
     distances = []

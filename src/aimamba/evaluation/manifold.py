@@ -1,4 +1,4 @@
-"""Precision and recall of a set of pictures (Kynkäänniemi et al., arXiv 1904.06991, eq. 1), as ADM's evaluator does it.
+"""Precision and recall of a set of images (Kynkäänniemi et al., arXiv 1904.06991, eq. 1), as ADM's evaluator does it.
 
 A set's manifold is the union of balls about its vectors, each reaching to the k-th nearest other vector. Precision is
 the share of samples in the manifold of the reference, recall the share of the reference in that of the samples.
@@ -39,7 +39,7 @@ def precision_recall(
 
     Args:
         samples: Features.
-        reference: Features of real pictures.
+        reference: Features of real images.
         neighbours: k; a vector is not its own neighbour.
         half: Round as ADM's evaluator, which computes squared distances in float16 where they are finite.
         advance: Progress; 2 m + n rows in all.
@@ -49,7 +49,7 @@ def precision_recall(
     """
     if min(len(samples), len(reference)) <= neighbours:
         raise DataError(
-            f"precision and recall with {neighbours} neighbours need more than {neighbours} pictures in each set, "
+            f"precision and recall with {neighbours} neighbours need more than {neighbours} images in each set, "
             f"got {len(samples)} samples and {len(reference)} in the reference"
         )
     reach_of_reference = _radii(reference, neighbours, half, advance)

@@ -1,4 +1,4 @@
-"""From a stream of pictures to everything that the metrics need of it, kept on disk for sets that come again."""
+"""From a stream of images to everything that the metrics need of it, kept on disk for sets that come again."""
 
 import hashlib
 import json
@@ -30,14 +30,14 @@ _ROWS = 1000  # of vectors that enter a covariance at once
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a network has found in a set of pictures.
+    """What a network has found in a set of images.
 
     Attributes:
         network: Its name.
-        vectors: (n, D) float32, in the order of the pictures.
+        vectors: (n, D) float32, in the order of the images.
         spatial: Mean and covariance of the spatial features, where the network gives them.
         inception_score: Where the network gives logits.
-        stored: Mean and covariance that came with the pictures and stand for a larger set.
+        stored: Mean and covariance that came with the images and stand for a larger set.
     """
 
     network: str
@@ -48,10 +48,10 @@ class Measured:
 
     @cached_property
     def gaussian(self) -> Gaussian:
-        """Mean and covariance of the vectors, or those that came with the pictures.
+        """Mean and covariance of the vectors, or those that came with the images.
 
         Raises:
-            DataError: There are fewer than two pictures.
+            DataError: There are fewer than two images.
         """
         if self.stored is not None:
             return self.stored
@@ -62,41 +62,41 @@ class Measured:
 
 
 def measure(source: Source, extractor: Extractor, *, progress: bool = False) -> Measured:
-    """Look at every picture once.
+    """Look at every image once.
 
     Args:
-        source: The pictures; never held all at once.
+        source: The images; never held all at once.
         extractor: The network.
         progress: Show a bar on stderr.
 
     Raises:
-        DataError: There are fewer than two pictures, or features are no numbers.
+        DataError: There are fewer than two images, or features are no numbers.
     """
     check_enough(source)
     collector = Collector(extractor, len(source))
-    bar = tqdm(total=len(source), desc=f"{extractor.name}: {source.name}", unit="picture", disable=not progress)
+    bar = tqdm(total=len(source), desc=f"{extractor.name}: {source.name}", unit="image", disable=not progress)
     with bar:
-        for pictures in source.batches(extractor.batch_size):
-            collector.add(to_channels_first(pictures))
-            bar.update(len(pictures))
+        for images in source.batches(extractor.batch_size):
+            collector.add(to_channels_first(images))
+            bar.update(len(images))
     return collector.measured()
 
 
 def check_enough(source: Source) -> None:
-    """Refuse a set of fewer than two pictures.
+    """Refuse a set of fewer than two images.
 
     Raises:
         DataError: There are fewer.
     """
     if len(source) < 2:
-        raise DataError(f"{source.name}: too few pictures to measure a set, got {len(source)}; give at least 2")
+        raise DataError(f"{source.name}: too few images to measure a set, got {len(source)}; give at least 2")
 
 
 class Collector:
     """Gathers what a network finds, batch by batch."""
 
     def __init__(self, extractor: Extractor, count: int) -> None:
-        """Make room for ``count`` pictures."""
+        """Make room for ``count`` images."""
         self._extractor = extractor
         self._vectors = torch.empty(count, extractor.width)
         self._place = 0
@@ -105,7 +105,7 @@ class Collector:
         self._score: InceptionScore | None = None
 
     def add(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
-        """Look at more pictures.
+        """Look at more images.
 
         Raises:
             DataError: Features are no numbers.
@@ -142,7 +142,7 @@ class Collector:
 def measure_once(source: Source, extractor: Extractor, *, progress: bool = False) -> Measured:
     """``measure``, kept in the cache with its provenance, and found there the next time.
 
-    What is kept hangs on the pictures' identity, the network's settings and nothing else. A source without an identity
+    What is kept hangs on the images' identity, the network's settings and nothing else. A source without an identity
     is measured anew.
     """
     if source.identity is None:
@@ -162,20 +162,20 @@ def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: b
     """Measure a set in the way that suits it.
 
     Args:
-        source: The pictures. Statistics stored beside them stand in for theirs where Inception is asked.
+        source: The images. Statistics stored beside them stand in for theirs where Inception is asked.
         extractor: The network.
         keep: Keep the result in the cache.
         progress: Show a bar on stderr.
 
     Raises:
-        DataError: There are too few pictures; or there are none but stored statistics of another network.
+        DataError: There are too few images; or there are none but stored statistics of another network.
     """
     stored = source.statistics if isinstance(source, NpzSource) else None
     if stored is None or extractor.name != "inception":
         if stored is not None and not len(source):
             raise DataError(
-                f"{source.name}: holds Inception's statistics and no pictures, so {extractor.name} has nothing to look "
-                "at: use --features inception, or give pictures"
+                f"{source.name}: holds Inception's statistics and no images, so {extractor.name} has nothing to look "
+                "at: use --features inception, or give images"
             )
         return (measure_once if keep else measure)(source, extractor, progress=progress)
     if len(source):
@@ -185,9 +185,9 @@ def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: b
     return replace(found, stored=stored.pooled, spatial=stored.spatial or found.spatial)
 
 
-def to_channels_first(pictures: UInt8[np.ndarray, "b s s 3"]) -> UInt8[Tensor, "b 3 s s"]:
+def to_channels_first(images: UInt8[np.ndarray, "b s s 3"]) -> UInt8[Tensor, "b 3 s s"]:
     """Bytes as files hold them, to bytes as networks take them."""
-    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def _parts(folder: Path) -> Iterator[Path]:

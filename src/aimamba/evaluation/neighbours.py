@@ -44,7 +44,7 @@ def nearest(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], k: int, *
         DataError: There are fewer than k keys to choose from.
     """
     if len(keys) - same < k:
-        raise DataError(f"{k} nearest neighbours need at least {k + same} pictures to choose from, got {len(keys)}")
+        raise DataError(f"{k} nearest neighbours need at least {k + same} images to choose from, got {len(keys)}")
     directions = F.normalize(keys, dim=1)
     found = []
     for start in range(0, len(queries), _BLOCK):
@@ -57,10 +57,10 @@ def nearest(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], k: int, *
 
 
 class Recognition(NamedTuple):
-    """Shares of pictures, in [0, 1].
+    """Shares of images, in [0, 1].
 
     Attributes:
-        share: Those whose five nearest reference pictures all are of the class that was asked for.
+        share: Those whose five nearest reference images all are of the class that was asked for.
         majority: Those of whose five at least three are.
         per_class: ``share`` of each class by its name.
     """
@@ -79,15 +79,15 @@ def recognition(
     *,
     same: bool = False,
 ) -> Recognition:
-    """Tell how many pictures are recognised: their five nearest real pictures agree on their class.
+    """Tell how many images are recognised: their five nearest real images agree on their class.
 
     Args:
-        queries: Features of the pictures.
+        queries: Features of the images.
         labels: Class of each.
-        reference: Features of real pictures that no model was trained on.
+        reference: Features of real images that no model was trained on.
         reference_labels: Class of each.
         class_names: Of the labels.
-        same: The reference judges itself, each picture by the others: the most that can be hoped for.
+        same: The reference judges itself, each image by the others: the most that can be hoped for.
 
     Raises:
         DataError: The reference is too small.
@@ -104,13 +104,13 @@ def recognition(
 
 
 class Copying(NamedTuple):
-    """Whether pictures lie nearer to the training set than unseen real ones do.
+    """Whether images lie nearer to the training set than unseen real ones do.
 
     Attributes:
-        similarity: Median cosine of a sample with its nearest training picture.
-        similarity_held_out: The same of a held-out picture.
-        closer: Share of the samples that are nearer to a training picture than all but the nearest 5 % of the held-out
-            pictures are. About 0.05 where nothing is copied.
+        similarity: Median cosine of a sample with its nearest training image.
+        similarity_held_out: The same of a held-out image.
+        closer: Share of the samples that are nearer to a training image than all but the nearest 5 % of the held-out
+            images are. About 0.05 where nothing is copied.
     """
 
     similarity: float
@@ -119,7 +119,7 @@ class Copying(NamedTuple):
 
 
 def copying(samples: Float[Tensor, " n"], held_out: Float[Tensor, " m"]) -> Copying:
-    """Compare the cosines of samples and of held-out pictures with their nearest training pictures."""
+    """Compare the cosines of samples and of held-out images with their nearest training images."""
     line = held_out.double().quantile(1 - CLOSE)
     closer = (samples.double() > line).double().mean()
     return Copying(float(samples.median()), float(held_out.median()), float(closer))

@@ -1,5 +1,5 @@
-"""ADM's ``.npz``: pictures as ``arr_0``, labels as ``arr_1``, Inception's statistics as ``mu``, ``sigma``, ``mu_s``,
-``sigma_s``; read and written picture by picture, whatever the size of the file.
+"""ADM's ``.npz``: images as ``arr_0``, labels as ``arr_1``, Inception's statistics as ``mu``, ``sigma``, ``mu_s``,
+``sigma_s``; read and written image by image, whatever the size of the file.
 """
 
 import zipfile
@@ -16,13 +16,13 @@ from aimamba.errors import DataError
 from aimamba.evaluation.statistics import Gaussian
 from aimamba.files import write_atomically
 
-_PICTURES, _LABELS = "arr_0", "arr_1"
+_IMAGES, _LABELS = "arr_0", "arr_1"
 _DAMAGED = (zipfile.BadZipFile, ValueError, EOFError, KeyError, RuntimeError)
 """What reading can raise; the last where a password is wanted or the compression is a rare one."""
 
 
 class StoredStatistics(NamedTuple):
-    """Inception's statistics of the set that the pictures of a file were taken from.
+    """Inception's statistics of the set that the images of a file were taken from.
 
     Attributes:
         pooled: Of ``pool_3``.
@@ -34,11 +34,11 @@ class StoredStatistics(NamedTuple):
 
 
 class NpzSource:
-    """The pictures of a file, read in a stream; a file may also hold statistics alone and has no picture then.
+    """The images of a file, read in a stream; a file may also hold statistics alone and has no image then.
 
     Attributes:
         name: As the user gave it.
-        size: Side in pixels; 0 where there are no pictures.
+        size: Side in pixels; 0 where there are no images.
         labels: ``arr_1``, or None.
         class_names: Empty: the file has no names.
         statistics: Those stored, or None.
@@ -48,7 +48,7 @@ class NpzSource:
         """Read the headers.
 
         Raises:
-            DataError: The file is damaged, holds neither pictures nor statistics, or its pictures are no square bytes.
+            DataError: The file is damaged, holds neither images nor statistics, or its images are no square bytes.
         """
         self.name = name
         self._path = path
@@ -58,14 +58,14 @@ class NpzSource:
                 keys = set(content.files)
                 self.statistics = _statistics(content)
                 labels = content[_LABELS] if _LABELS in keys else None
-            shape, dtype = self._header() if _PICTURES in keys else ((0, 0, 0, 3), np.dtype(np.uint8))
+            shape, dtype = self._header() if _IMAGES in keys else ((0, 0, 0, 3), np.dtype(np.uint8))
         except _DAMAGED as error:
             raise DataError(f"{name}: not a readable .npz file ({error}); fetch or write it again") from error
         if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
             raise DataError(
-                f"{name}: arr_0 holds {dtype} of shape {shape}; expected square pictures as uint8 (n, s, s, 3)"
+                f"{name}: arr_0 holds {dtype} of shape {shape}; expected square images as uint8 (n, s, s, 3)"
             )
-        if _PICTURES not in keys and self.statistics is None:
+        if _IMAGES not in keys and self.statistics is None:
             raise DataError(f"{name}: holds {', '.join(sorted(keys)) or 'nothing'}; expected arr_0, or mu and sigma")
         self._count, self.size = shape[0], shape[1]
         self.labels: Int64[np.ndarray, " n"] | None = None
@@ -73,7 +73,7 @@ class NpzSource:
             self.labels = labels.astype(np.int64)
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return self._count
 
     @property
@@ -83,14 +83,14 @@ class NpzSource:
         return {"npz": str(self._path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-        """All pictures in order."""
+        """All images in order."""
         with self._open() as file:
             _read_header(file)
             for start in range(0, self._count, batch_size):
                 yield self._read(file, min(batch_size, self._count - start))
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        """Some pictures, in one pass through the file."""
+        """Some images, in one pass through the file."""
         found: dict[int, np.ndarray] = {}
         with self._open() as file:
             _read_header(file)
@@ -109,7 +109,7 @@ class NpzSource:
 
     @contextmanager
     def _open(self) -> Iterator[zipfile.ZipExtFile]:
-        with zipfile.ZipFile(self._path) as archive, archive.open(f"{_PICTURES}.npy") as file:
+        with zipfile.ZipFile(self._path) as archive, archive.open(f"{_IMAGES}.npy") as file:
             assert isinstance(file, zipfile.ZipExtFile)
             yield file
 
@@ -120,32 +120,32 @@ class NpzSource:
         except (zipfile.BadZipFile, EOFError) as error:
             raise DataError(f"{self.name}: arr_0 is damaged ({error}); fetch or write it again") from error
         if len(content) < length:
-            raise DataError(f"{self.name}: arr_0 ends before its {self._count} pictures; fetch or write it again")
+            raise DataError(f"{self.name}: arr_0 ends before its {self._count} images; fetch or write it again")
         return np.frombuffer(content, np.uint8).reshape(count, self.size, self.size, 3)
 
 
 def write_npz(
     path: Path, batches: Iterable[UInt8[np.ndarray, "b s s 3"]], labels: Int64[np.ndarray, " n"], size: int
 ) -> None:
-    """Write pictures as they come, for ADM's evaluator and everything that reads its files.
+    """Write images as they come, for ADM's evaluator and everything that reads its files.
 
     Args:
         path: The file; it is whole or absent.
-        batches: As many pictures as there are labels.
+        batches: As many images as there are labels.
         labels: Their classes.
         size: Their side in pixels.
     """
 
     def write(draft: Path) -> None:
         with zipfile.ZipFile(draft, "w") as archive:
-            with archive.open(f"{_PICTURES}.npy", "w", force_zip64=True) as file:
+            with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
                 shape = (len(labels), size, size, 3)
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 count = 0
-                for pictures in batches:
-                    file.write(np.ascontiguousarray(pictures).tobytes())
-                    count += len(pictures)
-                assert count == len(labels), f"{count} pictures, {len(labels)} labels"
+                for images in batches:
+                    file.write(np.ascontiguousarray(images).tobytes())
+                    count += len(images)
+                assert count == len(labels), f"{count} images, {len(labels)} labels"
             with archive.open(f"{_LABELS}.npy", "w") as file:
                 np.save(file, labels)
 

@@ -10,7 +10,7 @@ from aimamba.generation import SamplingConfig
 from aimamba.models import AIM_PRESETS, AiMConfig
 
 PROTOCOLS = ("aim-paper",)
-PICTURES = 50_000
+IMAGES = 50_000
 LABELS = "random"
 
 _POSITION_SHIFT = 1  # of the official sampler, which drew the published samples
@@ -49,11 +49,11 @@ def check_paper_reference(reference: Source) -> None:
     """Refuse a reference that lacks a part of ADM's.
 
     Raises:
-        DataError: Pictures, ``mu``, ``sigma``, ``mu_s`` or ``sigma_s`` are missing.
+        DataError: Images, ``mu``, ``sigma``, ``mu_s`` or ``sigma_s`` are missing.
     """
     stored = reference.statistics if isinstance(reference, NpzSource) else None
     if not len(reference) or stored is None or stored.spatial is None:
         raise DataError(
-            f"{reference.name}: aim-paper needs pictures and Inception's statistics (arr_0, mu, sigma, mu_s, sigma_s), "
+            f"{reference.name}: aim-paper needs images and Inception's statistics (arr_0, mu, sigma, mu_s, sigma_s), "
             "as ADM's VIRTUAL_imagenet256_labeled.npz has them"
         )

@@ -1,4 +1,4 @@
-"""A page to look at: numbers, sheets of classes, nearest training pictures, plots, settings."""
+"""A page to look at: numbers, sheets of classes, nearest training images, plots, settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -38,15 +38,15 @@ def write_report(
     reference: Source,
     train: Source | None = None,
 ) -> None:
-    """Write ``index.html`` and its pictures.
+    """Write ``index.html`` and its images.
 
     Args:
         folder: Where to; made if need be.
         found: The numbers; ``guidance`` among them, where several scales were measured, is plotted.
         settings: Printed below.
         samples: What was judged; some of it is shown.
-        reference: Real pictures, shown beside.
-        train: Training pictures, of which the samples' neighbours are shown.
+        reference: Real images, shown beside.
+        train: Training images, of which the samples' neighbours are shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = "".join(
@@ -56,7 +56,7 @@ def write_report(
     drawn = f" Drawn with {samples.config.describe()}." if isinstance(samples, ModelSource) else ""
     parts = [
         f"<h1>{escape(samples.name)}</h1>",
-        f"<p>{len(samples):,} samples against {len(reference):,} pictures of {escape(reference.name)}.{drawn}</p>",
+        f"<p>{len(samples):,} samples against {len(reference):,} images of {escape(reference.name)}.{drawn}</p>",
         f"<table>{rows}</table>",
         _section(folder, "Samples", "samples.png", _class_sheet(samples)),
     ]
@@ -85,7 +85,7 @@ def _section(folder: Path, title: str, name: str, image: Image.Image, text: str 
 
 
 def _class_sheet(source: Source) -> Image.Image:
-    """The first pictures of the first classes, a row for each; without classes the first pictures."""
+    """The first images of the first classes, a row for each; without classes the first images."""
     if source.labels is None:
         some = range(min(len(source), _CLASSES * _COLUMNS))
         shown = _images(source, some)
@@ -105,16 +105,16 @@ def _neighbours(folder: Path, found: Comparison, samples: Source, train: Source)
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:_CLASSES]]
     curves = [
         Series("samples", _distribution(closest), dots=False),
-        Series("unseen real pictures", _distribution(found.unseen), dots=False),
+        Series("unseen real images", _distribution(found.unseen), dots=False),
     ]
-    name = f"{found.network} cosine with the nearest training picture"
+    name = f"{found.network} cosine with the nearest training image"
     return [
         _section(
             folder,
-            "The samples nearest to training pictures",
+            "The samples nearest to training images",
             "nearest.png",
             _neighbour_sheet(most, found, samples, train),
-            "Left the sample with its cosine, right the five nearest training pictures. Here copies would be seen.",
+            "Left the sample with its cosine, right the five nearest training images. Here copies would be seen.",
         ),
         _section(
             folder,
@@ -122,7 +122,7 @@ def _neighbours(folder: Path, found: Comparison, samples: Source, train: Source)
             "neighbours.png",
             _neighbour_sheet(firsts, found, samples, train),
         ),
-        f"<p>Samples that copy lie to the right of unseen real pictures.</p>{plot(name, 'cosine', 'share', curves)}",
+        f"<p>Samples that copy lie to the right of unseen real images.</p>{plot(name, 'cosine', 'share', curves)}",
     ]
 
 
@@ -169,4 +169,4 @@ def _class(source: Source, index: int) -> str:
 
 
 def _images(source: Source, indices: Sequence[int]) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in source.take(indices)]
+    return [Image.fromarray(image) for image in source.take(indices)]

@@ -1,6 +1,6 @@
-"""Where pictures come from: a folder, an ``.npz`` of ADM's layout, a named set or a model, all as streams of batches.
+"""Where images come from: a folder, an ``.npz`` of ADM's layout, a named set or a model, all as streams of batches.
 
-Pictures are bytes (n, s, s, 3), as in those files. No source holds them all.
+Images are bytes (n, s, s, 3), as in those files. No source holds them all.
 """
 
 import re
@@ -31,13 +31,13 @@ AVATARS_PER_CLASS = {"train": 3000, "held-out": 500}
 
 _NAMED = re.compile(r"avatars-(\d+)(?::([^:]*))?(?::(\d+))?")
 _SPLITS = ("train", "held-out")
-_HELD_OUT = 0.05  # of a folder's pictures, as in training
-_SHEET = "sheet.png"  # beside the pictures that ``aimamba sample`` writes
+_HELD_OUT = 0.05  # of a folder's images, as in training
+_SHEET = "sheet.png"  # beside the images that ``aimamba sample`` writes
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A set of square pictures, in order.
+    """A set of square images, in order.
 
     Attributes:
         name: As the user gave it.
@@ -51,35 +51,35 @@ class Source(Protocol):
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"] | None:
-        """Class of each picture, or None."""
+        """Class of each image, or None."""
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """What the pictures depend on, for keeping their features; None for those not worth it."""
+        """What the images depend on, for keeping their features; None for those not worth it."""
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-        """All pictures in order."""
+        """All images in order."""
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        """Some pictures."""
+        """Some images."""
         ...
 
 
 class _ByIndex(ABC):
-    """Streams for sources that can give any picture."""
+    """Streams for sources that can give any image."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        """Some pictures."""
+        """Some images."""
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-        """All pictures in order."""
+        """All images in order."""
         for start in range(0, len(self), batch_size):
             yield self.take(range(start, min(start + batch_size, len(self))))
 
@@ -98,7 +98,7 @@ class AvatarSource(_ByIndex):
         self._identity = {"avatars": [size, split, amount, *self.class_names]}
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return len(self._avatars)
 
     @property
@@ -108,12 +108,12 @@ class AvatarSource(_ByIndex):
         return {**self._identity, **{maker: version(maker) for maker in makers}}
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        """Some pictures."""
-        return np.stack([self._avatars.picture(index) for index in indices])
+        """Some images."""
+        return np.stack([self._avatars.image(index) for index in indices])
 
 
 class FolderSource(_ByIndex):
-    """Picture files, ordered by name; sub-folders are classes. What ``aimamba sample`` calls sheet.png is left out."""
+    """Image files, ordered by name; sub-folders are classes. What ``aimamba sample`` calls sheet.png is left out."""
 
     def __init__(self, name: str, root: Path, split: str = "all", *, size: int | None = None):
         """Find the files and read their headers.
@@ -122,17 +122,17 @@ class FolderSource(_ByIndex):
             name: As the user gave it.
             root: The folder.
             split: ``all``, or ``train`` or ``held-out`` by the files' names, as in training.
-            size: Cut every picture to its centre square and scale it down to this side; by default none may need it.
+            size: Cut every image to its centre square and scale it down to this side; by default none may need it.
 
         Raises:
-            DataError: There is no picture, one is broken or smaller than ``size``, or they differ and no size is given.
+            DataError: There is no image, one is broken or smaller than ``size``, or they differ and no size is given.
         """
         self.name = name
         self._root = root
         found = [path.relative_to(root).as_posix() for path in find_images(root) if path.name != _SHEET]
         self._names = [found[index] for index in select(found, split, _HELD_OUT)]  # type: ignore[arg-type]
         if not self._names:
-            raise DataError(f"{name}: there are no pictures; give a folder of PNG, JPEG, WebP, BMP, GIF or TIFF files")
+            raise DataError(f"{name}: there are no images; give a folder of PNG, JPEG, WebP, BMP, GIF or TIFF files")
         self._cropped = size is not None
         self.size = self._side(size)
         folders = [path.partition("/")[0] if "/" in path else "" for path in self._names]
@@ -142,7 +142,7 @@ class FolderSource(_ByIndex):
             self.labels = np.array([self.class_names.index(folder) for folder in folders], np.int64)
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return len(self._names)
 
     @property
@@ -153,26 +153,24 @@ class FolderSource(_ByIndex):
         return {"folder": str(self._root.resolve()), "size": self.size, "cropped": self._cropped, "files": files}
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        """Some pictures."""
+        """Some images."""
         images = [open_image(self._root / self._names[index]) for index in indices]
         return np.stack([to_array(center_crop(image, self.size) if self._cropped else image) for image in images])
 
     def _side(self, wanted: int | None) -> int:
-        """The side asked for, if no picture is smaller, or the one that all have."""
+        """The side asked for, if no image is smaller, or the one that all have."""
         paths = [self._root / name for name in self._names]
         first: tuple[int, int] | None = None
         for path, size in zip(paths, read_sizes(paths), strict=True):
             if isinstance(size, DataError):
                 raise size
             first = first or size
-            picture = f"{path}: the picture is {size[0]} x {size[1]} pixels"
+            image = f"{path}: the image is {size[0]} x {size[1]} pixels"
             if wanted is not None and min(size) < wanted:
-                raise DataError(
-                    f"{picture} and would have to be enlarged to {wanted}: remove it, or use a smaller size"
-                )
+                raise DataError(f"{image} and would have to be enlarged to {wanted}: remove it, or use a smaller size")
             if wanted is None and (size != first or size[0] != size[1]):
                 raise DataError(
-                    f"{picture}, but all must be squares of one size ({paths[0].name} is {first[0]} x {first[1]}): "
+                    f"{image}, but all must be squares of one size ({paths[0].name} is {first[0]} x {first[1]}): "
                     "give --size to cut and scale them"
                 )
         assert first is not None
@@ -180,12 +178,12 @@ class FolderSource(_ByIndex):
 
 
 class ModelSource:
-    """Samples of a model, drawn as they are asked for: picture i has label i and seed ``config.seed + i``."""
+    """Samples of a model, drawn as they are asked for: image i has label i and seed ``config.seed + i``."""
 
     def __init__(
         self, name: str, pipeline: Pipeline, labels: Int64[np.ndarray, " n"], config: SamplingConfig, batch_size: int
     ):
-        """Name what is to be drawn, ``batch_size`` pictures at once."""
+        """Name what is to be drawn, ``batch_size`` images at once."""
         self.name = name
         self.size = pipeline.image_size
         self.labels = labels
@@ -201,17 +199,17 @@ class ModelSource:
         return ModelSource(f"{self.name} at {scale:g}", self._pipeline, self.labels, config, self._batch_size)
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return len(self.labels)
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-        """All pictures in order; drawn in batches of the model's own, given in batches of ``batch_size``."""
+        """All images in order; drawn in batches of the model's own, given in batches of ``batch_size``."""
         for start in range(0, len(self), self._batch_size):
             drawn = self.take(range(start, min(start + self._batch_size, len(self))))
             yield from (drawn[first : first + batch_size] for first in range(0, len(drawn), batch_size))
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        """Draw some pictures."""
+        """Draw some images."""
         starts = range(0, len(indices), self._batch_size)
         return np.concatenate([self._draw(indices[start : start + self._batch_size]) for start in starts])
 
@@ -222,11 +220,11 @@ class ModelSource:
         return np.stack([to_array(image) for image in self._pipeline.decode(codes)])
 
 
-def draw_labels(labelling: str, n: int, classes: int, seed: int = 0) -> Int64[np.ndarray, " n"]:
+def make_labels(labelling: str, n: int, classes: int, seed: int = 0) -> Int64[np.ndarray, " n"]:
     """Classes of ``n`` samples.
 
     Args:
-        labelling: ``balanced`` takes all classes in turn; ``random`` draws each picture's uniformly, as published FIDs
+        labelling: ``balanced`` takes all classes in turn; ``random`` draws each image's uniformly, as published FIDs
             do.
         n: How many.
         classes: To choose from.
@@ -243,12 +241,12 @@ def draw_labels(labelling: str, n: int, classes: int, seed: int = 0) -> Int64[np
 
 
 def open_source(text: str, *, size: int | None = None, progress: bool = False) -> Source:
-    """Open a set of pictures by what the user calls it.
+    """Open a set of images by what the user calls it.
 
     Args:
         text: ``avatars-64:held-out`` or ``avatars-64:train`` (500 and 3,000 of each style; ``avatars-64:train:10`` for
             10), an ``.npz`` file, or a folder, perhaps with ``:train`` or ``:held-out`` behind it.
-        size: Cut a folder's pictures to squares of this side.
+        size: Cut a folder's images to squares of this side.
         progress: Show a bar on stderr while avatars are drawn.
 
     Raises:
@@ -271,5 +269,5 @@ def open_source(text: str, *, size: int | None = None, progress: bool = False) -
     if path.suffix == ".npz" and path.is_file():
         return NpzSource(text, path)
     if not path.is_dir():
-        raise DataError(f"{text}: expected a folder of pictures, an .npz file or a named set such as avatars-64:train")
+        raise DataError(f"{text}: expected a folder of images, an .npz file or a named set such as avatars-64:train")
     return FolderSource(text, path, split, size=size)

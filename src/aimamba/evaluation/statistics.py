@@ -59,7 +59,7 @@ class Moments:
             DataError: There were fewer than two vectors.
         """
         if self.count < 2:
-            raise DataError(f"a covariance needs at least 2 pictures, got {self.count}; give more")
+            raise DataError(f"a covariance needs at least 2 images, got {self.count}; give more")
         return Gaussian(self._mean.clone(), self._scatter / (self.count - 1))
 
     def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
@@ -79,6 +79,6 @@ def check_finite(vectors: Float[Tensor, "b d"]) -> None:
     bad = int((~vectors.isfinite()).any(dim=1).sum())
     if bad:
         raise DataError(
-            f"features of {bad} of {len(vectors)} pictures are NaN or infinite; check the network's weights, "
+            f"features of {bad} of {len(vectors)} images are NaN or infinite; check the network's weights, "
             "and let it run in float32"
         )

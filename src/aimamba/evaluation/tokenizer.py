@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of pictures: errors of the pictures, distance between the sets, use of the codes."""
+"""What a tokenizer keeps of images: errors of the images, distance between the sets, use of the codes."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from aimamba.evaluation.compare import distances
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.measure import Collector, check_enough, to_channels_first
 from aimamba.evaluation.sources import Source
+from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
-from aimamba.models.perceptual import PerceptualLoss
-from aimamba.models.vq_fast import FastDecoder
+from aimamba.networks.perceptual import PerceptualLoss
 from aimamba.ops.ssim import gaussian_window, ssim, uniform_window
 
 _SMALLEST = 11  # pixels, of SSIM's window
@@ -25,45 +25,45 @@ _SMALLEST = 11  # pixels, of SSIM's window
 
 def compare_tokenizer(
     model: VQModel,
-    pictures: Source,
+    images: Source,
     extractor: Extractor,
     *,
     lpips: PerceptualLoss | None = None,
     progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Compare pictures with what the tokenizer makes of them, both rounded to 8 bits.
+    """Compare images with what the tokenizer makes of them, both rounded to 8 bits.
 
     They are drawn as ``Pipeline`` draws, by ``FastDecoder``.
 
     Args:
         model: The tokenizer, in evaluation mode.
-        pictures: Those it has not learned from.
+        images: Those it has not learned from.
         extractor: Compares the two sets.
         lpips: Compares each pair.
         progress: Show a bar on stderr.
 
     Returns:
         Distances between the sets (``rfid`` from Inception), and the rest: ``psnr`` (dB) and ``ssim``, means over
-        pictures; ``ssim_llamagen``; ``lpips`` where it was given; ``codes_used``, a share of the codebook;
+        images; ``ssim_llamagen``; ``lpips`` where it was given; ``codes_used``, a share of the codebook;
         ``perplexity`` of the codes.
 
     Raises:
-        ConfigError: The pictures' side is no multiple of the down-sampling, or below 11 pixels.
-        DataError: There are fewer than two pictures, or features are no numbers.
+        ConfigError: The images' side is no multiple of the down-sampling, or below 11 pixels.
+        DataError: There are fewer than two images, or features are no numbers.
     """
-    check(pictures.size >= _SMALLEST, f"SSIM needs pictures of at least {_SMALLEST} pixels, got {pictures.size}")
+    check(images.size >= _SMALLEST, f"SSIM needs images of at least {_SMALLEST} pixels, got {images.size}")
     factor = model.config.downsampling
     check(
-        pictures.size % factor == 0,
-        f"the tokenizer needs pictures whose side is a multiple of {factor}, its down-sampling; got {pictures.size}",
+        images.size % factor == 0,
+        f"the tokenizer needs images whose side is a multiple of {factor}, its down-sampling; got {images.size}",
     )
-    check_enough(pictures)
-    real, drawn = (Collector(extractor, len(pictures)) for _ in range(2))
+    check_enough(images)
+    real, drawn = (Collector(extractor, len(images)) for _ in range(2))
     counts = torch.zeros(model.config.codebook_size, dtype=torch.int64)
     decoder = FastDecoder(model)
     sums: dict[str, float] = {}
-    with tqdm(total=len(pictures), desc="reconstructing", unit="picture", disable=not progress) as bar:
-        for batch in pictures.batches(extractor.batch_size):
+    with tqdm(total=len(images), desc="reconstructing", unit="image", disable=not progress) as bar:
+        for batch in images.batches(extractor.batch_size):
             originals = to_channels_first(batch)
             codes = model.encode(to_float(originals).to(model.codebook))
             reconstructions = torch.stack([_from_image(image) for image in to_images(decoder(codes))])
@@ -74,7 +74,7 @@ def compare_tokenizer(
             drawn.add(reconstructions)
             bar.update(len(batch))
     found = distances(drawn.measured(), real.measured(), progress=progress)
-    means = {name: total / len(pictures) for name, total in sums.items()}
+    means = {name: total / len(images) for name, total in sums.items()}
     return {f"r{name}" if name in ("fid", "sfid") else name: value for name, value in found.items()}, {
         **means,
         "codes_used": float((counts > 0).double().mean()),

@@ -1,7 +1,7 @@
-"""Drawing pictures code by code."""
+"""Drawing images code by code."""
 
-from aimamba.generation.decode import generate
 from aimamba.generation.engines import Engine, make_engine
+from aimamba.generation.loop import generate
 from aimamba.generation.sampling import SamplingConfig
 
 __all__ = ["Engine", "SamplingConfig", "generate", "make_engine"]

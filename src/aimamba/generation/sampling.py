@@ -21,7 +21,7 @@ class SamplingConfig:
             scale; ``power-cosine``, ``1 + (scale - 1) (1 - cos(pi t^power)) / 2`` with t from 0 to 1 (as in RAR,
             arXiv 2411.00776, and MDTv2, 2303.14389).
         cfg_power: The power of ``power-cosine``; larger keeps guidance low for longer.
-        seed: Seed of the first picture; the next ones count up from it.
+        seed: Seed of the first image; the next ones count up from it.
     """
 
     temperature: float = 1.0

@@ -1,9 +1,9 @@
-"""The generator: a causal sequence model over the codes of a picture (AiM, arXiv 2408.12245).
+"""The generator: a causal sequence model over the codes of an image (AiM, arXiv 2408.12245).
 
 The class vector is both the first token and the condition of every adaptive norm. Codes follow in raster order; the
 output at each place predicts the next code.
 
-Shape letters: B batch, L tokens of a picture, D width, V vocabulary, N blocks.
+Shape letters: B batch, L tokens of an image, D width, V vocabulary, N blocks.
 """
 
 import math
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from aimamba.checkpoints.official import aim_from_official
 from aimamba.config import check
 from aimamba.models.adaln import AdaLNKind, make_adaln
 from aimamba.models.attention import Attention, FeedForward
-from aimamba.models.hub import PretrainedModel
+from aimamba.models.condition import ClassCondition, empty_embedding
 from aimamba.models.mamba2 import Mamba2, MixerState
 from aimamba.models.norm import RMSNorm
-from aimamba.models.official import aim_from_official
+from aimamba.models.pretrained import PretrainedModel
 from aimamba.models.state import AiMState
-from aimamba.ops.cache import Position, common
-from aimamba.ops.linear import linear
-from aimamba.ops.norm import modulated_rms_norm, modulated_rms_norm_step
+from aimamba.ops.linear.linear import linear
+from aimamba.ops.mixer.cache import Position, common
+from aimamba.ops.norm.rms import modulated_rms_norm, modulated_rms_norm_step
 
 MixerKind = Literal["mamba2", "attention"]
 PositionKind = Literal["learned", "rope", "none"]
@@ -47,7 +48,7 @@ class AiMConfig:
         width: Features of a token (D).
         num_blocks: Residual blocks (N).
         vocab_size: Codes of the tokenizer (V).
-        num_tokens: Codes of a picture (L), e.g. 256 for a grid of 16 x 16.
+        num_tokens: Codes of an image (L), e.g. 256 for a grid of 16 x 16.
         num_classes: Class labels; one more row of the class table stands for "no class".
         mixer: ``mamba2``, or ``attention``: the Transformer baseline, whose blocks are attention and feed-forward in
             turn.
@@ -119,28 +120,6 @@ AIM_PRESETS: dict[str, AiMConfig] = {  #                                        
 """The paper's four scales (its Table 1) for ImageNet at 256 x 256 pixels."""
 
 
-def _embedding(rows: int, width: int) -> nn.Embedding:
-    """A table that is not yet filled."""
-    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
-
-
-class ClassCondition(nn.Module):
-    """A table of class vectors with one more row for "no class".
-
-    The generator asks two things of a condition: a vector (B, D) for what is wanted, and what to ask for to get the
-    vector of wanting nothing (``nothing``).
-    """
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.nothing = num_classes
-        self.table = _embedding(num_classes + 1, width)
-
-    def forward(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """Look the classes up."""
-        return self.table(labels)
-
-
 class Block(nn.Module):
     """Add to the residual: ``gate * mixer(norm(residual) * (1 + scale) + shift)``."""
 
@@ -198,9 +177,11 @@ class AiM(PretrainedModel[AiMConfig]):
         self.config = config
         width = config.width
         self.condition = ClassCondition(config.num_classes, width)
-        self.word_embedding = _embedding(config.vocab_size, width)
+        self.word_embedding = empty_embedding(config.vocab_size, width)
         # One row more than there are codes: the place of a code may be shifted by one when decoding.
-        self.position_embedding = _embedding(config.num_tokens + 1, width) if config.positions == "learned" else None
+        self.position_embedding = (
+            empty_embedding(config.num_tokens + 1, width) if config.positions == "learned" else None
+        )
         self.adaln = make_adaln(config.adaln, width=width, blocks=config.num_blocks, groups=config.adaln_groups)
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(config, index) for index in range(config.num_blocks)
@@ -247,7 +228,7 @@ class AiM(PretrainedModel[AiMConfig]):
         return self
 
     def _embed(self, codes: Tensor, place: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """Vectors of codes, each at its place in the picture counted from 0."""
+        """Vectors of codes, each at its place in the image counted from 0."""
         embedded = self.word_embedding(codes)
         if token_mask is not None:
             embedded = embedded * token_mask
@@ -281,7 +262,7 @@ class AiM(PretrainedModel[AiMConfig]):
         """Logits of every code given the class and the codes before it.
 
         Args:
-            codes: The picture's codes but the last, (B, L - 1); any shorter prefix will do.
+            codes: The image's codes but the last, (B, L - 1); any shorter prefix will do.
             labels: Class labels; ``num_classes`` means "no class".
             position_shift: Added to every code's place. 0 is how the model is trained.
             token_mask: Multiplies the word embeddings, for dropout: the caller draws it.
@@ -326,7 +307,7 @@ class AiM(PretrainedModel[AiMConfig]):
     def enter(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b d"]:
         """What a step begins with: the vector of each row's input.
 
-        A row at position 0 also gets the modulations of its class, which ``state`` keeps for the whole picture.
+        A row at position 0 also gets the modulations of its class, which ``state`` keeps for the whole image.
 
         Args:
             inputs: As for ``step``.
@@ -335,7 +316,7 @@ class AiM(PretrainedModel[AiMConfig]):
         starting = state.position == 0
         if not bool(starting.any()):
             return self._embed(inputs, state.position - 1 + state.position_shift)
-        labels = torch.where(starting, inputs, self.condition.nothing)
+        labels = torch.where(starting, inputs, self.condition.null_class)
         # Every label once, and alone: a product rounds differently for every number of rows.
         distinct, which = labels.unique(return_inverse=True)
         modulation, final_modulation = zip(

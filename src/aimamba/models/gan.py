@@ -1,9 +1,9 @@
-"""The tokenizer's opponent: a network that tells patches of reconstructions from patches of pictures.
+"""The tokenizer's opponent: a network that tells patches of reconstructions from patches of images.
 
 PatchGAN (Isola et al., arXiv 1611.07004, section 3.2) with the hinge loss (Lim and Ye, arXiv 1705.02894), as in VQGAN
 (arXiv 2012.09841) and LlamaGen (arXiv 2406.06525).
 
-Shape letters: B batch, H W picture, h w patches.
+Shape letters: B batch, H W image, h w patches.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class DiscriminatorConfig:
 
     Attributes:
         channels: Width of the first layer; each further one doubles it, up to eightfold.
-        layers: Layers that halve the picture. With 3 a logit sees 70 pixels, with 2 34, with 1 16.
+        layers: Layers that halve the image. With 3 a logit sees 70 pixels, with 2 34, with 1 16.
     """
 
     channels: int = 64
@@ -41,12 +41,12 @@ class DiscriminatorConfig:
 
     @property
     def smallest_side(self) -> int:
-        """Of a picture that leaves a logit."""
+        """Of an image that leaves a logit."""
         return 3 << self.layers
 
 
 class Discriminator(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] to a grid of logits, above zero for what looks real.
+    """Images (B, 3, H, W) in [-1, 1] to a grid of logits, above zero for what looks real.
 
     Its batch norms know the present batch alone: it never judges outside of training.
     """
@@ -85,12 +85,12 @@ class Discriminator(nn.Module):
         """Give a logit for each patch.
 
         Raises:
-            ConfigError: The pictures are too small.
+            ConfigError: The images are too small.
         """
         side = self.config.smallest_side
         check(
             min(images.shape[-2:]) >= side,
-            f"Discriminator: {self.config.layers} halving layers need pictures of at least {side} pixels, "
+            f"Discriminator: {self.config.layers} halving layers need images of at least {side} pixels, "
             f"got {images.shape[-2]} x {images.shape[-1]}",
         )
         return self.layers(images).squeeze(1)
@@ -100,20 +100,20 @@ class Contest(NamedTuple):
     """What a round between the tokenizer and its opponent gives.
 
     Attributes:
-        generator_loss: Has gradients for the drawn pictures alone.
+        generator_loss: Has gradients for the drawn images alone.
         discriminator_loss: Has gradients for the discriminator alone.
-        real_logits: Mean over patches of pictures, without gradient.
+        real_logits: Mean over patches of images, without gradient.
         drawn_logits: Mean over patches of reconstructions, without gradient.
     """
 
     generator_loss: Tensor
     discriminator_loss: Tensor
     real_logits: Tensor
-    drawn_logits: Tensor
+    fake_logits: Tensor
 
 
 def contest(discriminator: Discriminator, drawn: Float[Tensor, "b 3 H W"], images: Float[Tensor, "b 3 H W"]) -> Contest:
-    """Let ``discriminator`` judge reconstructions, twice, and pictures, once.
+    """Let ``discriminator`` judge reconstructions, twice, and images, once.
 
     Both losses stand on the same state, so one backward pass through their sum serves both players.
     """
@@ -123,14 +123,14 @@ def contest(discriminator: Discriminator, drawn: Float[Tensor, "b 3 H W"], image
     return Contest(generator_loss, discriminator_hinge(real, fake), real.detach().mean(), fake.detach().mean())
 
 
-def generator_hinge(drawn_logits: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
+def generator_hinge(fake_logits: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
     """``-mean(D(drawn))``: to be taken for real."""
-    return -drawn_logits.float().mean()
+    return -fake_logits.float().mean()
 
 
-def discriminator_hinge(real_logits: Float[Tensor, "*b"], drawn_logits: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
+def discriminator_hinge(real_logits: Float[Tensor, "*b"], fake_logits: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
     """``(mean(max(0, 1 - D(real))) + mean(max(0, 1 + D(drawn)))) / 2``."""
-    return (F.relu(1 - real_logits.float()).mean() + F.relu(1 + drawn_logits.float()).mean()) / 2
+    return (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()) / 2
 
 
 def adaptive_weight(

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
-from aimamba.ops.cache import Position
-from aimamba.ops.conv import causal_conv_step
-from aimamba.ops.linear import linear
-from aimamba.ops.mixing import MixerWeights, mix
-from aimamba.ops.norm import gated_rms_norm
-from aimamba.ops.ssd import ssd_step, ssd_step_dual
+from aimamba.ops.conv.causal import causal_conv_step
+from aimamba.ops.linear.linear import linear
+from aimamba.ops.mixer.cache import Position
+from aimamba.ops.mixer.sequence import MixerWeights, mix
+from aimamba.ops.norm.rms import gated_rms_norm
+from aimamba.ops.ssd.reference import ssd_step, ssd_step_dual
 
 MixerState = dict[str, Tensor]
 """What a mixer remembers between steps: tensors whose first axis is the row, so that rows can join and leave."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aimamba.ops.norm import rms_norm
+from aimamba.ops.norm.rms import rms_norm
 
 
 class RMSNorm(nn.Module):

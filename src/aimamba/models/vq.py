@@ -1,9 +1,9 @@
-"""The tokenizer: pictures to a grid of discrete codes and back (VQGAN, arXiv 2012.09841, as in LlamaGen, 2406.06525).
+"""The tokenizer: images to a grid of discrete codes and back (VQGAN, arXiv 2012.09841, as in LlamaGen, 2406.06525).
 
-A convolutional encoder halves the picture at every level but the last, each cell of the grid takes the nearest entry
-of an L2-normalised codebook (ViT-VQGAN, arXiv 2110.04627), and a mirrored decoder draws the picture again.
+A convolutional encoder halves the image at every level but the last, each cell of the grid takes the nearest entry
+of an L2-normalised codebook (ViT-VQGAN, arXiv 2110.04627), and a mirrored decoder draws the image again.
 
-Shape letters: B batch, C channels, H W picture, h w code grid, E code width, V codebook size.
+Shape letters: B batch, C channels, H W image, h w code grid, E code width, V codebook size.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aimamba.checkpoints.official import vq_from_official
 from aimamba.config import check
-from aimamba.models.hub import PretrainedModel
-from aimamba.models.official import vq_from_official
+from aimamba.models.pretrained import PretrainedModel
 from aimamba.ops.quantize import nearest_code
 
 _NORM_EPS = 1e-6
@@ -29,7 +29,7 @@ class VQConfig:
 
     Attributes:
         channels: Width of the first level.
-        channel_mult: Width of each level as a multiple of ``channels``; every level but the last halves the picture,
+        channel_mult: Width of each level as a multiple of ``channels``; every level but the last halves the image,
             so the down-sampling is ``patch_size * 2 ** (len(channel_mult) - 1)``.
         patch_size: Side of the squares of pixels that the first convolution takes in, and the last one draws, as the
             channels of one place. 1, as published, convolves at full resolution, which is where a small model would
@@ -71,7 +71,7 @@ class VQConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels of the picture per cell of the code grid, along one side."""
+        """Pixels of the image per cell of the code grid, along one side."""
         return self.patch_size << (len(self.channel_mult) - 1)
 
 
@@ -97,7 +97,7 @@ class VQOutput(NamedTuple):
 
 
 class VQModel(PretrainedModel[VQConfig]):
-    """Encoder, codebook and decoder; pictures are (B, 3, H, W) in [-1, 1]."""
+    """Encoder, codebook and decoder; images are (B, 3, H, W) in [-1, 1]."""
 
     config_class = VQConfig
     folder_in_pipeline = "tokenizer"
@@ -137,7 +137,7 @@ class VQModel(PretrainedModel[VQConfig]):
         factor = self.config.downsampling
         check(
             images.shape[-1] % factor == 0 and images.shape[-2] % factor == 0,
-            f"VQModel: picture sides must be multiples of {factor}, got {images.shape[-2]} x {images.shape[-1]}",
+            f"VQModel: image sides must be multiples of {factor}, got {images.shape[-2]} x {images.shape[-1]}",
         )
         return self.to_code(self.encoder(images))
 
@@ -164,20 +164,20 @@ class VQModel(PretrainedModel[VQConfig]):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
-        """Codes of pictures.
+        """Codes of images.
 
         Raises:
-            ConfigError: A side of the pictures is no multiple of the down-sampling.
+            ConfigError: A side of the images is no multiple of the down-sampling.
         """
         return self.quantize(self.latents(images))[1]
 
     def decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pictures of codes; values may lie a little outside [-1, 1]."""
+        """Images of codes; values may lie a little outside [-1, 1]."""
         codebook = F.normalize(self.codebook, dim=-1)
         return self.decode_latents(F.embedding(codes, codebook).movedim(-1, 1))
 
     def decode_latents(self, latents: Float[Tensor, "b e h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pictures of code vectors."""
+        """Images of code vectors."""
         return self.decoder(self.from_code(latents.contiguous()))
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> VQOutput:
@@ -191,7 +191,7 @@ class VQModel(PretrainedModel[VQConfig]):
 
 
 class Encoder(nn.Module):
-    """Picture to latent grid."""
+    """Image to latent grid."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) to features (B, z_channels, h, w)."""
+        """Images (B, 3, H, W) to features (B, z_channels, h, w)."""
         hidden = self.stem(F.pixel_unshuffle(images, self.patch_size))
         for level in self.levels:
             hidden = level(hidden)
@@ -223,7 +223,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent grid to picture: the encoder's levels from the last to the first."""
+    """Latent grid to image: the encoder's levels from the last to the first."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Features (B, z_channels, h, w) to pictures (B, 3, H, W)."""
+        """Features (B, z_channels, h, w) to images (B, 3, H, W)."""
         hidden = self.middle(self.stem(latents))
         for level in self.levels:
             hidden = level(hidden)
@@ -318,7 +318,7 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """Halve the grid; the picture is padded at the right and the bottom alone, as in VQGAN."""
+    """Halve the grid; the image is padded at the right and the bottom alone, as in VQGAN."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, stride=2)

@@ -1,4 +1,4 @@
-"""Structural similarity of pictures (Wang, Bovik, Sheikh and Simoncelli 2004)."""
+"""Structural similarity of images (Wang, Bovik, Sheikh and Simoncelli 2004)."""
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ def ssim(
     """Mean of the SSIM map (eq. 13 and 17) over the places where the window lies wholly inside, then over channels.
 
     Args:
-        x: Pictures.
+        x: Images.
         y: What they are compared with.
         window: Weights of a neighbourhood, which sum to 1.
         data_range: L of the constants ``(0.01 L)^2`` and ``(0.03 L)^2``: from the least to the greatest value.

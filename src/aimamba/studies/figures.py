@@ -28,7 +28,7 @@ def require_matplotlib() -> None:
         raise ConfigError("the figure of a study needs matplotlib; install it with: pip install 'aimamba[plots]'")
 
 
-def draw_figure(results: Results, path: Path) -> None:
+def plot_figure(results: Results, path: Path) -> None:
     """Write the figure as a PNG; nothing is written before a run with samples is finished.
 
     Raises:
@@ -37,10 +37,10 @@ def draw_figure(results: Results, path: Path) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
 
-    drawers = {"baseline": _baseline, "scaling": _scaling, "ablation": _ablation, "guidance": _guidance}
+    plotters = {"baseline": _baseline, "scaling": _scaling, "ablation": _ablation, "guidance": _guidance}
     if any("samples" in run for run in results.runs.values()):
         figure = Figure(dpi=_DPI, layout="constrained")
-        drawers[results.settings["recipe"]["kind"]](figure, results)
+        plotters[results.settings["recipe"]["kind"]](figure, results)
         write_atomically(path, lambda draft: figure.savefig(draft, format="png", metadata={"Software": None}))
 
 

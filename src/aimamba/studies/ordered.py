@@ -14,7 +14,7 @@ from torch import Tensor
 from aimamba.data.codes import CodeSet
 from aimamba.models import AiM, VQModel
 from aimamba.pipeline import Pipeline
-from aimamba.studies.orders import Order, grid_order, inverse
+from aimamba.studies.scans import Order, grid_order, inverse
 from aimamba.train.generator import GeneratorTask
 
 
@@ -22,7 +22,7 @@ class OrderedPipeline(Pipeline):
     """A pipeline whose generator gives codes in an order of its own."""
 
     def __init__(self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str], order: str) -> None:
-        """Put the parts together; ``order`` is one of ``aimamba.studies.orders.ORDERS``."""
+        """Put the parts together; ``order`` is one of ``aimamba.studies.scans.ORDERS``."""
         super().__init__(tokenizer, generator, class_names)
         self._places = torch.from_numpy(inverse(grid_order(order, self.grid)))
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from aimamba.pipeline import Pipeline
-from aimamba.studies.judge import Measure, judged
+from aimamba.studies.evaluator import Measure, judged
 from aimamba.studies.provenance import provenance
-from aimamba.studies.recipe import JudgingConfig, StudyRecipe, Variant
+from aimamba.studies.recipe import EvaluationConfig, StudyRecipe, Variant
 from aimamba.studies.results import Results
-from aimamba.studies.workshop import Workshop
+from aimamba.studies.runner import StudyRunner
 
 
 class Job(NamedTuple):
@@ -38,7 +38,7 @@ def run_jobs(
             results.add(job.name, {**job.work(), "provenance": provenance(device)})
 
 
-def training_jobs(workshop: Workshop, measure: Measure, runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
+def training_jobs(workshop: StudyRunner, measure: Measure, runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
     """The plan of a study that trains.
 
     Args:
@@ -54,7 +54,7 @@ def training_jobs(workshop: Workshop, measure: Measure, runs: Mapping[str, Mappi
             yield from _sweep(workshop, smallest)
             rates[family] = best_lr(study, smallest, runs)
         for variant in study.variants:
-            yield Job(f"speed-{variant.name}", partial(workshop.time_drawing, variant))
+            yield Job(f"speed-{variant.name}", partial(workshop.time_sampling, variant))
     for variant in study.variants:
         for seed in variant.seeds or study.seeds:
             name = f"{variant.name}-seed-{seed}"
@@ -62,7 +62,7 @@ def training_jobs(workshop: Workshop, measure: Measure, runs: Mapping[str, Mappi
             yield Job(name, partial(workshop.train_and_judge, name, variant, measure, seed=seed, lr=lr))
 
 
-def _sweep(workshop: Workshop, variant: Variant) -> Iterator[Job]:
+def _sweep(workshop: StudyRunner, variant: Variant) -> Iterator[Job]:
     """Short runs of one variant at every learning rate."""
     study = workshop.study
     assert study.sweep is not None
@@ -89,7 +89,7 @@ def best_lr(study: StudyRecipe, variant: Variant, runs: Mapping[str, Mapping[str
     return min(study.sweep.lrs, key=bits)
 
 
-def guidance_jobs(pipeline: Pipeline, judging: JudgingConfig, measure: Measure) -> Iterator[Job]:
+def guidance_jobs(pipeline: Pipeline, judging: EvaluationConfig, measure: Measure) -> Iterator[Job]:
     """The plan of a study that draws with one model under every setting of guidance."""
     for sampling in judging.samplings():
         name = f"{sampling.cfg_schedule}-{sampling.cfg_scale:g}"

@@ -13,7 +13,7 @@ import torch
 
 import aimamba
 from aimamba.config import to_mapping
-from aimamba.models.hub import PretrainedModel
+from aimamba.models.pretrained import PretrainedModel
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from aimamba.config import check, from_mapping
 from aimamba.errors import ConfigError, suggest
 from aimamba.generation import SamplingConfig
-from aimamba.studies.orders import ORDERS
+from aimamba.studies.scans import ORDERS
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.settings import FitConfig
 from aimamba.train.toml import read_toml
@@ -31,7 +31,7 @@ class Variant:
         size: In such a study, with which model of the other kind it is compared.
         model: Settings of the model, over those of the study.
         lr: Highest learning rate; that of the study unless given.
-        order: Order of the codes in the sequence, see ``aimamba.studies.orders``.
+        order: Order of the codes in the sequence, see ``aimamba.studies.scans``.
         seeds: One run for each; those of the study unless given.
     """
 
@@ -56,13 +56,13 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgingConfig:
-    """How the pictures of a model are drawn and judged.
+class EvaluationConfig:
+    """How the images of a model are drawn and judged.
 
     Attributes:
-        reference: Real pictures, by a name that ``aimamba evaluate`` knows.
-        samples: Pictures drawn from each model; the study ``guidance`` draws its budget instead.
-        batch_size: Pictures at once.
+        reference: Real images, by a name that ``aimamba evaluate`` knows.
+        samples: Images drawn from each model; the study ``guidance`` draws its budget instead.
+        batch_size: Images at once.
         scales: Scales of guidance; 1 is none.
         schedules: Schedules of guidance.
         cfg_power: Power of the schedule ``power-cosine``.
@@ -116,7 +116,7 @@ class SpeedConfig:
 
     Attributes:
         tokens: Lengths of the sequence.
-        batches: Pictures at once.
+        batches: Images at once.
     """
 
     tokens: tuple[int, ...] = (64, 256, 1024)
@@ -135,15 +135,15 @@ class StudyRecipe:
     Attributes:
         kind: What is compared, which decides the table and the figure.
         description: A line for people.
-        budget: Pictures that every run trains on; in ``guidance``, that every setting draws.
+        budget: Images that every run trains on; in ``guidance``, that every setting draws.
         seeds: One run of each variant for each.
         warmup: Share of the steps in which the learning rate rises.
-        data: The pictures.
+        data: The images.
         model: Settings of all generators.
         fit: Settings of the training loop but ``steps``, ``warmup_steps`` and ``seed``.
         task: Settings of the loss and the sample sheets but ``tokenizer``.
         variants: The generators.
-        judging: How their pictures are judged.
+        judging: How their images are judged.
         sweep: How ``baseline`` finds learning rates.
         speed: Where ``baseline`` measures speed.
     """
@@ -158,12 +158,12 @@ class StudyRecipe:
     fit: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
-    judging: JudgingConfig = field(default_factory=JudgingConfig)
+    judging: EvaluationConfig = field(default_factory=EvaluationConfig)
     sweep: SweepConfig | None = None
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
     def __post_init__(self) -> None:
-        check(self.budget >= 1, f"budget must be at least 1 picture, got {self.budget}")
+        check(self.budget >= 1, f"budget must be at least 1 image, got {self.budget}")
         check(len(self.seeds) > 0, "seeds must hold at least one number")
         check(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
         names = [variant.name for variant in self.variants]
@@ -218,7 +218,7 @@ def training_recipe(
         study: The study.
         variant: One of its variants.
         tokenizer: Whose codes are learned.
-        budget: Pictures to train on, rounded down to whole batches, at least one.
+        budget: Images to train on, rounded down to whole batches, at least one.
         seed: Of weights, order and dropout.
         lr: Highest learning rate, in place of the variant's.
 

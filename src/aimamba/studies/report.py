@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from aimamba.files import write_atomically
-from aimamba.studies.figures import draw_figure
+from aimamba.studies.figures import plot_figure
 from aimamba.studies.results import Results
 from aimamba.studies.tables import table
 
@@ -19,5 +19,5 @@ def write_report(results: Results) -> tuple[Path, Path]:
     folder = results.path.parent
     text = table(results)
     write_atomically(folder / TABLE_FILE, lambda draft: draft.write_text(text, encoding="utf-8"))
-    draw_figure(results, folder / FIGURE_FILE)
+    plot_figure(results, folder / FIGURE_FILE)
     return folder / TABLE_FILE, folder / FIGURE_FILE

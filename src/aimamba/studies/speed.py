@@ -14,7 +14,7 @@ from aimamba.studies.recipe import SpeedConfig
 _LONG_ENOUGH = 2.0  # seconds of drawing after which a measurement is not repeated
 
 
-def drawing_speed(config: AiMConfig, speed: SpeedConfig, device: torch.device) -> list[dict[str, Any]]:
+def sampling_speed(config: AiMConfig, speed: SpeedConfig, device: torch.device) -> list[dict[str, Any]]:
     """Measure a generator of this shape, unguided and without the tokenizer's decoder.
 
     Returns:
@@ -30,14 +30,14 @@ def drawing_speed(config: AiMConfig, speed: SpeedConfig, device: torch.device) -
 
 
 def state_bytes(config: AiMConfig) -> int:
-    """Bytes that the mixers remember of one picture in float32: states, windows, keys and values."""
+    """Bytes that the mixers remember of one image in float32: states, windows, keys and values."""
     with torch.device("meta"):
         state = AiM(config).init_state(1)
     return sum(tensor.numel() * tensor.element_size() for mixer in state.mixers for tensor in mixer.values())
 
 
 def _speed(model: AiM, batch: int) -> float:
-    """Pictures a second: the fastest of several draws, after a short one that warms up."""
+    """Images a second: the fastest of several draws, after a short one that warms up."""
     labels = torch.zeros(batch, dtype=torch.long)
     drawing = generate(model, labels, SamplingConfig(), engine="plain")
     next(drawing)

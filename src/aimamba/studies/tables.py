@@ -166,7 +166,7 @@ def _comparison(pair: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> s
         line("training, peak MiB of the GPU", peaks, "lower", 0)
     timed = [runs.get(f"speed-{row.variant['name']}", {}).get("speed", []) for row in pair]
     for first, second in zip(*timed, strict=False):
-        name = f"drawing {first['tokens']} tokens, batch {first['batch']}, pictures a second"
+        name = f"drawing {first['tokens']} tokens, batch {first['batch']}, images a second"
         line(name, [[drawn["pictures_per_second"]] for drawn in (first, second)], "higher", 2, margin=_SPEED)
     for first, second in zip(*timed, strict=False):
         if first["batch"] == timed[0][0]["batch"]:
@@ -188,7 +188,7 @@ def _winner(titles: Sequence[str], values: Sequence[Sequence[float]], better: st
 def _head(results: Results) -> str:
     """The command, and the machines, versions, commits, days and hours of the runs."""
     settings, runs = results.settings, list(results.runs.values())
-    budget = f"{settings['budget']:,} pictures"
+    budget = f"{settings['budget']:,} images"
     if settings["recipe"]["kind"] == "guidance":
         what = f"every setting draws {budget} with the generator of {settings['model']}."
     else:
@@ -213,8 +213,8 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
     judging, kind = results.settings["recipe"]["judging"], results.settings["recipe"]["kind"]
     count = results.settings["budget"] if kind == "guidance" else judging["samples"]
     notes = [
-        f"Distances compare {count:,} pictures of a model with `{judging['reference']}` by features of "
-        f"{network(samples)}. Fréchet distances grow when pictures are few: compare them inside this table alone."
+        f"Distances compare {count:,} images of a model with `{judging['reference']}` by features of "
+        f"{network(samples)}. Fréchet distances grow when images are few: compare them inside this table alone."
     ]
     if kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")

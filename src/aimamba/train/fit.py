@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from aimamba.config import check, to_mapping
+from aimamba.devices import bfloat16_pays
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
-from aimamba.models.placement import bfloat16_pays
 from aimamba.train.checkpoint import (
     Checkpoint,
     Resolve,

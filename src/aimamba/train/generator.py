@@ -1,4 +1,4 @@
-"""Stage 2: learn to predict the codes of a picture from its class."""
+"""Stage 2: learn to predict the codes of an image from its class."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from aimamba.models import AiM, VQModel
 from aimamba.ops.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline
 
-_PICTURES_AT_ONCE = 64
+_IMAGES_AT_ONCE = 64
 _SHEET_CLASSES = 10
 _LOGITS_AT_ONCE = 2**22  # 16 MiB in float32: slices of 256 tokens for 16,384 codes
 
@@ -34,7 +34,7 @@ class GeneratorTaskConfig:
         token_dropout: Share of the word embeddings' features set to zero, the others scaled up to make up for it.
         checkpointing: Whether to keep only what enters each block for the backward pass, and to compute the rest again:
             less memory for the time of a second forward pass. Changes nothing else.
-        sheet_pictures: Pictures of each class on a sample sheet.
+        sheet_pictures: Images of each class on a sample sheet.
         sheet_cfg_scale: Guidance of the sample sheet.
         sheet_top_k: Top-k of the sample sheet; 0 draws among all codes.
     """
@@ -101,7 +101,7 @@ class GeneratorTask:
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Mean cross entropy of every code, in nats; some labels become "no class". Every ``step`` is alike."""
         dropped = torch.rand(batch.labels.shape, generator=rng, device=batch.labels.device) < self.config.label_dropout
-        labels = torch.where(dropped, model.condition.nothing, batch.labels)
+        labels = torch.where(dropped, model.condition.null_class, batch.labels)
         mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
         return code_cross_entropy(model, batch.codes, labels, mask, checkpointing=checkpointing), {}
 
@@ -109,8 +109,8 @@ class GeneratorTask:
     def evaluate(self, model: AiM) -> dict[str, float]:
         """Mean cross entropy of held-out codes given their true class, in nats and in bits a code."""
         device, total = model.word_embedding.weight.device, 0.0
-        for start in range(0, len(self.held_out), _PICTURES_AT_ONCE):
-            chosen = range(start, min(start + _PICTURES_AT_ONCE, len(self.held_out)))
+        for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
+            chosen = range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out)))
             codes = self.held_out.take(chosen, [0] * len(chosen)).to(device)
             labels = torch.from_numpy(self.held_out.labels[chosen.start : chosen.stop]).to(device)
             total += float(code_cross_entropy(model, codes, labels)) * len(chosen)
@@ -148,7 +148,7 @@ def code_cross_entropy(
 
     Args:
         model: The generator.
-        codes: All codes of the pictures (B, L).
+        codes: All codes of the images (B, L).
         labels: Class labels (B).
         token_mask: Multiplies the word embeddings (B, L - 1, D).
         checkpointing: Whether to compute the blocks again in the backward pass instead of keeping what they computed.

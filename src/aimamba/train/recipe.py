@@ -20,18 +20,18 @@ from aimamba.train.toml import read_toml
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which pictures to learn from, and how to look at them.
+    """Which images to learn from, and how to look at them.
 
     Attributes:
         source: ``avatars``, chosen styles as ``avatars:planets,sprouts``, ``fashion-mnist``, a folder of class
             sub-folders, or, for a generator, a folder of codes.
-        size: Side of the square pictures in pixels.
-        per_class: Pictures of each class to train on; all there are unless given.
+        size: Side of the square images in pixels.
+        per_class: Images of each class to train on; all there are unless given.
         skip_per_class: Avatars of each class to pass over first, such as those that an earlier run has seen.
-        held_out_per_class: Pictures of each class to judge by; all there are unless given.
-        crop: Whether training sees the middle of a picture or a random part of it.
-        flip: Whether training sees half of the pictures mirrored.
-        upscale: Whether a picture smaller than ``size`` is enlarged rather than an error.
+        held_out_per_class: Images of each class to judge by; all there are unless given.
+        crop: Whether training sees the middle of an image or a random part of it.
+        flip: Whether training sees half of the images mirrored.
+        upscale: Whether an image smaller than ``size`` is enlarged rather than an error.
         max_broken: Broken files to pass over; 1 % of them, but at least 10, unless given.
         strict: Whether a broken file is an error rather than a warning.
     """
@@ -62,7 +62,7 @@ class Recipe:
         stage: Which of the two stages.
         description: A line for people.
         init: A saved model to start from, whose shape is then kept; a new set of classes gets a new class table.
-        data: The pictures.
+        data: The images.
         model: Settings of the model: perhaps a ``preset``, and what differs from it.
         fit: Settings of the loop.
         task: Settings of the loss and the sample sheet.

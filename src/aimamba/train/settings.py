@@ -14,7 +14,7 @@ class FitConfig:
 
     Attributes:
         steps: Updates of the weights in all.
-        batch_size: Pictures in each.
+        batch_size: Images in each.
         lr: Highest learning rate.
         betas: AdamW's decay of the first and second moment.
         weight_decay: AdamW's decay of matrices.

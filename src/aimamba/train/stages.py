@@ -1,4 +1,4 @@
-"""From a recipe to a task: open the pictures, build the model, load what the stage stands on."""
+"""From a recipe to a task: open the images, build the model, load what the stage stands on."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from aimamba.config import check, from_mapping, to_mapping
-from aimamba.data.codes import CodeSet, encode_pictures
-from aimamba.data.pictures import Pictures, open_pictures
+from aimamba.data.codes import CodeSet, encode_images
+from aimamba.data.sets import ImageSet, open_images
 from aimamba.data.shards import META_FILE, encode_to_shards, open_codes
 from aimamba.data.splits import Split
 from aimamba.errors import CheckpointError, ConfigError, DataError, suggest
@@ -22,7 +22,7 @@ from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes")  # of a generator
-_NOTE = "data.toml"  # beside codes that a run has kept: of which pictures they are
+_NOTE = "data.toml"  # beside codes that a run has kept: of which images they are
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
 
@@ -60,14 +60,14 @@ def make_task(
 
     Args:
         recipe: The resolved recipe.
-        device: Where to encode pictures, for a generator.
-        codes: Folder in which a generator's pictures are kept as codes once they are encoded; None keeps them in
+        device: Where to encode images, for a generator.
+        codes: Folder in which a generator's images are kept as codes once they are encoded; None keeps them in
             memory.
         say: Told what takes its time.
 
     Raises:
-        ConfigError: A setting is unknown, or does not fit the pictures or the tokenizer.
-        DataError: The pictures cannot be used.
+        ConfigError: A setting is unknown, or does not fit the images or the tokenizer.
+        DataError: The images cannot be used.
         CheckpointError: The tokenizer cannot be loaded.
     """
     if recipe.stage == "tokenizer":
@@ -75,10 +75,10 @@ def make_task(
     return _generator_task(recipe, device, codes, say)
 
 
-def _pictures(recipe: Recipe, split: Split) -> Pictures:
+def _images(recipe: Recipe, split: Split) -> ImageSet:
     data = recipe.data
     held_out = split == "held-out"
-    return open_pictures(
+    return open_images(
         data.source,
         size=data.size,
         split=split,
@@ -105,7 +105,7 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
         "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
     )
     _check_size(recipe, config)
-    train, held_out = _pictures(recipe, "train"), _pictures(recipe, "held-out")
+    train, held_out = _images(recipe, "train"), _images(recipe, "held-out")
     if given is not None:
         return TokenizerTask(given, train, held_out, task, seed=recipe.fit.seed)
     model = VQModel(config)
@@ -119,7 +119,7 @@ def _generator_task(
     task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
     check(
         recipe.data.crop == "center",
-        "data.crop must be 'center' for a generator: its pictures are encoded once, before training",
+        "data.crop must be 'center' for a generator: its images are encoded once, before training",
     )
     recipe_of_tokenizer = Path(task.tokenizer).name
     if not Path(task.tokenizer).exists() and recipe_of_tokenizer in recipe_names():
@@ -140,11 +140,11 @@ def _generator_task(
 
 
 def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
-    """A generator of the recipe's shape with fresh weights; ``fixed`` follows from pictures and tokenizer."""
+    """A generator of the recipe's shape with fresh weights; ``fixed`` follows from images and tokenizer."""
     for name, value in fixed.items():
         check(
             recipe.model.get(name, value) == value,
-            f"model.{name} is {value} for these pictures and this tokenizer, but the recipe says "
+            f"model.{name} is {value} for these images and this tokenizer, but the recipe says "
             f"{recipe.model.get(name)}; leave it out",
         )
     model = AiM(_model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
@@ -158,7 +158,7 @@ def _given_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> AiM
     for name in ("vocab_size", "num_tokens"):
         check(
             getattr(given.config, name) == fixed[name],
-            f"{init} has {name} {getattr(given.config, name)}, but these pictures and this tokenizer need "
+            f"{init} has {name} {getattr(given.config, name)}, but these images and this tokenizer need "
             f"{fixed[name]}; give its own tokenizer and size",
         )
     # Trained on, official weights are decoded as they are trained: without the shift.
@@ -178,7 +178,7 @@ class _CodeSource(NamedTuple):
 
     Attributes:
         class_names: Names of the labels.
-        num_tokens: Codes of a picture.
+        num_tokens: Codes of an image.
         load: Gives training and held-out codes; this is what may take long.
     """
 
@@ -188,23 +188,23 @@ class _CodeSource(NamedTuple):
 
 
 def _code_source(recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Callable[[str], None]) -> _CodeSource:
-    """Codes on disk, perhaps those that the run has kept in ``kept``; or pictures that are encoded now."""
+    """Codes on disk, perhaps those that the run has kept in ``kept``; or images that are encoded now."""
     given = Path(recipe.data.source).expanduser()
     if (given / "train" / META_FILE).is_file():
         return _codes_on_disk(given, tokenizer)
     _check_size(recipe, tokenizer.config)
     if kept is not None and _has_kept(kept, recipe.data):
         return _codes_on_disk(kept, tokenizer)
-    pictures, judged = _pictures(recipe, "train"), _pictures(recipe, "held-out")
+    images, judged = _images(recipe, "train"), _images(recipe, "held-out")
 
     def encode() -> tuple[CodeSet, CodeSet]:
-        say(f"encoding {len(pictures) + len(judged):,} pictures with {recipe.task['tokenizer']}")
+        say(f"encoding {len(images) + len(judged):,} images with {recipe.task['tokenizer']}")
         if kept is None:
-            return encode_pictures(tokenizer, pictures, flip=recipe.data.flip), encode_pictures(tokenizer, judged)
+            return encode_images(tokenizer, images, flip=recipe.data.flip), encode_images(tokenizer, judged)
         draft = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(draft, ignore_errors=True)
         for split, part, views in (
-            ("train", pictures, "center-flip" if recipe.data.flip else "center"),
+            ("train", images, "center-flip" if recipe.data.flip else "center"),
             ("held-out", judged, "center"),
         ):
             encode_to_shards(tokenizer, part, draft / split, views=views, batch_size=64)
@@ -213,7 +213,7 @@ def _code_source(recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Cal
         return _codes_on_disk(kept, tokenizer).load()
 
     tokens = (recipe.data.size // tokenizer.config.downsampling) ** 2
-    return _CodeSource(pictures.class_names, tokens, encode)
+    return _CodeSource(images.class_names, tokens, encode)
 
 
 def _codes_on_disk(folder: Path, tokenizer: VQModel) -> _CodeSource:
@@ -225,13 +225,13 @@ def _codes_on_disk(folder: Path, tokenizer: VQModel) -> _CodeSource:
 
 
 def _has_kept(folder: Path, data: DataConfig) -> bool:
-    """Say whether a run has kept the codes of these pictures in ``folder``."""
+    """Say whether a run has kept the codes of these images in ``folder``."""
     if not folder.exists():
         return False
     note = folder / _NOTE
     check(note.exists(), f"{folder} was not made by a training run and would be replaced; give another --out")
     same = from_mapping(DataConfig, read_toml(note), where=str(note)) == data
-    check(same, f"{folder} holds the codes of other pictures; remove it, or give another --out")
+    check(same, f"{folder} holds the codes of other images; remove it, or give another --out")
     return True
 
 

@@ -29,7 +29,7 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` of a run: scalars as ``train/loss`` or ``held-out/psnr``, sheets as pictures.
+    """Event files in ``tensorboard/`` of a run: scalars as ``train/loss`` or ``held-out/psnr``, sheets as images.
 
     They are written anew from ``metrics.jsonl`` and ``sheets/`` whenever a run begins or goes on. So no point is there
     twice after a resume, and a run that asks for TensorBoard late has its whole history there.

@@ -1,4 +1,4 @@
-"""Stage 1: learn to write a picture as codes and to draw it again."""
+"""Stage 1: learn to write an image as codes and to draw it again."""
 
 import math
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from aimamba.config import check
 from aimamba.data.loader import Batch, batches
-from aimamba.data.pictures import Pictures
+from aimamba.data.sets import ImageSet
 from aimamba.data.sheets import sheet, to_float, to_images
 from aimamba.models import VQModel
 from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weight, contest
-from aimamba.models.perceptual import perceptual_loss
+from aimamba.networks.perceptual import perceptual_loss
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.task import Adversary
 
-_PICTURES_AT_ONCE = 32
+_IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
 
 
@@ -39,15 +39,15 @@ class TokenizerTaskConfig:
         perceptual_weight: Weight of the distance that a trained network sees; 0 needs no network.
         perceptual_start: Step, counted from 0, from which on there is one; pixels alone take a fraction of the time.
         perceptual: That network: ``lite0``, or the file or folder of VGG16's and LPIPS's weights.
-        perceptual_side: Smaller pictures are magnified to at least this for ``lite0``; its time grows with the square.
+        perceptual_side: Smaller images are magnified to at least this for ``lite0``; its time grows with the square.
         adversarial_weight: Weight of the adversarial loss; 0 needs no discriminator.
         adversarial_start: Step, counted from 0, from which on there is one; before it neither runs nor learns.
         adversarial_adaptive: Whether the weight is multiplied in every step by the quotient of the gradients of pixel
             and perceptual losses and of the adversarial one, at the last layer.
         discriminator_lr: Its highest learning rate; the model's schedule goes for both.
         discriminator_channels: Width of its first layer.
-        discriminator_layers: Its layers that halve the picture.
-        decoder_only: Whether encoder and codebook stay as they are, so that pictures keep their codes and generators
+        discriminator_layers: Its layers that halve the image.
+        decoder_only: Whether encoder and codebook stay as they are, so that images keep their codes and generators
             trained on them stay valid: to draw better from the codes there are. Asks for ``init`` in the recipe.
     """
 
@@ -83,8 +83,8 @@ class TokenizerTask:
     def __init__(
         self,
         model: VQModel,
-        train: Pictures,
-        held_out: Pictures,
+        train: ImageSet,
+        held_out: ImageSet,
         config: TokenizerTaskConfig,
         *,
         seed: int = 0,
@@ -93,7 +93,7 @@ class TokenizerTask:
         """Prepare the stage.
 
         Raises:
-            ConfigError: The pictures are too small for the discriminator, or the perceptual network is not installed.
+            ConfigError: The images are too small for the discriminator, or the perceptual network is not installed.
             CheckpointError: The files of the perceptual network cannot be used.
         """
         self.model = model
@@ -119,7 +119,7 @@ class TokenizerTask:
         return {"codebook_use": self.use}
 
     def basis(self) -> dict[str, str]:
-        """Name what the pictures depend on beside the recipe: nothing."""
+        """Name what the images depend on beside the recipe: nothing."""
         return {}
 
     def adversary(self) -> Adversary | None:
@@ -133,7 +133,7 @@ class TokenizerTask:
         return name == "codebook"
 
     def batches(self, start: int, batch_size: int) -> Iterator[Batch]:
-        """Give shuffled training pictures."""
+        """Give shuffled training images."""
         return batches(self.train, batch_size=batch_size, seed=self.seed, start=start, workers=self.workers)
 
     def loss(
@@ -172,12 +172,12 @@ class TokenizerTask:
         self, discriminator: Discriminator, model: VQModel, drawn: Tensor, images: Tensor, likeness: Tensor
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Give the sum of the adversarial loss, weighted, and of the discriminator's, and what to report."""
-        generator_loss, discriminator_loss, real_logits, drawn_logits = contest(discriminator, drawn, images)
+        generator_loss, discriminator_loss, real_logits, fake_logits = contest(discriminator, drawn, images)
         parts: dict[str, Tensor | float] = {
             "adversarial": generator_loss.detach(),
             "discriminator": discriminator_loss.detach(),
             "real_logits": real_logits,
-            "drawn_logits": drawn_logits,
+            "drawn_logits": fake_logits,
         }
         weighted = self.config.adversarial_weight * generator_loss
         if self.config.adversarial_adaptive:
@@ -188,13 +188,13 @@ class TokenizerTask:
 
     @torch.no_grad()
     def evaluate(self, model: VQModel) -> dict[str, float]:
-        """Quality on held-out pictures: L2, PSNR (dB, mean over pictures), share of codes used, code perplexity.
+        """Quality on held-out images: L2, PSNR (dB, mean over images), share of codes used, code perplexity.
 
         Where there is a perceptual loss, its mean as well.
         """
         errors, distances, counts = [], [], torch.zeros(model.config.codebook_size)
-        for start in range(0, len(self.held_out), _PICTURES_AT_ONCE):
-            images = self._held_out_images(model, range(start, min(start + _PICTURES_AT_ONCE, len(self.held_out))))
+        for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
+            images = self._held_out_images(model, range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out))))
             output = model(images)
             drawn = output.images.clamp(-1, 1)
             errors.append((drawn - images).square().mean(dim=(1, 2, 3)).cpu())
@@ -228,7 +228,7 @@ class TokenizerTask:
         model.save_pretrained(folder)
 
     def _held_out_images(self, model: VQModel, indices: "range | list[int]") -> Tensor:
-        stacked = np.stack([self.held_out.picture(index, None) for index in indices])
+        stacked = np.stack([self.held_out.image(index, None) for index in indices])
         return to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2)).to(model.codebook.device)
 
 
@@ -236,7 +236,7 @@ def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discrim
     shape = DiscriminatorConfig(channels=config.discriminator_channels, layers=config.discriminator_layers)
     check(
         size >= shape.smallest_side,
-        f"task.discriminator_layers = {shape.layers} needs pictures of at least {shape.smallest_side} pixels, "
+        f"task.discriminator_layers = {shape.layers} needs images of at least {shape.smallest_side} pixels, "
         f"got {size}; ask for fewer layers",
     )
     discriminator = Discriminator(shape)

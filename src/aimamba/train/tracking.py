@@ -84,7 +84,7 @@ class MetricsFile:
 
 
 class Progress:
-    """Loss, pictures a second and time left: a bar on a terminal, elsewhere a plain line every few seconds."""
+    """Loss, images a second and time left: a bar on a terminal, elsewhere a plain line every few seconds."""
 
     def __init__(self, *, steps: int, start: int, batch_size: int, interval: float = 10.0) -> None:
         """Begin to show a run on standard error.
@@ -92,7 +92,7 @@ class Progress:
         Args:
             steps: How many there will be in all.
             start: How many were taken in earlier sittings.
-            batch_size: Pictures in a step.
+            batch_size: Images in a step.
             interval: Seconds between plain lines.
         """
         self._stream = sys.stderr
@@ -111,12 +111,12 @@ class Progress:
         self._seconds = _smooth(self._seconds, seconds)
         rate = self._batch_size / self._seconds
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {self._loss:.4g}, {rate:.3g} pictures/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {self._loss:.4g}, {rate:.3g} images/s", refresh=False)
             self._bar.update()
         elif time.monotonic() - self._told >= self._interval or self._step == self._steps:
             self._told = time.monotonic()
             left = tqdm.format_interval((self._steps - self._step) * self._seconds)
-            self.say(f"step {self._step}/{self._steps}: loss {self._loss:.4g}, {rate:.3g} pictures/s, {left} left")
+            self.say(f"step {self._step}/{self._steps}: loss {self._loss:.4g}, {rate:.3g} images/s, {left} left")
 
     def say(self, message: str) -> None:
         """Write a line without tearing the bar."""

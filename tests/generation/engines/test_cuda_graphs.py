@@ -100,7 +100,7 @@ def test_bfloat16_stays_near(built, make_aim):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("exact_products")
-def test_greedy_pictures_are_those_of_the_plain_path(built):
+def test_greedy_images_are_those_of_the_plain_path(built):
     model, engine = built
     labels, config = torch.tensor([0, 3, 5]), SamplingConfig(temperature=0.0, cfg_scale=1.5)
     *_, expected = generate(model, labels, config, engine="plain")
@@ -148,7 +148,7 @@ def test_memory_does_not_grow_over_calls(built):
 
 @pytest.mark.gpu
 def test_sampling_can_be_recorded_too():
-    from aimamba.ops.logits import guide, sample
+    from aimamba.ops.sampling.logits import guide, sample
 
     generator = torch.Generator("cuda").manual_seed(0)
     logits = torch.randn(4, 512, device="cuda", generator=generator)

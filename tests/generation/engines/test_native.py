@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import native
-from aimamba.generation.engines.native import NativeEngine, why_not
+from aimamba.generation.engines.native import NativeEngine, unsupported
 from aimamba.models import AiMState
-from aimamba.ops.logits import guided_sample
+from aimamba.ops.sampling.logits import guided_sample
 
 AVX2 = "-march=x86-64-v3"
 STAND_IN = f"-I{Path(__file__).with_name('avx512')}"  # for a header of the compiler
@@ -200,7 +200,7 @@ def test_drawn_codes_are_those_of_the_plain_model(make):
 )
 def test_models_it_cannot_decode(make, settings, reason):
     model = make(**settings)
-    assert reason in why_not(model)
+    assert reason in unsupported(model)
     with pytest.raises(ConfigError, match=r"the native engine cannot decode this model: .*choose the engine 'plain'"):
         NativeEngine(model)
     *_, codes = generate(model, torch.tensor([1]), engine="auto")  # falls back

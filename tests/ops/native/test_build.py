@@ -6,7 +6,7 @@ import pytest
 
 from aimamba.ops.native.build import load_library
 
-SOURCES = ("winograd.cpp", "threads.h", "simd.h")
+SOURCES = ("conv/native/winograd.cpp", "native/threads.h", "native/simd.h")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError, suggest
 from aimamba.generation.engines import cuda_graphs
-from aimamba.generation.engines.native import NativeEngine, why_not
+from aimamba.generation.engines.native import NativeEngine, unsupported
 from aimamba.models import AiM
 
 EngineName = Literal["auto", "plain", "native", "native-int8", "cuda-graphs"]
@@ -33,11 +33,11 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class DrawingEngine(Engine, Protocol):
-    """An engine that also draws from its logits, as ``aimamba.ops.logits.guided_sample`` does."""
+class SamplingEngine(Engine, Protocol):
+    """An engine that also draws from its logits, as ``aimamba.ops.sampling.logits.guided_sample`` does."""
 
     def guided_sample(self, logits: Tensor, uniform: Tensor, **settings: Any) -> Tensor:
-        """Guide, then draw a code for each picture."""
+        """Guide, then draw a code for each image."""
 
 
 def check_engine(name: str) -> None:
@@ -58,8 +58,8 @@ def make_engine(model: AiM, name: str = "auto") -> Engine:
         ConfigError: The name is unknown, or the engine cannot decode this model here.
     """
     check_engine(name)
-    if name == "cuda-graphs" or (name == "auto" and not cuda_graphs.why_not(model)):
+    if name == "cuda-graphs" or (name == "auto" and not cuda_graphs.unsupported(model)):
         return cuda_graphs.CudaGraphEngine(model)
-    if name == "plain" or (name == "auto" and why_not(model)):
+    if name == "plain" or (name == "auto" and unsupported(model)):
         return model
     return NativeEngine(model, weights="int8" if name == "native-int8" else None)

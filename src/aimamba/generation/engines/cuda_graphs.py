@@ -9,21 +9,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError
-from aimamba.generation.engines.static_engine import Run, StaticEngine, StaticState
-from aimamba.generation.engines.static_step import Form, StaticStep, kernels_lack, triton_operators
+from aimamba.generation.engines.recorded import RecordedEngine, RecordedState, Run
+from aimamba.generation.engines.recorded_step import Form, RecordedStep, triton_operators, unsupported_by_kernels
 from aimamba.models import AiM
 
 _WARM_UP_RUNS = 2  # the first compiles kernels and lets libraries take their workspaces, which no graph may do
 
 
-def why_not(model: AiM) -> str | None:
+def unsupported(model: AiM) -> str | None:
     """The reason why this engine cannot decode the model, if there is one."""
     weight = model.word_embedding.weight
     if weight.device.type != "cuda":
         return f"it runs on CUDA devices, and the model is on {weight.device.type}"
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return f"it takes float32 or bfloat16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
-    return kernels_lack(model)
+    return unsupported_by_kernels(model)
 
 
 def capture(run: Run) -> Run:
@@ -45,12 +45,12 @@ def capture(run: Run) -> Run:
     return replay
 
 
-class CudaGraphEngine(StaticEngine):
+class CudaGraphEngine(RecordedEngine):
     """Decode a generator that lives on a CUDA device; ``init_state`` and ``step`` are those of ``AiM``.
 
     Args:
         model: The generator, in evaluation mode, in float32 or bfloat16. Its weights may change in place.
-        form: Form of SSD; by default the one that moves fewer bytes over a picture.
+        form: Form of SSD; by default the one that moves fewer bytes over an image.
         kept: Numbers of rows whose graphs and memories are kept.
 
     Raises:
@@ -58,11 +58,11 @@ class CudaGraphEngine(StaticEngine):
     """
 
     def __init__(self, model: AiM, *, form: Form | None = None, kept: int = 4) -> None:
-        if reason := why_not(model):
+        if reason := unsupported(model):
             raise ConfigError(f"engine 'cuda-graphs' cannot decode this model: {reason}; choose the engine 'plain'")
-        super().__init__(StaticStep(model, triton_operators(), form=form), capture, kept=kept)
+        super().__init__(RecordedStep(model, triton_operators(), form=form), capture, kept=kept)
 
-    def step(self, inputs: Int[Tensor, " b"], state: StaticState) -> Float[Tensor, "b v"]:
-        """See ``StaticEngine.step``."""
+    def step(self, inputs: Int[Tensor, " b"], state: RecordedState) -> Float[Tensor, "b v"]:
+        """See ``RecordedEngine.step``."""
         with torch.cuda.device(self.model.word_embedding.weight.device):  # kernels are launched on the current one
             return super().step(inputs, state)

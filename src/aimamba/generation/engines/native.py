@@ -21,12 +21,19 @@ from torch import Tensor
 from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig, AiMState
 from aimamba.models.mamba2 import Mamba2, MixerState
-from aimamba.ops.logits import Setting, guided_sample
 from aimamba.ops.native.build import load_library
+from aimamba.ops.sampling.logits import Setting, guided_sample
 
 Weights = Literal["float32", "bfloat16", "int8"]
 
-_SOURCES = ("step.cpp", "draw.h", "panels.h", "matrix.h", "threads.h", "simd.h")
+_SOURCES = (
+    "mixer/native/step.cpp",
+    "sampling/native/sample.h",
+    "native/panels.h",
+    "native/matrix.h",
+    "native/threads.h",
+    "native/simd.h",
+)
 _KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
 _LANES = 16  # numbers in the widest vector
@@ -48,7 +55,7 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
     return library
 
 
-def why_not(model: AiM) -> str | None:
+def unsupported(model: AiM) -> str | None:
     """The reason why the kernel cannot decode this model, if there is one; compiles the kernel when needed."""
     config, weight = model.config, model.word_embedding.weight
     if weight.device.type != "cpu":
@@ -86,7 +93,7 @@ class NativeEngine:
         Raises:
             ConfigError: The kernel cannot decode this model.
         """
-        if reason := why_not(model):
+        if reason := unsupported(model):
             raise ConfigError(f"the native engine cannot decode this model: {reason}; choose the engine 'plain'")
         kernel = load_kernel(flags)
         if kernel is None:
@@ -147,7 +154,7 @@ class NativeEngine:
         """Take one token a row and give the logits of its next code, in float32; as ``AiM.step``."""
         with torch.no_grad():
             residual = self.model.enter(inputs, state).float().contiguous()
-        assert int(state.position.max()) < self.model.config.num_tokens, "a row has taken all tokens of a picture"
+        assert int(state.position.max()) < self.model.config.num_tokens, "a row has taken all tokens of an image"
         logits = torch.empty(len(inputs), self.model.config.vocab_size)
         memories = (ctypes.c_void_p * (len(state.mixers) * len(_MEMORIES)))(*self._addresses(state.mixers))
         with self._lock:
@@ -175,7 +182,7 @@ class NativeEngine:
         top_k: Setting = 0,
         top_p: Setting = 1.0,
     ) -> Int[Tensor, " b"]:
-        """Draw as ``aimamba.ops.logits.guided_sample``, without waking PyTorch's threads.
+        """Draw as ``aimamba.ops.sampling.logits.guided_sample``, without waking PyTorch's threads.
 
         After each of its parallel loops they wait for the next one by spinning, for longer than a step takes, on the
         cores that the kernel wants.

@@ -64,7 +64,7 @@ def _compilers() -> list[Sequence[str]]:
 
 def _compiled(sources: tuple[str, ...], compiler: Sequence[str], target: tuple[str, ...]) -> Path:
     """Path of the library for this compiler, these flags, this processor and these sources."""
-    folder = files(__package__)
+    folder = files("aimamba.ops")
     about = [*compiler, *_FLAGS, *target, _processor(), *(folder.joinpath(name).read_text() for name in sources)]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:24]
     path = cache_folder() / "native" / f"{key}.so"
@@ -74,7 +74,7 @@ def _compiled(sources: tuple[str, ...], compiler: Sequence[str], target: tuple[s
     # Moved into place when it is whole, so that several processes may compile at once.
     with as_file(folder) as place, tempfile.TemporaryDirectory(dir=path.parent) as draft:
         made = Path(draft) / path.name
-        command = [*compiler, *_FLAGS, *target, str(place / sources[0]), "-o", str(made)]
+        command = [*compiler, *_FLAGS, *target, f"-I{place}", str(place / sources[0]), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
         made.replace(path)
     return path

@@ -11,7 +11,7 @@
 #include <new>
 #include <vector>
 
-#include "simd.h"
+#include "native/simd.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

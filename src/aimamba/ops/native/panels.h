@@ -2,7 +2,7 @@
 // number of rows and threads.
 #pragma once
 
-#include "matrix.h"
+#include "native/matrix.h"
 
 namespace aim {
 

@@ -7,7 +7,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "simd.h"
+#include "native/simd.h"
 
 namespace aim {
 

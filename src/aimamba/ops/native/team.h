@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "threads.h"
+#include "native/threads.h"
 
 namespace aim {
 

@@ -3,7 +3,7 @@
 _OLDEST = (3, 5)  # 3.4 fails to compile a cumulative sum that is shorter than a program has threads
 
 
-def lack() -> str | None:
+def unsupported() -> str | None:
     """What keeps the kernels from being used, if anything does."""
     try:
         import triton  # noqa: PLC0415 - only where it is used

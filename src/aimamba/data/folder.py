@@ -1,0 +1,260 @@
+"""A folder of images, one sub-folder for each class, read image by image as training asks for them."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from aimamba.config import check
+from aimamba.data.files import (
+    SUFFIXES,
+    find_images,
+    is_image_name,
+    list_images,
+    open_image,
+    read_sizes,
+    suggest_sibling,
+)
+from aimamba.data.splits import Split, draw, select
+from aimamba.data.transforms import center_crop, flip, random_crop, to_array
+from aimamba.errors import DataError, suggest
+
+Crop = Literal["center", "random"]
+
+__all__ = ["BrokenImageWarning", "Crop", "ImageFolder", "find_images", "open_image"]
+
+
+class BrokenImageWarning(UserWarning):
+    """A file of the data set cannot be read and is passed over."""
+
+
+class ImageFolder:
+    """Images in class sub-folders: ``root/cat/1.jpg``, ``root/dog/summer/7.png``.
+
+    Classes are the sub-folders in the order of their names; PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF files are
+    found at any depth inside them; hidden files and folders are ignored. Opening reads every header, so unreadable and
+    too small files are known before training starts. A truncated file shows only when it is decoded: it is then named
+    in a ``BrokenPictureWarning`` and the next sound image of its class stands in, the same one in every run.
+
+    Which images are held out depends on their names alone (see ``aimamba.data.splits``).
+
+    Attributes:
+        root: The folder.
+        class_names: Names of the classes; a label is an index into them.
+        labels: Class index of every image, increasing, (n,) int64.
+        names: Path of every image relative to ``root``, with ``/`` between folders.
+        size: Side of the images in pixels.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        size: int,
+        split: Split = "train",
+        crop: Crop = "center",
+        flip: bool = False,
+        classes: Sequence[str] | None = None,
+        per_class: int | None = None,
+        held_out: float = 0.05,
+        upscale: bool = False,
+        max_broken: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        """Find the images and read their headers.
+
+        Args:
+            root: Folder whose sub-folders are the classes.
+            size: Side of the images to give, in pixels.
+            split: The images to train on, those held out, or all.
+            crop: What a random view shows: the centre, or a random 80 to 100 % of the shorter side.
+            flip: Whether a random view is mirrored half of the time.
+            classes: Take only these classes, in this order.
+            per_class: Take at most this many images of each class (a fixed choice by name).
+            held_out: Share of the images to hold out, in (0, 1).
+            upscale: Enlarge images whose shorter side is below ``size`` instead of refusing them.
+            max_broken: How many broken files to pass over; by default 1 % of the files, but at least 10. Each process
+                that decodes counts those it meets.
+            strict: Refuse the first broken file.
+
+        Raises:
+            ConfigError: A setting is out of range.
+            DataError: The folder is missing, is empty or has no class sub-folders; a class is unknown or empty; a
+                image is too small; too many files are broken; or the split holds no image.
+        """
+        _check_settings(size, split, crop, per_class=per_class, held_out=held_out, max_broken=max_broken)
+        self.root = Path(root).expanduser()
+        self.size = size
+        self._crop = crop
+        self._flip = flip
+        self._strict = strict
+        self.class_names = _class_names(self.root, classes)
+        names, labels = _find(self.root, self.class_names)
+        chosen = select(names, split, held_out)
+        if per_class is not None:
+            chosen = _fewer(chosen, names, labels, per_class)
+        if not chosen:
+            raise DataError(
+                f"{self.root}: the {split} split holds no image, as the folder has only {len(names)}: "
+                "add images, or open split 'all'"
+            )
+        self._max_broken = max(10, len(chosen) // 100) if max_broken is None else max_broken
+        self._broken: set[str] = set()
+        sound = self._inspect(chosen, names, upscale)
+        self.names = tuple(names[index] for index in sound)
+        self.labels: Int64[np.ndarray, "n"] = np.array([labels[index] for index in sound], np.int64)
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.names)
+
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Decode one image.
+
+        Args:
+            index: Which one, in [0, n).
+            rng: Draws the crop and the flip, as far as the folder was opened with them; None gives the centre view,
+                not mirrored.
+
+        Returns:
+            Bytes of the RGB image, (size, size, 3).
+
+        Raises:
+            DataError: The file is broken and ``strict`` is set, or too many are, or its whole class is.
+            IndexError: ``index`` is out of range.
+        """
+        image = self.original(index)
+        if rng is None:
+            return to_array(center_crop(image, self.size))
+        random = self._crop == "random"
+        image = random_crop(image, self.size, rng) if random else center_crop(image, self.size)
+        mirrored = self._flip and rng.random() < 0.5
+        return to_array(flip(image) if mirrored else image)
+
+    def original(self, index: int) -> Image.Image:
+        """Decode one image at its full size, upright RGB; arguments and errors as of ``image``."""
+        return self._decode(index)
+
+    def _inspect(self, chosen: list[int], names: list[str], upscale: bool) -> list[int]:
+        """Read the headers of the chosen files; return those that can be used."""
+        sound, small = [], []
+        sizes = read_sizes([self.root / names[index] for index in chosen])
+        for index, size in zip(chosen, sizes, strict=True):
+            if isinstance(size, DataError):
+                self._pass_over(names[index], size)
+            elif min(size) < self.size and not upscale:
+                small.append((names[index], size))
+            else:
+                sound.append(index)
+        if small:
+            name, (width, height) = small[0]
+            others = f" (and {len(small) - 1} more like it)" if len(small) > 1 else ""
+            raise DataError(
+                f"{self.root / name}: the image is {width} x {height} pixels, but its shorter side must be at least "
+                f"{self.size}{others}: choose a smaller size, remove it, or allow upscale (data.upscale)"
+            )
+        if not sound:
+            raise DataError(f"{self.root}: all {len(chosen)} images of the split are broken: replace them")
+        return sound
+
+    def _decode(self, index: int) -> Image.Image:
+        """The image, or the next sound one of its class."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        label = self.labels[index]
+        first, last = np.searchsorted(self.labels, [label, label + 1])
+        for candidate in chain(range(index, last), range(first, index)):
+            name = self.names[candidate]
+            if name in self._broken:
+                continue
+            try:
+                return open_image(self.root / name)
+            except DataError as fault:
+                self._pass_over(name, fault)
+        raise DataError(f"{self.root / self.class_names[label]}: all images of this class are broken: replace them")
+
+    def _pass_over(self, name: str, fault: DataError) -> None:
+        if self._strict:
+            raise DataError(f"{fault}: replace or remove it, or open the folder without strict to pass it over")
+        self._broken.add(name)
+        if len(self._broken) > self._max_broken:
+            raise DataError(
+                f"{fault}, which makes {len(self._broken)} broken images where {self._max_broken} are allowed: "
+                "replace or remove them, or raise max_broken"
+            )
+        warnings.warn(BrokenImageWarning(f"{fault}; it is passed over"), stacklevel=3)
+
+
+def _check_settings(
+    size: int, split: str, crop: str, *, per_class: int | None, held_out: float, max_broken: int | None
+) -> None:
+    splits, crops = get_args(Split), get_args(Crop)
+    check(size >= 1, f"size must be at least 1 pixel, got {size}")
+    check(split in splits, f"split must be one of {', '.join(map(repr, splits))}, got {split!r}")
+    check(crop in crops, f"crop must be one of {', '.join(map(repr, crops))}, got {crop!r}")
+    check(0 < held_out < 1, f"held_out must lie between 0 and 1, got {held_out}")
+    check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
+    check(max_broken is None or max_broken >= 0, f"max_broken must not be negative, got {max_broken}")
+
+
+def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if not root.exists():
+        raise DataError(f"{root}: there is no such folder{suggest_sibling(root)}")
+    if not root.is_dir():
+        raise DataError(f"{root}: this is a file, but a folder with a sub-folder for each class is needed")
+    try:
+        entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{root}: cannot list the folder ({error.strerror})") from error
+    found = [path.name for path in entries if path.is_dir()]
+    loose = [path.name for path in entries if is_image_name(path.name)]
+    if not found and loose:
+        raise DataError(
+            f"{root}: the folder holds {len(loose)} images but no sub-folders: move those of each class into a "
+            f"sub-folder named after it, e.g. {root / 'cats' / loose[0]}"
+        )
+    if not found:
+        raise DataError(f"{root}: the folder is empty: a sub-folder with images is needed for each class")
+    if wanted is None:
+        return tuple(found)
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise DataError(f"classes must name at least one class and none twice, got {list(wanted)}")
+    for name in wanted:
+        if name not in found:
+            raise DataError(f"{root}: there is no class {name!r} among its {len(found)} folders{suggest(name, found)}")
+    return tuple(wanted)
+
+
+def _find(root: Path, class_names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Relative paths and labels of all images, by class and then by path."""
+    names: list[str] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(class_names):
+        found = list_images(root / class_name)
+        if not found:
+            kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+            raise DataError(
+                f"{root / class_name}: this class folder holds no images ({kinds}): add some, remove it, or leave "
+                "it out by naming the classes to take"
+            )
+        names += [f"{class_name}/{name}" for name in found]
+        labels += [label] * len(found)
+    return names, labels
+
+
+def _fewer(chosen: list[int], names: list[str], labels: list[int], per_class: int) -> list[int]:
+    """Of every class the images with the smallest draws, in their old order."""
+    taken: dict[int, int] = {}
+    kept = []
+    for index in sorted(chosen, key=lambda index: draw(names[index])):
+        label = labels[index]
+        if taken.get(label, 0) < per_class:
+            taken[label] = taken.get(label, 0) + 1
+            kept.append(index)
+    return sorted(kept)

@@ -1,0 +1,1 @@
+"""Frozen feature networks: Inception, EfficientNet-Lite0, and perceptual distances."""

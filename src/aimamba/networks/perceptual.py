@@ -1,0 +1,198 @@
+"""How different two images look: distances between the features that a trained network finds in them.
+
+LPIPS (Zhang et al., arXiv 1801.03924, eq. 1), with x^ the features of a depth scaled to length 1 over channels:
+
+    d(x, y) = sum over depths l of  mean over positions of  sum over channels c of  w_lc (x^_lc - y^_lc)^2
+
+Two networks are at hand:
+
+* EfficientNet-Lite0, from a package that is installed with this one; its maps at 1/2 to 1/32 with ``w_lc = 1 / 5``, so
+  the distance is the mean over depths of ``2 (1 - cosine)``. Nobody has fitted the weights to what people see, so its
+  numbers are no LPIPS.
+* VGG16 with the published weights (version 0.1), from a user's files: LPIPS itself.
+
+Shape letters: B batch, C channels, H W image, h w map.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aimamba.checkpoints.hub import fill, read_checkpoint
+from aimamba.config import check
+from aimamba.errors import CheckpointError
+from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0, efficientnet_lite0
+
+_EPS = 1e-10  # beside the length of a feature, as in LPIPS
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+_VGG_LEVELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_VGG_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+"""Of the convolutions among torchvision's ``features``."""
+
+
+class VGG16(nn.Module):
+    """The convolutions of VGG16 (Simonyan and Zisserman, arXiv 1409.1556, D), input scaled as LPIPS does."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, *(width for level in _VGG_LEVELS for width in level)]
+        pairs = pairwise(widths)
+        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairs)
+        shift, scale = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]], device="cpu")
+        self.register_buffer("shift", shift[:, None, None], persistent=False)
+        self.register_buffer("scale", scale[:, None, None], persistent=False)
+
+    def features(self, images: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Give relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3: (B, 64..512, H / 2^i, W / 2^i), sides rounded down.
+
+        Raises:
+            ConfigError: A side is below 16 pixels, which leaves nothing of the deepest map.
+        """
+        sides = images.shape[-2:]
+        check(min(sides) >= 16, f"VGG16: images must have at least 16 pixels a side, got {sides[0]} x {sides[1]}")
+        x = (images - self.shift) / self.scale
+        convolutions = iter(self.convolutions)
+        maps: list[Tensor] = []
+        for level in _VGG_LEVELS:
+            if maps:
+                x = F.max_pool2d(x, 2)
+            for _ in level:
+                x = F.relu(next(convolutions)(x))
+            maps.append(x)
+        return maps
+
+
+class PerceptualLoss(nn.Module):
+    """The distance above, frozen: gradients reach the images, never the network."""
+
+    def __init__(
+        self, network: EfficientNetLite0 | VGG16, channel_weights: Sequence[Tensor], *, smallest_side: int = 1
+    ) -> None:
+        """Judge by ``network``.
+
+        Args:
+            network: Finds the maps.
+            channel_weights: ``w_l``, (C,) for each depth.
+            smallest_side: Images with a shorter side below it are first magnified, bilinearly, by the smallest whole
+                factor that mends that, so that deep maps are more than a point.
+        """
+        super().__init__()
+        check(smallest_side >= 1, f"PerceptualLoss: smallest_side must be at least 1, got {smallest_side}")
+        self.network = network
+        self.weights = nn.ParameterList(weight.detach().clone() for weight in channel_weights)
+        self.smallest_side = smallest_side
+        self.requires_grad_(False).eval()
+
+    def distances(self, images: Float[Tensor, "b 3 H W"], targets: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
+        """Distance of each image in [-1, 1] from its target, which gets no gradient."""
+        images, targets = magnified(images, self.smallest_side), magnified(targets, self.smallest_side)
+        with torch.no_grad():
+            wanted = [_unit(there) for there in self.network.features(targets)]
+        total = images.new_zeros(len(images), dtype=torch.float32)
+        for here, there, weight in zip(self.network.features(images), wanted, self.weights, strict=True):
+            squares = (_unit(here) - there).square()  # (B, C, h, w)
+            total = total + (squares * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2))
+        return total
+
+    def forward(self, images: Float[Tensor, "b 3 H W"], targets: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
+        """Mean distance of images from their targets."""
+        return self.distances(images, targets).mean()
+
+
+def magnified(images: Float[Tensor, "b 3 h w"], smallest_side: int) -> Float[Tensor, "b 3 H W"]:
+    """Magnify, bilinearly and by the smallest whole factor that gives the shorter side ``smallest_side`` pixels."""
+    factor = -(-smallest_side // min(images.shape[-2:]))
+    return F.interpolate(images, scale_factor=factor, mode="bilinear") if factor > 1 else images
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Scale to length 1 over channels, in float32 or better."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + _EPS)
+
+
+def perceptual_loss(source: str | Path = "lite0", *, smallest_side: int = 128) -> PerceptualLoss:
+    """Make the loss that ``source`` names.
+
+    Args:
+        source: ``"lite0"``, or where VGG16's and LPIPS's weights are: one file, or a folder with a file of each.
+        smallest_side: To which EfficientNet-Lite0 sees smaller images magnified; LPIPS sees them as they are.
+
+    Raises:
+        ConfigError: The package with EfficientNet-Lite0's weights is not installed.
+        CheckpointError: The files are missing, damaged, or hold something else.
+    """
+    if source == "lite0":
+        weights = [torch.full((width,), 1 / len(FEATURE_WIDTHS)) for width in FEATURE_WIDTHS]
+        return PerceptualLoss(efficientnet_lite0(), weights, smallest_side=smallest_side)
+    return lpips_vgg16(source)
+
+
+_CONVOLUTION = re.compile(r"(?:features|net\.slice[1-5])\.(\d+)\.(weight|bias)")
+_LINEAR = re.compile(r"lin([0-4])\.model\.1\.weight")
+_NOT_NEEDED = re.compile(
+    r"classifier\.\d\.(weight|bias)"  # torchvision's, behind the convolutions
+    r"|lins\.[0-4]\.model\.1\.weight"  # a whole ``lpips.LPIPS`` lists its weights twice
+    r"|scaling_layer\.(shift|scale)"  # and its constants
+)
+
+
+def lpips_vgg16(source: str | Path) -> PerceptualLoss:
+    """Load LPIPS with VGG16, version 0.1.
+
+    Args:
+        source: One file that holds VGG16 (torchvision's names, ``features.0.weight``, or those of a whole
+            ``lpips.LPIPS``) and LPIPS's weights (``lin0.model.1.weight``), or a folder with a file of each. Files are
+            ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, a key is unknown, missing or there twice, or a shape is wrong.
+    """
+    tensors = _vgg_tensors(Path(source))
+    with torch.device("meta"):
+        network = VGG16()
+        linear = nn.ParameterList(torch.empty(1, level[-1], 1, 1) for level in _VGG_LEVELS)
+        whole = nn.ModuleDict({"vgg16": network, "lin": linear})
+    fill(whole, tensors, where=str(source))
+    return PerceptualLoss(network, [weight.flatten() for weight in linear])
+
+
+def _vgg_tensors(source: Path) -> dict[str, Tensor]:
+    """Read one file or a folder of them, renamed to the parts that ``lpips_vgg16`` fills."""
+    if not source.exists():
+        raise CheckpointError(
+            f"{source}: no such file or folder; give 'lite0', or where VGG16's and LPIPS's weights lie"
+        )
+    paths = sorted(path for path in source.iterdir() if path.suffix in _SUFFIXES) if source.is_dir() else [source]
+    renamed: dict[str, Tensor] = {}
+    for path in paths:
+        for name, tensor in _renamed(read_checkpoint(path)[1], where=path).items():
+            if name in renamed:
+                raise CheckpointError(f"{source}: more than one file holds the tensor for {name!r}; leave one")
+            renamed[name] = tensor
+    for part, meant in (("vgg16.", "VGG16 (keys 'features.0.weight', ...)"), ("lin.", "LPIPS ('lin0.model.1.weight')")):
+        if not any(name.startswith(part) for name in renamed):
+            raise CheckpointError(f"{source}: no weights of {meant}; give one file with VGG16 and LPIPS, or a folder")
+    return renamed
+
+
+def _renamed(tensors: Mapping[str, Tensor], *, where: Path) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in tensors.items():
+        if (match := _CONVOLUTION.fullmatch(key)) and int(match[1]) in _VGG_INDICES:
+            renamed[f"vgg16.convolutions.{_VGG_INDICES.index(int(match[1]))}.{match[2]}"] = tensor
+        elif match := _LINEAR.fullmatch(key):
+            renamed[f"lin.{match[1]}"] = tensor
+        elif not _NOT_NEEDED.fullmatch(key):
+            raise CheckpointError(f"{where}: unknown key {key!r}: not a file of VGG16's or of LPIPS's weights")
+    return renamed

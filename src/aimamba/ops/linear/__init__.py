@@ -1,0 +1,1 @@
+"""Matrix products of decoding, which has few rows."""

@@ -1,0 +1,1 @@
+"""Matrix products with few rows as Triton kernels."""

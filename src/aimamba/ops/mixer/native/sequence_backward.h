@@ -1,0 +1,368 @@
+// The backward pass of the kernel for mixers.
+#pragma once
+
+#include "mixer/native/sequence.h"
+
+namespace aim {
+
+struct Gate {
+    Floats opening, slope;  // silu(z) and its derivative
+
+    explicit Gate(Floats z) {
+        const Floats share = sigmoid(z);
+        opening = z * share;
+        slope = share * (1.0f + z * (1.0f - share));
+    }
+};
+
+// Where gradients go. Those of parameters come in parts, which are yet to be summed.
+template <typename T>
+struct MixingGradients {
+    T* projected;        // (B, L, E + C + H)
+    float* conv_weight;  // (B, TAPS, C)
+    float* conv_bias;    // (B, C)
+    float* dt_bias;      // (B, H)
+    float* rates;        // (B, H)
+    float* skip;         // (B, H)
+    float* norm_weight;  // (B, E)
+};
+
+template <typename T>
+class MixingBackward {
+  public:
+    MixingBackward(const Mixer<T>& mixer, const Team& team, const float* ssd, const float* inverse, const T* out,
+                   const T* dout, const MixingGradients<T>& into)
+        : mixer_(mixer), ssd_(ssd), inverse_(inverse), dout_(dout), into_(into) {
+        const Shape& shape = mixer.shape;
+        const int tiles = shape.tiles(), padded = shape.padded(), pitch = shape.pitch();
+        const int groups = std::min(shape.heads, std::max(1, TASKS / shape.batch));
+        shared_ = shared_parts(mixer, team, Layout::stacked);
+        common_ = buffer(size_t(shape.batch) * shape.length);
+        team.share(shape.batch * tiles, [&](int task) {
+            const int b = task / tiles, begin = task % tiles * TILE;
+            for (int t = begin; t < std::min(begin + TILE, shape.length); ++t) norm(size_t(b) * shape.length + t, out);
+        });
+        const size_t square = size_t(padded) * pitch;
+        const Buffer<float> dsimilarity = buffer(shape.batch * groups * square);
+        team.share(shape.batch * groups, [&](int task) {
+            const int b = task / groups, group = task % groups;
+            float* own = dsimilarity.get() + task * square;
+            for (int t = 0; t < padded; ++t) std::fill_n(own + size_t(t) * pitch, (t / TILE + 1) * TILE, 0.0f);
+            for (int h = shape.heads * group / groups; h < shape.heads * (group + 1) / groups; ++h) head(b, h, own);
+        });
+        team.share(shape.batch * tiles, [&](int task) {
+            const int b = task / tiles, tile = task % tiles;
+            float* total = dsimilarity.get() + b * groups * square;
+            for (int group = 1; group < groups; ++group)
+                for (int t = tile * TILE; t < (tile + 1) * TILE; ++t)
+                    for (int s = 0; s < (tile + 1) * TILE; s += W) {
+                        float* place = total + size_t(t) * pitch + s;
+                        store(place, load<Floats>(place) + load<Floats>(place + group * square));
+                    }
+        });
+        const int slices = 2 * shape.state / LANES;
+        team.share(shape.batch * slices, [&](int task) {
+            const int b = task / slices;
+            projections(b, task % slices * LANES, dsimilarity.get() + b * groups * square);
+        });
+    }
+
+  private:
+    using Unit = UnitOf<T>;
+    static constexpr int K = TERMS<Unit>;
+    static constexpr int TASKS = 16;  // as many at least, for as many threads
+
+    // What all features of a token have in common in the gradient of the norm.
+    void norm(size_t token, const T* out) const {
+        const int inner = mixer_.shape.inner();
+        Floats products{};
+        for (int e = 0; e < inner; e += W)
+            products += load_floats(dout_ + token * inner + e) * load_floats(out + token * inner + e);
+        common_[token] = sum(products) / inner * inverse_[token];
+    }
+
+    // What one head has in memory. Matrices of units are what products are made of.
+    struct Head {
+        int b, index, channel;
+        Decays decays;
+        Buffer<float> x, slope, dy, du;      // (S, P); slope of the swish after the convolution
+        Buffer<Unit> u, faded_u;             // (P, pitch), joined and turned; decayed to the end of its tile
+        Buffer<Unit> dy_rows, faded_rows;    // (S, P), joined; decayed back to the start of its tile
+        Buffer<Unit> dy_terms, faded_terms;  // (S, P), stacked
+        Exponents exponents;
+
+        Head(const Mixer<T>& mixer, int b, int h)
+            : b(b), index(h), channel(h * mixer.shape.width), decays(mixer.decays(b, h)) {
+            const size_t size = size_t(mixer.shape.padded()) * mixer.shape.width;
+            const size_t turned = size_t(mixer.shape.pitch()) * mixer.shape.width / K;
+            for (auto* floats : {&x, &slope, &dy, &du}) *floats = buffer(size);
+            for (auto* units : {&u, &faded_u}) *units = buffer<Unit>(turned);
+            for (auto* units : {&dy_rows, &faded_rows, &dy_terms, &faded_terms}) *units = buffer<Unit>(size / K);
+        }
+    };
+
+    // All gradients of one head but those of B and C, for which `dsimilarity` is added to.
+    void head(int b, int h, float* dsimilarity) const {
+        const Shape& shape = mixer_.shape;
+        const int P = shape.width;
+        Head head(mixer_, b, h);
+        enter(head);
+        open_gates(head);
+        const Buffer<float> mixing = buffer(TILE * TILE), decay = buffer(TILE * TILE), ones = buffer(TILE * TILE);
+        std::fill_n(ones.get(), TILE * TILE, 1.0f);
+        for (int tile = 0; tile < shape.tiles(); ++tile) {
+            const size_t begin = size_t(tile) * TILE;
+            const float* similarity = shared_[b].similarity.get() + begin * shape.pitch() + begin;
+            head.decays.within(tile, similarity, shape.pitch(), mixing.get());
+            head.decays.within(tile, ones.get(), TILE, decay.get());
+            inputs(head, tile, mixing.get());
+            pairs(head, tile, decay.get(), dsimilarity);
+        }
+        steps(head);
+        for (int t = 0; t < shape.padded(); ++t)
+            for (int p = t * P; p < (t + 1) * P; p += W) {
+                const Floats dx = head.decays.dt[t] * load<Floats>(head.du.get() + p) +
+                                  mixer_.skip[h] * load<Floats>(head.dy.get() + p);
+                store(head.du.get() + p, dx * load<Floats>(head.slope.get() + p));
+            }
+        convolution(b, head.channel, P, head.du.get());
+    }
+
+    // What enters the SSD: x and u.
+    void enter(Head& head) const {
+        const int P = mixer_.shape.width, pitch = mixer_.shape.pitch();
+        const Buffer<float> scaled = buffer(TILE * P), faded = buffer(TILE * P);
+        const Buffer<Unit> joined = buffer<Unit>(TILE * P / K);
+        mixer_.convolve(head.b, head.channel, P, 0, mixer_.shape.padded(), head.slope.get());
+        for (int begin = 0; begin < mixer_.shape.padded(); begin += TILE) {
+            for (int t = begin; t < begin + TILE; ++t)
+                for (int p = 0; p < P; p += W) {
+                    const size_t place = size_t(t) * P + p, within = size_t(t - begin) * P + p;
+                    const Gate gate(load<Floats>(head.slope.get() + place));
+                    store(head.slope.get() + place, gate.slope);
+                    store(head.x.get() + place, gate.opening);
+                    store(scaled.get() + within, gate.opening * head.decays.dt[t]);
+                    store(faded.get() + within, gate.opening * (head.decays.dt[t] * head.decays.right[t]));
+                }
+            join(scaled.get(), P, TILE, P, joined.get(), P / K);
+            transpose(joined.get(), P / K, TILE, P / K, head.u.get() + begin, pitch);
+            join(faded.get(), P, TILE, P, joined.get(), P / K);
+            transpose(joined.get(), P / K, TILE, P / K, head.faded_u.get() + begin, pitch);
+        }
+    }
+
+    // The gradient of y, and what is found on the way to it: those of z, of the norm's weight and of the skip.
+    void open_gates(Head& head) const {
+        const Shape& shape = mixer_.shape;
+        const int P = shape.width;
+        const Buffer<float> faded = buffer(TILE * P);
+        float* dweight = into_.norm_weight + size_t(head.b) * shape.inner() + head.channel;
+        std::fill_n(dweight, P, 0.0f);
+        double dskip = 0;
+        for (int begin = 0; begin < shape.padded(); begin += TILE) {
+            Floats of_tile{};
+            float* dy = head.dy.get() + size_t(begin) * P;
+            for (int t = 0; t < TILE; ++t) {
+                foresee(head, begin + t + AHEAD);
+                for (int p = 0; p < P; p += W) {
+                    Floats value{};
+                    if (begin + t < shape.length) {
+                        const Floats x = load<Floats>(head.x.get() + size_t(begin + t) * P + p);
+                        const Floats skipped = mixer_.skip[head.index] * x;
+                        value = open_gate(head.b, begin + t, head.channel + p, skipped, dweight + p);
+                        of_tile += value * x;
+                    }
+                    store(dy + t * P + p, value);
+                    store(faded.get() + t * P + p, value * head.decays.left[begin + t]);
+                }
+            }
+            dskip += sum(of_tile);
+            const size_t place = size_t(begin) * P / K;
+            join(dy, P, TILE, P, head.dy_rows.get() + place, P / K);
+            stack(dy, P, TILE, P, head.dy_terms.get() + place, P);
+            join(faded.get(), P, TILE, P, head.faded_rows.get() + place, P / K);
+            stack(faded.get(), P, TILE, P, head.faded_terms.get() + place, P);
+        }
+        into_.skip[size_t(head.b) * shape.heads + head.index] = float(dskip);
+    }
+
+    void foresee(const Head& head, int t) const {
+        const Shape& shape = mixer_.shape;
+        if (t >= shape.length) return;
+        const size_t token = size_t(head.b) * shape.length + t;
+        prefetch(mixer_.projected + token * shape.projected() + head.channel, shape.width);
+        prefetch(ssd_ + token * shape.inner() + head.channel, shape.width);
+        prefetch(dout_ + token * shape.inner() + head.channel, shape.width);
+        prefetch<true>(into_.projected + token * shape.projected() + head.channel, shape.width);
+    }
+
+    // The gradients of u in a tile, given its own (C_t . B_s) with decays.
+    void inputs(Head& head, int tile, const float* mixing) const {
+        const Shape& shape = mixer_.shape;
+        const int P = shape.width, pitch = shape.pitch(), begin = tile * TILE;
+        const Unit* similarity = shared_[head.b].units.get();
+        const Buffer<Unit> own = buffer<Unit>(TILE * TILE / K);
+        stack(mixing, TILE, TILE, TILE, own.get(), TILE);
+        for (int s = 0; s < TILE; s += ROWS)
+            for (int p = 0; p < P; p += SPAN) {
+                Sums within, later = {};
+                multiply(own.get() + s / K * TILE + s, 1, TILE, head.dy_terms.get() + size_t(begin + s) / K * P + p, P,
+                         (TILE - s) / K, within);
+                for (int to = tile + 1; to < shape.tiles(); ++to)
+                    multiply_add(head.decays.between(tile, to), similarity + size_t(to) * TILE / K * pitch + begin + s,
+                                 1, pitch, head.faded_terms.get() + size_t(to) * TILE / K * P + p, P, TILE / K, later);
+                for (int r = 0; r < ROWS; ++r)
+                    for (int n = 0; n < BLOCK; ++n)
+                        store(head.du.get() + size_t(begin + s + r) * P + p + n * W,
+                              within[r][n] + head.decays.right[begin + s + r] * later[r][n]);
+            }
+    }
+
+    // The gradients of C_t . B_s and of the exponents, for t in a tile.
+    void pairs(Head& head, int tile, const float* decay, float* dsimilarity) const {
+        const Shape& shape = mixer_.shape;
+        const int P = shape.width, pitch = shape.pitch(), begin = tile * TILE;
+        const float* similarity = shared_[head.b].similarity.get();
+        Exponents& exponents = head.exponents;
+        for (int t = begin; t < begin + TILE && t < shape.length; t += ROWS) {
+            const auto add = [&](int s, const Sums& sums, float* columns, Floats* rows, const auto& weight) {
+                for (int n = 0; n < BLOCK; ++n) {
+                    const int place = s + n * W;
+                    Floats column = load<Floats>(columns + place);
+                    for (int r = 0; r < ROWS; ++r) {
+                        const size_t pair = size_t(t + r) * pitch + place;
+                        const Floats value = weight(r, place) * sums[r][n];
+                        store(dsimilarity + pair, load<Floats>(dsimilarity + pair) + value);
+                        // A token's product with itself does not decay.
+                        const Floats exponent = up_to(t + r - 1, place, value * load<Floats>(similarity + pair));
+                        rows[r] += exponent;
+                        column += exponent;
+                    }
+                    store(columns + place, column);
+                }
+            };
+            Sums sums;
+            for (int from = 0; from < tile; ++from) {
+                const Floats between = floats(head.decays.between(from, tile));
+                Floats rows[ROWS] = {};
+                for (int s = from * TILE; s < (from + 1) * TILE; s += SPAN) {
+                    multiply(head.faded_rows.get() + size_t(t) * P / K, P / K, 1, head.faded_u.get() + s, pitch, P / K,
+                             sums);
+                    add(s, sums, exponents.later, rows, [&](int, int) { return between; });
+                }
+                for (int r = 0; r < ROWS; ++r) exponents.before[t + r] += sum(rows[r]);
+                for (int r = 0; r < ROWS; ++r) exponents.pairs[tile][from] += sum(rows[r]);
+            }
+            Floats rows[ROWS] = {};
+            for (int s = begin; s < t + ROWS; s += SPAN) {
+                multiply(head.dy_rows.get() + size_t(t) * P / K, P / K, 1, head.u.get() + s, pitch, P / K, sums);
+                add(s, sums, exponents.column, rows,
+                    [&](int r, int s) { return load<Floats>(decay + (t + r - begin) * TILE + s - begin); });
+            }
+            for (int r = 0; r < ROWS; ++r) exponents.row[t + r] = sum(rows[r]);
+        }
+    }
+
+    // The gradient of y at one place from that of the output; on the way that of z and of the norm's weight.
+    Floats open_gate(int b, int t, int feature, Floats skipped, float* dweight) const {
+        const Shape& shape = mixer_.shape;
+        const size_t token = size_t(b) * shape.length + t, place = token * shape.inner() + feature;
+        const Gate gate(load_floats(mixer_.row(b) + size_t(t) * shape.projected() + feature));
+        const Floats y = load<Floats>(ssd_ + place) + skipped, dout = load_floats(dout_ + place);
+        const Floats normal = inverse_[token] * y * gate.opening;
+        store(dweight, load<Floats>(dweight) + dout * normal);
+        const Floats dgated =
+            inverse_[token] * dout * load<Floats>(mixer_.norm_weight + feature) - common_[token] * normal;
+        store_floats(into_.projected + token * shape.projected() + feature, dgated * y * gate.slope);
+        return dgated * gate.opening;
+    }
+
+    // Step sizes and the decay rate.
+    void steps(const Head& head) const {
+        const Shape& shape = mixer_.shape;
+        const Decays& decays = head.decays;
+        const int P = shape.width, column = shape.inner() + shape.channels() + head.index;
+        const float rate = mixer_.rates[head.index];
+        double dlogs[MOST_TILES * TILE], drate = 0, dbias = 0;
+        head.exponents.around(shape.tiles(), dlogs);
+        for (int t = 0; t < shape.length; ++t) {
+            Floats written{};
+            for (int p = t * P; p < (t + 1) * P; p += W)
+                written += load<Floats>(head.du.get() + p) * load<Floats>(head.x.get() + p);
+            const double dlog = decays.dt[t] * rate < LOWEST_LOG_DECAY ? 0.0 : dlogs[t];
+            const double draw = (sum(written) + dlog * rate) / (1.0 + std::exp(-double(decays.raw[t])));
+            drate += dlog * decays.dt[t];
+            dbias += draw;
+            T narrow[W];
+            store_floats(narrow, floats(float(draw)));
+            into_.projected[(size_t(head.b) * shape.length + t) * shape.projected() + column] = narrow[0];
+        }
+        into_.rates[size_t(head.b) * shape.heads + head.index] = float(drate);
+        into_.dt_bias[size_t(head.b) * shape.heads + head.index] = float(dbias);
+    }
+
+    // LANES channels of B and C, from `first` on, from the gradient of their products.
+    void projections(int b, int first, const float* dsimilarity) const {
+        const Shape& shape = mixer_.shape;
+        const int padded = shape.padded(), pitch = shape.pitch(), state = shape.state;
+        const Buffer<float> pre = buffer(size_t(padded) * LANES), gradient = buffer(size_t(padded) * LANES);
+        mixer_.convolve(b, shape.inner() + first, LANES, 0, padded, pre.get());
+        for (int t = 0; t < padded; t += ROWS)
+            for (int c = 0; c < LANES; c += SPAN) {
+                Sums sums;
+                const int channel = first + c;
+                if (channel < state)
+                    multiply(dsimilarity + size_t(t) * pitch + t, 1, pitch,
+                             shared_[b].C.get() + size_t(t) * state + channel, state, padded - t, sums);
+                else
+                    multiply(dsimilarity + size_t(t) * pitch, pitch, 1, shared_[b].B.get() + channel - state, state,
+                             t + ROWS, sums);
+                for (int r = 0; r < ROWS; ++r)
+                    for (int n = 0; n < BLOCK; ++n) {
+                        const size_t place = size_t(t + r) * LANES + c + n * W;
+                        store(gradient.get() + place, sums[r][n] * Gate(load<Floats>(pre.get() + place)).slope);
+                    }
+            }
+        convolution(b, shape.inner() + first, LANES, gradient.get());
+    }
+
+    // What goes through the convolution of `count` channels from `first` on, given the gradient (S, count) of its
+    // output.
+    void convolution(int b, int first, int count, const float* gradient) const {
+        const Shape& shape = mixer_.shape;
+        const int length = shape.length, channels = shape.channels();
+        const size_t step = shape.projected();
+        const T* inputs = mixer_.row(b) + shape.inner() + first;
+        T* dinputs = into_.projected + size_t(b) * length * step + shape.inner() + first;
+        for (int c = 0; c < count; c += W) {
+            Floats weight[TAPS], dweight[TAPS] = {}, dbias{};
+            for (int k = 0; k < TAPS; ++k) weight[k] = load<Floats>(mixer_.conv_weight + k * channels + first + c);
+            for (int t = 0; t < length; ++t) {
+                const Floats input = load_floats(inputs + t * step + c);
+                Floats dinput{};
+                for (int k = 0; k < TAPS; ++k) {
+                    const int reader = t + TAPS - 1 - k;
+                    if (reader >= length) continue;
+                    const Floats value = load<Floats>(gradient + size_t(reader) * count + c);
+                    dinput += weight[k] * value;
+                    dweight[k] += input * value;
+                }
+                dbias += load<Floats>(gradient + size_t(t) * count + c);
+                store_floats(dinputs + t * step + c, dinput);
+            }
+            for (int k = 0; k < TAPS; ++k)
+                store(into_.conv_weight + (size_t(b) * TAPS + k) * channels + first + c, dweight[k]);
+            store(into_.conv_bias + size_t(b) * channels + first + c, dbias);
+        }
+    }
+
+    const Mixer<T>& mixer_;
+    const float* const ssd_;
+    const float* const inverse_;
+    const T* const dout_;
+    const MixingGradients<T>& into_;
+    std::vector<Shared<Unit>> shared_;
+    Buffer<float> common_;  // (B, L)
+};
+
+}  // namespace aim

@@ -1,0 +1,145 @@
+"""One token through a block, between its matrix products: memories that stay in place, and no waiting for a device.
+
+The functions here are ``causal_conv_step``, ``ssd_step`` and the norms once more, in the form that a captured graph
+needs: shapes never change, memories are updated where they lie, and every row has its own position, which stays on the
+device. They are the plain versions of the kernels in ``aimamba.ops.triton``, which have the same signatures.
+
+SSD has two forms of a step (Dao and Gu, arXiv 2405.21060, section 5). With a_u = exp(dt_u A),
+
+    state    h_t = a_t h_{t-1} + dt_t x_t B_t^T,   y_t = h_t C_t
+    dual     y_t = sum over s <= t of (C_t . B_s) (a_{s+1} ... a_t) dt_s x_s
+
+The first reads and writes a state of H P N numbers, the second reads t tokens of N + H P + H numbers and writes one.
+
+Shape letters: B rows, D width, E = H P inner width, H heads, P head width, N state size, C = E + 2N convolved channels,
+K taps, T tokens that a cache holds, F = E + C + H projected features, G parts of a sum.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class MixerWeights(NamedTuple):
+    """What the middle of a Mamba-2 mixer needs, as ``aimamba.models.Mamba2`` holds it.
+
+    Attributes:
+        conv_weight: Taps of the causal convolution, (C, K), oldest first.
+        conv_bias: Its bias, (C,).
+        dt_bias: Bias of the step sizes, (H,).
+        A_log: Log of the decay rates, (H,).
+        D: Skip weights, (H,).
+        norm_weight: Scale of the gated norm, (E,).
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    norm_weight: Tensor
+
+
+class _Token(NamedTuple):
+    """One token after the convolution, in float32 or better."""
+
+    x: Tensor  # (B, H, P)
+    B: Tensor  # (B, N)
+    C: Tensor  # (B, N)
+    dt: Tensor  # (B, H)
+    A: Tensor  # (H,)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _convolve(projected: Tensor, weights: MixerWeights, window: Tensor, position: Tensor) -> _Token:
+    """Take the new input into the ring, convolve, and split."""
+    dtype = _wide(projected.dtype)
+    heads, inner = weights.D.shape[0], weights.norm_weight.shape[0]
+    taps, channels = window.shape[1:]
+    rows = torch.arange(len(projected), device=projected.device)
+    fresh, dt = projected[:, inner:].split([channels, heads], dim=-1)
+    window[rows, position % taps] = fresh.to(window.dtype)
+    age = torch.arange(taps - 1, -1, -1, device=projected.device)  # of the input that each tap meets
+    seen = position[:, None] - age  # (B, K)
+    inputs = window[rows[:, None], seen % taps].to(dtype).masked_fill(seen[..., None] < 0, 0.0)  # (B, K, C)
+    convolved = weights.conv_bias.to(dtype) + (inputs * weights.conv_weight.to(dtype).t()).sum(dim=1)
+    states = (channels - inner) // 2
+    x, B, C = F.silu(convolved).split([inner, states, states], dim=-1)
+    dt = F.softplus(dt.to(dtype) + weights.dt_bias.to(dtype))
+    return _Token(x.unflatten(-1, (heads, -1)), B, C, dt, -weights.A_log.to(dtype).exp())
+
+
+def _gate(y: Tensor, token: _Token, projected: Tensor, weights: MixerWeights) -> tuple[Tensor, Tensor]:
+    """Skip, gate, and the parts of the norm that need no more than one head: its scale and its sum of squares."""
+    z = projected[:, : weights.norm_weight.shape[0]].to(y.dtype)
+    y = (y + weights.D.to(y.dtype)[:, None] * token.x).flatten(1) * F.silu(z)  # (B, E)
+    return (y * weights.norm_weight.to(y.dtype)).to(projected.dtype), y.square().sum(dim=-1, keepdim=True)
+
+
+def state_mixer_step(
+    projected: Float[Tensor, "b f"],
+    weights: MixerWeights,
+    window: Float[Tensor, "b k c"],
+    ssm: Float[Tensor, "b h p n"],
+    position: Int[Tensor, " b"],
+) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
+    """Convolution, SSD by its state, skip and gate.
+
+    Args:
+        projected: What the input projection gives: z, (x, B, C) and dt.
+        weights: See ``MixerWeights``.
+        window: The last K inputs of the convolution, a ring: the input at position p lies in slot p mod K. Updated.
+            What lies in slots of before the start is never looked at.
+        ssm: State, float32 or wider. Updated; that of a row at position 0 is never looked at.
+        position: Tokens that each row has taken before.
+
+    Returns:
+        ``y * silu(z) * norm_weight``, (B, E), still to be divided by the root mean square of ``y * silu(z)``, and the
+        sum of the squares of ``y * silu(z)`` in parts, (B, G).
+    """
+    token = _convolve(projected, weights, window, position)
+    decay = torch.exp(token.dt * token.A)[..., None, None]  # (B, H, 1, 1)
+    update = (token.dt[..., None] * token.x)[..., None] * token.B[:, None, None]  # (B, H, P, N)
+    ssm.copy_(ssm.masked_fill(position[:, None, None, None] == 0, 0.0) * decay + update)
+    y = torch.einsum("bhpn,bn->bhp", ssm.to(decay.dtype), token.C)
+    return _gate(y, token, projected, weights)
+
+
+def dual_mixer_step(
+    projected: Float[Tensor, "b f"],
+    weights: MixerWeights,
+    window: Float[Tensor, "b k c"],
+    B_cache: Float[Tensor, "b t n"],
+    x_cache: Float[Tensor, "b h t p"],
+    dt_cache: Float[Tensor, "b h t"],
+    position: Int[Tensor, " b"],
+) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
+    """Convolution, SSD by its dual form, skip and gate.
+
+    Arguments and results are those of ``state_mixer_step``, with caches of B, x and dt in place of the state. The
+    token at position p lies at place p of the caches, so positions must stay below T; places of a row's future are
+    never looked at. ``dt_cache`` is float32 or wider, the others may be narrow: what enters the sums is exact but for
+    the rounding of B and x themselves.
+    """
+    token = _convolve(projected, weights, window, position)
+    rows = torch.arange(len(projected), device=projected.device)
+    dtype = token.x.dtype
+    B_cache[rows, position] = token.B.to(B_cache.dtype)
+    x_cache[rows, :, position] = token.x.to(x_cache.dtype)
+    dt_cache[rows, :, position] = token.dt.to(dt_cache.dtype)
+    place = torch.arange(B_cache.shape[1], device=projected.device)
+    future = place > position[:, None]  # (B, T)
+    past = future.logical_not()[:, None]
+    log_decay = (dt_cache.to(dtype) * token.A[:, None]).where(past, 0.0)  # (B, H, T)
+    after = log_decay.flip(-1).cumsum(dim=-1).flip(-1) - log_decay  # of all tokens behind each one
+    similarity = (B_cache.to(dtype) @ token.C[..., None]).squeeze(-1)  # (B, T)
+    weight = (similarity[:, None] * after.exp() * dt_cache.to(dtype)).where(past, 0.0)  # (B, H, T)
+    values = x_cache.to(dtype).masked_fill(future[:, None, :, None], 0.0)
+    y = (weight[:, :, None] @ values).squeeze(2)  # (B, H, P)
+    return _gate(y, token, projected, weights)

@@ -1,0 +1,1 @@
+"""The decoding step of a mixer as Triton kernels."""

@@ -1,0 +1,1 @@
+"""Modulated norms as Triton kernels."""

@@ -1,0 +1,86 @@
+"""The end of one block and the beginning of the next as one kernel: see ``aimamba.ops.mixer.step``.
+
+A program takes one row. Shape letters: B rows, D width, G parts of a sum.
+"""
+
+from typing import NamedTuple, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """How the kernel is laid out: warps of a program, each of which has a whole row."""
+
+    warps: int
+
+
+DEFAULT = Launch(warps=8)
+
+
+@triton.jit
+@no_type_check
+def _normalise(x, weight, column, inside, D: tl.constexpr, eps):
+    root = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
+    return x * root * tl.load(weight + column, mask=inside, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _kernel(
+    residual, norm_weight, final_weight, shift, scale, mixed, gate, squares, hidden,
+    shift_stride, scale_stride, gate_stride, parts, inner, eps,
+    D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    ADD: tl.constexpr, DIVIDE: tl.constexpr, FINAL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < D
+    x = tl.load(residual + row * D + column, mask=inside, other=0.0)
+    if ADD:
+        factor = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
+        if DIVIDE:
+            part = tl.arange(0, PARTS)
+            total = tl.sum(tl.load(squares + row * parts + part, mask=part < parts, other=0.0), axis=0)
+            factor *= tl.rsqrt(total / inner + eps)
+        x += factor * tl.load(mixed + row * D + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(residual + row * D + column, x, mask=inside)
+    y = _normalise(x, norm_weight, column, inside, D, eps)
+    if FINAL:
+        y = _normalise(y, final_weight, column, inside, D, eps)
+    y *= 1 + tl.load(scale + row * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
+    y += tl.load(shift + row * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(hidden + row * D + column, y.to(hidden.dtype.element_ty), mask=inside)
+
+
+def modulated_norm_step(
+    residual: Float[Tensor, "b d"],
+    norm_weight: Float[Tensor, " d"],
+    shift: Float[Tensor, "b d"],
+    scale: Float[Tensor, "b d"],
+    *,
+    mixed: Float[Tensor, "b d"] | None = None,
+    gate: Float[Tensor, "b d"] | None = None,
+    squares: Float[Tensor, "b g"] | None = None,
+    inner: int = 1,
+    final_weight: Float[Tensor, " d"] | None = None,
+    eps: float = 1e-5,
+    launch: Launch = DEFAULT,
+) -> Float[Tensor, "b d"]:
+    """See ``aimamba.ops.norm.modulated.modulated_norm_step``; the residual must be float32."""
+    rows, width = residual.shape
+    hidden = torch.empty(rows, width, dtype=shift.dtype, device=residual.device)
+    parts = 1 if squares is None else squares.shape[1]
+    gate = shift if gate is None else gate  # what is not asked for is not read: any pointer will do
+    _kernel[(rows,)](
+        residual, norm_weight, norm_weight if final_weight is None else final_weight,
+        shift, scale, shift if mixed is None else mixed, gate, residual if squares is None else squares, hidden,
+        shift.stride(0), scale.stride(0), gate.stride(0), parts, inner, eps,
+        width, triton.next_power_of_2(width), triton.next_power_of_2(parts),
+        mixed is not None, squares is not None, final_weight is not None,
+        num_warps=launch.warps,
+    )  # fmt: skip
+    return hidden

@@ -1,0 +1,31 @@
+// From the logits of an image and its unguided twin to a drawn code.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "native/simd.h"
+
+namespace aim {
+
+// Guide (u + scale (c - u)), divide by the temperature, and invert the cumulative distribution at `uniform`;
+// temperature 0 takes the most likely code. A sum runs in float64, in one order.
+inline int draw(const float* logits, const float* twin, float scale, float temperature, double uniform, int count) {
+    std::vector<float> weights(count + W, -std::numeric_limits<float>::infinity());
+    for (int i = 0; i < count; ++i) weights[i] = twin[i] + (logits[i] - twin[i]) * scale;
+    const int best = int(std::max_element(weights.begin(), weights.begin() + count) - weights.begin());
+    if (temperature == 0.0f) return best;
+    const float largest = weights[best], sharpness = 1.0f / temperature;
+    for (int i = 0; i < count; i += W)
+        store(&weights[i], exponential((load_floats(&weights[i]) - largest) * sharpness));
+    double total = 0;
+    for (int i = 0; i < count; ++i) total += weights[i];
+    const double target = uniform * total;
+    double sum = 0;
+    for (int i = 0; i < count; ++i)
+        if ((sum += weights[i]) > target) return i;
+    return count - 1;
+}
+
+}  // namespace aim

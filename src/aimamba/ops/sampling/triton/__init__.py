@@ -1,0 +1,1 @@
+"""Guided sampling as Triton kernels."""

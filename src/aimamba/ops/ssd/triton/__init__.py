@@ -1,0 +1,1 @@
+"""The chunked SSD as Triton kernels, forward and backward."""

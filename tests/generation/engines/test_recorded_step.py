@@ -1,0 +1,177 @@
+"""The step for recordings computes what ``AiM.step`` computes."""
+
+import itertools
+import sys
+import types
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from aimamba import Pipeline
+from aimamba.generation import SamplingConfig, generate
+from aimamba.generation.engines.recorded_step import RecordedStep, bytes_per_row, choose_form, unsupported_by_kernels
+from aimamba.models import AIM_PRESETS, AiM
+
+VARIANTS = [
+    {"adaln": "none", "positions": "none", "form": "state"},
+    {"adaln": "block", "positions": "learned", "form": "state"},
+    {"adaln": "block", "positions": "learned", "form": "dual"},
+    {"adaln": "group", "positions": "learned", "form": "dual"},
+    {"adaln": "single", "positions": "none", "form": "dual", "conv_width": 1},
+    {"adaln": "group", "positions": "learned", "form": "state", "conv_width": 3},
+    {"adaln": "block", "positions": "rope", "mixer": "attention"},
+    {"adaln": "group", "positions": "learned", "mixer": "attention"},
+]
+
+
+def named(variant):
+    return "-".join(str(value) for value in variant.values())
+
+
+def spoil(memory):
+    """Fill with NaN what a step must not look at."""
+    for name, tensor in memory.items():
+        if name.split(".")[-1] in ("window", "ssm", "B", "x", "dt"):
+            tensor.fill_(torch.nan)
+
+
+@torch.no_grad()
+def decode(step, inputs, memory):
+    """Logits of a class and the codes after it, (B, L, V), all rows together."""
+    logits = []
+    for position, token in enumerate(inputs.unbind(1)):
+        if position == 0:
+            step.begin(token, memory, all_begin=True)
+        logits.append(step(token, memory, places=step.places(position)))
+        memory["position"].add_(1)
+    return torch.stack(logits, dim=1)
+
+
+@pytest.mark.parametrize("position_shift", [0, 1])
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
+@torch.no_grad()
+def test_steps_equal_the_models(make_aim, variant, position_shift):
+    settings = {name: value for name, value in variant.items() if name != "form"}
+    model = make_aim(dtype=torch.float64, num_tokens=70, decode_position_shift=position_shift, **settings)
+    inputs = torch.randint(5, (3, 70), generator=torch.Generator().manual_seed(0))
+    state = model.init_state(3)
+    expected = torch.stack([model.step(token, state) for token in inputs.unbind(1)], dim=1)
+    step = RecordedStep(model, form=variant.get("form"))
+    memory = step.new_memory(3)
+    memory["shift"].fill_(position_shift)
+    spoil(memory)
+    assert_close(decode(step, inputs, memory), expected, rtol=1e-10, atol=1e-10)
+    memory["position"].zero_()  # the same memory serves again, whatever is left in it
+    order = torch.tensor([2, 0, 1])
+    assert_close(decode(step, inputs[order], memory), expected[order], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["state", "dual"])
+@torch.no_grad()
+def test_bfloat16_stays_near(make_aim, form):
+    model = make_aim(dtype=torch.bfloat16, num_tokens=16, width=32)
+    inputs = torch.randint(5, (2, 16), generator=torch.Generator().manual_seed(0))
+    exact = make_aim(dtype=torch.float32, num_tokens=16, width=32)
+    exact.load_state_dict(model.state_dict())
+    state = exact.init_state(2)
+    expected = torch.stack([exact.step(token, state) for token in inputs.unbind(1)], dim=1)
+    step = RecordedStep(model, form=form)
+    logits = decode(step, inputs, step.new_memory(2))
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_memory_and_step_never_change_address_or_shape(make_aim):
+    step = RecordedStep(make_aim())
+    memory = step.new_memory(2)
+    before = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in memory.items()}
+    decode(step, torch.randint(5, (2, 9)), memory)
+    assert {name: (tensor.data_ptr(), tensor.shape) for name, tensor in memory.items()} == before
+
+
+@pytest.mark.parametrize("form", ["state", "dual"])
+@pytest.mark.parametrize("mixer", ["mamba2", "attention"])
+def test_a_step_asks_the_device_for_nothing(make_aim, monkeypatch, mixer, form):
+    step = RecordedStep(make_aim(mixer=mixer), form=form)
+    memory = step.new_memory(2)
+
+    def refuse(tensor, *_):
+        raise AssertionError("a step read a value from the device")
+
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    inputs = torch.ones(2, 3, dtype=torch.long)
+    logits = decode(step, inputs, memory)
+    monkeypatch.undo()
+    assert logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_some_rows_begin_while_others_go_on(make_aim):
+    model = make_aim(dtype=torch.float64)
+    inputs = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(1))
+    state = model.init_state(2)
+    expected = torch.stack([model.step(token, state) for token in inputs.unbind(1)], dim=1)
+    step = RecordedStep(model)
+    memory = step.new_memory(2)
+    decode(step, inputs[:, :4], memory)
+    memory["position"][1] = 0
+    for ahead in range(4):
+        token = torch.stack([inputs[0, 4 + ahead], inputs[1, ahead]])
+        step.begin(token, memory, all_begin=False)
+        logits = step(token, memory, places=step.places(4 + ahead))
+        memory["position"].add_(1)
+        assert_close(logits, torch.stack([expected[0, 4 + ahead], expected[1, ahead]]), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("preset", AIM_PRESETS)
+def test_published_sizes_take_the_dual_form(preset):
+    with torch.device("meta"):
+        model = AiM(AIM_PRESETS[preset])
+        assert choose_form(model) == "dual"
+        assert choose_form(model.to(torch.bfloat16)) == "dual"
+        step = RecordedStep(model)
+        memory = step.new_memory(2)
+    cached = sum(tensor[0].nbytes for name, tensor in memory.items() if name.split(".")[-1] in ("B", "x", "dt"))
+    assert cached == model.config.num_blocks * bytes_per_row(model, "dual", model.config.num_tokens)
+
+
+def test_long_sequences_take_the_state_form(make_aim):
+    assert choose_form(make_aim(num_tokens=4096, state_size=128)) == "state"
+    assert choose_form(make_aim(num_tokens=64, state_size=128)) == "dual"
+
+
+def test_what_the_kernels_lack_is_told(make_aim, monkeypatch):
+    assert unsupported_by_kernels(make_aim(state_size=6)) == "state_size must be a power of two, got 6"
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.10.1"))
+    assert unsupported_by_kernels(make_aim()) is None
+    assert unsupported_by_kernels(make_aim(mixer="attention", state_size=6)) is None, "attention has no such state"
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.4.0"))
+    assert unsupported_by_kernels(make_aim()) == "Triton 3.4.0 is too old, expected 3.5 or newer (torch 2.9 brings it)"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "Triton cannot be imported" in unsupported_by_kernels(make_aim())
+
+
+@torch.no_grad()
+def test_the_packaged_weights():
+    """In bfloat16 the step is no further from float32 than the model's own is: it rounds less often."""
+    exact = Pipeline.from_pretrained("avatars-64").generator.eval().cast(torch.float32)
+    narrow = Pipeline.from_pretrained("avatars-64").generator.eval().cast(torch.bfloat16)
+    labels = torch.tensor([0, 7])
+    *_, codes = itertools.islice(generate(exact, labels, SamplingConfig()), 20)
+    inputs = torch.cat([labels[:, None], codes[:, :-1]], dim=1)
+
+    def by_model(model):
+        state = model.init_state(len(labels))
+        return torch.stack([model.step(token, state) for token in inputs.unbind(1)], dim=1).float()
+
+    def by_step(model, form):
+        step = RecordedStep(model, form=form)
+        return decode(step, inputs, step.new_memory(len(labels))).float()
+
+    expected = by_model(exact)
+    rounding = (by_model(narrow) - expected).abs().mean()
+    for form in ("state", "dual"):
+        assert_close(by_step(exact, form), expected, rtol=1e-4, atol=1e-4)
+        assert (by_step(narrow, form) - expected).abs().mean() < rounding

@@ -1,0 +1,61 @@
+"""The kernel that draws, against the plain functions: the same codes from the same logits and numbers."""
+
+import pytest
+import torch
+
+from aimamba.ops.sampling import logits as plain
+
+sampling = pytest.importorskip("aimamba.ops.sampling.triton.logits", reason="Triton is not installed")
+
+IMAGES, VOCABULARY = 6, 40
+SETTINGS = {
+    "plain": {},
+    "cool": {"temperature": 0.5},
+    "greedy": {"temperature": 0},
+    "top-k": {"top_k": 3},
+    "top-k of one": {"top_k": 1},
+    "top-k of all": {"top_k": 400, "temperature": 2.0},
+    "top-p": {"top_p": 0.5},
+    "each its own": {
+        "temperature": torch.tensor([1.0, 0.0, 0.3, 1.0, 2.0, 1.0]),
+        "top_k": torch.tensor([0, 5, 1, 2, 0, 40]),
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("guided", [False, True])
+def test_draws_the_same(guided, settings, dtype):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {name: value.to(device) if torch.is_tensor(value) else value for name, value in settings.items()}
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2 * IMAGES, VOCABULARY, generator=generator)).to(device=device, dtype=dtype)
+    if guided:
+        settings["twins"] = torch.tensor([6, 1, 7, 8, 9, 5], device=device)  # the second and the last have none
+        settings["scale"] = torch.tensor([2.0, 1.0, 0.5, 1.0, 4.0, 1.0], device=device)
+    for _ in range(3):
+        uniform = torch.rand(IMAGES, generator=generator, dtype=torch.float64).to(device)
+        codes = sampling.guided_sample(logits, uniform, **settings)
+        assert codes.dtype == torch.long
+        assert codes.tolist() == plain.guided_sample(logits, uniform, **settings).tolist()
+
+
+def test_ties_at_the_threshold_stay_and_the_ends_of_the_range_hold():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logits = torch.tensor([[-1.0, 2.0, 0.5, 2.0, -5.0]], device=device).expand(4, 5)
+    uniform = torch.tensor([0.0, 0.49, 0.51, 1 - 2**-53], dtype=torch.float64, device=device)
+    assert sampling.guided_sample(logits, uniform, top_k=1).tolist() == [1, 1, 3, 3]
+    assert sampling.guided_sample(logits, uniform, top_k=2).tolist() == [1, 1, 3, 3]
+    assert sampling.guided_sample(logits, uniform).tolist()[0] == 0
+    assert sampling.guided_sample(logits, uniform).tolist()[-1] == 4
+
+
+def test_frequencies_are_the_probabilities():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]], device=device)
+    images = 100
+    uniform = (torch.arange(images, dtype=torch.float64, device=device) + 0.5) / images
+    codes = sampling.guided_sample(logits.expand(images, 4), uniform)
+    share = torch.bincount(codes.cpu(), minlength=4) / images
+    assert (share - logits[0].softmax(dim=-1).cpu()).abs().max() < 0.011
