@@ -44,7 +44,7 @@ def measure_convolution(measurement: Measurement) -> dict[str, Any]:
     weight, bias = (torch.randn(*size, device=device) for size in ((channels, config.conv_width), (channels,)))
     for leaf in (x, weight, bias):
         leaf.requires_grad_()
-    form = _FORMS[measurement.variant]
+    form = _FORMS[measurement.subject]
     taken = repeated(
         lambda: form(x, weight, bias).backward(gradient),
         device,

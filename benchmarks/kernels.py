@@ -160,7 +160,7 @@ def time_modulation(step: Step) -> list[Piece]:
     weight = made(width)
     pieces = []
     for launch in (modulation.Launch(warps) for warps in (2, 4, 8, 16)) if step.layouts else (None,):
-        settings = {} if launch is None else {"launch": launch}
+        settings: dict[str, Any] = {} if launch is None else {"launch": launch}
         calls = [
             functools.partial(
                 modulation.modulated_norm_step, residual, weight, three[:, 0], three[:, 1],

@@ -180,6 +180,6 @@ class Plan:
                 yield from (replace(base, dtype=dtype, subject=each) for each in SCAN_BACKENDS[self.device_type])
 
     def _convolution(self) -> Iterator[Measurement]:
-        base = replace(self._base("convolution"), subject="convolution", batch=TRAINING_BATCH)
+        base = replace(self._base("convolution"), batch=TRAINING_BATCH)
         for dtype in self._float_dtypes():
-            yield from (replace(base, dtype=dtype, variant=variant) for variant in CONVOLUTIONS)
+            yield from (replace(base, dtype=dtype, subject=form) for form in CONVOLUTIONS)

@@ -60,7 +60,7 @@ def markdown(results: Results) -> str:
 
 def name(found: Found) -> str:
     """Return the display name of subject and variant."""
-    who: str = NAMES.get(found["subject"], found["subject"])
+    who = NAMES.get(found["subject"]) or str(found["subject"])
     return f"{who}, {found['variant']}" if found["variant"] else who
 
 
@@ -235,9 +235,10 @@ def _scan(found: list[Found]) -> str:
             name(each),
             each["size"],
             each["dtype"],
-            *(_number(statistics.median(each[key])) for key in ("forward_ms", "both_ms")),
+            _number(statistics.median(each["forward_ms"])),
+            _number(statistics.median(each["both_ms"])) + marks(each),
             _number(each["peak_bytes"] / 2**20),
-            f"{max(each['off'].values()):.1e}{marks(each)}",
+            f"{max(each['off'].values()):.1e}",
         ]
         for each in found
         if "both_ms" in each

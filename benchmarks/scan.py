@@ -134,7 +134,7 @@ def chunk_lengths(scan: Scan, inputs: Inputs, gradient: Tensor) -> Iterator[Layo
         yield {"kernel": "forward and backward", "chunk": chunk}, functools.partial(run, scan, inputs, gradient, chunk)
 
 
-def kernel_layouts(_: Scan, inputs: Inputs, gradient: Tensor) -> Iterator[Layout]:
+def kernel_layouts(_scan: Scan, inputs: Inputs, gradient: Tensor) -> Iterator[Layout]:
     """Yield our kernels with several chunk lengths, warps and stages, one pass at a time."""
     from aimamba.ops.ssd.triton import backward as scan_backward  # noqa: PLC0415 - imports Triton
     from aimamba.ops.ssd.triton import forward as scan_forward  # noqa: PLC0415
