@@ -113,15 +113,15 @@ def copy_rate(device: torch.device) -> float:
 
 
 def time_mixing(step: Step, form: Form, positions: Iterable[int]) -> list[Piece]:
-    """Time the kernel between the two projections of a mixer, in one form of SSD."""
+    """Time the kernel between the two projections of a mixer, in one form of SSD, at positions inside an image."""
     from aimamba.ops.mixer.triton import step as mixing  # noqa: PLC0415 - imports Triton
 
     kernel: Callable[..., object] = mixing.state_mixer_step if form == "state" else mixing.dual_mixer_step
     weights = _mixer_weights(step)
     width = 2 * step.inner + 2 * step.model.config.state_size + step.heads
     projected = torch.randn(step.rows, width, device=step.device, dtype=DTYPE)
-    pieces = []
-    for position in positions:
+    pieces, last = [], step.model.config.num_tokens - 1
+    for position in sorted({min(position, last) for position in positions}):
         size = step.rows * bytes_per_row(step.model, form, position)
         filled = torch.full((step.rows,), position, device=step.device)
         memories = [_mixer_memory(step, form) for _ in range(copies(size))]
