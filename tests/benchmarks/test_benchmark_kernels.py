@@ -1,12 +1,13 @@
 """The benchmark of the kernels of a decoding step, with interpreted kernels, so that it works when a GPU is there."""
 
 import importlib.util
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from benchmarks import kernels
-from benchmarks.measurement import Measurement
+from benchmarks.measurement import LAYOUTS, Measurement
 from benchmarks.worker import measure
 
 
@@ -25,6 +26,19 @@ def timed(monkeypatch):
 def step(make_aim, num_tokens=256, **settings):
     model = make_aim(width=32, head_width=64, state_size=128, num_tokens=num_tokens, dtype=torch.bfloat16)
     return kernels.Step(model=model, rows=2, device=torch.device("cpu"), **settings)
+
+
+@pytest.mark.parametrize(("variant", "layouts"), [("", False), (LAYOUTS, True)])
+def test_a_measurement_is_of_its_size_and_batch(variant, layouts, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    steps = []
+    monkeypatch.setitem(kernels.PIECES, "dual", lambda step: steps.append(step) or ["timed"])
+    asked = Measurement(section="kernels", subject="dual", variant=variant, device="cuda", batch=8, size="aim-l")
+    assert measure(asked)["pieces"] == ["timed"]
+    [found] = steps
+    assert (found.rows, found.inner, found.heads, found.layouts) == (16, 2048, 32, layouts)
+    assert next(found.model.parameters()).dtype == torch.bfloat16
+    assert next(found.model.parameters()).is_meta
 
 
 def test_kernels_need_a_cuda_device():
