@@ -27,8 +27,8 @@ std::uint64_t read_part(const std::uint64_t* numbers, std::size_t count, std::si
 
 }  // namespace
 
-extern "C" std::uint64_t read_stream(
-    const std::uint64_t* numbers, std::size_t count, std::size_t threads, std::size_t streams) {
+extern "C" std::uint64_t read_stream(const std::uint64_t* numbers, std::size_t count, std::size_t threads,
+                                     std::size_t streams) {
     std::vector<std::uint64_t> found(threads);
     std::vector<std::thread> workers;
     const std::size_t part = count / threads;
