@@ -25,10 +25,8 @@ test: $(READY)                  ## the whole suite
 test-gpu: $(READY)              ## kernels and graphs on a CUDA device, against the plain path
 	PYTHONPATH=src $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= tests/ops tests/generation
 
-bench-gpu: $(READY)             ## time each kernel, the scan of training and whole pictures on a CUDA device
-	PYTHONPATH=src $(BIN)/python benchmarks/gpu_kernels.py
-	PYTHONPATH=src $(BIN)/python benchmarks/gpu_scan.py --layouts
-	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda
+bench-gpu: $(READY)             ## benchmark generation, training and every kernel layout on a CUDA device
+	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda --layouts
 
 lint: $(READY)                  ## style, types, layers
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Speed of AiM beside its peers and beside what the machine allows: ``python -m benchmarks --help``.
+"""Benchmarks of AiM, its peers and the machine's own limits: ``python -m benchmarks --help``.
 
-Every measurement runs in a process of its own, see ``benchmarks.worker``; ``docs/speed.md`` defines every figure.
+Every measurement runs in its own process, see ``benchmarks.worker``; ``docs/speed.md`` defines every number.
 """

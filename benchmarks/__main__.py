@@ -1,7 +1,7 @@
-"""Measure: ``python -m benchmarks``.
+"""Measure speed and memory of AiM, its peers and the machine.
 
-Takes every measurement of the plan in a process of its own and writes results.json, results.md and figures after each,
-so that a run which is stopped keeps what it has. Results in the same folder are added to.
+Every measurement runs in its own process. results.json, results.md and figures are written after each of them, so that
+a run that is stopped keeps what it has. A later run adds to the results in the same folder.
 """
 
 import argparse
@@ -16,27 +16,38 @@ from typing import Any
 
 from aimamba.devices import resolve_device
 from aimamba.errors import AimambaError, ConfigError
-from aimamba.files import write_atomically
 from aimamba.models import AIM_PRESETS
 from aimamba.studies.provenance import provenance
+from benchmarks.estimate import estimate
 from benchmarks.measurement import SECTIONS, Measurement
 from benchmarks.peers import PEERS, WITHOUT_PATH
 from benchmarks.plan import Plan
 from benchmarks.plots import write_plots
-from benchmarks.report import markdown, name
+from benchmarks.report import name, summary, write_markdown
 from benchmarks.results import Results
 from benchmarks.worker import write_measurement
 
 _ROOT = Path(__file__).parent.parent
 _SOURCES = ("mamba",)  # not measured, but needed by a peer
-_PATIENCE = 300.0  # seconds for building, beside several times the limit
+_EXTRA_SECONDS = 300.0  # for building and compiling, in addition to several times the limit
+_BATCHES, _QUICK_BATCHES = (1, 8, 64), (1, 2)
+_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 2 for a mistake that the user can mend."""
+    """Run the command.
+
+    Returns:
+        The exit status: 2 for an error that the user can fix, 0 otherwise.
+    """
     options = _parser().parse_args(arguments)
     try:
-        _run(options)
+        if options.estimate:
+            print(*estimate(options.bandwidth * 1e12, options.batches or _BATCHES), sep="\n")
+        elif options.report:
+            _report(options)
+        else:
+            _run(options)
     except AimambaError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
@@ -45,48 +56,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure")
-    parser.add_argument("--batches", nargs="+", type=int, help="images at once (default: 1 8 64)")
     parser.add_argument(
-        "--dtypes", nargs="+", choices=("float32", "bfloat16", "int8"), default=("float32", "bfloat16", "int8")
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        metavar="SECTION",
+        help=f"sections to measure (default: all that the device can run): {', '.join(SECTIONS)}",
     )
+    parser.add_argument(
+        "--batches", nargs="+", type=int, metavar="IMAGES", help="numbers of images in a batch (default: 1 8 64)"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=_DTYPES, default=_DTYPES, help="dtypes of the matrices")
     parser.add_argument(
         "--peer",
         action="append",
         default=[],
         metavar="NAME[=PATH]",
-        help=f"peer to measure too, with its checkout: {', '.join(PEERS)}; mamba=PATH is what official needs",
+        help=f"peer to measure as well, with its checkout: {', '.join(PEERS)}; official also needs mamba=PATH",
     )
-    parser.add_argument("--size", choices=list(AIM_PRESETS), default="aim-b", help="shape to measure")
+    parser.add_argument(
+        "--size",
+        choices=list(AIM_PRESETS),
+        help="preset to measure (default: aim-b; for kernels and scan on CUDA, several)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--limit-seconds", type=float, default=60.0, help="about how long one measurement may take")
+    parser.add_argument("--limit-seconds", type=float, default=60.0, help="approximate time limit of one measurement")
+    parser.add_argument("--layouts", action="store_true", help="kernels, scan: time every launch layout as well")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/DEVICE)")
-    parser.add_argument("--quick", action="store_true", help="tiny models, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="use tiny models, to check that everything runs")
+    parser.add_argument("--report", action="store_true", help="only write results.md and figures from results.json")
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="only print the bytes of a decoding step and the least time it can take on a GPU; needs no device",
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, default=4.3, metavar="TB/S", help="for --estimate (default: 4.3, about an H200)"
+    )
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
     device = resolve_device(options.device)
     plan = Plan(
-        sections=options.only,
-        batches=options.batches or ((1, 2) if options.quick else (1, 8, 64)),
+        sections=options.only or SECTIONS,
+        batches=options.batches or (_QUICK_BATCHES if options.quick else _BATCHES),
         dtypes=options.dtypes,
         paths=_paths(options.peer),
         size=options.size,
         device=str(device),
         limit_seconds=options.limit_seconds,
         quick=options.quick,
+        layouts=options.layouts,
     )
     if min(plan.batches) < 1 or plan.limit_seconds <= 0:
         raise ConfigError("expected batches of at least 1 and a limit above 0 seconds")
-    folder = options.out or _ROOT / "benchmarks" / "results" / device.type
+    if "kernels" in (options.only or ()) and device.type != "cuda":
+        raise ConfigError(
+            f"section 'kernels' needs a CUDA device, got {device}; use --device cuda, or --estimate, which needs none"
+        )
+    folder = _folder(options)
     results = Results.open(folder, provenance(device))
     unavailable: set[tuple[str, str]] = set()
     for measurement in plan.measurements():
         key = (measurement.subject, measurement.variant)
         if key in unavailable:
             continue
-        found, title = _take(measurement), _title(measurement)
+        found, title = _measure(measurement), _title(measurement)
         if "unavailable" in found:
             unavailable.add(key)
             results.skipped.append(f"{name(measurement.identity)}: {found['unavailable']}")
@@ -96,18 +132,32 @@ def _run(options: argparse.Namespace) -> None:
             print(f"not measured: {results.skipped[-1]}", flush=True)
         else:
             results.add(measurement, found)
-            print(f"{title}: {_summary(found)}", flush=True)
+            print(f"{title}: {summary(found)}", flush=True)
         results.write(folder)
-        write_atomically(folder / "results.md", lambda path: path.write_text(markdown(results), encoding="utf-8"))
+        write_markdown(results, folder)
     write_plots(results, folder)
     print(f"written to {folder}")
 
 
+def _report(options: argparse.Namespace) -> None:
+    folder = _folder(options)
+    results = Results.load(folder)
+    write_markdown(results, folder)
+    write_plots(results, folder)
+    print(f"written to {folder}")
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    if options.out is not None:
+        return Path(options.out)
+    return _ROOT / "benchmarks" / "results" / resolve_device(options.device).type
+
+
 def _paths(peers: Sequence[str]) -> dict[str, str]:
-    """Folders by peer.
+    """Return folders by peer.
 
     Raises:
-        ConfigError: An unknown peer, or one without a folder that exists.
+        ConfigError: A peer is unknown, or its folder is missing.
     """
     found = {}
     for peer in peers:
@@ -120,13 +170,13 @@ def _paths(peers: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _take(measurement: Measurement) -> dict[str, Any]:
-    """Measure in a fresh process."""
+def _measure(measurement: Measurement) -> dict[str, Any]:
+    """Take a measurement in a new process."""
     with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder) / "measurement.json", Path(folder) / "result.json"
-        asked.write_text(write_measurement(measurement), encoding="utf-8")
+        request, result = Path(folder) / "measurement.json", Path(folder) / "result.json"
+        request.write_text(write_measurement(measurement), encoding="utf-8")
         paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "benchmarks.worker", str(asked), str(answer)]
+        command = [sys.executable, "-m", "benchmarks.worker", str(request), str(result)]
         try:
             done = subprocess.run(
                 command,
@@ -134,31 +184,22 @@ def _take(measurement: Measurement) -> dict[str, Any]:
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=_PATIENCE + 5 * measurement.limit_seconds,
+                timeout=_EXTRA_SECONDS + 5 * measurement.limit_seconds,
             )
         except subprocess.TimeoutExpired:
             return {"skipped": "took many times the limit and was stopped"}
-        if done.returncode != 0 or not answer.is_file():
+        if done.returncode != 0 or not result.is_file():
             last = done.stderr.strip().splitlines()[-1:] or [f"ended with status {done.returncode}"]
             return {"skipped": f"failed: {last[0]}"}
-        return dict(json.loads(answer.read_text(encoding="utf-8")))
+        return dict(json.loads(result.read_text(encoding="utf-8")))
 
 
 def _title(measurement: Measurement) -> str:
     who = name(measurement.identity)
     return (
-        f"{measurement.section} of {who}, {measurement.dtype}, batch {measurement.batch}, {measurement.tokens} tokens"
+        f"{measurement.section} of {who}, {measurement.size}, {measurement.dtype}, batch {measurement.batch}, "
+        f"{measurement.tokens} tokens"
     )
-
-
-def _summary(found: dict[str, Any]) -> str:
-    """The first figure of a measurement."""
-    for key in ("seconds_per_picture", "tokens_per_second", "milliseconds_per_token", "best", "seconds"):
-        if key in found:
-            value = found[key]["median"] if isinstance(found[key], dict) else found[key]
-            about = "about " if found.get("estimated") else ""
-            return f"{key.replace('_', ' ')} {about}{value:.4g}"
-    return "done"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the machine can do: the rates that every floor is computed with."""
+"""The best rates that the machine reaches; floors are computed from them."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ from benchmarks.timing import repeated
 
 _BUFFER_BYTES = 1 << 30  # far more than any last-level cache
 _SHAPES = ((2048, 2048, 2048), (1024, 768, 16384), (1024, 3072, 1536), (4096, 4096, 4096))  # rows, inner, columns
-_READ_PLACES = (1, 4, 8, 16)
+_READ_STREAMS = (1, 4, 8, 16)
 _ROUNDS = 3
 _COPY = "copy"
 _SOURCE = Path(__file__).with_name("stream.cpp")
@@ -29,7 +29,8 @@ def measure_ceiling(measurement: Measurement) -> dict[str, Any]:
     """Measure read bandwidth, or the rate of matrix products in one dtype.
 
     Returns:
-        Every kernel's or shape's rate under ``rates``, the best of them as ``best``: bytes or operations a second.
+        The rate of every kernel or shape under ``rates`` and the best under ``best``, in bytes or operations per
+        second.
     """
     device = torch.device(measurement.device)
     if measurement.subject == "bandwidth":
@@ -44,7 +45,7 @@ def measure_ceiling(measurement: Measurement) -> dict[str, Any]:
 
 
 def _bandwidth(device: torch.device, size: int, limit: float) -> dict[str, float]:
-    """Bytes a second that one pass over a large buffer reads, by kernel; a copy writes as many and counts twice."""
+    """Return the bytes per second of a pass over a large buffer, by kernel; a copy, which also writes, counts twice."""
     side = 1 << ((size // 4).bit_length() // 2)
     numbers = torch.rand(size // 4, device=device)
     matrix, vector = numbers.view(-1, side), torch.rand(side, device=device)
@@ -59,7 +60,7 @@ def _bandwidth(device: torch.device, size: int, limit: float) -> dict[str, float
     }
     with _compiled_readers(numbers) as compiled:
         kernels |= compiled
-        rounds = _ROUNDS  # kernels take turns, so that a noisy moment does not decide between them
+        rounds = _ROUNDS  # kernels alternate, so that noise does not favour one of them
         taken: dict[str, list[float]] = {name: [] for name in kernels}
         for _ in range(rounds):
             for name, run in kernels.items():
@@ -69,7 +70,7 @@ def _bandwidth(device: torch.device, size: int, limit: float) -> dict[str, float
 
 @contextmanager
 def _compiled_readers(numbers: Tensor) -> Iterator[dict[str, Callable[[], object]]]:
-    """``stream.cpp`` reading a buffer at several places at once; nothing without a C++ compiler or on a GPU."""
+    """Yield kernels of ``stream.cpp`` that read several streams at once; none on a GPU or without a C++ compiler."""
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if compiler is None or numbers.device.type != "cpu":
         yield {}
@@ -85,13 +86,13 @@ def _compiled_readers(numbers: Tensor) -> Iterator[dict[str, Callable[[], object
         read.argtypes, read.restype = [ctypes.c_void_p, *[ctypes.c_size_t] * 3], ctypes.c_uint64
         count, threads = numbers.numel() // 2, torch.get_num_threads()
         yield {
-            f"C++, {places} places at once": lambda places=places: read(numbers.data_ptr(), count, threads, places)
-            for places in _READ_PLACES
+            f"C++, {streams} places at once": lambda streams=streams: read(numbers.data_ptr(), count, threads, streams)
+            for streams in _READ_STREAMS
         }
 
 
 def _products(shape: tuple[int, int, int], dtype: str, device: torch.device, limit: float) -> float:
-    """Operations a second of one matrix product; a multiplication and an addition are two."""
+    """Return the operations per second of one matrix product; a multiply-add counts as two."""
     rows, inner, columns = shape
     run: Callable[[], object]
     if dtype == "int8":

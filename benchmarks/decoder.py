@@ -1,4 +1,4 @@
-"""Seconds the tokenizer takes to draw a 256-pixel image from its codes."""
+"""Seconds that the tokenizer takes to decode codes into an image of 256 x 256 pixels."""
 
 import sys
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from torch import Tensor
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQ_PRESETS, VQConfig, VQModel
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError, spread
-from benchmarks.timing import forget_peak, peak_bytes, repeated
+from benchmarks.timing import peak_bytes, repeated, reset_peak
 
 _QUICK = VQConfig(
     channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=64, codebook_dim=4, norm_groups=4
 )
 
 Decode = Callable[[Tensor], object]
-"""Draws images from codes (B, h, w)."""
+"""Decodes codes (B, h, w) into images."""
 
 
 def measure_decoder(measurement: Measurement) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def measure_decoder(measurement: Measurement) -> dict[str, Any]:
     config = _QUICK if measurement.quick else VQ_PRESETS["vq-f16"]
     builders = {"aim": _ours, "vq-official": _official}
     decode = builders[measurement.subject](measurement, config, dtype, device)
-    forget_peak(device)
+    reset_peak(device)
     side = 4 if measurement.quick else 16
     codes = torch.randint(config.codebook_size, (measurement.batch, side, side), device=device)
     with torch.inference_mode():
@@ -45,7 +45,7 @@ def measure_decoder(measurement: Measurement) -> dict[str, Any]:
 
 
 def _ours(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device: torch.device) -> Decode:
-    """The module itself, and what ``Pipeline`` makes of it, with and without the C++ kernel."""
+    """The plain module, or the fast decoder of ``Pipeline`` with or without the C++ kernel."""
     model = VQModel(config).cast(dtype).to(device).eval()
     if measurement.variant == "plain":
         return model.decode
@@ -53,7 +53,7 @@ def _ours(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device
 
 
 def _official(measurement: Measurement, config: VQConfig, dtype: torch.dtype, device: torch.device) -> Decode:
-    """LlamaGen's module, which the official AiM uses too."""
+    """LlamaGen's module, which the official AiM uses as well."""
     if measurement.quick:
         raise SkippedError("LlamaGen's tokenizer has no tiny size")
     sys.path.append(dict(measurement.paths)["llamagen"])

@@ -1,4 +1,4 @@
-"""Whether other programs kept the machine busy while something was measured. Imports no torch."""
+"""Detect other programs that kept the machine busy during a measurement. Does not import torch."""
 
 import os
 import resource
@@ -9,13 +9,13 @@ _STAT = Path("/proc/stat")
 
 
 class Disturbance:
-    """How many cores other programs keep busy, from now on."""
+    """Counts the cores that other programs keep busy, from its creation on."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter(), _busy_seconds(), _own_seconds()
 
     def cores(self) -> float | None:
-        """Mean number since the start; None where the system does not say."""
+        """Return the mean number of busy cores since the start; None if the system does not report it."""
         wall, busy, own = self.start
         now = _busy_seconds()
         if now is None or busy is None:
@@ -24,7 +24,7 @@ class Disturbance:
 
 
 def _busy_seconds() -> float | None:
-    """Seconds that all cores together have worked, for anyone: what Linux counts as user, nice, system, interrupts."""
+    """Busy seconds of all cores and all programs: user, nice, system and interrupt time on Linux."""
     if not _STAT.is_file():
         return None
     user, nice, system, _, _, hard, soft, *_ = map(int, _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:])
@@ -32,6 +32,6 @@ def _busy_seconds() -> float | None:
 
 
 def _own_seconds() -> float:
-    """Seconds of CPU that this process and its finished children have had."""
+    """CPU seconds of this process and its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)

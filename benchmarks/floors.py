@@ -1,7 +1,7 @@
-"""The least time that a figure can take: bytes that must move and operations that must be done, at measured rates.
+"""Lower bounds on the time of a step, from the bytes it must move, the operations it must do, and measured rates.
 
-A floor is no prediction. It counts what no implementation of the same arithmetic avoids and takes both rates at their
-best: ``max(bytes / read bandwidth, operations / matrix rate)``.
+A floor is a lower bound, not a prediction: ``max(bytes / read bandwidth, operations / matrix rate)``. It counts only
+what every implementation of the same arithmetic has to do, and assumes that both rates are reached at once.
 
 Shape letters: L tokens of an image, D width, E inner width, H heads, N state size, Q chunk length.
 """
@@ -15,13 +15,13 @@ WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """One way to remember a row's past.
+    """Decoding state of one row, in one of its forms.
 
     Attributes:
-        state_bytes: Bytes of fixed size, which every token reads and writes.
-        state_operations: Operations that a token spends on them.
-        cache_bytes: Bytes that every token adds, and every token from it on reads.
-        cache_operations: Operations that every token from it on spends on them.
+        state_bytes: Bytes of the part with a fixed size, which every token reads and writes.
+        state_operations: Operations per token on that part.
+        cache_bytes: Bytes that every token appends; all later tokens read them.
+        cache_operations: Operations per token on what one earlier token appended.
     """
 
     state_bytes: int = 0
@@ -30,23 +30,23 @@ class Memory:
     cache_operations: int = 0
 
     def bytes(self, seen: float) -> float:
-        """Bytes that one token of one row moves when it reads ``seen`` places of the cache."""
+        """Return the bytes that one token of one row moves when it reads ``seen`` positions of the cache."""
         return 2 * self.state_bytes + self.cache_bytes * (seen + 1)
 
     def operations(self, seen: float) -> float:
-        """Operations of one token of one row."""
+        """Return the operations of one token of one row."""
         return self.state_operations + self.cache_operations * seen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a generator must do, counted from its shape.
+    """Work of a generator, counted from its shape.
 
     Attributes:
-        matrices: Numbers in the matrices that every token is multiplied with, the output head among them.
-        once: Numbers in the matrices that an image needs once: all that depends on the class alone.
-        memories: Ways to remember the past that compute the same; the one that moves fewest bytes counts.
-        mixing: Operations a token between tokens in the parallel form, forward, that are matrix products.
+        matrices: Parameters of the matrices that every token is multiplied by, including the output head.
+        once: Parameters of the matrices used once per image: those that depend on the class alone.
+        memories: Equivalent forms of the decoding state; the one that moves the fewest bytes counts.
+        mixing: Operations per token of the matrix products between tokens, in the forward pass over whole sequences.
     """
 
     matrices: int
@@ -56,23 +56,23 @@ class Work:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Work":
-        """Read what ``dataclasses.asdict`` made of it."""
+        """Build from the mapping that ``dataclasses.asdict`` returned."""
         return cls(**{**content, "memories": tuple(Memory(**memory) for memory in content["memories"])})
 
     def memory(self, seen: float) -> Memory:
-        """The way that moves fewest bytes."""
+        """Return the form of the state that moves the fewest bytes."""
         return min(self.memories, key=lambda memory: memory.bytes(seen))
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The least seconds, and what they come from.
+    """A lower bound on the time, and where it comes from.
 
     Attributes:
         bytes: Bytes that must move.
         operations: Operations that must be done.
-        bytes_seconds: The first at the measured bandwidth.
-        operations_seconds: The second at the measured rate; None where that rate was not measured.
+        bytes_seconds: Time of the bytes at the measured bandwidth.
+        operations_seconds: Time of the operations at the measured rate; None if that rate was not measured.
     """
 
     bytes: float
@@ -82,31 +82,31 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """The floor."""
+        """The lower bound in seconds."""
         return max(self.bytes_seconds, self.operations_seconds or 0.0)
 
     @property
     def bound(self) -> str:
-        """Which of the two it is."""
+        """Which of the two sets it: ``bytes`` or ``operations``."""
         return "bytes" if self.bytes_seconds >= (self.operations_seconds or 0.0) else "operations"
 
 
 def sampling_bytes(work: Work, dtype: str, *, rows: int, tokens: int, seen: float | None = None) -> float:
-    """Bytes that one token moves.
+    """Return the bytes that one decoding step moves.
 
     Args:
-        work: What the model does.
-        dtype: Of the matrices.
-        rows: Rows in the batch, two a guided image.
-        tokens: Codes of an image, which share what it needs once.
-        seen: Places of a cache that the token reads; the mean over an image, (L + 1) / 2, when absent.
+        work: Work of the model.
+        dtype: Dtype of the matrices.
+        rows: Rows in the batch, two for each guided image.
+        tokens: Tokens per image; they share what an image needs once.
+        seen: Positions of a cache that the step reads. By default the mean over an image, (L + 1) / 2.
     """
     seen = (tokens + 1) / 2 if seen is None else seen
     return WEIGHT_BYTES[dtype] * (work.matrices + work.once / tokens) + rows * work.memory(seen).bytes(seen)
 
 
 def sampling_operations(work: Work, *, rows: int, tokens: int, seen: float | None = None) -> float:
-    """Operations of one token, arguments as ``drawing_bytes``; a multiplication and an addition are two."""
+    """Return the operations of one step, with the arguments of ``sampling_bytes``; a multiply-add counts as two."""
     seen = (tokens + 1) / 2 if seen is None else seen
     return rows * (2 * (work.matrices + work.once / tokens) + work.memory(seen).operations(seen))
 
@@ -114,7 +114,7 @@ def sampling_operations(work: Work, *, rows: int, tokens: int, seen: float | Non
 def sampling_floor(
     work: Work, dtype: str, ceilings: Mapping[str, Any], *, rows: int, tokens: int, seen: float | None = None
 ) -> Floor:
-    """The floor of one token, arguments as ``drawing_bytes``.
+    """Return the floor of one step, with the arguments of ``sampling_bytes``.
 
     ``ceilings`` holds ``bytes_per_second`` and, by dtype, ``operations_per_second``.
     """
@@ -125,43 +125,44 @@ def sampling_floor(
 
 
 def training_operations(work: Work, *, images: int, tokens: int, mixing: bool = False) -> float:
-    """Matrix operations of a forward and a backward pass: three products for every one forward.
+    """Return the matrix operations of a forward and a backward pass, three times those of the forward pass.
 
     Args:
-        work: What the model does.
+        work: Work of the model.
         images: Sequences in the batch.
-        tokens: Their length.
-        mixing: Whether to count the products between tokens too, which depend on the form chosen for them.
+        tokens: Tokens per sequence.
+        mixing: Also count the products between tokens, which depend on the form chosen for them.
     """
-    a_token = 2 * work.matrices + (work.mixing if mixing else 0)
-    return 3.0 * images * (tokens * a_token + 2 * work.once)
+    per_token = 2 * work.matrices + (work.mixing if mixing else 0)
+    return 3.0 * images * (tokens * per_token + 2 * work.once)
 
 
 def ssd_mixing(*, inner: int, state_size: int, chunk: int) -> int:
-    """Matrix operations a token of one SSD layer in chunks: C B^T and its product with x, state in, state out."""
+    """Return the matrix operations per token of one SSD layer in chunks: C B^T, its product with x, both states."""
     return 2 * chunk * (state_size + inner) + 4 * inner * state_size
 
 
 def attention_mixing(*, width: int, tokens: int) -> int:
-    """Matrix operations a token of one causal attention layer: half of Q K^T and of its product with V."""
+    """Return the matrix operations per token of one causal attention layer: half of Q K^T and of its product with V."""
     return 2 * width * (tokens + 1)
 
 
 def mamba_memories(
     *, blocks: int, inner: int, heads: int, state_size: int, conv_width: int, narrow: int
 ) -> tuple[Memory, Memory]:
-    """What Mamba-2 may remember: the state (E N numbers, float32), or all x and B so far in the dual form.
+    """Return the two forms of a Mamba-2 state: E N float32 numbers, or x and B of all earlier tokens (dual form).
 
-    Both keep the last inputs of the convolution. The state takes five operations a number: times its decay, plus its
-    input times B, times C, summed. The dual form takes two for every number of x and B, and three for every head.
+    Both keep the last inputs of the convolution. The state form takes five operations per number: multiply by the
+    decay, add the input times B, multiply by C, sum. The dual form takes two for every number of x and B, and three
+    for every head.
 
     Args:
-        blocks: Layers.
-        inner: E.
-        heads: H; the dual form keeps one float32 weight for each head and token.
-        state_size: N.
-        conv_width: Taps.
-        narrow: Bytes of a number in the dtype of the matrix products.
+        blocks: Number of layers.
+        inner: Inner width E.
+        heads: Number of heads H; the dual form keeps one float32 weight for each head and token.
+        state_size: State size N.
+        conv_width: Taps of the convolution.
+        narrow: Bytes per number in the dtype of the matrix products.
     """
     window = narrow * (conv_width - 1) * (inner + 2 * state_size)
     state = inner * state_size
@@ -176,5 +177,5 @@ def mamba_memories(
 
 
 def attention_memories(*, layers: int, width: int, narrow: int) -> tuple[Memory]:
-    """What attention remembers: keys and values."""
+    """Return the state of attention: keys and values."""
     return (Memory(cache_bytes=layers * 2 * width * narrow, cache_operations=layers * 4 * width),)

@@ -1,37 +1,50 @@
-"""What is to be measured, and how a number is summed up."""
+"""The description of one measurement, and summary statistics."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SECTIONS = ("ceilings", "sampling", "training", "growth", "startup", "decoder")
+SECTIONS = (
+    "ceilings",
+    "sampling",
+    "training",
+    "growth",
+    "startup",
+    "decoder",
+    "kernels",
+    "scan",
+    "convolution",
+)
+
+LAYOUTS = "layouts"
+"""Variant of a kernel's measurement that times every launch layout."""
 
 
 class SkippedError(Exception):
-    """One measurement cannot be taken, for the reason told in one line; others of the same subject may."""
+    """One measurement cannot be taken; the message is the reason, in one line."""
 
 
 class UnavailableError(Exception):
-    """An engine or a peer is not at hand, so none of its measurements can be taken; the reason in one line."""
+    """An engine or a peer cannot be used, so none of its measurements can be taken; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One figure to take, all that a worker needs to know.
+    """Everything a worker needs to know to take one measurement.
 
     Attributes:
         section: One of ``SECTIONS``.
-        subject: Whose speed: ``aim``, ``attention``, a peer's name, or what else the section measures.
-        variant: Engine of ours, or another way to run the same subject.
-        dtype: Of the matrices: ``float32``, ``bfloat16`` or ``int8``.
-        batch: Images at once.
-        tokens: Codes of an image.
-        size: Name of the preset whose shape is measured.
-        device: Where.
-        limit_seconds: How long measuring may take, without building and warming up.
-        quick: Tiny models, to see that everything runs.
-        paths: Folders of peers by name.
+        subject: What is measured: ``aim``, ``attention``, a peer, a kernel, or another subject of the section.
+        variant: Engine of AiM, or another way to run the same subject.
+        dtype: Dtype of the matrices: ``float32``, ``bfloat16`` or ``int8``.
+        batch: Number of images in a batch.
+        tokens: Number of tokens per image.
+        size: Name of the preset that sets the shapes.
+        device: Torch device.
+        limit_seconds: Time limit for measuring, without building and warming up.
+        quick: Use tiny models, to check that everything runs.
+        paths: Folders of peers, as pairs of name and path.
     """
 
     section: str
@@ -48,16 +61,21 @@ class Measurement:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this measurement from others in a file of results."""
+        """The fields that identify this measurement in a results file."""
         skipped = ("limit_seconds", "paths", "device", "quick")
         return {name: value for name, value in asdict(self).items() if name not in skipped}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest of several runs, and how many there were."""
+    """Return the median, minimum, maximum and number of several runs."""
     return {
         "median": statistics.median(values),
         "min": min(values),
         "max": max(values),
         "runs": len(values),
     }
+
+
+def first_line(error: Exception) -> str:
+    """Return an exception's type and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

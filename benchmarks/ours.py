@@ -1,4 +1,4 @@
-"""AiM and the attention baseline behind ``Subject``, for every engine."""
+"""AiM and the attention baseline as benchmark subjects, with every engine."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +19,7 @@ from benchmarks.measurement import Measurement, SkippedError, UnavailableError
 from benchmarks.subject import CFG_SCALE, Subject, linear_weights, numbers
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
-"""Dtype of the model; the int8 engine quantises it itself."""
+"""Dtype of the model; the int8 engine quantizes the weights itself."""
 
 _QUICK = AiMConfig(
     width=32, num_blocks=2, vocab_size=64, num_tokens=16, num_classes=10, state_size=16, head_width=16, chunk_size=8
@@ -27,14 +27,14 @@ _QUICK = AiMConfig(
 
 
 def aim_config(measurement: Measurement) -> AiMConfig:
-    """Shape of the generator to measure."""
+    """Return the config of the generator to measure."""
     config = _QUICK if measurement.quick else AIM_PRESETS[measurement.size]
     config = replace(config, num_tokens=measurement.tokens)
     return attention_of_same_size(config) if measurement.subject == "attention" else config
 
 
 def attention_of_same_size(config: AiMConfig) -> AiMConfig:
-    """The attention baseline whose number of parameters is nearest to that of ``config``."""
+    """Return the attention baseline with about as many parameters as ``config``."""
     baseline = replace(config, mixer="attention")
     with torch.device("meta"):
         missing = AiM(config).num_parameters() - AiM(baseline).num_parameters()
@@ -45,7 +45,7 @@ def attention_of_same_size(config: AiMConfig) -> AiMConfig:
 
 
 def count_work(model: AiM) -> Work:
-    """Count what the generator must do."""
+    """Count the work of a generator."""
     config, narrow = model.config, model.word_embedding.weight.element_size()
     used = [weight for block in model.blocks for weight in linear_weights(block)]
     memories: tuple[Memory, ...]
@@ -73,7 +73,7 @@ def count_work(model: AiM) -> Work:
 
 
 class Ours(Subject):
-    """``AiM`` drawn by one of its engines; ``plain`` is the module itself."""
+    """``AiM`` with one of its engines; ``plain`` is the module itself."""
 
     def __init__(self, measurement: Measurement) -> None:
         self.device = torch.device(measurement.device)
@@ -84,11 +84,11 @@ class Ours(Subject):
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine, with its weights packed.
+        """The engine, with packed weights.
 
         Raises:
-            UnavailableError: There is no such engine.
-            SkippedError: It cannot decode this model here.
+            UnavailableError: The engine does not exist.
+            SkippedError: The engine cannot decode this model on this machine.
         """
         if self.name not in get_args(EngineName):
             raise UnavailableError(f"engine {self.name!r} is not in this version")
@@ -97,8 +97,8 @@ class Ours(Subject):
         except ConfigError as error:
             raise SkippedError(str(error)) from error
 
-    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
-        """From the beginning, through ``generate``; from later on, step by step."""
+    def generate(self, images: int, *, start: int = 0) -> Iterator[object]:
+        """Generate through ``aimamba.generation.generate``, or step by step from a later start."""
         if start > 0:
             return self._from(images, start)
         labels = torch.arange(images) % self.model.config.num_classes
@@ -127,5 +127,5 @@ class Ours(Subject):
         return sum(tensor.numel() * tensor.element_size() for mixer in mixers for tensor in mixer.values())
 
     def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """As ``GeneratorTask`` computes it, without dropping labels."""
+        """Return the loss of ``GeneratorTask``, without label dropout."""
         return code_cross_entropy(self.model, codes, labels)

@@ -1,9 +1,10 @@
-"""Which measurements a run takes."""
+"""The list of measurements of a run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.measurement import Measurement
+from aimamba.models import AIM_PRESETS
+from benchmarks.measurement import LAYOUTS, Measurement
 from benchmarks.peers import PEERS
 
 ENGINES = {  # by dtype of the matrices
@@ -15,35 +16,47 @@ DECODER_VARIANTS = {"aim": ("plain", "fast", "fast, no kernel"), "vq-official": 
 TRAINING_VARIANTS = {"aim": ("", "compiled", "blocks compiled"), "attention": ("",)}
 TRAINING_BATCH = 4
 GROWTH_TOKENS, GROWTH_BATCHES = (256, 1024, 4096), (1, 8)
+KERNELS = ("products", "modulation", "state", "dual")  # of a decoding step, whose shapes depend on the size
+SCAN_BACKENDS = {
+    "cpu": ("chunked", "plain"),
+    "cuda": ("chunked", "triton", "mamba-ssm", "fla", "plain"),
+    "mps": ("chunked", "plain"),
+}
+SCAN_BATCH = {"cpu": 4, "cuda": 16, "mps": 4}
+SCAN_SIZES = {"cpu": ("aim-b",), "cuda": ("aim-b", "aim-l", "aim-xl"), "mps": ("aim-b",)}
+CONVOLUTIONS = ("ours", "shifted products", "grouped")
 QUICK_TOKENS = 16
+DEFAULT_SIZE = "aim-b"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the user asked for.
+    """What to measure, as chosen by the user.
 
     Attributes:
-        sections: Of ``SECTIONS``.
-        batches: Images at once, for sampling and the decoder.
-        dtypes: Of the matrices.
-        paths: Folders of peers by name; the empty text for an installed package.
-        size: Preset whose shape is measured.
-        device: Where.
-        limit_seconds: How long one measurement may take.
-        quick: Tiny models.
+        sections: Names from ``SECTIONS``.
+        batches: Numbers of images in a batch, for sampling, the decoder and the kernels of a decoding step.
+        dtypes: Dtypes of the matrices.
+        paths: Folders of peers by name; empty for an installed package.
+        size: Preset to measure. By default ``aim-b``, and several presets for ``kernels`` and ``scan`` on CUDA.
+        device: Torch device.
+        limit_seconds: Time limit of one measurement.
+        quick: Use tiny models.
+        layouts: Time every launch layout of the kernels.
     """
 
     sections: Sequence[str]
     batches: Sequence[int]
     dtypes: Sequence[str]
     paths: dict[str, str]
-    size: str = "aim-b"
+    size: str | None = None
     device: str = "cpu"
     limit_seconds: float = 60.0
     quick: bool = False
+    layouts: bool = False
 
     def measurements(self) -> list[Measurement]:
-        """All measurements, in order; ceilings first."""
+        """Return all measurements in order; ceilings come first."""
         makers = {
             "ceilings": self._ceilings,
             "sampling": self._sampling,
@@ -51,15 +64,23 @@ class Plan:
             "growth": self._growth,
             "startup": self._startup,
             "decoder": self._decoder,
+            "kernels": self._kernels,
+            "scan": self._scan,
+            "convolution": self._convolution,
         }
         return [each for section, maker in makers.items() if section in self.sections for each in maker()]
+
+    @property
+    def device_type(self) -> str:
+        """``cpu``, ``cuda`` or ``mps``."""
+        return self.device.partition(":")[0]
 
     def _base(self, section: str) -> Measurement:
         return Measurement(
             section=section,
             subject="",
             tokens=QUICK_TOKENS if self.quick else 256,
-            size=self.size,
+            size=self.size or DEFAULT_SIZE,
             device=self.device,
             limit_seconds=self.limit_seconds,
             quick=self.quick,
@@ -70,7 +91,15 @@ class Plan:
         return [name for name in self.paths if name in PEERS]
 
     def _engines(self, dtype: str) -> tuple[str, ...]:
-        return ENGINES[self.device.partition(":")[0]][dtype]
+        return ENGINES[self.device_type][dtype]
+
+    def _sizes(self, several: Sequence[str]) -> Sequence[str]:
+        """The chosen size, or ``several`` where none was chosen; one is enough for a quick run."""
+        sizes = (self.size,) if self.size else several
+        return sizes[:1] if self.quick else sizes
+
+    def _float_dtypes(self) -> list[str]:
+        return [dtype for dtype in self.dtypes if dtype != "int8"]
 
     def _ceilings(self) -> Iterator[Measurement]:
         base = self._base("ceilings")
@@ -89,12 +118,11 @@ class Plan:
 
     def _training(self) -> Iterator[Measurement]:
         base = self._base("training")
-        for dtype in self.dtypes:
-            if dtype != "int8":
-                here = replace(base, batch=TRAINING_BATCH, dtype=dtype)
-                for subject, variants in TRAINING_VARIANTS.items():
-                    yield from (replace(here, subject=subject, variant=variant) for variant in variants)
-                yield from (replace(here, subject=peer) for peer in self._peers())
+        for dtype in self._float_dtypes():
+            here = replace(base, batch=TRAINING_BATCH, dtype=dtype)
+            for subject, variants in TRAINING_VARIANTS.items():
+                yield from (replace(here, subject=subject, variant=variant) for variant in variants)
+            yield from (replace(here, subject=peer) for peer in self._peers())
 
     def _growth(self) -> Iterator[Measurement]:
         base = self._base("growth")
@@ -109,16 +137,49 @@ class Plan:
     def _startup(self) -> Iterator[Measurement]:
         base = self._base("startup")
         yield replace(base, subject="import")
-        yield from (replace(base, subject="load", dtype=dtype) for dtype in self.dtypes if dtype != "int8")
+        yield from (replace(base, subject="load", dtype=dtype) for dtype in self._float_dtypes())
 
     def _decoder(self) -> Iterator[Measurement]:
         base = self._base("decoder")
         for batch in self.batches:
-            for dtype in self.dtypes:
-                if dtype != "int8":
-                    for subject, variants in DECODER_VARIANTS.items():
-                        if subject == "aim" or "llamagen" in self.paths:
-                            yield from (
-                                replace(base, subject=subject, variant=variant, batch=batch, dtype=dtype)
-                                for variant in variants
-                            )
+            for dtype in self._float_dtypes():
+                for subject, variants in DECODER_VARIANTS.items():
+                    if subject == "aim" or "llamagen" in self.paths:
+                        yield from (
+                            replace(base, subject=subject, variant=variant, batch=batch, dtype=dtype)
+                            for variant in variants
+                        )
+
+    def _kernels(self) -> Iterator[Measurement]:
+        """Our kernels run in bfloat16 on CUDA alone."""
+        if self.device_type != "cuda" or "bfloat16" not in self.dtypes:
+            return
+        variant = LAYOUTS if self.layouts else ""
+        base = replace(self._base("kernels"), dtype="bfloat16")
+        yield replace(base, subject="copy")
+        for batch in self.batches:
+            yield replace(base, subject="sampling", batch=batch)
+        for size in self._sizes(tuple(AIM_PRESETS)):
+            for batch in self.batches:
+                here = replace(base, size=size, batch=batch, variant=variant)
+                yield from (replace(here, subject=kernel) for kernel in KERNELS)
+
+    def _scan(self) -> Iterator[Measurement]:
+        sizes = self._sizes(SCAN_SIZES[self.device_type])
+        base = replace(self._base("scan"), batch=SCAN_BATCH[self.device_type])
+        for dtype in self._float_dtypes():
+            for size in sizes:
+                here = replace(base, dtype=dtype, size=size)
+                yield from (replace(here, subject=backend) for backend in SCAN_BACKENDS[self.device_type])
+        if self.layouts:
+            base = replace(base, size=sizes[0], variant=LAYOUTS)
+            if self.device_type == "cuda":
+                yield replace(base, subject="triton", dtype="bfloat16")
+                return
+            for dtype in self._float_dtypes():
+                yield from (replace(base, dtype=dtype, subject=each) for each in SCAN_BACKENDS[self.device_type])
+
+    def _convolution(self) -> Iterator[Measurement]:
+        base = replace(self._base("convolution"), batch=TRAINING_BATCH)
+        for dtype in self._float_dtypes():
+            yield from (replace(base, dtype=dtype, subject=form) for form in CONVOLUTIONS)

@@ -1,4 +1,4 @@
-"""The results as figures. Needs matplotlib, which comes with ``aimamba[plots]``."""
+"""Plot the results. Needs matplotlib, which comes with ``aimamba[plots]``."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -18,19 +18,19 @@ _DPI = 120
 
 
 def write_plots(results: Results, folder: Path) -> list[Path]:
-    """Write ``sampling.png`` and ``growth.png``, each where it has something to show.
+    """Write ``sampling.png`` and ``growth.png`` for the sections that have results.
 
     Returns:
-        What was written; nothing where matplotlib is not installed.
+        Paths of the written files; empty if matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
         return []
     plotters = {"sampling": _sampling, "growth": _growth}
     written = []
-    for section, draw in plotters.items():
+    for section, plot in plotters.items():
         if found := results.of(section):
             path = folder / f"{section}.png"
-            figure = draw(found)
+            figure = plot(found)
             write_atomically(path, lambda draft, figure=figure: _save(figure, draft))
             written.append(path)
     return written
@@ -56,23 +56,23 @@ def _label(each: dict[str, Any]) -> str:
 
 
 def _sampling(found: list[dict[str, Any]]) -> "Figure":
-    """Seconds an image, a panel for each batch, fastest first; a mark at the floor of each."""
+    """Seconds per image as bars, the fastest on top, one panel per batch size; a red line marks each floor."""
     batches = sorted({each["batch"] for each in found})
     figure, panels = _panels(len(batches))
     figure.set_size_inches(6.5 * len(batches), 0.8 + 0.3 * max(len(_of(found, batch)) for batch in batches))
     for axes, batch in zip(panels, batches, strict=True):
         rows = sorted(_of(found, batch), key=lambda each: -each["seconds_per_picture"]["median"])
-        places, seconds = range(len(rows)), [each["seconds_per_picture"]["median"] for each in rows]
+        heights, seconds = range(len(rows)), [each["seconds_per_picture"]["median"] for each in rows]
         ours = [each["subject"] == "aim" for each in rows]
-        axes.barh(places, seconds, color=["C0" if own else "C7" for own in ours], height=0.7)
-        floors = [(place, each["floor"]["seconds_per_picture"]) for place, each in enumerate(rows) if "floor" in each]
-        for place, floor in floors:
-            axes.plot([floor, floor], [place - 0.35, place + 0.35], color="C3", linewidth=2)
-        for place, taken in zip(places, seconds, strict=True):
-            axes.annotate(f" {taken:.3g}", (taken, place), va="center", fontsize="small")
-        axes.set_yticks(places, [_label(each) for each in rows], fontsize="small")
-        axes.set_xlabel("seconds a guided image; red: the floor")
-        axes.set_title(f"{batch} at once", fontsize="medium")
+        axes.barh(heights, seconds, color=["C0" if own else "C7" for own in ours], height=0.7)
+        floors = [(height, each["floor"]["seconds_per_picture"]) for height, each in enumerate(rows) if "floor" in each]
+        for height, floor in floors:
+            axes.plot([floor, floor], [height - 0.35, height + 0.35], color="C3", linewidth=2)
+        for height, taken in zip(heights, seconds, strict=True):
+            axes.annotate(f" {taken:.3g}", (taken, height), va="center", fontsize="small")
+        axes.set_yticks(heights, [_label(each) for each in rows], fontsize="small")
+        axes.set_xlabel("seconds per guided image (red line: lower bound)")
+        axes.set_title(f"batch {batch}", fontsize="medium")
         axes.set_xlim(0, 1.12 * max(seconds))
     return figure
 
@@ -82,7 +82,7 @@ def _of(found: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
 
 
 def _growth(found: list[dict[str, Any]]) -> "Figure":
-    """Milliseconds a token, a panel for each batch that has several lengths, and what a row remembers."""
+    """Milliseconds per token, one panel per batch size with several lengths, and the size of the state."""
     batches = sorted({each["batch"] for each in found})
     lengths = {batch: {each["tokens"] for each in _of(found, batch)} for batch in batches}
     batches = [batch for batch in batches if len(lengths[batch]) > 1] or batches[:1]
@@ -91,10 +91,10 @@ def _growth(found: list[dict[str, Any]]) -> "Figure":
     styles = dict(zip(dtypes, ("-", "--", ":"), strict=False))
     for axes, batch in zip(panels, batches, strict=False):
         _lines(axes, _of(found, batch), names, styles, lambda each: each["milliseconds_per_token"]["median"])
-        _lengths(axes, found, "milliseconds a token")
-        axes.set_title(f"{batch} guided image{'s' if batch > 1 else ''} at once", fontsize="medium")
+        _lengths(axes, found, "milliseconds per token")
+        axes.set_title(f"batch {batch}, guided", fontsize="medium")
     _lines(panels[-1], _of(found, batches[0]), names, styles, lambda each: each["remembered_bytes"] / 1e6)
-    _lengths(panels[-1], found, "MB remembered a row")
+    _lengths(panels[-1], found, "state, MB per row")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     return figure
 
@@ -106,7 +106,7 @@ def _lines(
     styles: dict[str, str],
     value: Callable[[dict[str, Any]], float],
 ) -> None:
-    """A line for each subject and dtype: the colour is the subject's, the style the dtype's."""
+    """Plot a line for each subject and dtype; the colour shows the subject, the style the dtype."""
     for label, group in groupby(sorted(found, key=_label), _label):
         points = sorted((each["tokens"], value(each), each["dtype"], name(each)) for each in group)
         axes.plot(
@@ -121,7 +121,7 @@ def _lines(
 
 
 def _lengths(axes: "Axes", found: list[dict[str, Any]], what: str) -> None:
-    """Lengths of the sequence on a logarithmic axis, each with its number; the other axis begins at 0."""
+    """Label the lengths on a logarithmic axis; the other axis starts at 0."""
     tokens = sorted({each["tokens"] for each in found})
     axes.set(xscale="log", xlabel="tokens", ylabel=what, ylim=(0, None))
     axes.set_xticks(tokens, labels=[f"{count:,}" for count in tokens])

@@ -1,14 +1,18 @@
-"""The results as Markdown."""
+"""Write the results as Markdown."""
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+from aimamba.files import write_atomically
 from benchmarks.results import Results
 
 Found = dict[str, Any]
 
 DISTURBED = 0.2
-"""Cores that other programs may keep busy before a figure is marked."""
+"""Number of cores that other programs may keep busy before a number is marked."""
 
 NAMES = {
     "aim": "AiM",
@@ -20,8 +24,13 @@ NAMES = {
 }
 
 
+def write_markdown(results: Results, folder: Path) -> None:
+    """Write ``results.md``."""
+    write_atomically(folder / "results.md", lambda path: path.write_text(markdown(results), encoding="utf-8"))
+
+
 def markdown(results: Results) -> str:
-    """All tables, under the machine they come from."""
+    """Return all tables, with the machine they come from."""
     parts = [_machine(results)]
     tables: dict[str, Callable[[list[Found]], str]] = {
         "ceilings": _ceilings,
@@ -30,6 +39,9 @@ def markdown(results: Results) -> str:
         "growth": _growth,
         "startup": _startup,
         "decoder": _decoder,
+        "kernels": _kernels,
+        "scan": _scan,
+        "convolution": _convolution,
     }
     parts += [
         f"## {section.capitalize()}\n\n{make(results.of(section))}"
@@ -38,28 +50,28 @@ def markdown(results: Results) -> str:
     ]
     found = [marks(each) for each in results.measurements]
     if any("*" in each for each in found):
-        parts.append("\\* estimated from steps at several places of an image.")
+        parts.append("\\* estimated from steps at several positions of an image.")
     if any("+" in each for each in found):
-        parts.append(f"+ other programs kept more than {DISTURBED} cores busy meanwhile.")
+        parts.append(f"+ other programs kept more than {DISTURBED} cores busy during the measurement.")
     if results.skipped:
         parts.append("## Not measured\n\n" + "\n".join(f"- {line}" for line in results.skipped))
     return "\n\n".join(parts) + "\n"
 
 
 def name(found: Found) -> str:
-    """Subject and variant."""
-    who = NAMES.get(found["subject"], found["subject"])
+    """Return the display name of subject and variant."""
+    who = NAMES.get(found["subject"]) or str(found["subject"])
     return f"{who}, {found['variant']}" if found["variant"] else who
 
 
 def marks(found: Found) -> str:
-    """What to know about a figure: ``*`` estimated, ``+`` disturbed by other programs."""
+    """Return the marks of a number: ``*`` estimated, ``+`` disturbed by other programs."""
     estimated, disturbed = found.get("estimated", False), (found.get("disturbed_by_cores") or 0.0) > DISTURBED
     return (" \\*" if estimated else "") + (" +" if disturbed else "")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
+    """Return a Markdown table whose first column is aligned left and the others right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -71,7 +83,7 @@ def _machine(results: Results) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """Three digits that count, without an exponent."""
+    """Format with three significant digits and no exponent."""
     if value is None:
         return ""
     if abs(value) < 1:
@@ -102,7 +114,7 @@ def _ceilings(found: list[Found]) -> str:
 
 
 def _sampling(found: list[Found]) -> str:
-    head = ["", "dtype", "batch", "s an image", "ms a token", "floor, s an image", "times the floor", "peak GiB"]
+    head = ["", "dtype", "batch", "s/image", "ms/token", "floor, s/image", "times the floor", "peak GiB"]
     rows = []
     for each in sorted(found, key=lambda each: (each["batch"], each["dtype"])):
         floor = each.get("floor")
@@ -122,7 +134,7 @@ def _sampling(found: list[Found]) -> str:
 
 
 def _training(found: list[Found]) -> str:
-    head = ["", "dtype", "tokens a second", "share of the matrix rate", "with mixing", "peak GiB"]
+    head = ["", "dtype", "tokens/s", "share of the matrix rate", "with mixing", "peak GiB"]
     rows = [
         [
             name(each),
@@ -140,7 +152,7 @@ def _training(found: list[Found]) -> str:
 
 
 def _growth(found: list[Found]) -> str:
-    head = ["", "dtype", "batch", "tokens", "ms a token", "times the floor", "MB remembered a row"]
+    head = ["", "dtype", "batch", "tokens", "ms/token", "times the floor", "state, MB per row"]
     rows = [
         [
             name(each),
@@ -173,4 +185,111 @@ def _decoder(found: list[Found]) -> str:
         ]
         for each in sorted(found, key=lambda each: (each["batch"], each["dtype"], each["subject"]))
     ]
-    return table(["", "dtype", "batch", "s an image", "peak GiB"], rows)
+    return table(["", "dtype", "batch", "s/image", "peak GiB"], rows)
+
+
+def _kernels(found: list[Found]) -> str:
+    """The fastest layout of each kernel; copies of memory set the scale."""
+    rows = [
+        ["copy", "", "", "", "", f"{_number(each['bytes_per_second'] / 1e12)} TB/s", ""]
+        for each in found
+        if each["subject"] == "copy"
+    ]
+    for each, best in _fastest(found):
+        share = best.get("share_of_bandwidth")
+        rows.append(
+            [
+                best["kernel"],
+                each["size"],
+                str(best["rows"]),
+                str(best.get("position", "")),
+                _number(best["microseconds"]) + marks(each),
+                "" if share is None else f"{share:.0%}",
+                layout(best["launch"]),
+            ]
+        )
+    return table(["kernel", "size", "rows", "position", "us", "share of a copy's rate", "fastest layout"], rows)
+
+
+def _fastest(found: list[Found]) -> Iterator[tuple[Found, Found]]:
+    """The fastest timing of each kernel, size, number of rows and position, with the measurement it comes from."""
+    timings = [(each, piece) for each in found for piece in each.get("pieces", ()) if "microseconds" in piece]
+
+    def key(timing: tuple[Found, Found]) -> tuple[str, str, int, int]:
+        each, piece = timing
+        return piece["kernel"], each["size"], piece["rows"], piece.get("position", 0)
+
+    for _, group in groupby(sorted(timings, key=key), key):
+        yield min(group, key=lambda timing: timing[1]["microseconds"])
+
+
+def layout(launch: Any) -> str:
+    """Return the display name of a launch layout."""
+    return ", ".join(f"{key} {value}" for key, value in launch.items()) if isinstance(launch, dict) else str(launch)
+
+
+def _scan(found: list[Found]) -> str:
+    """Every backend, then the fastest layout of each kernel and chunk length."""
+    rows = [
+        [
+            name(each),
+            each["size"],
+            each["dtype"],
+            _number(statistics.median(each["forward_ms"])),
+            _number(statistics.median(each["both_ms"])) + marks(each),
+            _number(each["peak_bytes"] / 2**20),
+            f"{max(each['off'].values()):.1e}",
+        ]
+        for each in found
+        if "both_ms" in each
+    ]
+    parts = [table(["", "size", "dtype", "forward ms", "with backward ms", "peak MiB", "largest error"], rows)]
+    rows = [
+        [name(each), each["size"], each["dtype"], line["kernel"], str(line["chunk"]), milliseconds, layout_name]
+        for each in found
+        for line, milliseconds, layout_name in _fastest_scans(each)
+    ]
+    if rows:
+        parts.append(table(["", "size", "dtype", "pass", "chunk", "ms", "fastest layout"], rows))
+    return "\n\n".join(parts)
+
+
+def _fastest_scans(each: Found) -> Iterator[tuple[Found, str, str]]:
+    """The fastest layout of each pass and chunk length of one measurement."""
+    lines = [line for line in each.get("layouts", ()) if "ms" in line]
+    for _, group in groupby(lines, key=lambda line: (line["chunk"], line["kernel"])):
+        best = min(group, key=lambda line: statistics.median(line["ms"]))
+        yield best, _number(statistics.median(best["ms"])), layout(best.get("launch", ""))
+
+
+def _convolution(found: list[Found]) -> str:
+    rows = [
+        [name(each), each["size"], each["dtype"], _range(each["milliseconds"]) + marks(each)]
+        for each in sorted(found, key=lambda each: (each["size"], each["dtype"]))
+    ]
+    return table(["", "size", "dtype", "ms, forward and backward"], rows)
+
+
+def summary(found: Found) -> str:
+    """Return the most important number of a measurement, as text."""
+    for key in (
+        "seconds_per_picture",
+        "tokens_per_second",
+        "milliseconds_per_token",
+        "best",
+        "seconds",
+        "milliseconds",
+    ):
+        if key in found:
+            value = found[key]["median"] if isinstance(found[key], dict) else found[key]
+            about = "about " if found.get("estimated") else ""
+            return f"{key.replace('picture', 'image').replace('_', ' ')} {about}{value:.4g}"
+    if "both_ms" in found:
+        forward, both = (statistics.median(found[key]) for key in ("forward_ms", "both_ms"))
+        return f"forward {forward:.3f} ms, with backward {both:.3f} ms, error {max(found['off'].values()):.1e}"
+    if "bytes_per_second" in found:
+        return f"{found['bytes_per_second'] / 1e12:.3g} TB/s"
+    timings: Sequence[Found] = found.get("pieces") or found.get("layouts") or ()
+    failures = [each["failed"] for each in timings if "failed" in each]
+    failed = f", {len(failures)} of them failed, the first with {failures[0]}" if failures else ""
+    return f"{len(timings)} timings{failed}" if timings else "done"

@@ -1,4 +1,4 @@
-"""The file of results: measurements of one machine, with what their floors are computed from."""
+"""The results file: measurements of one machine, with the floors computed from its ceilings."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ _MACHINE = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
 
 
 class Results:
-    """``results.json``: a later run adds to it, and replaces what it measures again.
+    """``results.json``. A later run adds to it, and replaces what it measures again.
 
     Attributes:
         provenance: Machine, versions, commit and date of the latest run.
-        measurements: Settings and figures, one mapping a measurement.
+        measurements: Settings and numbers, one mapping for each measurement.
         skipped: One line for each measurement that could not be taken.
     """
 
@@ -28,30 +28,46 @@ class Results:
         self.skipped: list[str] = []
 
     @classmethod
-    def open(cls, folder: Path, provenance: dict[str, Any]) -> "Results":
-        """Go on with the results in ``folder``, or begin.
+    def load(cls, folder: Path) -> "Results":
+        """Load the results in ``folder``.
 
         Raises:
-            ConfigError: They are another machine's, or cannot be read.
+            ConfigError: The file is missing or cannot be read.
         """
-        results, path = cls(provenance), folder / FILE
+        path = folder / FILE
         if not path.is_file():
-            return results
+            raise ConfigError(f"{path} does not exist; name a folder with results with --out")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            before, results.measurements = content["provenance"], content["measurements"]
+            results = cls(content["provenance"])
+            results.measurements, results.skipped = content["measurements"], content["skipped"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: expected results of this command; give another folder with --out") from error
+            raise ConfigError(f"{path}: expected results of this command; choose another folder with --out") from error
+        return results
+
+    @classmethod
+    def open(cls, folder: Path, provenance: dict[str, Any]) -> "Results":
+        """Continue the results in ``folder``, or start new ones.
+
+        Raises:
+            ConfigError: The file is from another machine, or cannot be read.
+        """
+        results = cls(provenance)
+        if not (folder / FILE).is_file():
+            return results
+        before = cls.load(folder)
         for name in _MACHINE:
-            if before.get(name) != provenance.get(name):
+            if before.provenance.get(name) != provenance.get(name):
                 raise ConfigError(
-                    f"{path} was measured with {name} {before.get(name)!r}, this run has {provenance.get(name)!r}; "
-                    "figures of two machines do not compare: give another folder with --out"
+                    f"{folder / FILE} was measured with {name} {before.provenance.get(name)!r}, this run has "
+                    f"{provenance.get(name)!r}; results of two machines cannot be compared: choose another folder "
+                    "with --out"
                 )
+        results.measurements = before.measurements
         return results
 
     def add(self, measurement: Measurement, found: dict[str, Any]) -> None:
-        """Add a measurement's figures; an older one of the same settings goes, but a ceiling can only rise."""
+        """Add a measurement; it replaces an older one with the same settings, but a ceiling can only rise."""
         identity = measurement.identity
         older = [each for each in self.measurements if all(each[key] == identity[key] for key in identity)]
         self.measurements = [each for each in self.measurements if each not in older]
@@ -61,13 +77,14 @@ class Results:
         self.measurements.sort(key=lambda each: SECTIONS.index(each["section"]))
 
     def of(self, section: str) -> list[dict[str, Any]]:
-        """Measurements of one section."""
+        """Return the measurements of one section."""
         return [each for each in self.measurements if each["section"] == section]
 
     def ceilings(self) -> dict[str, Any] | None:
-        """``bytes_per_second`` and, by dtype, ``operations_per_second``; None where bandwidth was not measured.
+        """Return ``bytes_per_second`` and, by dtype, ``operations_per_second``; None if bandwidth was not measured.
 
-        Where narrow numbers are multiplied slower than float32, float32's rate counts: a kernel can widen them first.
+        Where products of a narrow dtype are slower than float32, the rate of float32 counts: a kernel can convert
+        the numbers first.
         """
         found = self.of("ceilings")
         bandwidth = [each["best"] for each in found if each["subject"] == "bandwidth"]
@@ -76,11 +93,12 @@ class Results:
         return {"bytes_per_second": bandwidth[-1], "operations_per_second": rates} if bandwidth else None
 
     def write(self, folder: Path) -> None:
-        """Compute the floors and write the file."""
+        """Compute floors and shares of the bandwidth, and write the file."""
         ceilings = self.ceilings()
         if ceilings is not None:
             for each in self.measurements:
                 add_floor(each, ceilings)
+        add_shares(self.of("kernels"))
         content = {
             "provenance": self.provenance,
             "ceilings": ceilings,
@@ -92,7 +110,7 @@ class Results:
 
 
 def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
-    """Put ``floor`` beside a drawing's or a token's figure, or the share of the matrix rate beside a training's."""
+    """Add ``floor`` and ``times_floor`` to a time, or the share of the matrix rate to a training speed."""
     if "work" not in found:
         return
     work, tokens, batch = Work.read(found["work"]), found["tokens"], found["batch"]
@@ -119,3 +137,13 @@ def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
         else found["milliseconds_per_token"]["median"]
     )
     found["times_floor"] = taken / found["floor"]["milliseconds_per_token"]
+
+
+def add_shares(kernels: list[dict[str, Any]]) -> None:
+    """Add to each timing of a kernel the share of the rate that a copy reached, where that was measured."""
+    rates = [each["bytes_per_second"] for each in kernels if each["subject"] == "copy"]
+    if not rates:
+        return
+    for piece in (piece for each in kernels for piece in each.get("pieces", ())):
+        if "microseconds" in piece:
+            piece["share_of_bandwidth"] = piece["bytes"] / (piece["microseconds"] * 1e-6) / rates[-1]

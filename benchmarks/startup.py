@@ -1,4 +1,4 @@
-"""How long until the first code can be drawn: importing, and loading weights."""
+"""Time until the first token can be generated: importing, and loading weights."""
 
 import importlib
 import sys
@@ -11,12 +11,14 @@ from benchmarks.measurement import Measurement
 
 
 def measure_startup(measurement: Measurement) -> dict[str, Any]:
-    """Time one thing in this fresh process.
+    """Time an import or loading weights, in this new process.
 
-    Subjects:
-        ``import``: ``import aimamba``, which must not bring torch.
-        ``load``: ``AiM.from_pretrained`` of a folder that was just written, so that the system still holds the file
-        in memory; importing torch is not counted but told.
+    The subject ``import`` is ``import aimamba``, which must not import torch. The subject ``load`` is
+    ``AiM.from_pretrained`` on a folder that was just written, so that the system still caches the file; importing
+    torch is reported separately.
+
+    Returns:
+        ``seconds``, and ``torch_loaded`` or ``file_bytes`` and ``import_torch_seconds``.
     """
     if measurement.subject == "import":
         start = time.perf_counter()
@@ -31,7 +33,7 @@ def measure_startup(measurement: Measurement) -> dict[str, Any]:
 
 def _load(folder: Path, measurement: Measurement) -> dict[str, Any]:
     """Write random weights, then load them."""
-    from aimamba.models import AiM  # noqa: PLC0415 - brings torch, whose import is timed above
+    from aimamba.models import AiM  # noqa: PLC0415 - imports torch, which is timed above
     from benchmarks.ours import TORCH_DTYPES, aim_config  # noqa: PLC0415 - the same
 
     AiM(aim_config(measurement)).save_pretrained(folder)

@@ -1,5 +1,5 @@
-// Reads a buffer once, as fast as memory gives it: every thread takes a part of its own and reads it at several places
-// in turn, which keeps more of the memory's pages open and more prefetches under way than one place does.
+// Reads a buffer once at the full bandwidth of memory. Every thread reads its own part as several interleaved streams,
+// which keeps more memory pages open and more prefetches in flight than a single stream.
 #include <cstddef>
 #include <cstdint>
 #include <thread>
@@ -7,15 +7,15 @@
 
 namespace {
 
-constexpr std::size_t kBlock = 32;   // numbers of 8 bytes that are read at one place before the next
-constexpr std::size_t kAhead = 256;  // numbers that a prefetch is ahead
+constexpr std::size_t kBlock = 32;   // 8-byte numbers read from one stream before the next
+constexpr std::size_t kAhead = 256;  // how many numbers ahead to prefetch
 
-std::uint64_t read_part(const std::uint64_t* numbers, std::size_t count, std::size_t places) {
-    const std::size_t stride = count / places / kBlock * kBlock;
+std::uint64_t read_part(const std::uint64_t* numbers, std::size_t count, std::size_t streams) {
+    const std::size_t stride = count / streams / kBlock * kBlock;
     std::uint64_t found[kBlock] = {};
     for (std::size_t at = 0; at < stride; at += kBlock) {
-        for (std::size_t place = 0; place < places; ++place) {
-            const std::uint64_t* block = numbers + place * stride + at;
+        for (std::size_t stream = 0; stream < streams; ++stream) {
+            const std::uint64_t* block = numbers + stream * stride + at;
             for (std::size_t line = 0; line < kBlock; line += 8) __builtin_prefetch(block + kAhead + line);
             for (std::size_t i = 0; i < kBlock; ++i) found[i] ^= block[i];
         }
@@ -27,13 +27,13 @@ std::uint64_t read_part(const std::uint64_t* numbers, std::size_t count, std::si
 
 }  // namespace
 
-extern "C" std::uint64_t read_stream(
-    const std::uint64_t* numbers, std::size_t count, std::size_t threads, std::size_t places) {
+extern "C" std::uint64_t read_stream(const std::uint64_t* numbers, std::size_t count, std::size_t threads,
+                                     std::size_t streams) {
     std::vector<std::uint64_t> found(threads);
     std::vector<std::thread> workers;
     const std::size_t part = count / threads;
     for (std::size_t i = 0; i < threads; ++i)
-        workers.emplace_back([=, &found] { found[i] = read_part(numbers + i * part, part, places); });
+        workers.emplace_back([=, &found] { found[i] = read_part(numbers + i * part, part, streams); });
     for (auto& worker : workers) worker.join();
     std::uint64_t all = 0;
     for (std::uint64_t each : found) all ^= each;

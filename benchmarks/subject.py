@@ -1,4 +1,4 @@
-"""The interface behind which ours and the peers' generators are measured."""
+"""The common interface of our generator and the peers'."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -7,28 +7,28 @@ from torch import Tensor, nn
 
 from benchmarks.floors import Work
 
-CFG_SCALE = 2.0  # as published for AiM-B; any scale but 1 costs the same
+CFG_SCALE = 2.0  # as published for AiM-B; every scale except 1 costs the same
 
 
 class Subject(ABC):
-    """A generator that draws guided codes and can be trained.
+    """A generator that can be trained and can generate images with guidance.
 
     Attributes:
-        model: Its module.
-        work: What it must do for a token, for the floors.
+        model: The module.
+        work: Its work per token, for the floors.
     """
 
     model: nn.Module
     work: Work
 
     @abstractmethod
-    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
-        """Draw ``images`` at once with guidance, yielding after every code.
+    def generate(self, images: int, *, start: int = 0) -> Iterator[object]:
+        """Generate a batch of images with guidance, yielding after every token.
 
         Args:
-            images: Images at once; two rows each.
-            start: Codes that count as drawn: states and caches are filled as after so many, with noise where that
-                costs the same.
+            images: Number of images; each takes two rows.
+            start: Number of tokens to treat as already generated. States and caches have the size they have after so
+                many tokens, filled with noise where that costs the same.
         """
 
     @abstractmethod
@@ -37,10 +37,10 @@ class Subject(ABC):
 
 
 def numbers(parameters: Iterable[Tensor]) -> int:
-    """Numbers in some tensors, each tensor once."""
+    """Return the number of elements of all tensors, counting each tensor once."""
     return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
 
 
 def linear_weights(module: nn.Module) -> list[Tensor]:
-    """Weights of all linear layers inside a module."""
+    """Return the weights of all linear layers in a module."""
     return [part.weight for part in module.modules() if isinstance(part, nn.Linear)]

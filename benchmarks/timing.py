@@ -1,4 +1,4 @@
-"""Clocks and memory."""
+"""Measure time and peak memory."""
 
 import resource
 import sys
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was asked for."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -21,7 +21,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's work included."""
+    """Return the seconds of one call, including the work on the device."""
     synchronize(device)
     start = time.perf_counter()
     run()
@@ -32,7 +32,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def repeated(
     run: Callable[[], object], device: torch.device, *, limit: float, warm_up: int = 1, least: int = 3, most: int = 20
 ) -> list[float]:
-    """Seconds of several calls: ``most`` of them, fewer where they would take longer than ``limit`` seconds."""
+    """Return the seconds of up to ``most`` calls; fewer, but at least ``least``, beyond ``limit`` seconds."""
     for _ in range(warm_up):
         run()
     taken: list[float] = []
@@ -42,7 +42,7 @@ def repeated(
 
 
 def windows(steps: Iterator[object], device: torch.device, *, count: int, length: int) -> list[float]:
-    """Seconds a step, for ``count`` windows of ``length`` steps; fewer where the steps come to an end."""
+    """Return the seconds per step of ``count`` windows of ``length`` steps; fewer if the steps run out."""
     taken = []
     for _ in range(count):
         synchronize(device)
@@ -57,21 +57,21 @@ def windows(steps: Iterator[object], device: torch.device, *, count: int, length
     return taken
 
 
-def forget_peak(device: torch.device) -> None:
-    """Begin to count ``peak_bytes`` from what is held now; on other systems than Linux the host's peak stays."""
+def reset_peak(device: torch.device) -> None:
+    """Reset ``peak_bytes`` to the memory in use now. The peak of the host can only be reset on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _FORGET.exists():
+    elif _CLEAR_REFS.exists():
         with suppress(OSError):  # not allowed in some containers
-            _FORGET.write_text("5", encoding="ascii")
+            _CLEAR_REFS.write_text("5", encoding="ascii")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has held: resident on the host, allocated on a GPU."""
+    """Return the peak memory of this process in bytes: resident on the host, or allocated on CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.is_file():
         lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
-    scale = 1 if sys.platform == "darwin" else 1024  # kilobytes on other systems than macOS
+    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, other systems kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

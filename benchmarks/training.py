@@ -1,4 +1,4 @@
-"""Tokens a second of a forward and a backward pass over four images."""
+"""Tokens per second of a forward and a backward pass over a few images."""
 
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +13,7 @@ _MOST_RUNS = 10
 
 
 def measure_training(measurement: Measurement) -> dict[str, Any]:
-    """Run forward and backward without an optimiser; ``bfloat16`` is autocast over float32 weights.
+    """Run forward and backward without an optimizer; ``bfloat16`` is autocast over float32 weights.
 
     Returns:
         ``tokens_per_second`` and ``seconds`` of a pass with their spread, ``peak_bytes`` and ``work``.

@@ -1,6 +1,7 @@
-"""One measurement in a process of its own: ``python -m benchmarks.worker MEASUREMENT.json RESULT.json``.
+"""Take one measurement in its own process: ``python -m benchmarks.worker MEASUREMENT.json RESULT.json``.
 
-So peak memory is the measurement's own, and what a peer changes in other modules does not reach the next one.
+Peak memory then belongs to this measurement alone, and changes that a peer makes to other modules do not reach the
+next measurement.
 """
 
 import json
@@ -20,16 +21,23 @@ _MEASURES = {
     "growth": "benchmarks.growth:measure_growth",
     "startup": "benchmarks.startup:measure_startup",
     "decoder": "benchmarks.decoder:measure_decoder",
+    "kernels": "benchmarks.kernels:measure_kernel",
+    "scan": "benchmarks.scan:measure_scan",
+    "convolution": "benchmarks.convolution:measure_convolution",
 }
 
 
 def measure(measurement: Measurement) -> dict[str, Any]:
-    """Take the measurement, or say in one line why it cannot be taken."""
+    """Take a measurement.
+
+    Returns:
+        The numbers, or the reason why there are none under ``skipped`` or ``unavailable``.
+    """
     module, _, function = _MEASURES[measurement.section].partition(":")
     try:
-        taken = getattr(import_module(module), function)
+        take = getattr(import_module(module), function)
         disturbance = Disturbance()
-        return {**taken(measurement), "disturbed_by_cores": disturbance.cores()}
+        return {**take(measurement), "disturbed_by_cores": disturbance.cores()}
     except UnavailableError as reason:
         return {"unavailable": str(reason)}
     except SkippedError as reason:
@@ -48,5 +56,5 @@ def write_measurement(measurement: Measurement) -> str:
 
 
 if __name__ == "__main__":
-    asked, answer = (Path(argument) for argument in sys.argv[1:])
-    answer.write_text(json.dumps(measure(read_measurement(asked.read_text(encoding="utf-8")))), encoding="utf-8")
+    request, result = (Path(argument) for argument in sys.argv[1:])
+    result.write_text(json.dumps(measure(read_measurement(request.read_text(encoding="utf-8")))), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Other people's code, from a checkout or a package that the user names; nothing of it is kept here.
+"""Adapters for other implementations, imported from a checkout or a package that the user names.
 
-Weights are random and of the published sizes: speed does not depend on them. Where a peer needs kernels that this
-machine cannot run, its own reference functions take their place; where several would do, the fastest was chosen.
+Weights are random and have the published sizes; speed does not depend on their values. Where a peer needs kernels that
+this machine cannot run, they are replaced by the peer's own reference functions, the fastest if there are several.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ def build_peer(measurement: Measurement) -> Subject:
     """Import the peer and build its model.
 
     Raises:
-        UnavailableError: It cannot be imported, or has no such size.
+        UnavailableError: The peer cannot be imported, or has no such size.
     """
     try:
         return import_module(PEERS[measurement.subject]).build(measurement, dict(measurement.paths))

@@ -1,4 +1,4 @@
-"""LlamaGen's class-conditional GPT with its own KV cache and decoding functions, from a checkout."""
+"""LlamaGen's class-conditional GPT from a checkout, with its own KV cache and decoding functions."""
 
 import sys
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ _SIZES = {"aim-b": "GPT-B", "aim-l": "GPT-L", "aim-xl": "GPT-XL"}
 
 
 class LlamaGen(Subject):
-    """``prefill`` and ``decode_one_token`` in the order of its ``generate``.
+    """Calls ``prefill`` and ``decode_one_token`` as the ``generate`` of LlamaGen does.
 
-    The cache has a fixed length and every step attends to all of it under a mask, as in the original, so the place in
-    the image does not matter to the time. Dropout is off in training as well, since ours has none.
+    As in the original, the cache has a fixed length and every step attends to all of it under a mask, so that the time
+    of a step does not depend on the position. Dropout is off in training as well, because ours has none.
     """
 
     def __init__(self, measurement: Measurement, path: str) -> None:
         if measurement.size not in _SIZES:
-            raise UnavailableError(f"LlamaGen has no size beside {measurement.size}")
+            raise UnavailableError(f"LlamaGen has no size that matches {measurement.size}")
         sys.path.append(path)
         gpt = import_module("autoregressive.models.gpt")
         self.decoding = import_module("autoregressive.models.generate")
@@ -55,23 +55,23 @@ class LlamaGen(Subject):
         )
 
     @torch.no_grad()
-    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
-        """From ``start`` on, with what comes before left as zeros in the cache."""
+    def generate(self, images: int, *, start: int = 0) -> Iterator[object]:
+        """Generate from ``start``; earlier positions of the cache stay zero."""
         self.model.eval()
         with torch.device(self.device):
             self.model.setup_caches(2 * images, self.tokens + 1, self.dtype)
         classes = torch.arange(images, device=self.device) % self.model.num_classes
         condition = torch.cat([classes, torch.full_like(classes, self.model.num_classes)])
-        place = torch.arange(0, 1, device=self.device)
-        codes = self.decoding.prefill(self.model, condition, place, CFG_SCALE)
+        position = torch.arange(0, 1, device=self.device)
+        codes = self.decoding.prefill(self.model, condition, position, CFG_SCALE)
         yield codes
         for t in range(start + 1, self.tokens):
-            place = torch.tensor([t], device=self.device)
-            codes, _ = self.decoding.decode_one_token(self.model, codes.view(-1, 1), place, CFG_SCALE, True)
+            position = torch.tensor([t], device=self.device)
+            codes, _ = self.decoding.decode_one_token(self.model, codes.view(-1, 1), position, CFG_SCALE, True)
             yield codes
 
     def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Its own loss in training mode."""
+        """Return the cross entropy of its training logits."""
         self.model.train()
         for layer in self.model.layers:
             layer.attention.kv_cache = None

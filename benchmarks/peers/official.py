@@ -1,4 +1,4 @@
-"""The official AiM from a checkout, with the sources of ``mamba_ssm`` it needs from another.
+"""The official AiM from a checkout, with the sources of ``mamba_ssm`` from another.
 
 Without Triton, ``mamba_ssm``'s kernels are replaced by its own reference functions: ``rms_norm_ref``, Mamba2's own
 step for machines without kernels, and ``ssd_minimal_discrete`` (Listing 1 of the Mamba-2 paper) for whole sequences.
@@ -27,7 +27,7 @@ _CHUNK = 64
 
 
 class Official(Subject):
-    """``MambaLMHeadModel`` with guidance and sampling of its own decoding loop."""
+    """``MambaLMHeadModel`` with the guidance and sampling of its own decoding loop."""
 
     def __init__(self, measurement: Measurement, path: str, *, kernels: bool) -> None:
         sys.path.append(path)
@@ -36,7 +36,7 @@ class Official(Subject):
         self.decoding = import_module("models.stage2.generation")
         config = aim_config(measurement)
         if config.num_tokens != measurement.tokens or config.adaln not in ("block", "group"):
-            raise UnavailableError(f"the official code has no model of the shape of {measurement.size}")
+            raise UnavailableError(f"the official code has no model with the shape of {measurement.size}")
         self.tokens, self.device, self.kernels = config.num_tokens, torch.device(measurement.device), kernels
         model = network(
             settings(
@@ -75,8 +75,8 @@ class Official(Subject):
         )
 
     @torch.inference_mode()
-    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
-        """Place by place as its ``decode`` does; on CUDA the graph is captured before the first code."""
+    def generate(self, images: int, *, start: int = 0) -> Iterator[object]:
+        """Generate token by token as its ``decode`` does; on CUDA the graph is captured before the first token."""
         self.model.eval()
         rows = 2 * images
         classes = torch.arange(images, device=self.device) % self.model.config.num_classes
@@ -94,8 +94,8 @@ class Official(Subject):
             yield inputs
 
     def _eager(self, inputs: Tensor, t: int, memory: Any, condition: Tensor) -> Tensor:
-        place = None if t == 0 else torch.full_like(inputs, t)
-        output = self.model(inputs, position_ids=place, cond=condition, inference_params=memory, num_last_tokens=1)
+        positions = None if t == 0 else torch.full_like(inputs, t)
+        output = self.model(inputs, position_ids=positions, cond=condition, inference_params=memory, num_last_tokens=1)
         return output.logits[:, -1]
 
     @staticmethod
@@ -106,14 +106,14 @@ class Official(Subject):
         return run
 
     def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy of its training logits."""
+        """Return the cross entropy of its training logits."""
         self.model.train()
         logits = self.model(codes[:, :-1], cond=labels[:, None]).logits
         return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
 
 
 def build(measurement: Measurement, paths: dict[str, str]) -> Official:
-    """Build the peer from its checkout; ``mamba`` in ``paths`` is where the sources of ``mamba_ssm`` are."""
+    """Build the peer from its checkout; ``mamba`` in ``paths`` names the sources of ``mamba_ssm``."""
     if "mamba" in paths:
         _package_without_its_init("mamba_ssm", Path(paths["mamba"]) / "mamba_ssm")
     elif find_spec("mamba_ssm") is None:
@@ -127,7 +127,7 @@ def build(measurement: Measurement, paths: dict[str, str]) -> Official:
 
 
 def _package_without_its_init(name: str, folder: Path) -> None:
-    """Let sub-modules of a package be imported without all that its ``__init__`` asks for."""
+    """Make submodules of a package importable without running its ``__init__``."""
     package = ModuleType(name)
     package.__path__ = [str(folder)]
     sys.modules[name] = package
@@ -135,7 +135,7 @@ def _package_without_its_init(name: str, folder: Path) -> None:
 
 @contextmanager
 def _stub_triton() -> Iterator[None]:
-    """For a while a ``triton`` whose decorators do nothing: modules with kernels and reference functions import."""
+    """Install a ``triton`` whose decorators do nothing, so that modules with kernels can be imported."""
 
     def keep(function: Any = None, **_: Any) -> Any:
         return function if callable(function) else lambda decorated: decorated
@@ -166,7 +166,7 @@ def _stub_triton() -> Iterator[None]:
 
 
 def _old_names_of_transformers() -> None:
-    """Names of ``transformers.generation`` that the checkout imports and newer versions have renamed."""
+    """Restore names of ``transformers.generation`` that newer versions have renamed."""
     generation = import_module("transformers.generation")
     for name in ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"):
         if not hasattr(generation, name):
@@ -174,7 +174,7 @@ def _old_names_of_transformers() -> None:
 
 
 def _replace_kernels() -> None:
-    """Put reference functions where kernels would be called."""
+    """Replace kernels by reference functions."""
     norms = import_module("mamba_ssm.ops.triton.layer_norm")
     gated = import_module("mamba_ssm.ops.triton.layernorm_gated")
 
@@ -192,7 +192,7 @@ def _replace_kernels() -> None:
 
 
 def _scan(minimal: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """The signature of ``mamba_chunk_scan_combined`` around Listing 1 of the Mamba-2 paper, for one group."""
+    """Wrap Listing 1 of the Mamba-2 paper in the signature of ``mamba_chunk_scan_combined``, for one group."""
 
     def scan(
         x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, dt_bias: Tensor, **settings: Any

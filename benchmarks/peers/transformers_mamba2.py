@@ -1,4 +1,4 @@
-"""``transformers``' Mamba-2 in the shape of AiM, without its class and adaptive norms: an image's class is a token."""
+"""Mamba-2 from ``transformers`` in the shape of AiM, without adaptive norms; the class is the first token."""
 
 from collections.abc import Iterator
 from inspect import signature
@@ -17,7 +17,7 @@ _CACHES = ("cache_params", "cache")  # up to version 5.18 or so, and in 5.24
 
 
 class TransformersMamba2(Subject):
-    """``Mamba2ForCausalLM`` drawn step by step with its own cache; guidance and sampling in plain PyTorch."""
+    """``Mamba2ForCausalLM``, decoded step by step with its own cache; guidance and sampling are plain PyTorch."""
 
     def __init__(self, measurement: Measurement) -> None:
         from transformers import Mamba2Config, Mamba2ForCausalLM  # noqa: PLC0415 - a peer, not a dependency
@@ -54,8 +54,8 @@ class TransformersMamba2(Subject):
         )
 
     @torch.no_grad()
-    def draw(self, images: int, *, start: int = 0) -> Iterator[object]:
-        """A step costs the same anywhere, so one that begins late has a short past."""
+    def generate(self, images: int, *, start: int = 0) -> Iterator[object]:
+        """Generate from an empty state even for a late ``start``, because a step costs the same at every position."""
         self.model.eval()
         inputs = torch.arange(2 * images, device=self.device)[:, None] % self.shape.vocab_size
         known = signature(self.model.forward).parameters
@@ -71,7 +71,7 @@ class TransformersMamba2(Subject):
             yield codes
 
     def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """The class is the first token, as in AiM."""
+        """Return the cross entropy of its logits; the class is the first token, as in AiM."""
         self.model.train()
         inputs = torch.cat([labels[:, None], codes[:, :-1]], dim=1)
         logits = self.model(inputs, use_cache=False).logits

@@ -1,0 +1,297 @@
+"""The kernels of a decoding step on CUDA, one at a time, next to the bytes that each has to move.
+
+Every kernel runs as in use: from a CUDA graph, many times on different memory, so that caches do not help.
+"""
+
+import functools
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aimamba import AiM
+from aimamba.generation.engines.recorded_step import Form, bytes_per_row
+from aimamba.ops.mixer import step as decoding
+from aimamba.ops.sampling import logits as plain
+from benchmarks.measurement import LAYOUTS, Measurement, SkippedError, first_line
+from benchmarks.ours import aim_config
+
+POSITIONS = (32, 128, 255)
+STATE_POSITION = 128  # the state has one size at every position
+PRODUCTS = ((8192, 4), (8192, 8), (16384, 4), (16384, 8), (32768, 8))  # numbers and warps of a program
+DTYPE = torch.bfloat16
+_ENOUGH_BYTES = 512 << 20  # several times any cache
+_COPY_BYTES = 1 << 30
+
+Piece = dict[str, Any]
+"""One timing: ``kernel``, ``rows``, ``position`` where it matters, ``launch``, ``bytes``, and ``microseconds`` or the
+reason under ``failed``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The decoding step whose kernels are timed.
+
+    Attributes:
+        model: The generator; only its shapes matter.
+        rows: Rows in the batch, two for each guided image.
+        device: Torch device.
+        layouts: Time every launch layout instead of the default one.
+    """
+
+    model: AiM
+    rows: int
+    device: torch.device
+    layouts: bool = False
+
+    @property
+    def inner(self) -> int:
+        """Inner width of a mixer."""
+        return self.model.config.width * self.model.config.expand
+
+    @property
+    def heads(self) -> int:
+        """Heads of a mixer."""
+        return self.inner // self.model.config.head_width
+
+
+def measure_kernel(measurement: Measurement) -> dict[str, Any]:
+    """Time one kind of kernel.
+
+    Returns:
+        A list of timings under ``pieces``; for the subject ``copy`` only ``bytes_per_second``, read and written.
+    """
+    device = torch.device(measurement.device)
+    if device.type != "cuda":
+        raise SkippedError("the kernels of a decoding step need a CUDA device")
+    with torch.cuda.device(device), torch.inference_mode():
+        if measurement.subject == "copy":
+            return {"bytes_per_second": copy_rate(device)}
+        with torch.device("meta"):
+            model = AiM(aim_config(measurement)).to(DTYPE)
+        step = Step(model=model, rows=2 * measurement.batch, device=device, layouts=measurement.variant == LAYOUTS)
+        return {"pieces": PIECES[measurement.subject](step)}
+
+
+def microseconds(calls: Sequence[Callable[[], object]], *, repeats: int = 10) -> float:
+    """Return the time of one call: the median over replays of a CUDA graph of all calls."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls[:2]:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    taken = []
+    for _ in range(repeats + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        taken.append(1000 * start.elapsed_time(end) / len(calls))
+    return statistics.median(taken[2:])
+
+
+def copies(size: int) -> int:
+    """Return how many copies of ``size`` bytes a measurement runs over, so that they do not fit in a cache."""
+    return max(4, min(200, -(-_ENOUGH_BYTES // max(size, 1))))
+
+
+def copy_rate(device: torch.device) -> float:
+    """Return the bytes per second that a plain copy reads and writes."""
+    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / microseconds([lambda: target.copy_(source)]) * 1e6
+
+
+def time_mixing(step: Step, form: Form, positions: Iterable[int]) -> list[Piece]:
+    """Time the kernel between the two projections of a mixer, in one form of SSD, at positions inside an image."""
+    from aimamba.ops.mixer.triton import step as mixing  # noqa: PLC0415 - imports Triton
+
+    kernel: Callable[..., object] = mixing.state_mixer_step if form == "state" else mixing.dual_mixer_step
+    weights = _mixer_weights(step)
+    width = 2 * step.inner + 2 * step.model.config.state_size + step.heads
+    projected = torch.randn(step.rows, width, device=step.device, dtype=DTYPE)
+    pieces, last = [], step.model.config.num_tokens - 1
+    for position in sorted({min(position, last) for position in positions}):
+        size = step.rows * bytes_per_row(step.model, form, position)
+        filled = torch.full((step.rows,), position, device=step.device)
+        memories = [_mixer_memory(step, form) for _ in range(copies(size))]
+        for launch in mixing_launches(step, form, mixing.Launch):
+            settings = {} if launch is None else {"launch": launch}
+            calls = [functools.partial(kernel, projected, weights, *memory, filled, **settings) for memory in memories]
+            label = "default" if launch is None else launch._asdict()
+            pieces.append(_time(step, form, label, size, calls, position=position))
+    return pieces
+
+
+def mixing_launches(step: Step, form: Form, layout: Callable[..., Any]) -> list[Any]:
+    """Return every launch layout of a form's kernel that fits the model, or None for the default one."""
+    if not step.layouts:
+        return [None]
+    if form == "state":
+        return [layout(group, 1, warps, 1) for group in (1, 2) for warps in (4, 8)]
+    return [
+        layout(group, tokens, warps, 2)
+        for group, tokens, warps in itertools.product((1, 2, 4, 8, 16), (8, 16, 32, 64, 128), (4, 8))
+        if 8 <= group * tokens * step.model.config.head_width // (32 * warps) <= 64 and step.heads % group == 0
+    ]
+
+
+def time_modulation(step: Step) -> list[Piece]:
+    """Time the kernel between blocks: residual, norm and modulation."""
+    from aimamba.ops.norm.triton import modulated as modulation  # noqa: PLC0415 - imports Triton
+
+    rows, width = step.rows, step.model.config.width
+    size = rows * width * (4 + 4 + 5 * 2)
+    made = functools.partial(torch.randn, device=step.device)
+    sets = [
+        (made(rows, width), made(rows, 3, width, dtype=DTYPE), made(rows, width, dtype=DTYPE), made(rows, 6).abs())
+        for _ in range(copies(size))
+    ]
+    weight = made(width)
+    pieces = []
+    for launch in (modulation.Launch(warps) for warps in (2, 4, 8, 16)) if step.layouts else (None,):
+        settings: dict[str, Any] = {} if launch is None else {"launch": launch}
+        calls = [
+            functools.partial(
+                modulation.modulated_norm_step, residual, weight, three[:, 0], three[:, 1],
+                mixed=mixed, gate=three[:, 2], squares=squares, inner=step.inner, **settings,
+            )
+            for residual, three, mixed, squares in sets
+        ]  # fmt: skip
+        label = "default" if launch is None else launch._asdict()
+        pieces.append(_time(step, "modulation", label, size, calls))
+    return pieces
+
+
+def time_products(step: Step) -> list[Piece]:
+    """Time the matrix products of a block and of the head, with torch and, for few rows, with our kernel."""
+    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - imports Triton
+
+    mixer, config, pieces = step.model.blocks[0].mixer, step.model.config, []
+    shapes = {"in_proj": mixer.in_proj.weight.shape, "out_proj": mixer.out_proj.weight.shape}
+    for name, (outputs, inputs) in (shapes | {"head": (config.vocab_size, config.width)}).items():
+        size = 2 * (outputs * inputs + step.rows * (outputs + inputs))
+        x = torch.randn(step.rows, inputs, device=step.device, dtype=DTYPE)
+        weights = [torch.randn(outputs, inputs, device=step.device, dtype=DTYPE) for _ in range(copies(size))]
+        kinds: dict[str, Callable[..., object]] = {"torch": F.linear}
+        if step.rows <= products.MOST_ROWS:
+            launches = _product_launches(step, products.Launch)
+            kinds |= {label: functools.partial(products.linear, **settings) for label, settings in launches.items()}
+            if name == "in_proj":
+                fused = _modulated_product(step)
+                kinds |= {
+                    f"with norm {label}": functools.partial(fused, **settings) for label, settings in launches.items()
+                }
+        for kind, product in kinds.items():
+            calls = [functools.partial(product, x, weight) for weight in weights]
+            pieces.append(_time(step, name, kind, size, calls))
+    return pieces
+
+
+def time_sampling(step: Step) -> list[Piece]:
+    """Time guidance and sampling, for half as many images as rows, with torch and with our kernel."""
+    from aimamba.ops.sampling.triton import logits as sampling  # noqa: PLC0415 - imports Triton
+
+    images = step.rows // 2
+    logits = torch.randn(step.rows, step.model.config.vocab_size, device=step.device, dtype=DTYPE)
+    given = {
+        "uniform": torch.rand(images, device=step.device, dtype=torch.float64),
+        "twins": images + torch.arange(images, device=step.device),
+        "scale": torch.full((images,), 2.0, device=step.device),
+    }
+    pieces = []
+    for settings in ({}, {"top_k": 600}, {"top_p": 0.95}):
+        for kind, sample in {"torch": plain.guided_sample, "kernel": sampling.guided_sample}.items():
+            calls = [functools.partial(sample, logits, **given, **settings)] * 20
+            pieces.append(_time(step, " ".join(["sampling", *settings]), kind, logits.nbytes, calls))
+    return pieces
+
+
+PIECES: dict[str, Callable[[Step], list[Piece]]] = {
+    "sampling": time_sampling,
+    "products": time_products,
+    "modulation": time_modulation,
+    "state": lambda step: time_mixing(step, "state", [STATE_POSITION]),
+    "dual": lambda step: time_mixing(step, "dual", POSITIONS),
+}
+
+
+def _time(
+    step: Step, kernel: str, launch: object, size: int, calls: Sequence[Callable[[], object]], **settings: int
+) -> Piece:
+    """Time one kernel in one layout; a layout that fails is a result as well, and the others go on."""
+    piece: Piece = {"kernel": kernel, "rows": step.rows, **settings, "launch": launch, "bytes": size}
+    try:
+        piece["microseconds"] = microseconds(calls)
+    except Exception as error:  # whatever a compiler or a driver may raise
+        piece["failed"] = first_line(error)
+    return piece
+
+
+def _mixer_weights(step: Step) -> decoding.MixerWeights:
+    """Random weights of a mixer, as a bfloat16 model holds them."""
+    heads, config = step.heads, step.model.config
+    channels = step.inner + 2 * config.state_size
+    made = functools.partial(torch.randn, device=step.device)
+    narrow = functools.partial(made, dtype=DTYPE)
+    return decoding.MixerWeights(
+        narrow(channels, config.conv_width),
+        narrow(channels),
+        made(heads) - 4,
+        made(heads),
+        made(heads),
+        made(step.inner),
+    )
+
+
+def _mixer_memory(step: Step, form: Form) -> list[Tensor]:
+    """Memory of one mixer; zeros cost as much as other values."""
+    config, rows, heads = step.model.config, step.rows, step.heads
+    made = functools.partial(torch.zeros, device=step.device)
+    window = made(rows, config.conv_width, step.inner + 2 * config.state_size, dtype=DTYPE)
+    if form == "state":
+        return [window, made(rows, heads, config.head_width, config.state_size)]
+    capacity = config.num_tokens + 1
+    return [
+        window,
+        made(rows, capacity, config.state_size, dtype=DTYPE),
+        made(rows, heads, capacity, config.head_width, dtype=DTYPE),
+        made(rows, heads, capacity),
+    ]
+
+
+def _product_launches(step: Step, layout: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+    """Arguments of each launch layout of our matrix product, by label."""
+    if not step.layouts:
+        return {"default": {}}
+    launches = itertools.starmap(layout, PRODUCTS)
+    return {str(tuple(launch)): {"launch": launch} for launch in launches}
+
+
+def _modulated_product(step: Step) -> Callable[..., object]:
+    """Our input projection with the norm before it in the same kernel."""
+    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - imports Triton
+
+    rows, width = step.rows, step.model.config.width
+    made = functools.partial(torch.randn, device=step.device)
+    residual, norm_weight, squares = made(rows, width), made(width), made(rows, step.heads).abs()
+    shift, scale, gate = made(rows, 3, width, dtype=DTYPE).unbind(1)
+    mixed = made(rows, width, dtype=DTYPE)
+
+    def product(_: Tensor, weight: Tensor, **settings: Any) -> object:
+        return products.modulated_linear_step(
+            residual, norm_weight, shift, scale, weight,
+            mixed=mixed, gate=gate, squares=squares, inner=step.inner, **settings,
+        )  # fmt: skip
+
+    return product

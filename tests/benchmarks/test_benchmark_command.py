@@ -1,0 +1,89 @@
+"""``python -m benchmarks``: the whole command on tiny models, and its messages."""
+
+import json
+
+import pytest
+import torch
+
+from aimamba.models import AIM_PRESETS
+from aimamba.studies.provenance import provenance
+from benchmarks.__main__ import main
+from benchmarks.measurement import Measurement
+from benchmarks.results import Results
+
+
+def test_the_whole_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ceilings = Results(provenance(torch.device("cpu")))
+    for subject in ("bandwidth", "products"):  # of an earlier run; how they are measured: test_measurements.py
+        ceilings.add(Measurement(section="ceilings", subject=subject), {"rates": {"best": 1e12}, "best": 1e12})
+    ceilings.write(tmp_path)
+    arguments = ["--quick", "--device", "cpu", "--dtypes", "float32", "--batches", "2", "--limit-seconds", "0.05"]
+    assert main([*arguments, "--only", "sampling", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "sampling of AiM, plain, aim-b, float32, batch 2, 16 tokens: seconds per image" in printed
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["ceilings"]["bytes_per_second"] > 0
+    assert content["ceilings"]["operations_per_second"]["float32"] > 0
+    assert content["provenance"]["torch"] == torch.__version__
+    engines = {each["variant"] for each in content["measurements"] if each["subject"] == "aim"}
+    assert engines == {"plain", "native"} or any("native" in line for line in content["skipped"])
+    taken = {(each["section"], each["subject"], each["variant"]): each for each in content["measurements"]}
+    assert {("sampling", "aim", "plain"), ("sampling", "attention", "plain")} <= set(taken)
+    sampled = taken["sampling", "aim", "plain"]
+    assert sampled["batch"] == 2
+    assert sampled["seconds_per_picture"]["min"] <= sampled["seconds_per_picture"]["median"]
+    assert sampled["times_floor"] > 1
+    assert sampled["peak_bytes"] > 1 << 20
+    report, figure = tmp_path / "results.md", tmp_path / "sampling.png"
+    text = report.read_text()
+    assert "| AiM, plain | float32 | 2 |" in text
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    report.unlink()
+    figure.unlink()
+    assert main(["--report", "--out", str(tmp_path)]) == 0
+    assert report.read_text() == text
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fails_is_reported_and_the_rest_continues(tmp_path, monkeypatch, capsys):
+    answers = {
+        "chunked": {"skipped": "failed: no such instruction"},
+        "plain": {"off": {"y": 0.0}, "forward_ms": [1.0], "both_ms": [2.0], "peak_bytes": 0},
+    }
+    monkeypatch.setattr("benchmarks.__main__._measure", lambda measurement: answers[measurement.subject])
+    arguments = ["--quick", "--device", "cpu", "--dtypes", "float32", "--only", "scan", "--out", str(tmp_path / "new")]
+    assert main(arguments) == 0
+    content = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert content["skipped"] == ["scan of chunked, aim-b, float32, batch 4, 16 tokens: failed: no such instruction"]
+    assert [each["subject"] for each in content["measurements"]] == ["plain"]
+    assert f"not measured: {content['skipped'][0]}\n" in capsys.readouterr().out
+
+
+def test_the_estimate_names_every_size(capsys):
+    assert main(["--estimate"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("at 4.3 TB/s; mean over 256 tokens")
+    assert [line.split()[:2] for line in lines[2:]] == [
+        [name, rows] for name in AIM_PRESETS for rows in ("2", "16", "128")
+    ]
+    xl = next(line.split() for line in lines if line.startswith("aim-xl") and line.split()[1] == "128")
+    assert float(xl[3]) == pytest.approx(128 * 48 * 3072 * 128 * 4 * 2 / 1e9, abs=0.01), "state, read and written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peer", "gpt"], "peer 'gpt' is unknown; expected one of official, llamagen, transformers, mamba"),
+        (["--peer", "llamagen"], "peer 'llamagen' needs the folder of its checkout; write --peer llamagen=PATH"),
+        (["--batches", "0"], "expected batches of at least 1 and a limit above 0 seconds"),
+        (
+            ["--only", "kernels"],
+            "section 'kernels' needs a CUDA device, got cpu; use --device cuda, or --estimate, which needs none",
+        ),
+        (["--report"], "{out}/results.json does not exist; name a folder with results with --out"),
+    ],
+)
+def test_mistakes_are_reported_in_one_line(arguments, message, tmp_path, capsys):
+    assert main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"benchmarks: {message.format(out=tmp_path)}\n"
