@@ -7,8 +7,8 @@ with a suggestion, values are checked against the annotation, lists become tuple
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from aimamba.errors import ConfigError, suggest
 
@@ -50,6 +50,56 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
     pairs = ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
     return {name: plain(value) for name, value in pairs if value is not None}
+
+
+class Difference(NamedTuple):
+    """A setting with two values.
+
+    Attributes:
+        key: The dotted name, such as ``fit.lr`` or ``recipe.variants.0.name``.
+        before: The earlier value as text, or "not set".
+        now: The new value as text, or "not set".
+    """
+
+    key: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.before}, now it is {self.now}"
+
+
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Collection[str] = ()
+) -> Difference | None:
+    """Return the first setting in which two nested mappings differ, or None if they agree.
+
+    Args:
+        before: Plain values, as ``to_mapping``, JSON or TOML return them.
+        now: The same for the new settings, whose order decides which difference is the first.
+        ignore: Dotted names that may differ.
+    """
+    old, new = dict(flatten(before)), dict(flatten(now))
+    for key in [*new, *old]:
+        if key not in ignore and old.get(key) != new.get(key):
+            was, wanted = (repr(values[key]) if key in values else "not set" for values in (old, new))
+            return Difference(key, was, wanted)
+    return None
+
+
+def flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every setting of a nested mapping with its dotted name.
+
+    The mappings in a list of mappings count from 0, as in ``variants.0.name``; any other list is one value.
+    """
+    for key, value in values.items():
+        inner: Any = value
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            inner = {str(index): item for index, item in enumerate(value)}
+        if isinstance(inner, Mapping):
+            yield from ((f"{key}.{name}", item) for name, item in flatten(inner))
+        else:
+            yield key, value
 
 
 def check(holds: bool, message: str) -> None:
