@@ -123,7 +123,7 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Che
     if saved.step > steps:
         raise ConfigError(
             f"{out} has taken {saved.step} steps, more than fit.steps = {steps}; "
-            f"ask for at least {saved.step}, or give another --out"
+            f"set it to at least {saved.step}, or give another --out"
         )
     return saved
 

@@ -22,7 +22,7 @@ from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes")  # settings of a generator that its codes decide
-_NOTE = "data.toml"  # beside codes that a run has kept: of which images they are
+_NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
 
@@ -160,7 +160,7 @@ def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> A
         check(
             getattr(given.config, name) == fixed[name],
             f"{init} has {name} {getattr(given.config, name)}, but these images and this tokenizer need "
-            f"{fixed[name]}; give its own tokenizer and size",
+            f"{fixed[name]}; use the tokenizer and data.size that it was trained with",
         )
     # Official weights decode with positions shifted by one; training continues without the shift.
     model = AiM(replace(given.config, num_classes=fixed["num_classes"], decode_position_shift=0))
