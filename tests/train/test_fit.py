@@ -35,8 +35,6 @@ def assert_same_run(one: Path, other: Path, metrics) -> None:
 
 
 class Stack(torch.nn.Module):
-    """A model that is made of blocks."""
-
     def __init__(self, blocks):
         super().__init__()
         self.blocks = torch.nn.ModuleList(blocks)
