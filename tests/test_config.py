@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimamba.config import check, from_mapping, to_mapping
+from aimamba.config import Difference, check, first_difference, flatten, from_mapping, to_mapping
 from aimamba.errors import ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig
 
@@ -132,8 +132,8 @@ def test_missing_keys_are_named():
         ("widths", [1, "2"], "widths[1] must be int, got '2'"),
         ("limit", "3", "limit must be int, got '3'"),
         ("mode", "c", "mode must be one of 'a', 'b', got 'c'"),
-        ("inner", 3, "inner must be Inner, got 3"),
-        ("maybe", [1], "maybe must be Inner, got [1]"),
+        ("inner", 3, "inner must be a table, got 3"),
+        ("maybe", [1], "maybe must be a table, got [1]"),
         ("inner", {"depth": 1, "names": [1]}, "inner: names[0] must be str, got 1"),
         ("extra", [1], "extra must be dict, got [1]"),
         ("title", "a\nb", None),
@@ -158,3 +158,34 @@ def test_suggestions():
     assert suggest("nowhere", ["sweep"]) == ""
     assert suggest("--clases", ["--classes", "--labels", "--seed"]) == " (did you mean '--classes'?)"
     assert suggest("aaa", ["aab", "aac", "aad", "aae"], most=2).count("'") == 4
+
+
+def test_settings_are_flattened_to_dotted_names():
+    values = {"a": 1, "b": {"c": None, "d": {"e": [1, 2]}}, "empty": {}, "runs": [{"x": 1}, {"y": {"z": []}}]}
+    assert list(flatten(values)) == [
+        ("a", 1), ("b.c", None), ("b.d.e", [1, 2]), ("runs.0.x", 1), ("runs.1.y.z", []),
+    ]  # fmt: skip
+    assert list(flatten({"mixed": [{"x": 1}, 2]})) == [("mixed", [{"x": 1}, 2])]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "difference"),
+    [
+        ({"a": 1, "b": {"c": 2}}, {"b": {"c": 2}, "a": 1}, None),
+        ({"a": 1, "b": 2}, {"b": 3, "a": 2}, ("b", "2", "3")),
+        ({"b": {"c": "x"}}, {"b": {"c": "y"}}, ("b.c", "'x'", "'y'")),
+        ({}, {"b": {"c": 1}}, ("b.c", "not set", "1")),
+        ({"b": {"c": 1}}, {}, ("b.c", "1", "not set")),
+        ({"seeds": [0, 1]}, {"seeds": [0]}, ("seeds", "[0, 1]", "[0]")),
+        ({"runs": [{"x": 1}]}, {"runs": [{"x": 1}, {"x": 2}]}, ("runs.1.x", "not set", "2")),
+        ({"seeds": []}, {}, ("seeds", "[]", "not set")),
+        ({"a": None}, {}, None),
+        ({"free": 1, "b": {"free": 1}}, {"free": 2, "b": {"free": 2}}, ("b.free", "1", "2")),
+    ],
+)
+def test_the_first_difference_of_two_settings(before, now, difference):
+    assert first_difference(before, now, ignore={"free"}) == difference
+
+
+def test_a_difference_as_text():
+    assert str(Difference("fit.lr", "0.1", "0.2")) == "fit.lr 0.1, now it is 0.2"

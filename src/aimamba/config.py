@@ -1,14 +1,15 @@
-"""Strict reading and writing of the frozen dataclasses that hold every setting.
+"""Read, write and compare settings, which are held in frozen dataclasses.
 
-A mapping (JSON, TOML, flags) becomes a dataclass or a ``ConfigError`` that names the key: unknown keys are refused
-with a suggestion, values are checked against the annotation, lists become tuples and whole numbers floats where asked.
+``from_mapping`` turns a mapping (from JSON, TOML or flags) into a dataclass. Unknown keys are errors with a suggestion.
+Values are checked against the annotations; lists become tuples and integers become floats where the field has that
+type. Errors name the key.
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from aimamba.errors import ConfigError, suggest
 
@@ -16,12 +17,12 @@ T = TypeVar("T")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
-    """Build dataclass ``cls`` from ``values``.
+    """Build the dataclass ``cls`` from ``values``.
 
     Args:
-        cls: A dataclass; nested dataclass fields take nested mappings.
-        values: Field names and values, as JSON or TOML gives them.
-        where: Named in the error, e.g. the file's path.
+        cls: A dataclass; fields that are dataclasses take nested mappings.
+        values: Field names and values, as read from JSON or TOML.
+        where: Where the values come from, such as a file's path; errors begin with it.
 
     Raises:
         ConfigError: A key is unknown or missing, or a value does not fit its field.
@@ -39,7 +40,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Turn a dataclass into plain values that JSON and TOML can hold: tuples as lists, ``None`` left out."""
+    """Return a dataclass as a mapping for JSON and TOML: tuples become lists, and fields that are None are left out."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -52,15 +53,67 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return {name: plain(value) for name, value in pairs if value is not None}
 
 
+class Difference(NamedTuple):
+    """A setting with two values.
+
+    Attributes:
+        key: The dotted name, such as ``fit.lr`` or ``recipe.variants.0.name``.
+        before: The earlier value as text, or "not set".
+        now: The new value as text, or "not set".
+    """
+
+    key: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.before}, now it is {self.now}"
+
+
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Collection[str] = ()
+) -> Difference | None:
+    """Return the first setting in which two nested mappings differ, or None if they agree.
+
+    Args:
+        before: Plain values, as ``to_mapping``, JSON or TOML return them.
+        now: The same for the new settings, whose order decides which difference is the first.
+        ignore: Dotted names that may differ.
+    """
+    old, new = dict(flatten(before)), dict(flatten(now))
+    for key in [*new, *old]:
+        if key not in ignore and old.get(key) != new.get(key):
+            was, wanted = (repr(values[key]) if key in values else "not set" for values in (old, new))
+            return Difference(key, was, wanted)
+    return None
+
+
+def flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every setting of a nested mapping with its dotted name.
+
+    The mappings in a list of mappings count from 0, as in ``variants.0.name``; any other list is one value.
+    """
+    for key, value in values.items():
+        inner: Any = value
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            inner = {str(index): item for index, item in enumerate(value)}
+        if isinstance(inner, Mapping):
+            yield from ((f"{key}.{name}", item) for name, item in flatten(inner))
+        else:
+            yield key, value
+
+
 def check(holds: bool, message: str) -> None:
-    """Raise ``ConfigError(message)`` unless ``holds``: for the ``__post_init__`` of a config."""
+    """Raise ``ConfigError(message)`` unless ``holds``; used in the ``__post_init__`` of configs."""
     if not holds:
         raise ConfigError(message)
 
 
 def _fit(value: Any, hint: Any, where: str) -> Any:
     origin = get_origin(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, got {value!r}")
         return from_mapping(typing.cast(type[Any], hint), value, where=where)
     if origin is Literal:
         choices = get_args(hint)

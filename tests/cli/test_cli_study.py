@@ -298,7 +298,7 @@ REFUSALS = {
     "guidance --model nowhere": ["nowhere: no such file or folder"],
     "scaling --device gpu": ["device 'gpu' is not available"],
     "scaling --out file": ["--out file", "is a file"],
-    "scaling --report-only": ["studies/scaling/results.json is not there", "without --report-only"],
+    "scaling --report-only": ["studies/scaling/results.json does not exist", "without --report-only"],
     "scaling --report-only --out broken": ["broken/results.json is not valid JSON"],
     "scaling --report-only --out foreign": ["foreign/results.json does not hold the results of a study"],
     "ablation --report-only --out scaled": ["holds the study 'scaling', not 'ablation'"],

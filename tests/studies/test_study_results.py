@@ -30,7 +30,7 @@ def test_what_is_added_is_there_again(path):
     ("changes", "message"),
     [
         ({"budget": 9}, "holds runs with budget 8, now it is 9; set it back, or give another --out"),
-        ({"recipe": {**SETTINGS["recipe"], "seeds": (0,)}}, "recipe.seeds.1 1, now it is not set"),
+        ({"recipe": {**SETTINGS["recipe"], "seeds": (0,)}}, r"recipe.seeds \[0, 1\], now it is \[0\]; set"),
         ({"recipe": {**SETTINGS["recipe"], "variants": [{"name": "b"}]}}, "recipe.variants.0.name 'a', now it is 'b'"),
         ({"new": True}, "holds runs with new not set, now it is True"),
     ],
@@ -43,7 +43,16 @@ def test_other_settings_are_refused(path, changes, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", "{}", '{"format": "aimamba study 0", "study": 1, "settings": 1, "runs": 1}']
+    "text",
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"format": "aimamba study 0", "study": "scaling", "settings": {}, "runs": {}}',
+        '{"format": "aimamba study 1", "study": "scaling", "settings": 1, "runs": {"a": {}}}',
+        '{"format": "aimamba study 1", "study": "scaling", "settings": {}, "runs": 1}',
+        '{"format": "aimamba study 1", "study": "ablation", "settings": {}, "runs": {}}',
+    ],
 )
 def test_foreign_files_are_refused(path, text):
     path.parent.mkdir()

@@ -1,10 +1,8 @@
-"""The tokenizer trained with a perceptual loss and against a discriminator, by the loop itself."""
+"""The tokenizer trained with a perceptual loss and a discriminator, by the training loop."""
 
-import json
 import math
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +36,7 @@ ADVERSARIAL = ("adversarial", "discriminator", "real_logits", "drawn_logits")
 
 
 class Blots:
-    """Images of a blot somewhere on a coloured ground."""
+    """Images of a white square somewhere on a coloured ground."""
 
     class_names = ("light", "dark")
     size = 16
@@ -69,12 +67,6 @@ def settings(**changes) -> FitConfig:
     return FitConfig(**{**base, **changes})
 
 
-def lines(out: Path, split: str = "train") -> list[dict]:
-    read = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    timings = ("seconds", "pictures_per_second", "split")
-    return [{k: v for k, v in line.items() if k not in timings} for line in read if line["split"] == split]
-
-
 def first_batch(task: TokenizerTask) -> Batch:
     return next(task.batches(0, 4))
 
@@ -92,8 +84,8 @@ def loss_of(task: TokenizerTask, step: int):
         ("bfloat16", {"adversarial_adaptive": True}, 1),
     ],
 )
-def test_six_steps_are_three_and_three(tmp_path, precision, more, stop):
-    """Bit for bit, with the discriminator and its optimiser; stopped before and after it came in."""
+def test_six_steps_are_three_and_three(tmp_path, precision, more, stop, metrics):
+    """Bit for bit, with the discriminator and its optimiser; stopped before and after its start."""
 
     class Stopping(TokenizerTask):
         def loss(self, model, batch, rng, step=0):
@@ -113,10 +105,10 @@ def test_six_steps_are_three_and_three(tmp_path, precision, more, stop):
     assert len(whole["adversary optimizer"]["state"]) == len(whole["adversary"])
     assert_close(parts, whole, rtol=0, atol=0)
     for split in ("train", "held-out"):
-        assert lines(tmp_path / "parts", split) == lines(tmp_path / "whole", split)
+        assert metrics(tmp_path / "parts", split) == metrics(tmp_path / "whole", split)
 
 
-def test_before_its_start_the_discriminator_neither_runs_nor_learns(tmp_path, monkeypatch):
+def test_before_its_start_the_discriminator_neither_runs_nor_learns(tmp_path, monkeypatch, metrics):
     ran = []
     monkeypatch.setattr(Discriminator, "forward", lambda *_: ran.append(1))
     task = make_task(**ALL_ON | {"adversarial_start": 6})
@@ -125,37 +117,37 @@ def test_before_its_start_the_discriminator_neither_runs_nor_learns(tmp_path, mo
     assert not ran
     assert_close(dict(task.discriminator.state_dict()), before, rtol=0, atol=0)
     assert not read_checkpoint(tmp_path / "checkpoint.pt").parts["adversary optimizer"]["state"]
-    assert not any(name in line for line in lines(tmp_path) for name in ADVERSARIAL)
+    assert not any(name in line for line in metrics(tmp_path, "train") for name in ADVERSARIAL)
 
 
-def test_until_it_starts_it_changes_nothing(tmp_path):
+def test_before_its_start_the_discriminator_changes_nothing(tmp_path, metrics):
     fit(make_task(), settings(steps=2), tmp_path / "without")
     fit(make_task(adversarial_weight=0.5, adversarial_start=2, discriminator_layers=1), settings(), tmp_path / "with")
-    for one, other in zip(lines(tmp_path / "without"), lines(tmp_path / "with"), strict=False):
+    for one, other in zip(metrics(tmp_path / "without", "train"), metrics(tmp_path / "with", "train"), strict=False):
         assert one["loss"] == other["loss"]
 
 
-def test_metrics_name_every_loss(tmp_path):
+def test_metrics_name_every_loss(tmp_path, metrics):
     result = fit(make_task(**ALL_ON, adversarial_adaptive=True), settings(), tmp_path)
-    early, late = lines(tmp_path)[1], lines(tmp_path)[2]
+    early, late = metrics(tmp_path, "train")[1], metrics(tmp_path, "train")[2]
     assert early.keys() == {
         "step", "loss", "gradient_norm", "adversary_gradient_norm", "l1", "l2", "quantizer", "perceptual", "lr",
     }  # fmt: skip
     assert early["adversary_gradient_norm"] == 0
     assert late.keys() == early.keys() | {*ADVERSARIAL, "adaptive_weight"}
     assert late["adversary_gradient_norm"] > 0
-    expected = late["l2"] + late["quantizer"] + late["perceptual"]  # the discriminator's loss stands apart
+    expected = late["l2"] + late["quantizer"] + late["perceptual"]  # without the discriminator's own loss
     expected += 0.5 * late["adaptive_weight"] * late["adversarial"]
     assert late["loss"] == pytest.approx(expected, rel=1e-5)
     assert result.metrics.keys() == {"l2", "psnr", "codes_used", "perplexity", "perceptual"}
 
 
-def test_without_the_new_losses_all_is_as_it_was(tmp_path):
+def test_without_perceptual_and_adversarial_losses_there_is_no_trace_of_them(tmp_path, metrics):
     task = make_task()
     assert task.adversary() is None
     assert task.perceptual is None
     result = fit(task, settings(), tmp_path)
-    assert lines(tmp_path)[0].keys() == {"step", "loss", "gradient_norm", "l1", "l2", "quantizer", "lr"}
+    assert metrics(tmp_path, "train")[0].keys() == {"step", "loss", "gradient_norm", "l1", "l2", "quantizer", "lr"}
     assert result.metrics.keys() == {"l2", "psnr", "codes_used", "perplexity"}
     assert not any("adversary" in name for name in read_checkpoint(tmp_path / "checkpoint.pt").parts)
 
@@ -181,7 +173,7 @@ def test_the_discriminator_has_its_own_optimiser(tmp_path):
 
 
 def test_no_gradient_crosses_over():
-    """The model gets what the losses about its images say, the discriminator what its own says."""
+    """The model's gradients come from its losses only, the discriminator's from its own loss only."""
     task = make_task(**ALL_ON | {"perceptual_weight": 0.0, "adversarial_start": 0})
     loss_of(task, 0)  # revives the codes, once
     loss_of(task, 0)[0].backward()
@@ -222,13 +214,13 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer():
     assert float(report["adaptive_weight"]) == pytest.approx(likeness / (against + 1e-4), rel=1e-4)
 
 
-def test_in_evaluation_mode_there_is_no_contest():
+def test_in_evaluation_mode_there_is_no_adversarial_loss():
     task = make_task(**ALL_ON)
     task.model.eval()
     assert not set(ADVERSARIAL) & loss_of(task, 2)[1].keys()
 
 
-def test_a_gradient_of_the_discriminator_that_is_not_finite_leaves_the_step_out(tmp_path):
+def test_a_step_with_a_discriminator_gradient_that_is_not_finite_is_skipped(tmp_path, metrics):
     task = make_task(**ALL_ON | {"adversarial_start": 0})
     calls = []
 
@@ -240,10 +232,10 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_leaves_the_step_out(
     fit(task, settings(), tmp_path)
     assert read_checkpoint(tmp_path / "checkpoint.pt").parts["average"]["updates"] == 5
     assert all(bool(parameter.isfinite().all()) for parameter in task.discriminator.parameters())
-    assert "loss" not in lines(tmp_path)[1]
+    assert "loss" not in metrics(tmp_path, "train")[1]
 
 
-def test_a_loss_of_the_discriminator_that_is_not_finite_leaves_the_step_out(tmp_path, monkeypatch, capsys):
+def test_a_step_with_a_discriminator_loss_that_is_not_finite_is_skipped(tmp_path, monkeypatch, capsys, metrics):
     contest, calls = tokenizer_module.contest, []
 
     def spoiled(*arguments):
@@ -253,17 +245,17 @@ def test_a_loss_of_the_discriminator_that_is_not_finite_leaves_the_step_out(tmp_
 
     monkeypatch.setattr(tokenizer_module, "contest", spoiled)
     fit(make_task(**ALL_ON | {"adversarial_start": 0}), settings(), tmp_path)
-    assert "step 2 is left out: its loss is " in capsys.readouterr().err
-    assert "loss" not in lines(tmp_path)[1]
-    assert "loss" in lines(tmp_path)[2]
+    assert "step 2 is skipped: its loss is " in capsys.readouterr().err
+    assert "loss" not in metrics(tmp_path, "train")[1]
+    assert "loss" in metrics(tmp_path, "train")[2]
 
 
-def test_accumulation_trains_both(tmp_path):
+def test_accumulation_trains_both(tmp_path, metrics):
     task = make_task(**ALL_ON | {"adversarial_start": 0})
     before = task.discriminator.layers[0].weight.clone()
     fit(task, settings(accumulation=2), tmp_path)
     assert not torch.equal(task.discriminator.layers[0].weight, before)
-    assert all(math.isfinite(line["loss"]) for line in lines(tmp_path))
+    assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path, "train"))
 
 
 @pytest.mark.parametrize(
@@ -283,9 +275,9 @@ def test_settings_out_of_range_are_named(wrong, says):
         TokenizerTaskConfig(**wrong)
 
 
-def test_what_cannot_be_is_said_before_training(tmp_path):
+def test_impossible_settings_are_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match=r"discriminator_layers = 3 needs images of at least 24 pixels, got 16"):
         make_task(adversarial_weight=0.5)
     with pytest.raises(CheckpointError, match="no such file or folder"):
         make_task(perceptual_weight=1.0, perceptual=str(tmp_path / "vgg16.pth"))
-    make_task(perceptual=str(tmp_path / "vgg16.pth"))  # nobody asks for it
+    make_task(perceptual=str(tmp_path / "vgg16.pth"))  # not used

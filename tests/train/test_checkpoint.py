@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [0, 10, 500, -1])
-def test_a_torn_file_is_one_line_that_says_how_to_mend(tmp_path, length):
+def test_a_truncated_file_is_one_line_that_says_how_to_fix_it(tmp_path, length):
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, checkpoint())
     path.write_bytes(path.read_bytes()[:length])
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_a_version_that_kept_no_basis(tmp_path):
 
 @pytest.fixture
 def sigint_as_on_a_terminal():
-    """What a suite that a shell starts in the background lacks: SIGINT is then ignored from the start."""
+    """Restore SIGINT, which is ignored in a process that a shell has started in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

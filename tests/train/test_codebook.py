@@ -1,4 +1,4 @@
-"""Keeping every code in use."""
+"""Keep every code in use."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ def latents(count, seed=2):
 
 
 def rows_taken(codebook, candidates):
-    """For each row of the codebook the latent that it stands on, or -1."""
+    """Index of the latent that each codebook vector equals, or -1."""
     equal = (codebook[:, None] - F.normalize(candidates, dim=-1)).abs().amax(dim=-1) < 1e-6
     return [int(row.nonzero()[0]) if row.any() else -1 for row in equal]
 
 
-def test_the_codebook_begins_on_the_data(codebook):
+def test_the_codebook_starts_from_the_data(codebook):
     use, candidates = CodebookUse(8), latents(20)
     use.revive(codebook, candidates, rng())
     taken = rows_taken(codebook, candidates)
@@ -56,7 +56,7 @@ def test_codes_in_use_stay(codebook):
     assert use.use[[2, 4]].tolist() == [1.0, 1.0]
 
 
-def test_the_choice_comes_from_the_given_randomness(codebook):
+def test_latents_are_chosen_by_the_given_generator(codebook):
     state = torch.random.get_rng_state()
     results = []
     for seed in (0, 0, 1):
@@ -68,7 +68,7 @@ def test_the_choice_comes_from_the_given_randomness(codebook):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_never_enters(codebook, value):
+def test_latents_that_are_not_finite_never_enter_the_codebook(codebook, value):
     before, use, candidates = codebook.clone(), CodebookUse(8), latents(20)
     candidates[::2, 1] = value
     for seed in range(20):
@@ -89,10 +89,10 @@ def test_the_running_use():
     assert torch.allclose(use.use, torch.tensor([0.02 * 3, 0.02, 0, 0]))
     for _ in range(500):
         use.observe(torch.arange(4).repeat(3))
-    assert torch.allclose(use.use, torch.ones(4), atol=1e-3), "1 is the even share"
+    assert torch.allclose(use.use, torch.ones(4), atol=1e-3), "1 is an equal share"
 
 
-def test_a_code_that_nobody_takes_is_dead_after_a_while(codebook):
+def test_a_code_that_is_never_used_is_dead_after_a_while(codebook):
     use = CodebookUse(8)
     use.revive(codebook, latents(20), rng())
     before, batches = codebook.clone(), 0

@@ -34,7 +34,7 @@ def test_the_average_follows_the_formula():
     assert average.model.tied is average.model.weight
 
 
-def test_the_average_is_for_looking_only():
+def test_the_average_is_never_in_training_mode():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
     average = ExponentialAverage(model, decay=0.9)
     assert not average.model[1].training

@@ -1,4 +1,4 @@
-"""What malloc is told."""
+"""The settings of malloc."""
 
 from types import SimpleNamespace
 
@@ -9,12 +9,12 @@ from aimamba.train import memory
 
 @pytest.mark.parametrize(("platform", "calls"), [("linux", {-1, -3}), ("darwin", set())])
 def test_both_thresholds_are_raised_on_linux_alone(monkeypatch, platform, calls):
-    told = {}
+    options = {}
     monkeypatch.setattr(memory.sys, "platform", platform)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=told.__setitem__))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=options.__setitem__))
     memory.keep_freed_memory()
-    assert set(told) == calls
-    assert all(2**29 < value < 2**31 for value in told.values())
+    assert set(options) == calls
+    assert all(2**29 < value < 2**31 for value in options.values())
 
 
 def test_a_malloc_without_settings_is_left_alone(monkeypatch):

@@ -8,9 +8,15 @@ from hypothesis import strategies as st
 
 from aimamba.config import to_mapping
 from aimamba.errors import ConfigError
-from aimamba.train.recipe import Recipe, load_recipe, recipe_names
+from aimamba.models import AIM_PRESETS
+from aimamba.train.recipe import load_recipe, recipe_names
+from aimamba.train.stages import resolved
 from aimamba.train.toml import read_toml, to_toml
 
+DATA = """[data]
+source = "avatars:planets"
+per_class = 20
+"""
 TEXT = """
 stage = "generator"
 description = "a test"
@@ -21,7 +27,7 @@ per_class = 20
 
 [model]
 preset = "aim-b"
-num_layers = 2
+num_blocks = 2
 
 [fit]
 steps = 10
@@ -45,7 +51,7 @@ def test_a_recipe_is_read_over_the_defaults(path):
     recipe = load_recipe(path)
     assert recipe.stage == "generator"
     assert (recipe.data.source, recipe.data.size, recipe.data.per_class) == ("avatars:planets", 64, 20)
-    assert recipe.model == {"preset": "aim-b", "num_layers": 2}
+    assert recipe.model == {"preset": "aim-b", "num_blocks": 2}
     assert (recipe.fit.steps, recipe.fit.lr, recipe.fit.betas, recipe.fit.schedule) == (10, 1.0, (0.8, 0.9), "cosine")
     assert recipe.task == {"label_dropout": 0.1}
 
@@ -55,14 +61,24 @@ def test_flags_go_over_the_recipe(path):
         path,
         {
             "fit.steps": "20", "fit.betas": "[0.5, 0.6]", "data.flip": "true", "data.source": "photos/cats",
-            "model.num_layers": 3, "task.tokenizer": "runs/vq", "fit.lr": 0.5, "description": 'say "x"\nsteps = 1',
+            "model.num_blocks": 3, "task.tokenizer": "runs/vq", "fit.lr": 0.5, "description": 'say "x"\nsteps = 1',
         },
     )  # fmt: skip
     assert (recipe.fit.steps, recipe.fit.betas, recipe.fit.lr) == (20, (0.5, 0.6), 0.5)
     assert (recipe.data.flip, recipe.data.source) == (True, "photos/cats")
-    assert recipe.model == {"preset": "aim-b", "num_layers": 3}
+    assert recipe.model == {"preset": "aim-b", "num_blocks": 3}
     assert recipe.task == {"label_dropout": 0.1, "tokenizer": "runs/vq"}
     assert recipe.description == 'say "x"\nsteps = 1'
+
+
+def test_the_settings_of_the_model_are_settings_of_its_config(path):
+    """The recipe itself does not check them, so a setting that no config has would go unnoticed above."""
+    overrides = {"task.tokenizer": "vq"}
+    resolved_model = resolved(to_mapping(load_recipe(path, {**overrides, "model.num_blocks": "3"})))["model"]
+    preset = to_mapping(AIM_PRESETS["aim-b"])
+    assert resolved_model == {name: preset[name] for name in resolved_model} | {"num_blocks": 3}
+    with pytest.raises(ConfigError, match=r"unknown key 'num_layers'"):
+        resolved(to_mapping(load_recipe(path, {**overrides, "model.num_layers": "3"})))
 
 
 def test_text_that_only_looks_like_toml_stays_text(path):
@@ -104,11 +120,14 @@ def test_wrong_flags_are_named(path, overrides, message):
         (("[task]", "[tasks]"), r"unknown key 'tasks' \(did you mean 'task'"),
         (("lr = 1\n", ""), r"key 'lr' is missing"),
         (("[fit]", "[fit"), "is not valid TOML"),
-        (("[data]", "data = 3\n[fat]"), "data must be DataConfig|unknown key 'fat'"),
+        (("[data]", "[fat]"), r"unknown key 'fat'"),
+        ((DATA, "data = 3\n"), r"data must be a table, got 3"),
+        (('[data]\nsource = "avatars:planets"', "[data]\nsource = 7"), r"data: source must be str, got 7"),
     ],
 )
 def test_wrong_recipes_are_named(tmp_path, change, message):
     file = tmp_path / "wrong.toml"
+    assert change[0] in TEXT
     file.write_text(TEXT.replace(*change))
     with pytest.raises(ConfigError, match=message) as caught:
         load_recipe(str(file))
@@ -133,9 +152,14 @@ def test_a_packaged_recipe_is_found_by_name(tmp_path, monkeypatch):
         load_recipe("small")
 
 
-def test_every_packaged_recipe_is_valid():
-    for name in recipe_names():
-        assert isinstance(load_recipe(name), Recipe)
+def test_every_packaged_recipe_is_listed_and_valid():
+    folder = resources.files("aimamba").joinpath("recipes")
+    files = [entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    assert recipe_names() == sorted(files)
+    assert {"avatars-tiny-vq", "avatars-tiny-aim"} <= set(files)
+    for name in files:
+        stage = "tokenizer" if {"vq", "decoder"} & set(name.split("-")) else "generator"
+        assert load_recipe(name).stage == stage
 
 
 def test_a_resolved_recipe_can_be_given_back(path, tmp_path):

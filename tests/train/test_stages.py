@@ -167,7 +167,7 @@ class TestGenerator:
     def test_codes(self, tokenizer, flip):
         task = make("generator", data={"flip": flip})
         assert task.train.shards[0].shape == (8, 1 + flip, 64)
-        assert task.held_out.shards[0].shape == (4, 1, 64), "judged by what the images are, not mirrored"
+        assert task.held_out.shards[0].shape == (4, 1, 64), "held-out images are not mirrored"
         assert task.train.labels.tolist() == [0] * 4 + [1] * 4
         assert task.class_names == ("thumbs", "landscape")
         images = make("tokenizer").held_out
@@ -180,10 +180,10 @@ class TestGenerator:
         assert same_weights(task.tokenizer, tokenizer)
         assert not task.tokenizer.training
 
-    def test_it_says_what_takes_long(self, tokenizer):
-        said = []
-        make_task(recipe("generator"), device=CPU, say=said.append)
-        assert said == ["encoding 12 images with vq"]
+    def test_long_steps_are_logged(self, tokenizer):
+        logged = []
+        make_task(recipe("generator"), device=CPU, log=logged.append)
+        assert logged == ["encoding 12 images with vq"]
 
     def test_no_tokenizer(self):
         with pytest.raises(CheckpointError, match=r"^vq: no such file or folder"):
@@ -202,20 +202,20 @@ class TestGenerator:
 class TestKeptCodes:
     """The codes of a generator's images, beside its run."""
 
-    def again(self, said, **sections):
-        return make_task(recipe("generator", **sections), device=CPU, codes=Path("run/codes"), say=said.append)
+    def again(self, logged, **sections):
+        return make_task(recipe("generator", **sections), device=CPU, codes=Path("run/codes"), log=logged.append)
 
     @pytest.mark.parametrize("flip", [False, True])
     def test_images_are_encoded_once(self, tokenizer, here, flip, monkeypatch):
-        said = []
+        logged = []
         data = {"flip": flip}
-        first = self.again(said, data=data)
-        assert len(said) == 1
+        first = self.again(logged, data=data)
+        assert len(logged) == 1
         assert sorted(path.name for path in (here / "run").iterdir()) == ["codes"]
         with monkeypatch.context() as patch:
             patch.setattr(stages, "open_images", lambda *names, **options: pytest.fail("opened"))
-            second = self.again(said, data=data)
-        assert len(said) == 1
+            second = self.again(logged, data=data)
+        assert len(logged) == 1
         assert second.class_names == first.class_names == ("thumbs", "landscape")
         in_memory = make("generator", data=data)
         for task in (first, second):
@@ -245,13 +245,13 @@ class TestKeptCodes:
             self.again([])
 
     def test_a_note_without_a_setting_of_today_stands_for_its_default(self, tokenizer, here):
-        self.again(said := [])
+        self.again(logged := [])
         note = here / "run/codes/data.toml"
         text = note.read_text()
         note.write_text(text.replace("strict = false\n", ""))
         assert note.read_text() != text
-        self.again(said)
-        assert len(said) == 1
+        self.again(logged)
+        assert len(logged) == 1
 
     def test_a_folder_called_codes_that_is_not_ours_is_left_alone(self, tokenizer, here):
         (here / "run/codes").mkdir(parents=True)

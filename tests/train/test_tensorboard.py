@@ -1,4 +1,4 @@
-"""What TensorBoard reads back, in particular after a run was stopped and continued."""
+"""TensorBoard's files, in particular after a run was stopped and continued."""
 
 import json
 import os
@@ -51,14 +51,14 @@ def test_every_number_and_sheet_is_there(tmp_path, points):
     assert sheets == [3, 6]
 
 
-def test_nothing_is_written_where_nobody_asks(tmp_path):
+def test_by_default_no_files_are_written(tmp_path):
     fit(ToyTask(), settings(), tmp_path)
     assert not (tmp_path / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("step", [3, 4])
-def test_no_point_is_double_or_missing_after_a_resume(tmp_path, points, first, step):
+def test_after_a_resume_every_point_is_there_once(tmp_path, points, first, step):
     with pytest.raises(Interrupted):
         fit(stopped_after(step), settings(log_every=1), tmp_path, tensorboard=first)
     fit(ToyTask(), settings(log_every=1), tmp_path, tensorboard=True)
@@ -77,7 +77,7 @@ def test_what_came_after_the_checkpoint_is_forgotten(tmp_path, points):
     assert points(tmp_path) == ({}, [2])
 
 
-def test_a_finished_run_can_be_looked_at_later(tmp_path, points):
+def test_files_can_be_written_after_the_run(tmp_path, points):
     fit(ToyTask(), settings(), tmp_path)
     task = ToyTask()
     fit(task, settings(), tmp_path, tensorboard=True)
@@ -105,7 +105,7 @@ def test_a_number_that_is_not_finite_leaves_a_gap(tmp_path, points):
     assert points(tmp_path) == ({"train/lr": [(1, 0.5)]}, [1])
 
 
-def test_without_the_package_it_is_said_at_once(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_at_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"not installed; pip install 'aimamba\[tensorboard\]', or leave out"):
         fit(lambda: pytest.fail("prepared"), settings(), tmp_path / "run", tensorboard=True)

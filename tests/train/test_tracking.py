@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_means_are_of_what_was_added_since():
+def test_means_are_over_what_was_added_since_the_last_call():
     means = RunningMeans()
     means.add({"loss": torch.tensor(1.0), "time": 2.0})
     means.add({"loss": torch.tensor(4.0), "rare": 8.0})
@@ -65,7 +65,7 @@ def test_a_continued_run_first_drops_what_it_will_write_again(tmp_path):
     ]  # fmt: skip
 
 
-def test_lines_that_are_not_ours_are_left_out(tmp_path):
+def test_other_lines_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
     path.write_bytes(b'{"step": 1, "split": "train"}\n[]\n{"loss": 1}\n\xff\n{"step"')
@@ -76,11 +76,11 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     with Progress(steps=4, start=1, batch_size=8, interval=1000.0) as progress:
         for _ in range(3):
             progress.advance(2.0, 0.25)
-        progress.say("done")
+        progress.log("done")
     assert capsys.readouterr().err == "step 4/4: loss 2, 32 images/s, 00:00 left\ndone\n"
 
 
-def test_plain_lines_tell_the_time_left(capsys):
+def test_plain_lines_have_the_time_left(capsys):
     with Progress(steps=100, start=0, batch_size=8, interval=0.0) as progress:
         progress.advance(2.0, 1.0)
         progress.advance(math.nan, 1.0)
@@ -95,7 +95,7 @@ def test_plain_lines_tell_the_time_left(capsys):
 def test_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress(steps=4, start=2, batch_size=8) as progress:
-        progress.say("a message")
+        progress.log("a message")
         progress.advance(2.0, 0.25)
         progress.advance(2.0, 0.25)
     text = sys.stderr.getvalue()

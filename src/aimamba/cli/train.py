@@ -1,7 +1,7 @@
-"""Train a tokenizer or a generator by a recipe.
+"""Train a tokenizer or a generator.
 
-RECIPE is the name of a packaged recipe or the path of a .toml file. The run's folder gets its recipe, metrics, sample
-sheets, a checkpoint and at last the model; the same command continues a run that was stopped.
+RECIPE is the name of a packaged recipe or the path of a .toml file. Recipe, metrics, sample sheets, checkpoint and the
+finished model are written to the folder of the run. The same command continues a run that was stopped.
 """
 
 import argparse
@@ -28,26 +28,28 @@ _FLAGS = {
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="without one, those packaged are named")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="name of a packaged recipe, or path of a .toml file"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--data", metavar="SOURCE", help="folder of class sub-folders, codes, avatars or fashion-mnist")
+    parser.add_argument("--data", metavar="SOURCE", help="avatars, fashion-mnist, or a folder of images or codes")
     parser.add_argument("--size", type=int, help="side of the images in pixels")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="whose codes a generator learns")
-    parser.add_argument("--steps", type=int, help="updates of the weights")
-    parser.add_argument("--batch-size", type=int, help="images an update")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer of a generator: a run, a model or a hub id")
+    parser.add_argument("--steps", type=int, help="number of weight updates")
+    parser.add_argument("--batch-size", type=int, help="images per update")
     parser.add_argument("--lr", type=float, help="highest learning rate")
-    parser.add_argument("--seed", type=int, help="of weights, order and dropout")
-    parser.add_argument("--init", metavar="MODEL", help="start from the weights of this model, and keep its shape")
+    parser.add_argument("--seed", type=int, help="seed of weights, image order and dropout")
+    parser.add_argument("--init", metavar="MODEL", help="start from the weights and the shape of this model")
     parser.add_argument("--strict", action="store_true", default=None, help="stop at the first broken image")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as fit.ema_decay=0.999"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting, as in fit.ema_decay=0.999"
     )
-    parser.add_argument("--tensorboard", action="store_true", help="write DIR/tensorboard as well, for TensorBoard")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files to DIR/tensorboard")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Resolve the recipe, prepare the stage, train."""
+    """Load the recipe, prepare the task and train."""
     from aimamba.cli.output import output_folder
     from aimamba.config import to_mapping
     from aimamba.devices import resolve_device
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, _overrides(arguments))
     out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
     result = fit(
-        lambda: make_task(recipe, device=device, codes=out / "codes", say=lambda line: print(line, file=sys.stderr)),
+        lambda: make_task(recipe, device=device, codes=out / "codes", log=lambda line: print(line, file=sys.stderr)),
         recipe.fit,
         out,
         device=device,
@@ -76,11 +78,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Settings by dotted name: from the flags, and over them from ``--set``."""
+    """Return settings by dotted name: those of the flags, overridden by ``--set``."""
     given = {key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None}
-    if arguments.data is not None:  # a recipe's limits are meant for its own images
+    if arguments.data is not None:  # a recipe's limits are for its own images
         given |= {"data.per_class": None, "data.held_out_per_class": None}
-    # Quoted, a folder called 2024 or true stays a text.
+    # Quoted, so that a folder called 2024 or true stays a string.
     overrides = {key: json.dumps(value) if isinstance(value, str) else value for key, value in given.items()}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from aimamba.config import check, from_mapping, to_mapping
+from aimamba.config import check, first_difference, from_mapping, to_mapping
 from aimamba.data.cache import store_array
 from aimamba.data.codes import CodeSet, encode_views, view_names
 from aimamba.data.folder import ImageFolder
@@ -165,9 +165,9 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
 def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
     """Write what the shards will hold, or check that the folder is about the same."""
     before = _read_meta(folder)
-    if before is not None and before != meta:
-        key = next(key for key in to_mapping(meta) if getattr(before, key) != getattr(meta, key))
-        raise ConfigError(f"{folder} holds codes of another {key}; give another --out, or remove it")
+    difference = None if before is None else first_difference(to_mapping(before), to_mapping(meta))
+    if difference is not None:
+        raise ConfigError(f"{folder} holds codes of another {difference.key}; give another --out, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_mapping(meta), indent=2, ensure_ascii=False) + "\n"
     store_array(folder / LABELS_FILE, labels)

@@ -1,38 +1,35 @@
-"""What a study runs, in one TOML file: settings that all its generators share, and what differs between them."""
+"""Recipes of studies: the settings that all generators of a study share, and how its variants differ."""
 
-import os
 import re
-import tomllib
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
-from aimamba.errors import ConfigError, suggest
 from aimamba.generation import SamplingConfig
 from aimamba.studies.scans import ORDERS
 from aimamba.train.recipe import DataConfig, Recipe
+from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
-from aimamba.train.toml import read_toml
 
 Kind = Literal["ablation", "baseline", "guidance", "scaling"]
 Schedule = Literal["constant", "linear", "power-cosine"]
 
+_PACKAGED = RecipeFiles("study", "studies", folder="recipes/studies")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A generator of a study.
+    """One generator of a study.
 
     Attributes:
-        name: Letters, digits, dots and dashes: the runs' folders begin with it.
-        title: In the table; the name unless given.
-        family: In a study that compares two kinds of model, which kind this is.
-        size: In such a study, with which model of the other kind it is compared.
-        model: Settings of the model, over those of the study.
-        lr: Highest learning rate; that of the study unless given.
+        name: Letters, digits, dots and dashes; the folders of its runs begin with it.
+        title: Title in the table; by default the name.
+        family: Kind of model, in a study that compares two kinds.
+        size: Label of its size in such a study; models of the same size are compared with each other.
+        model: Settings of the model; they override those of the study.
+        lr: Highest learning rate; by default that of the study.
         order: Order of the codes in the sequence, see ``aimamba.studies.scans``.
-        seeds: One run for each; those of the study unless given.
+        seeds: Seeds, one for each run; by default those of the study.
     """
 
     name: str
@@ -47,7 +44,7 @@ class Variant:
     def __post_init__(self) -> None:
         check(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.name) is not None,
-            f"variants: a name has letters, digits, dots and dashes, got {self.name!r}",
+            f"variants: a name may contain letters, digits, dots and dashes, got {self.name!r}",
         )
         check(
             self.order in ORDERS,
@@ -57,14 +54,14 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How the images of a model are drawn and judged.
+    """How models are sampled and evaluated.
 
     Attributes:
-        reference: Real images, by a name that ``aimamba evaluate`` knows.
-        samples: Images drawn from each model; the study ``guidance`` draws its budget instead.
-        batch_size: Images at once.
-        scales: Scales of guidance; 1 is none.
-        schedules: Schedules of guidance.
+        reference: Real images, in the notation of ``aimamba evaluate --reference``.
+        samples: Samples of each model; the study ``guidance`` generates its budget instead.
+        batch_size: Images per batch.
+        scales: Guidance scales; 1 is no guidance.
+        schedules: Guidance schedules.
         cfg_power: Power of the schedule ``power-cosine``.
     """
 
@@ -83,7 +80,7 @@ class EvaluationConfig:
         self.samplings()
 
     def samplings(self) -> list[SamplingConfig]:
-        """Every scale with every schedule; scale 1 once, as no schedule matters there."""
+        """Return every scale with every schedule, but scale 1 only once, because schedules have no effect there."""
         guided = [
             SamplingConfig(cfg_scale=scale, cfg_schedule=schedule, cfg_power=self.cfg_power)
             for schedule in self.schedules
@@ -95,11 +92,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """How each kind of model finds its learning rate, at its smallest size.
+    """Search for the learning rate of each kind of model, at its smallest size.
 
     Attributes:
         lrs: Learning rates to try.
-        share: Of the budget, that each try gets.
+        share: Fraction of the budget for each of them.
     """
 
     lrs: tuple[float, ...]
@@ -112,11 +109,11 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """Where the speed and the memory of drawing are measured.
+    """Sizes at which the speed and memory of generation are measured.
 
     Attributes:
-        tokens: Lengths of the sequence.
-        batches: Images at once.
+        tokens: Sequence lengths.
+        batches: Batch sizes.
     """
 
     tokens: tuple[int, ...] = (64, 256, 1024)
@@ -130,22 +127,22 @@ class SpeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecipe:
-    """A study.
+    """All settings of a study.
 
     Attributes:
-        kind: What is compared, which decides the table and the figure.
-        description: A line for people.
-        budget: Images that every run trains on; in ``guidance``, that every setting draws.
-        seeds: One run of each variant for each.
-        warmup: Share of the steps in which the learning rate rises.
+        kind: What the study compares; it decides the table and the figure.
+        description: One line for people.
+        budget: Images that every run trains on; in ``guidance``, samples of every setting.
+        seeds: Seeds; every variant is trained once with each.
+        warmup: Fraction of the steps in which the learning rate rises.
         data: The images.
-        model: Settings of all generators.
-        fit: Settings of the training loop but ``steps``, ``warmup_steps`` and ``seed``.
-        task: Settings of the loss and the sample sheets but ``tokenizer``.
-        variants: The generators.
-        judging: How their images are judged.
+        model: Settings of the model that all variants share.
+        fit: Settings of the training loop, without ``steps``, ``warmup_steps`` and ``seed``.
+        task: Settings of the loss and the sample sheets, without ``tokenizer``.
+        variants: The generators to compare.
+        judging: How they are sampled and evaluated.
         sweep: How ``baseline`` finds learning rates.
-        speed: Where ``baseline`` measures speed.
+        speed: At which sizes ``baseline`` measures speed.
     """
 
     kind: Kind
@@ -168,7 +165,7 @@ class StudyRecipe:
         check(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
         names = [variant.name for variant in self.variants]
         twice = [name for name in names if names.count(name) > 1]
-        check(not twice, f"variants: {', '.join(twice[:1])} is there twice; give each a name of its own")
+        check(not twice, f"variants: {', '.join(twice[:1])} appears twice; give each variant a different name")
         check(self.kind == "guidance" or bool(names), f"a study of kind {self.kind!r} needs variants")
         if self.kind == "baseline":
             check(self.sweep is not None, "a study of kind 'baseline' needs the section sweep")
@@ -182,45 +179,34 @@ class StudyRecipe:
 
 
 def study_names() -> list[str]:
-    """Name the packaged studies."""
-    files = (Path(entry.name) for entry in resources.files("aimamba").joinpath("recipes", "studies").iterdir())
-    return sorted(file.stem for file in files if file.suffix == ".toml")
+    """Return the names of the packaged studies, sorted."""
+    return _PACKAGED.names()
 
 
 def load_study(name_or_path: str) -> StudyRecipe:
-    """Read a study.
+    """Load a study.
 
     Args:
-        name_or_path: A packaged study's name, or the path of a TOML file (with a slash or ``.toml`` in it).
+        name_or_path: Name of a packaged study, or path of a TOML file (with a slash or ``.toml`` in it).
 
     Raises:
-        ConfigError: There is no such study, it is not TOML, or a setting is unknown or does not fit.
+        ConfigError: The study does not exist or is not valid TOML, or a setting is unknown or has a wrong value.
     """
-    if name_or_path.endswith(".toml") or os.sep in name_or_path or "/" in name_or_path:
-        values = read_toml(Path(name_or_path).expanduser())
-    elif name_or_path in (names := study_names()):
-        packaged = resources.files("aimamba").joinpath("recipes", "studies", f"{name_or_path}.toml")
-        values = tomllib.loads(packaged.read_text(encoding="utf-8"))
-    else:
-        raise ConfigError(
-            f"unknown study {name_or_path!r}{suggest(name_or_path, names)}; known studies: {', '.join(names)}; "
-            "or give the path of a .toml file"
-        )
-    return from_mapping(StudyRecipe, values, where=name_or_path)
+    return from_mapping(StudyRecipe, _PACKAGED.read(name_or_path), where=name_or_path)
 
 
 def training_recipe(
     study: StudyRecipe, variant: Variant, *, tokenizer: str, budget: int, seed: int, lr: float | None = None
 ) -> Recipe:
-    """The training run of a variant: a recipe as ``aimamba train`` takes it.
+    """Return the training recipe of a variant.
 
     Args:
         study: The study.
         variant: One of its variants.
-        tokenizer: Whose codes are learned.
-        budget: Images to train on, rounded down to whole batches, at least one.
-        seed: Of weights, order and dropout.
-        lr: Highest learning rate, in place of the variant's.
+        tokenizer: The tokenizer that makes the codes: a run, a saved model or a hub id.
+        budget: Images to train on, rounded down to whole batches, but at least one batch.
+        seed: Seed of the weights, the order of the images and dropout.
+        lr: Highest learning rate; overrides that of the variant.
 
     Raises:
         ConfigError: A setting of ``fit`` is unknown or out of range.

@@ -1,11 +1,12 @@
-"""``results.json``: what a study depends on, and the raw numbers of every run that is finished."""
+"""``results.json``: the settings of a study and the raw numbers of every finished run."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aimamba.config import first_difference
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 
@@ -14,13 +15,13 @@ _FORMAT = "aimamba study 1"
 
 
 class Results:
-    """The file, read once and written anew after every run.
+    """The results of a study, read once and written back after every run.
 
     Attributes:
-        path: Where it is.
+        path: The file.
         study: Name of the study.
-        settings: What its runs share: budget, recipe, weights.
-        runs: Numbers of each finished run by its name, in the order in which they were made.
+        settings: Settings that all runs share: budget, recipe, weights.
+        runs: Numbers of each finished run by the run's name, in the order of the runs.
     """
 
     def __init__(self, path: Path, study: str, settings: dict[str, Any], runs: dict[str, dict[str, Any]]) -> None:
@@ -31,19 +32,21 @@ class Results:
 
     @classmethod
     def read(cls, path: Path, study: str) -> "Results":
-        """Read the results of ``study``, which may be unfinished.
+        """Load the results of ``study``, finished or not.
 
         Raises:
-            ConfigError: There are none, or the file holds something else.
+            ConfigError: The file does not exist, or does not hold results of this study.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ConfigError(f"{path} is not there; run the study without --report-only first") from error
+            raise ConfigError(f"{path} does not exist; run the study without --report-only first") from error
         except ValueError as error:
-            raise ConfigError(f"{path} is not valid JSON, so not a study's results; give another --out") from error
-        fields = content.keys() if isinstance(content, dict) else set()
-        if not {"format", "study", "settings", "runs"} <= fields or content["format"] != _FORMAT:
+            raise ConfigError(
+                f"{path} is not valid JSON, so it holds no results of a study; give another --out"
+            ) from error
+        known = isinstance(content, dict) and content.get("format") == _FORMAT and "study" in content
+        if not known or not all(isinstance(content.get(key), dict) for key in ("settings", "runs")):
             raise ConfigError(f"{path} does not hold the results of a study of this version; give another --out")
         if content["study"] != study:
             raise ConfigError(f"{path} holds the study {content['study']!r}, not {study!r}; give another --out")
@@ -51,10 +54,10 @@ class Results:
 
     @classmethod
     def begin(cls, path: Path, study: str, settings: Mapping[str, Any]) -> "Results":
-        """Continue the results in ``path``, or begin there.
+        """Load the results in ``path`` to continue them, or begin a new file.
 
         Raises:
-            ConfigError: It holds those of another study, or of other settings; it names the first that differs.
+            ConfigError: The file holds results of another study or of other settings.
         """
         wanted = json.loads(json.dumps(_plain(settings)))
         results = cls.read(path, study) if path.exists() else None
@@ -62,17 +65,13 @@ class Results:
             results = cls(path, study, wanted, {})
             results._write()
             return results
-        old, new = dict(_flat(results.settings)), dict(_flat(wanted))
-        for key in [*new, *old]:
-            if old.get(key) != new.get(key):
-                was, now = (repr(values[key]) if key in values else "not set" for values in (old, new))
-                raise ConfigError(
-                    f"{path} holds runs with {key} {was}, now it is {now}; set it back, or give another --out"
-                )
+        difference = first_difference(results.settings, wanted)
+        if difference is not None:
+            raise ConfigError(f"{path} holds runs with {difference}; set it back, or give another --out")
         return results
 
     def add(self, name: str, numbers: Mapping[str, Any]) -> None:
-        """Take in a finished run and write the file, at once and whole."""
+        """Add the numbers of a finished run and write the file, atomically."""
         self.runs[name] = _plain(numbers)
         self._write()
 
@@ -84,19 +83,9 @@ class Results:
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON holds: it knows no infinity and no NaN."""
+    """Return ``value`` as JSON can hold it: infinity and NaN become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by their dotted names; the entries of a list count from 0."""
-    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if pairs is None:
-        yield prefix.removesuffix("."), value
-    else:
-        for key, item in pairs:
-            yield from _flat(item, f"{prefix}{key}.")

@@ -1,21 +1,22 @@
-"""The one file from which a stopped run continues, and whether it may."""
+"""``checkpoint.pt``: the state from which a stopped run continues, and the checks that it may."""
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from aimamba.config import first_difference
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.train.toml import read_toml, to_toml
 
-Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # from a recipe as written to all its settings
+Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # fills in the defaults of a recipe
 
 _FORMAT = "aimamba training run 1"
-_FREE = {
+_MAY_CHANGE = {
     "description",
     *(f"fit.{key}" for key in ("steps", "log_every", "evaluate_every", "sheet_every", "checkpoint_every")),
 }
@@ -23,27 +24,27 @@ _FREE = {
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What a checkpoint can hold: a module, an optimiser, an average."""
+    """A part of a checkpoint: a module, an optimiser, an average."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Give tensors and plain values."""
+        """Return the state as tensors and plain values."""
         ...
 
     def load_state_dict(self, state: Any, /) -> Any:
-        """Take up what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A run after some steps.
+    """The state of a run after some steps.
 
     Attributes:
-        step: How many steps were taken.
-        seconds: How long they took.
+        step: Number of steps taken.
+        seconds: Time they took.
         recipe: The resolved recipe, as TOML.
-        parts: The state of each thing that changes in training, by name.
-        basis: Fingerprints of what the run stands on beside its recipe, by name.
+        parts: State of everything that training changes, by name: model, optimiser, average and so on.
+        basis: Fingerprints of the inputs that the recipe only names, such as the tokenizer; see ``Task.basis``.
     """
 
     step: int
@@ -54,9 +55,9 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` so that ``path`` is at every moment the old file or the new one, and whole.
+    """Write ``checkpoint`` atomically: a reader finds the old file or the new one, always complete.
 
-    The draft beside it has one fixed name, so that a run that is killed in writing leaves no more than one of them.
+    The draft next to it has a fixed name, so a run that is killed while writing leaves at most one draft.
     """
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     content = {"format": _FORMAT, **fields}
@@ -64,27 +65,32 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the file that ``write_checkpoint`` wrote, onto the CPU; nothing in it is executed.
+    """Load a file written by ``write_checkpoint`` onto the CPU. No code in it is executed.
 
     Raises:
-        CheckpointError: The file is truncated or was not written by a run of this version.
+        CheckpointError: The file is truncated or is not a checkpoint of a training run.
     """
-    mend = f"delete {path.name} to start over, or give another --out"
+    fix = f"delete {path.name} to start over, or give another --out"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn archive or pickle can fail in any way
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {mend}") from error
+    except Exception as error:  # a truncated archive or pickle can fail in any way
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {fix}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of a training run; {mend}")
+        raise CheckpointError(f"{path} is not a checkpoint of a training run; {fix}")
     names = [field.name for field in dataclasses.fields(Checkpoint)]
-    return Checkpoint(**{name: content[name] for name in names if name in content})  # 0.1.0 kept no basis
+    return Checkpoint(**{name: content[name] for name in names if name in content})  # 0.1.0 wrote no basis
 
 
 def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -> None:
-    """Put the state in ``checkpoint``, which was read from ``path``, back into ``parts``.
+    """Load the state in ``checkpoint`` into ``parts``.
+
+    Args:
+        checkpoint: The state of a run.
+        parts: What to restore, by name.
+        path: Where the checkpoint was read from, for the message.
 
     Raises:
-        CheckpointError: It is the state of other parts than these.
+        CheckpointError: The checkpoint has no state for one of the parts, or one that does not fit.
     """
     for name, part in parts.items():
         try:
@@ -97,11 +103,17 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -
 
 
 def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Checkpoint | None:
-    """Give the checkpoint from which the run folder ``out`` goes on to ``steps`` steps of ``recipe``, if there is one.
+    """Return the checkpoint from which the run in ``out`` continues, or None if it has none yet.
+
+    Args:
+        out: Folder of the run.
+        recipe: The recipe of the run, as TOML.
+        steps: Number of steps to train in total.
+        resolve: Fills in the defaults of a recipe.
 
     Raises:
-        ConfigError: It is of another recipe, or beyond ``steps``.
-        CheckpointError: It cannot be read.
+        ConfigError: The checkpoint belongs to another recipe, or has taken more than ``steps`` steps.
+        CheckpointError: The checkpoint cannot be read.
     """
     path = out / "checkpoint.pt"
     if not path.exists():
@@ -111,16 +123,21 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Che
     if saved.step > steps:
         raise ConfigError(
             f"{out} has taken {saved.step} steps, more than fit.steps = {steps}; "
-            f"ask for at least {saved.step}, or give another --out"
+            f"set it to at least {saved.step}, or give another --out"
         )
     return saved
 
 
 def check_same_basis(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
-    """Refuse to continue the run in ``folder`` on anything else than what it began on; both by name.
+    """Check that the run in ``folder`` continues with the inputs that it began with.
+
+    Args:
+        before: Fingerprints in the checkpoint, by name.
+        now: Fingerprints of the inputs given now. One that the checkpoint does not have is not checked.
+        folder: Folder of the run, for the message.
 
     Raises:
-        ConfigError: A fingerprint differs. One that was not kept is not missed.
+        ConfigError: A fingerprint differs.
     """
     for name, fingerprint in now.items():
         if (was := before.get(name, fingerprint)) != fingerprint:
@@ -131,61 +148,49 @@ def check_same_basis(before: Mapping[str, str], now: Mapping[str, str], folder: 
 
 
 def check_same_recipe(before: str, now: str, folder: Path, resolve: Resolve) -> None:
-    """Refuse to continue a run under a recipe that would make it another one.
+    """Check that a run is continued with the recipe that it began with.
 
-    What counts is the value of every setting, written down or left to a default: a run of a version that did not know
-    a setting goes on at the default. The number of steps, the intervals and the description may change.
+    Recipes are compared with their defaults filled in, so a run of an older version, which did not know a setting yet,
+    continues with its default. The number of steps, the intervals and the description may change.
 
     Args:
         before: The recipe that the run in ``folder`` began with, as TOML.
-        now: The recipe asked for, as TOML.
-        folder: The run's folder.
-        resolve: Gives all settings of a recipe.
+        now: The recipe given now, as TOML.
+        folder: Folder of the run, for the message.
+        resolve: Fills in the defaults of a recipe.
 
     Raises:
-        ConfigError: Anything else differs, and it names the first such key; or ``before`` cannot be understood.
+        ConfigError: Another setting differs, or this version cannot read ``before``.
     """
     try:
-        old = dict(_flat(resolve(tomllib.loads(before))))
+        old = resolve(tomllib.loads(before))
     except ConfigError as error:
         raise ConfigError(
             f"{folder} holds a run that this version cannot continue ({error}); give another --out"
         ) from error
-    new = dict(_flat(resolve(tomllib.loads(now))))
-    for key in [*new, *old]:
-        if key not in _FREE and old.get(key) != new.get(key):
-            was, wanted = (repr(values[key]) if key in values else "not set" for values in (old, new))
-            raise ConfigError(
-                f"{folder} holds a run with {key} {was}, now it is {wanted}; set it back, or give another --out"
-            )
+    difference = first_difference(old, resolve(tomllib.loads(now)), ignore=_MAY_CHANGE)
+    if difference is not None:
+        raise ConfigError(f"{folder} holds a run with {difference}; set it back, or give another --out")
 
 
 def is_finished(out: Path, recipe: str, steps: int, resolve: Resolve) -> bool:
-    """Say whether the run folder ``out`` holds the model that ``steps`` steps of ``recipe`` make.
+    """Return whether ``out`` already holds the model of this recipe after ``steps`` steps.
 
     Raises:
-        ConfigError: It holds another model, which the run would replace and could not train on from.
+        ConfigError: ``out`` holds another model: the run would overwrite it and has no checkpoint to continue from.
     """
-    model, made_by = out / "model", out / "model" / "recipe.toml"
+    model, recipe_file = out / "model", out / "model" / "recipe.toml"
     if not model.exists():
         return False
-    if not made_by.exists():
+    if not recipe_file.exists():
         raise ConfigError(f"{model} was not made by a training run and would be replaced; give another --out")
-    made = read_toml(made_by)
-    check_same_recipe(to_toml(made), recipe, out, resolve)
-    if made["fit"]["steps"] == steps:
+    finished = read_toml(recipe_file)
+    check_same_recipe(to_toml(finished), recipe, out, resolve)
+    if finished["fit"]["steps"] == steps:
         return True
     if not (out / "checkpoint.pt").exists():
         raise ConfigError(
-            f"{out} holds a model of {made['fit']['steps']} steps and no checkpoint.pt to train on from; "
+            f"{out} holds a model of {finished['fit']['steps']} steps and no checkpoint.pt to train on from; "
             f"give another --out, or delete {model} to start over"
         )
     return False
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model: smoother than any single step of it, and what is judged and kept."""
+"""The exponential moving average of a model's weights."""
 
 import copy
 from typing import Any, Generic
@@ -10,16 +10,16 @@ from aimamba.train.task import Model
 
 
 class ExponentialAverage(Generic[Model]):
-    """A copy of a model that follows it slowly.
+    """The moving average of a model.
 
-    Each update moves every floating-point parameter and buffer by ``average = d * average + (1 - d) * value``; other
-    buffers (counters) are copied. With ``t`` updates made before, ``d = min(decay, (1 + t) / (10 + t))``, so that the
-    random start is soon forgotten.
+    Each update changes every floating-point parameter and buffer by ``average = d * average + (1 - d) * value``; other
+    buffers (counters) are copied. After ``t`` updates ``d = min(decay, (1 + t) / (10 + t))``, so that the random
+    initial weights are soon forgotten.
 
     Attributes:
-        model: The average itself, in evaluation mode and without gradients.
-        decay: What ``d`` grows to.
-        updates: How many there were.
+        model: The average, a model in evaluation mode and without gradients.
+        decay: Largest value of ``d``.
+        updates: Number of updates so far.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -29,7 +29,7 @@ class ExponentialAverage(Generic[Model]):
 
     @torch.no_grad()
     def update(self, model: Model) -> None:
-        """Move the average towards ``model``, which has the structure of the one it began with."""
+        """Update the average with the weights of ``model``."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, values = [], []
         for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
@@ -38,15 +38,15 @@ class ExponentialAverage(Generic[Model]):
                 values.append(value)
             else:
                 average.copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)  # one kernel instead of one for each tensor
+        torch._foreach_lerp_(averages, values, 1 - decay)  # one kernel for all tensors
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what ``load_state_dict`` needs to continue exactly."""
+        """Return the state for ``load_state_dict``."""
         return {"updates": self.updates, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
+        """Restore the state that ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]
 

@@ -1,9 +1,10 @@
-"""The training loop: one for every stage, in one process.
+"""The training loop: one for all stages, in one process.
 
-A run is a folder: ``recipe.toml`` says what it is, ``metrics.jsonl`` and ``sheets/`` how it goes, ``checkpoint.pt``
-where it stands, ``model/`` what came of it. The command that began a run continues it, exactly, after any interruption:
-examples are a function of (seed, position), randomness of (seed, step), and all else is in the checkpoint. (Exactly
-means bit for bit on the same device with the same number of threads, where the operations themselves repeat.)
+A run is a folder with ``recipe.toml`` (its settings), ``metrics.jsonl`` and ``sheets/`` (its progress),
+``checkpoint.pt`` (its state) and ``model/`` (its result). After any interruption, the command that began a run
+continues it exactly: examples depend only on seed and position, random numbers only on seed and step, and everything
+else is in the checkpoint. Exactly means bit for bit, on the same device with the same number of threads, as long as the
+operations are deterministic.
 """
 
 import contextlib
@@ -41,24 +42,24 @@ from aimamba.train.memory import keep_freed_memory
 from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
 from aimamba.train.settings import FitConfig
-from aimamba.train.task import Batch, Model, Task, moved
+from aimamba.train.task import Batch, Model, Task, to_device
 from aimamba.train.tensorboard import TensorBoard, require_tensorboard
 from aimamba.train.toml import to_toml
 from aimamba.train.tracking import Progress, RunningMeans, read_metrics
 
 __all__ = ["FitConfig", "Result", "fit"]
 
-_MOST_FAILURES = 5
+_MAX_FAILURES = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        model: The folder of the finished model.
-        steps: How many made it.
-        metrics: What it reached on held-out examples.
+        model: Folder of the finished model.
+        steps: Number of steps it was trained for.
+        metrics: Its metrics on held-out examples.
     """
 
     model: Path
@@ -76,26 +77,30 @@ def fit(
     resolve: Resolve = lambda recipe: recipe,
     tensorboard: bool = False,
 ) -> Result:
-    """Train ``task.model`` in the run folder ``out``: begin there, continue, or find the run finished.
+    """Train ``task.model`` in the run folder ``out``, or continue the run that is there.
 
-    A run that had fewer steps is extended to ``config.steps``; its schedule is then, from where it stands, that of the
-    longer run. A step whose loss or gradient is not finite is left out; five in a row end the run.
+    If the run is finished, this only returns its result. A finished run can be extended by a larger ``config.steps``;
+    from then on it follows the schedule of the longer run. A step whose loss or gradient is NaN or infinite is skipped;
+    five such steps in a row end the run.
+
+    Memory that the process frees is kept for reuse (see ``train.memory``).
 
     Args:
-        task: What to train, on what, towards what; or how to prepare that, called only if there is something to do.
-        config: How.
+        task: The task, or a function that prepares it, which is called only if there are steps left to train.
+        config: Settings of the loop.
         out: Folder of the run.
         device: Where to train.
-        recipe: All else that the run depends on, kept in ``recipe.toml``; its section ``fit`` is ``config``.
-        resolve: Gives all settings of such a recipe, for one that an earlier version wrote may lack some.
-        tensorboard: Whether to write metrics and sheets for TensorBoard as well.
+        recipe: The other settings of the run, for ``recipe.toml``; ``config`` becomes its section ``fit``.
+        resolve: Fills in the defaults of a recipe, because one that an older version wrote may not have all settings.
+        tensorboard: Whether to write metrics and sheets for TensorBoard too.
 
-    The process keeps the memory it frees (``train.memory``), which spares a step on CPU up to a quarter of its time.
+    Returns:
+        The finished model's folder and its metrics.
 
     Raises:
-        ConfigError: ``out`` holds another run, the training fell apart, or TensorBoard is not installed.
-        CheckpointError: The checkpoint in ``out`` is damaged or does not fit.
-        Interrupted: Ctrl-C or SIGTERM came; the run is saved.
+        ConfigError: ``out`` holds another run, the training diverged, or TensorBoard is not installed.
+        CheckpointError: The checkpoint in ``out`` is damaged or does not fit the task.
+        Interrupted: The run was interrupted by Ctrl-C or SIGTERM and has been saved.
     """
     if tensorboard:
         require_tensorboard()
@@ -114,9 +119,9 @@ def fit(
             Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
         ):
             if run.step:
-                progress.say(f"continuing {out} after step {run.step} of {config.steps}")
+                progress.log(f"continuing {out} after step {run.step} of {config.steps}")
             if config.precision == "auto":
-                progress.say(f"training in {run.precision}, which fit.precision = 'auto' chose for this device")
+                progress.log(f"training in {run.precision}, chosen by fit.precision = 'auto' for this device")
             run.train(interruption, records, progress)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
@@ -125,14 +130,17 @@ def fit(
 
 
 def _blocks(model: nn.Module) -> Iterable[nn.Module]:
-    """The blocks of a generator."""
+    """Return the blocks of a generator."""
     blocks = getattr(model, "blocks", None)
-    check(isinstance(blocks, nn.ModuleList), "fit.compile = 'blocks' needs a model that is made of blocks")
+    check(
+        isinstance(blocks, nn.ModuleList),
+        "fit.compile = 'blocks' needs a model that is made of blocks; set it to true or false",
+    )
     return cast(nn.ModuleList, blocks)
 
 
 class _Run(Generic[Model, Batch]):
-    """A training in its folder: what changes in it, and the loop that changes it."""
+    """The state of a run and the loop that trains it."""
 
     def __init__(
         self,
@@ -143,7 +151,7 @@ class _Run(Generic[Model, Batch]):
         device: torch.device,
         saved: Checkpoint | None,
     ) -> None:
-        """Begin in ``out``, or continue there from ``saved``."""
+        """Begin a run in ``out``, or restore it from ``saved``."""
         self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
         self.step, self.seconds = 0, 0.0
         self.precision = config.precision
@@ -181,7 +189,7 @@ class _Run(Generic[Model, Batch]):
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
 
     def train(self, interruption: Interruption, records: Records, progress: Progress) -> None:
-        """Take the steps that are left, look at the model now and then, and keep it."""
+        """Take the remaining steps, with evaluations and checkpoints in between, and save the model."""
         config = self.config
         batches = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
         failures = 0
@@ -192,7 +200,7 @@ class _Run(Generic[Model, Batch]):
                     f"stopped after step {self.step} of {config.steps}; the same command continues from {self.out}",
                     interruption.received,
                 )
-            self.look(records, progress)
+            self.evaluate_and_render(records, progress)
             if self.step == config.steps:
                 break
 
@@ -212,11 +220,11 @@ class _Run(Generic[Model, Batch]):
 
             failures = 0 if math.isfinite(loss) and math.isfinite(norm) else failures + 1
             if failures:
-                found = f"its loss is {loss:g}, the length of its gradient {norm:g}"
-                progress.say(f"step {self.step} is left out: {found}")
-                if failures == _MOST_FAILURES:
+                values = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
+                progress.log(f"step {self.step} is skipped: {values}")
+                if failures == _MAX_FAILURES:
                     raise ConfigError(
-                        f"{self.out}: step {self.step} is the {failures}th in a row to be left out: {found}; "
+                        f"{self.out}: step {self.step} is the {failures}th skipped step in a row: {values}; "
                         f"lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in another --out"
                     )
             progress.advance(loss, seconds)
@@ -229,24 +237,32 @@ class _Run(Generic[Model, Batch]):
             if self.due(config.checkpoint_every):
                 self.save_checkpoint()
         self.save_model()
-        progress.say(
+        progress.log(
             f"finished {self.out}: {config.steps} steps in {self.seconds:.0f} s; the model is {self.out}/model"
         )
 
     def update(self, batches: Iterator[Batch], lr: float) -> tuple[float, float]:
-        """Take one step, if its loss and the length of its gradient are finite; give both, the loss as reported."""
+        """Take one step, or skip it if its loss or gradient is not finite.
+
+        Args:
+            batches: The training examples, one part of a batch at a time.
+            lr: Learning rate of the model.
+
+        Returns:
+            The loss as reported, and the norm of the gradient before clipping.
+        """
         parts = self.config.accumulation
         rng = _rng(self.config.seed, self.step, self.device)
         reports: list[dict[str, Tensor | float]] = []
         losses = []
         for batch in islice(batches, parts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss, report = self.task.loss(self.model, moved(batch, self.device), rng, self.step)
+                loss, report = self.task.loss(self.model, to_device(batch, self.device), rng, self.step)
             (loss / parts).backward()
             losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
-        lengths = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
-        mean, *norms = torch.stack([torch.stack(losses).mean(), *lengths]).tolist()  # the step's one wait
+        gradients = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
+        mean, *norms = torch.stack([torch.stack(losses).mean(), *gradients]).tolist()  # waits for the device, once
         norm = math.hypot(*norms)
         if math.isfinite(mean) and math.isfinite(norm):
             for learner in self.learners:
@@ -261,42 +277,42 @@ class _Run(Generic[Model, Batch]):
             learner.optimizer.zero_grad(set_to_none=True)
         return mean, norm
 
-    def look(self, records: Records, progress: Progress) -> None:
-        """Measure and draw the model, if it is time."""
+    def evaluate_and_render(self, records: Records, progress: Progress) -> None:
+        """Evaluate the model and render a sample sheet, if they are due after this step."""
         if self.due(self.config.evaluate_every):
-            with self.judged() as model:
+            with self.model_to_keep() as model:
                 held_out = self.task.evaluate(model)
             records.write(self.step, "held-out", held_out)
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
-            progress.say(f"step {self.step}, held out: {numbers}")
+            progress.log(f"step {self.step}, held out: {numbers}")
         if self.due(self.config.sheet_every):
-            with self.judged() as model:
+            with self.model_to_keep() as model:
                 records.sheet(self.step, self.task.sheet(model))
 
     def due(self, every: int) -> bool:
-        """Say whether something is to be done after this step that is done every so many, and at the end."""
+        """Return whether something that happens every ``every`` steps, and at the end, is due after this step."""
         return self.step == self.config.steps or (every > 0 and self.step > 0 and self.step % every == 0)
 
     @contextlib.contextmanager
-    def judged(self) -> Iterator[Model]:
-        """Lend the model that is judged and kept: the average where there is one."""
+    def model_to_keep(self) -> Iterator[Model]:
+        """Yield the model that is evaluated and saved, in evaluation mode: the moving average if there is one."""
         model = self.model if self.average is None else self.average.model
         with torch.no_grad():
             yield model.eval()
         self.model.train()
 
     def save_checkpoint(self) -> None:
-        """Write down where the run stands."""
+        """Write ``checkpoint.pt``."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts, basis=self.basis)
         write_checkpoint(self.out / "checkpoint.pt", checkpoint)
 
     def save_model(self) -> None:
-        """Put the finished model, with the recipe that made it, in place at once and whole."""
+        """Write ``model/``, with the recipe that made it, atomically."""
         folder, partial = self.out / "model", self.out / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        with self.judged() as model:
+        with self.model_to_keep() as model:
             self.task.save(model, partial)
         (partial / "recipe.toml").write_text(self.recipe, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # of a shorter run
@@ -304,6 +320,6 @@ class _Run(Generic[Model, Batch]):
 
 
 def _rng(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """Give step ``step`` its own source of randomness, so that none has to be kept."""
+    """Return a random generator seeded for ``step``, so that no random state has to be saved."""
     state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]))

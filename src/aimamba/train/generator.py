@@ -1,4 +1,4 @@
-"""Stage 2: learn to predict the codes of an image from its class."""
+"""Stage 2: train a generator to predict the codes of images, given their class."""
 
 import math
 from collections.abc import Iterator
@@ -25,18 +25,18 @@ _LOGITS_AT_ONCE = 2**22  # 16 MiB in float32: slices of 256 tokens for 16,384 co
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorTaskConfig:
-    """How the generator learns, and what its sample sheets show.
+    """Settings of the loss and of the sample sheets.
 
     Attributes:
-        tokenizer: Whose codes to learn: a training run, a saved model, or a hub id.
-        label_dropout: Share of examples whose class is withheld, so that guidance has something to push from. One
-            draw decides for the class token and the condition alike.
-        token_dropout: Share of the word embeddings' features set to zero, the others scaled up to make up for it.
-        checkpointing: Whether to keep only what enters each block for the backward pass, and to compute the rest again:
-            less memory for the time of a second forward pass. Changes nothing else.
+        tokenizer: The tokenizer that makes the codes: a training run, a saved model, or a hub id.
+        label_dropout: Fraction of examples that are trained with the null class instead of their own, which
+            classifier-free guidance needs. It applies to the class token and the condition together.
+        token_dropout: Fraction of the features of the word embeddings that are set to zero; the others are scaled up.
+        checkpointing: Whether to store only the inputs of the blocks for the backward pass and compute the rest again.
+            It takes less memory and the time of a second forward pass; the result is the same.
         sheet_pictures: Images of each class on a sample sheet.
-        sheet_cfg_scale: Guidance of the sample sheet.
-        sheet_top_k: Top-k of the sample sheet; 0 draws among all codes.
+        sheet_cfg_scale: Guidance scale of the sample sheet.
+        sheet_top_k: Top-k of the sample sheet; 0 samples from all codes.
     """
 
     tokenizer: str
@@ -56,7 +56,7 @@ class GeneratorTaskConfig:
 
 
 class GeneratorTask:
-    """Next-code prediction; the tokenizer is only asked to draw the samples and is never trained."""
+    """Next-token prediction. The tokenizer is not trained; it only decodes the samples for the sheets."""
 
     def __init__(
         self,
@@ -78,28 +78,31 @@ class GeneratorTask:
         self.seed = seed
 
     def companions(self) -> dict[str, nn.Module]:
-        """Name what else training changes: nothing."""
+        """Return no modules: training changes only the model."""
         return {}
 
     def basis(self) -> dict[str, str]:
-        """Fingerprint the tokenizer and the training codes."""
+        """Return fingerprints of the tokenizer and the training codes."""
         return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint()}
 
     def adversary(self) -> None:
-        """Nobody is trained against the generator."""
+        """Return None: a generator has no adversary."""
 
     def no_weight_decay(self, name: str) -> bool:
-        """Spare the tables that are added, not multiplied: adaLN's offsets."""
+        """Skip adaLN's table of offsets, which is added rather than multiplied."""
         return name == "adaln.table"
 
     def batches(self, start: int, batch_size: int) -> Iterator[CodeBatch]:
-        """Give shuffled training codes."""
+        """Yield shuffled training codes."""
         return self.train.batches(batch_size=batch_size, seed=self.seed, start=start)
 
     def loss(
         self, model: AiM, batch: CodeBatch, rng: torch.Generator, step: int = 0
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Mean cross entropy of every code, in nats; some labels become "no class". Every ``step`` is alike."""
+        """Return the mean cross entropy of a code, in nats, with some labels replaced by the null class.
+
+        There are no other metrics, and ``step`` has no effect.
+        """
         dropped = torch.rand(batch.labels.shape, generator=rng, device=batch.labels.device) < self.config.label_dropout
         labels = torch.where(dropped, model.condition.null_class, batch.labels)
         mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
@@ -107,7 +110,7 @@ class GeneratorTask:
 
     @torch.no_grad()
     def evaluate(self, model: AiM) -> dict[str, float]:
-        """Mean cross entropy of held-out codes given their true class, in nats and in bits a code."""
+        """Return the mean cross entropy of held-out codes given their class, in nats and in bits per code."""
         device, total = model.word_embedding.weight.device, 0.0
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             chosen = range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out)))
@@ -118,18 +121,18 @@ class GeneratorTask:
         return {"loss": loss, "bits_per_token": loss / math.log(2)}
 
     def sheet(self, model: AiM) -> Image:
-        """Guided samples, a row for each of the first classes; the same seeds each time."""
+        """Render guided samples, one row for each of the first classes, with the same seeds each time."""
         shown, columns = self.class_names[:_SHEET_CLASSES], self.config.sheet_pictures
         sampling = SamplingConfig(cfg_scale=self.config.sheet_cfg_scale, top_k=self.config.sheet_top_k)
         images = self.pipeline(model)(list(range(len(shown))), columns, sampling, batch_size=64)
         return sheet([images[i * columns : (i + 1) * columns] for i in range(len(shown))], row_names=shown)
 
     def save(self, model: AiM, folder: Path) -> None:
-        """Write tokenizer, generator and class names together."""
+        """Save tokenizer, generator and class names as a pipeline."""
         self.pipeline(model).save_pretrained(folder)
 
     def _token_mask(self, model: AiM, codes: Tensor, rng: torch.Generator) -> Tensor | None:
-        """What to multiply the word embeddings by (B, L - 1, D), where there is token dropout."""
+        """Return factors for the word embeddings (B, L - 1, D), or None without token dropout."""
         rate = self.config.token_dropout
         if rate == 0:
             return None
@@ -137,21 +140,21 @@ class GeneratorTask:
         return (torch.rand(shape, generator=rng, device=codes.device) >= rate) / (1 - rate)
 
     def pipeline(self, model: AiM) -> Pipeline:
-        """Put ``model`` and the tokenizer together."""
+        """Return a pipeline of the tokenizer and ``model``."""
         return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), model, self.class_names)
 
 
 def code_cross_entropy(
     model: AiM, codes: Tensor, labels: Tensor, token_mask: Tensor | None = None, *, checkpointing: bool = False
 ) -> Tensor:
-    """Mean cross entropy of the codes, in nats, given the classes and the codes before each.
+    """Return the mean cross entropy, in nats, of each code given the class and the codes before it.
 
     Args:
         model: The generator.
         codes: All codes of the images (B, L).
         labels: Class labels (B).
-        token_mask: Multiplies the word embeddings (B, L - 1, D).
-        checkpointing: Whether to compute the blocks again in the backward pass instead of keeping what they computed.
+        token_mask: Factors for the word embeddings (B, L - 1, D).
+        checkpointing: Whether to compute the blocks again in the backward pass instead of storing their activations.
     """
     hidden = model(codes[:, :-1], labels, token_mask=token_mask, head=False, checkpointing=checkpointing)
     head = model.word_embedding.weight

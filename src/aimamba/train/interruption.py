@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM let the step in progress end, so that the run can be saved and continued."""
+"""Handle Ctrl-C and SIGTERM: finish the current step, so that the run can be saved and continued."""
 
 import signal
 import threading
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has saved itself; the message says how to continue.
+    """The run was interrupted by a signal and has been saved; the message says how to continue.
 
     Attributes:
-        exit_code: What a shell expects of a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
+        exit_code: The usual exit status for the signal: 130 for Ctrl-C, 143 for SIGTERM.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -19,10 +19,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """While entered, the first SIGINT or SIGTERM is only noted; a second one acts as it would have without.
+    """A context in which the first SIGINT or SIGTERM is only recorded; a second one has its usual effect.
 
     Attributes:
-        received: The signal's number, or 0.
+        received: Number of the signal received, or 0.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
         return self

@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, the learning rate of each step, and the step itself."""
+"""AdamW with weight decay on matrices only, the learning rate schedule, and a network with its optimiser."""
 
 import math
 from collections.abc import Callable
@@ -18,19 +18,18 @@ def adamw(
     weight_decay: float,
     no_weight_decay: Callable[[str], bool] | None = None,
 ) -> AdamW:
-    """Make the optimiser (Loshchilov and Hutter, arXiv 1711.05101) of every parameter that wants a gradient.
+    """Create AdamW (Loshchilov and Hutter, arXiv 1711.05101) for every parameter that requires a gradient.
 
-    Decay shrinks what multiplies activations: parameters of two axes or more, matrices and convolution kernels. It
-    spares gains, biases and Mamba's ``A_log``, ``D`` and ``dt_bias``, which have one axis, and tables that are looked
-    up, that is the weights of ``nn.Embedding`` (also where a head is tied to one). Official AiM means to do the same,
-    but its decay never applies.
+    Weight decay applies to parameters of two axes or more, that is matrices and convolution kernels. It skips gains,
+    biases and Mamba's ``A_log``, ``D`` and ``dt_bias``, which have one axis, and the weights of ``nn.Embedding``, also
+    where a head is tied to them. The official AiM code intends the same, but its weight decay never applies.
 
     Args:
-        model: What to train.
-        lr: Learning rate; the loop sets it anew for every step.
+        model: The model to train.
+        lr: Learning rate; the training loop sets it again for every step.
         betas: Decay of the first and second moment.
-        weight_decay: What a matrix loses per step, as a fraction of ``lr`` times itself.
-        no_weight_decay: Says by its name that a parameter is to be spared although it has two axes or more.
+        weight_decay: Each step multiplies a matrix by ``1 - lr * weight_decay``.
+        no_weight_decay: Returns, for the name of a parameter of two axes or more, whether to skip it too.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
@@ -46,10 +45,18 @@ def adamw(
 def learning_rate(
     step: int, *, peak: float, steps: int, warmup_steps: int, schedule: Schedule, final_fraction: float
 ) -> float:
-    """Give the learning rate of step ``step``, counted from 0.
+    """Return the learning rate of a step.
 
-    It rises in equal parts to ``peak``, which the last of the ``warmup_steps`` has, then stays there or falls as half a
-    cosine or a straight line that would be at ``final_fraction * peak`` in step ``steps``, the first not taken.
+    It rises linearly to ``peak`` in the last of the ``warmup_steps``. Then it stays there, or falls along half a cosine
+    or a straight line that would reach ``final_fraction * peak`` in step ``steps``, the first one not taken.
+
+    Args:
+        step: Number of the step, counted from 0.
+        peak: Highest learning rate.
+        steps: Total number of steps.
+        warmup_steps: Steps in which the learning rate rises.
+        schedule: How it falls afterwards.
+        final_fraction: Learning rate at the end, as a fraction of ``peak``.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -62,8 +69,8 @@ class Learner(NamedTuple):
     """A network with its optimiser.
 
     Attributes:
-        network: What learns.
-        optimizer: Of its parameters.
+        network: The network.
+        optimizer: The optimiser of its parameters.
         peak: Its highest learning rate.
     """
 
@@ -72,11 +79,11 @@ class Learner(NamedTuple):
     peak: float
 
     def clip(self, limit: float) -> Tensor:
-        """Shorten the gradient to ``limit`` (0 is no limit), over all parameters together, and give its old length."""
+        """Clip the norm of the gradient of all parameters to ``limit`` (0 is no limit); return the norm before."""
         return nn.utils.clip_grad_norm_(self.network.parameters(), limit or math.inf).float()
 
     def step(self, lr: float) -> None:
-        """Take a step of learning rate ``lr``; what has no gradient stays as it is."""
+        """Update the parameters that have a gradient, with learning rate ``lr``."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

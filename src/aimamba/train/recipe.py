@@ -1,39 +1,38 @@
-"""Recipes: everything a training run depends on, in one TOML file, packaged or the user's own.
+"""Recipes: everything that a training run depends on, in one TOML file.
 
-Defaults < preset < recipe < flags. The sections ``model`` and ``task`` stay plain mappings here; the stage knows what
-they mean.
+Settings are taken from the defaults, the preset, the recipe and the flags; the later one wins. The sections ``model``
+and ``task`` stay plain mappings here, because their fields depend on the stage (see ``train.stages``).
 """
 
 import dataclasses
-import os
 import tomllib
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
 from aimamba.errors import ConfigError, suggest
+from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
-from aimamba.train.toml import read_toml
+
+_PACKAGED = RecipeFiles("recipe", "recipes", folder="recipes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images to learn from, and how to look at them.
+    """Which images to train on, and how to prepare them.
 
     Attributes:
-        source: ``avatars``, chosen styles as ``avatars:planets,sprouts``, ``fashion-mnist``, a folder of class
-            sub-folders, or, for a generator, a folder of codes.
+        source: ``avatars``, some styles as in ``avatars:planets,sprouts``, ``fashion-mnist``, a folder with one
+            sub-folder for each class, or, for a generator, a folder of codes.
         size: Side of the square images in pixels.
-        per_class: Images of each class to train on; all there are unless given.
-        skip_per_class: Avatars of each class to pass over first, such as those that an earlier run has seen.
-        held_out_per_class: Images of each class to judge by; all there are unless given.
-        crop: Whether training sees the middle of an image or a random part of it.
-        flip: Whether training sees half of the images mirrored.
-        upscale: Whether an image smaller than ``size`` is enlarged rather than an error.
-        max_broken: Broken files to pass over; 1 % of them, but at least 10, unless given.
-        strict: Whether a broken file is an error rather than a warning.
+        per_class: Images of each class to train on; by default all.
+        skip_per_class: Avatars of each class to skip first, for example those that an earlier run was trained on.
+        held_out_per_class: Images of each class to evaluate on; by default all.
+        crop: Whether to train on the centre of an image or on a random crop.
+        flip: Whether to mirror half of the training images.
+        upscale: Whether to enlarge images that are smaller than ``size``; otherwise they are an error.
+        max_broken: Most broken files to skip; by default 1 % of the files, but at least 10.
+        strict: Whether a broken file is an error instead of a warning.
     """
 
     source: str = "avatars"
@@ -56,16 +55,18 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to train, on what, and how; ``aimamba.config.to_mapping`` and ``to_toml`` write it back.
+    """All settings of a training run.
+
+    ``config.to_mapping`` and ``toml.to_toml`` turn it back into TOML.
 
     Attributes:
-        stage: Which of the two stages.
-        description: A line for people.
-        init: A saved model to start from, whose shape is then kept; a new set of classes gets a new class table.
+        stage: Which model to train.
+        description: One line for people; it has no effect.
+        init: A saved model to start from. Its shape is kept; with other classes it gets a new class table.
         data: The images.
-        model: Settings of the model: perhaps a ``preset``, and what differs from it.
-        fit: Settings of the loop.
-        task: Settings of the loss and the sample sheet.
+        model: Settings of the model: optionally a ``preset``, and the fields that differ from it.
+        fit: Settings of the training loop.
+        task: Settings of the loss and the sample sheets.
     """
 
     stage: Literal["tokenizer", "generator"]
@@ -78,39 +79,32 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Name the packaged recipes."""
-    files = (Path(entry.name) for entry in resources.files("aimamba").joinpath("recipes").iterdir())
-    return sorted(file.stem for file in files if file.suffix == ".toml")
+    """Return the names of the packaged recipes, sorted."""
+    return _PACKAGED.names()
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe and put flags over it.
+    """Load a recipe and apply overrides to it.
 
     Args:
-        name_or_path: A packaged recipe's name, or the path of a TOML file (with a slash or ``.toml`` in it).
-        overrides: Settings by dotted name, ``{"fit.steps": 100, "data.source": "photos"}``. A string is read as a TOML
-            value if it is one (``"100"``, ``"true"``, ``"[0.9, 0.95]"``) and taken as it stands if not.
+        name_or_path: Name of a packaged recipe, or path of a TOML file (with a slash or ``.toml`` in it).
+        overrides: Settings by dotted name, as in ``{"fit.steps": 100, "data.source": "photos"}``. A string that is a
+            TOML value (``"100"``, ``"true"``, ``"[0.9, 0.95]"``) is read as one; any other string is taken literally.
+
+    Returns:
+        The recipe. The sections ``model`` and ``task`` are not checked yet.
 
     Raises:
-        ConfigError: There is no such recipe, it is not TOML, or a setting is unknown or does not fit.
+        ConfigError: The recipe does not exist or is not valid TOML, or a setting is unknown or has a wrong value.
     """
-    if name_or_path.endswith(".toml") or os.sep in name_or_path or "/" in name_or_path:
-        values = read_toml(Path(name_or_path).expanduser())
-    elif name_or_path in (names := recipe_names()):
-        packaged = resources.files("aimamba").joinpath("recipes", f"{name_or_path}.toml")
-        values = tomllib.loads(packaged.read_text(encoding="utf-8"))
-    else:
-        raise ConfigError(
-            f"unknown recipe {name_or_path!r}{suggest(name_or_path, names)}; "
-            f"known recipes: {', '.join(names)}; or give the path of a .toml file"
-        )
+    values = _PACKAGED.read(name_or_path)
     for name, value in (overrides or {}).items():
         _override(values, name, _parsed(value) if isinstance(value, str) else value)
     return from_mapping(Recipe, values, where=name_or_path)
 
 
 def _override(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set ``name``, checked as far as it can be here, in ``values``."""
+    """Set ``name`` in ``values``; names in ``model`` and ``task`` are checked later, with the stage."""
     fields: dict[str, type] = {"data": DataConfig, "fit": FitConfig}
     known = [
         "stage",
@@ -124,7 +118,7 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
         raise ConfigError(f"unknown setting {name!r}{near}; settings are written section.key, as in fit.steps")
     if key:
         table = values.setdefault(section, {})
-        if isinstance(table, dict):  # if not, reading the recipe will say so
+        if isinstance(table, dict):  # otherwise from_mapping reports it
             table[key] = value
     else:
         values[name] = value

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes."""
+"""The files that a run writes while it trains."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,22 +10,28 @@ from aimamba.train.tracking import MetricsFile
 
 
 class Records:
-    """``metrics.jsonl`` and ``sheets/`` of a run, and TensorBoard's files where they are asked for."""
+    """``metrics.jsonl`` and ``sheets/`` of a run, and optionally TensorBoard's event files."""
 
     def __init__(self, out: Path, *, step: int, tensorboard: bool) -> None:
-        """Open those of the run in ``out`` that goes on after ``step`` steps; what it will write again is dropped."""
+        """Open the files of a run. Metrics that it will write again are removed.
+
+        Args:
+            out: Folder of the run.
+            step: Number of steps already taken.
+            tensorboard: Whether to write TensorBoard's event files.
+        """
         self._metrics = MetricsFile(out / "metrics.jsonl", step=step)
         self._sheets = out / "sheets"
         self._tensorboard = TensorBoard(out, step=step) if tensorboard else None
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Note numbers of a split, "train" or "held-out"."""
+        """Write metrics of a split, "train" or "held-out"."""
         self._metrics.write(step, split, values)
         if self._tensorboard is not None:
             self._tensorboard.write(step, split, values)
 
     def sheet(self, step: int, image: Image) -> None:
-        """Keep a sample sheet."""
+        """Save a sample sheet."""
         self._sheets.mkdir(exist_ok=True)
         image.save(self._sheets / f"step-{step:06d}.png")
         if self._tensorboard is not None:

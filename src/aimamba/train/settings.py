@@ -1,4 +1,4 @@
-"""How to train: the settings of the loop."""
+"""Settings of the training loop."""
 
 import dataclasses
 import math
@@ -10,29 +10,29 @@ from aimamba.train.optim import Schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to train.
+    """Settings of the training loop.
 
     Attributes:
-        steps: Updates of the weights in all.
-        batch_size: Images in each.
+        steps: Total number of weight updates.
+        batch_size: Images per update.
         lr: Highest learning rate.
         betas: AdamW's decay of the first and second moment.
-        weight_decay: AdamW's decay of matrices.
+        weight_decay: AdamW's weight decay, which applies to matrices only.
         warmup_steps: Steps in which the learning rate rises.
-        schedule: How it falls afterwards.
-        final_lr_fraction: Where it falls to, as a fraction of ``lr``.
-        clip_norm: Longest gradient, over all parameters of a network together; 0 is no limit.
-        ema_decay: Decay of the average that is judged and kept; 0 is no average.
-        accumulation: Parts into which a batch is cut to save memory; the gradient is the same up to rounding, but for
-            a discriminator, whose batch norms see one part at a time.
-        precision: Of the forward pass in training; weights, updates and evaluation are float32. ``auto`` is bfloat16 on
-            devices that multiply it clearly faster than float32, else float32.
-        compile: Whether ``torch.compile`` fuses the passes of a generator: of the whole, whose first step then takes a
-            minute or two, or of its ``blocks`` one by one, which takes seconds. On CPU it needs a C++ compiler and
-            hardly gains, because the middle of a mixer is a kernel already (docs/speed.md).
-        seed: Of the randomness in the loss.
-        log_every: Steps between lines of training metrics.
-        evaluate_every: Steps between held-out metrics; 0 is only at the end.
+        schedule: How the learning rate falls after the warm-up.
+        final_lr_fraction: Learning rate at the end, as a fraction of ``lr``.
+        clip_norm: Largest norm of the gradient of all parameters of a network together; 0 is no limit.
+        ema_decay: Decay of the moving average of the weights, which is what is evaluated and saved; 0 is no average.
+        accumulation: Number of parts into which a batch is split to save memory. The gradient is the same up to
+            rounding, except with a discriminator, whose batch norms see one part at a time.
+        precision: Precision of the forward pass in training; weights, updates and evaluation are float32. ``auto`` is
+            bfloat16 on devices where it is clearly faster than float32, and float32 elsewhere.
+        compile: Whether to compile a generator with ``torch.compile``: ``true`` compiles the whole model, so the first
+            step takes a minute or two; ``"blocks"`` compiles block by block, which takes seconds. On CPU it needs a
+            C++ compiler and gains little, because the centre of a mixer is already one kernel (docs/speed.md).
+        seed: Seed of the initial weights, the order of the images and the randomness in the loss.
+        log_every: Steps between training metrics.
+        evaluate_every: Steps between evaluations on held-out images; 0 is only at the end.
         sheet_every: Steps between sample sheets; 0 is only at the end.
         checkpoint_every: Steps between checkpoints; 0 is only at the end and on interruption.
     """

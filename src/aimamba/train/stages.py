@@ -1,4 +1,4 @@
-"""From a recipe to a task: open the images, build the model, load what the stage stands on."""
+"""Turn a recipe into a task: open the images, build the model, load the tokenizer."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,20 +21,20 @@ from aimamba.train.task import Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
 
-_FROM_CODES = ("vocab_size", "num_tokens", "num_classes")  # of a generator
-_NOTE = "data.toml"  # beside codes that a run has kept: of which images they are
+_FROM_CODES = ("vocab_size", "num_tokens", "num_classes")  # settings of a generator that its codes decide
+_NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
 
 
 def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give all settings of the recipe ``values``, also those that it leaves to a preset or a default.
+    """Return the recipe ``values`` with all settings filled in from its preset and the defaults.
 
-    What decides nothing is left out: with ``init`` the shape of the model, and of a generator's shape what follows from
-    its codes.
+    Settings that have no effect are left out: the shape of the model if there is ``init``, and the settings of a
+    generator that follow from its codes.
 
     Raises:
-        ConfigError: A setting is unknown or does not fit.
+        ConfigError: A setting is unknown or has a wrong value.
     """
     recipe = from_mapping(Recipe, values, where="recipe")
     task: TokenizerTaskConfig | GeneratorTaskConfig
@@ -54,16 +54,15 @@ def make_task(
     *,
     device: torch.device,
     codes: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Task[Any, Any]:
-    """Prepare the stage that ``recipe`` describes.
+    """Prepare the task that ``recipe`` describes.
 
     Args:
-        recipe: The resolved recipe.
-        device: Where to encode images, for a generator.
-        codes: Folder in which a generator's images are kept as codes once they are encoded; None keeps them in
-            memory.
-        say: Told what takes its time.
+        recipe: The recipe.
+        device: Where to encode the images of a generator.
+        codes: Folder to store the codes of a generator's images in; None keeps them in memory.
+        log: Called with a line about each step that takes long.
 
     Raises:
         ConfigError: A setting is unknown, or does not fit the images or the tokenizer.
@@ -72,7 +71,7 @@ def make_task(
     """
     if recipe.stage == "tokenizer":
         return _tokenizer_task(recipe)
-    return _generator_task(recipe, device, codes, say)
+    return _generator_task(recipe, device, codes, log)
 
 
 def _images(recipe: Recipe, split: Split) -> ImageSet:
@@ -95,52 +94,54 @@ def _images(recipe: Recipe, split: Split) -> ImageSet:
 
 def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
     check(
-        not recipe.fit.compile, "fit.compile is for generators: a tokenizer's time goes into convolutions; leave it out"
+        not recipe.fit.compile,
+        "fit.compile is for generators only: a tokenizer spends its time in convolutions, which it does not speed up; "
+        "leave it out",
     )
-    given = VQModel.from_pretrained(recipe.init) if recipe.init else None
-    config = given.config if given else _model_config(VQConfig, VQ_PRESETS, recipe.model)
+    initial = VQModel.from_pretrained(recipe.init) if recipe.init else None
+    config = initial.config if initial else _model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
     check(
-        given is not None or not task.decoder_only,
+        initial is not None or not task.decoder_only,
         "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
     )
     _check_size(recipe, config)
     train, held_out = _images(recipe, "train"), _images(recipe, "held-out")
-    if given is not None:
-        return TokenizerTask(given, train, held_out, task, seed=recipe.fit.seed)
+    if initial is not None:
+        return TokenizerTask(initial, train, held_out, task, seed=recipe.fit.seed)
     model = VQModel(config)
     model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
     return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed)
 
 
 def _generator_task(
-    recipe: Recipe, device: torch.device, codes: Path | None, say: Callable[[str], None]
+    recipe: Recipe, device: torch.device, codes: Path | None, log: Callable[[str], None]
 ) -> GeneratorTask:
     task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
     check(
         recipe.data.crop == "center",
         "data.crop must be 'center' for a generator: its images are encoded once, before training",
     )
-    recipe_of_tokenizer = Path(task.tokenizer).name
-    if not Path(task.tokenizer).exists() and recipe_of_tokenizer in recipe_names():
+    tokenizer_recipe = Path(task.tokenizer).name
+    if not Path(task.tokenizer).exists() and tokenizer_recipe in recipe_names():
         raise CheckpointError(
-            f"the tokenizer {task.tokenizer} is not there yet: train it first "
-            f"('aimamba train {recipe_of_tokenizer}'), or give another with --tokenizer"
+            f"the tokenizer {task.tokenizer} does not exist yet: train it first "
+            f"('aimamba train {tokenizer_recipe}'), or give another with --tokenizer"
         )
     tokenizer = VQModel.from_pretrained(task.tokenizer, device=device)
-    source = _code_source(recipe, tokenizer, codes, say)
+    source = _code_source(recipe, tokenizer, codes, log)
     fixed = {
         "vocab_size": tokenizer.config.codebook_size,
         "num_tokens": source.num_tokens,
         "num_classes": len(source.class_names),
     }
-    model = _given_generator(recipe, recipe.init, fixed) if recipe.init else _new_generator(recipe, fixed)
+    model = _initial_generator(recipe, recipe.init, fixed) if recipe.init else _new_generator(recipe, fixed)
     train, held_out = source.load()
     return GeneratorTask(model, tokenizer.cpu(), train, held_out, source.class_names, task, seed=recipe.fit.seed)
 
 
 def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
-    """A generator of the recipe's shape with fresh weights; ``fixed`` follows from images and tokenizer."""
+    """Return a generator with random weights; images and tokenizer decide the settings in ``fixed``."""
     for name, value in fixed.items():
         check(
             recipe.model.get(name, value) == value,
@@ -152,22 +153,22 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
     return model
 
 
-def _given_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> AiM:
-    """Load ``init``, and give it a fresh class table where the number of classes is another."""
+def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> AiM:
+    """Load the generator ``init``, with a new class table if the number of classes differs."""
     given = AiM.from_pretrained(init)
     for name in ("vocab_size", "num_tokens"):
         check(
             getattr(given.config, name) == fixed[name],
             f"{init} has {name} {getattr(given.config, name)}, but these images and this tokenizer need "
-            f"{fixed[name]}; give its own tokenizer and size",
+            f"{fixed[name]}; use the tokenizer and data.size that it was trained with",
         )
-    # Trained on, official weights are decoded as they are trained: without the shift.
+    # Official weights decode with positions shifted by one; training continues without the shift.
     model = AiM(replace(given.config, num_classes=fixed["num_classes"], decode_position_shift=0))
     model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
     tensors = given.state_dict()
     if fixed["num_classes"] != given.config.num_classes:
         table = model.condition.table.weight.detach().clone()
-        table[-1] = tensors["condition.table.weight"][-1]  # "no class" means the same
+        table[-1] = tensors["condition.table.weight"][-1]  # the null class stays
         tensors["condition.table.weight"] = table
     model.load_state_dict(tensors)
     return model
@@ -225,7 +226,7 @@ def _codes_on_disk(folder: Path, tokenizer: VQModel) -> _CodeSource:
 
 
 def _has_kept(folder: Path, data: DataConfig) -> bool:
-    """Say whether a run has kept the codes of these images in ``folder``."""
+    """Return whether a run has stored the codes of these images in ``folder``."""
     if not folder.exists():
         return False
     note = folder / _NOTE
@@ -244,7 +245,7 @@ def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:
 
 
 def _model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:
-    """Settings over a preset, where one is named, over the defaults."""
+    """Build a config from the defaults, the preset if there is one, and ``settings``; the later one wins."""
     values = dict(settings)
     base: dict[str, Any] = {}
     if (preset := values.pop("preset", None)) is not None:

@@ -1,4 +1,4 @@
-"""What a stage of training has to know, so that one loop serves them all."""
+"""The interface between the training loop and a stage: model, batches, loss, evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """A network that is trained against the model, with an optimiser of its own (AdamW).
+    """A network that is trained against the model, such as the discriminator of a GAN; it has its own AdamW.
 
     Attributes:
-        network: In training mode; ``fit`` moves it to its device.
-        lr: Learning rate where the model's is at its highest; it rises and falls with that.
+        network: The network, in training mode; ``fit`` moves it to the device.
+        lr: Highest learning rate; it follows the same schedule as the model's.
         betas: Decay of the first and second moment.
-        weight_decay: Decay of matrices.
+        weight_decay: Weight decay of matrices.
     """
 
     network: nn.Module
@@ -32,71 +32,83 @@ class Adversary:
 
 @runtime_checkable
 class Task(Protocol[Model, Batch]):
-    """One stage: its model, its examples, its loss, and how to judge and keep the result.
+    """A stage of training: its model, training examples and loss, and how to evaluate and save the result.
 
-    ``fit`` owns the rest: device, optimiser, average, schedule, checkpoints. The ``model`` it hands to ``loss`` is the
-    one in training; the one it hands to ``evaluate``, ``sheet`` and ``save`` is the average of it where there is one,
-    in evaluation mode and without gradients.
+    ``fit`` does the rest: device, optimiser, moving average, schedule, checkpoints. It calls ``loss`` with the model in
+    training, and ``evaluate``, ``sheet`` and ``save`` with the moving average of it, or with the model itself where
+    there is no average, in evaluation mode and without gradients.
     """
 
     @property
     def model(self) -> Model:
-        """What is trained; ``fit`` moves it to its device."""
+        """The model to train; ``fit`` moves it to the device."""
         ...
 
     def batches(self, start: int, batch_size: int) -> Iterator[Batch]:
-        """Give the examples from global position ``start`` on, ``batch_size`` at a time, without end.
+        """Yield batches of training examples without end, beginning with the example at position ``start``.
 
-        The example at a position must be a function of the task's seed and that position: then a run that was stopped
-        sees what it would have seen. Tensors may stay on the CPU; ``fit`` moves them.
+        The example at a position must depend on the task's seed and the position only, so that a run that was stopped
+        continues with the examples it would have seen. The tensors may be on the CPU; ``fit`` moves them.
         """
         ...
 
     def loss(
         self, model: Model, batch: Batch, rng: torch.Generator, step: int
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Give the scalar to descend and what else to report, averaged over the batch.
+        """Compute the loss of a batch and the metrics to report.
 
-        Where there is an adversary its loss is part of the scalar; neither player's may have gradients for the other.
-        One that gets no gradient in a step stays as it is. ``loss`` in the report is shown in place of the scalar: the
-        model's loss without the adversary's. All randomness comes from ``rng``, which lives on the
-        batch's device and starts afresh with every step; ``step`` counts from 0.
+        With an adversary, the loss is the sum of the model's loss and the adversary's. Neither part may have gradients
+        with respect to the other network. A network that gets no gradient in a step is not updated.
+
+        Args:
+            model: The model in training.
+            batch: The examples, on the model's device.
+            rng: The only source of randomness, on the same device; it is seeded again for every step.
+            step: Number of the step, counted from 0.
+
+        Returns:
+            The scalar to minimise, and metrics by name, each a mean over the batch. A metric called ``loss`` is
+            reported instead of the scalar: the model's loss without the adversary's.
         """
         ...
 
     def companions(self) -> dict[str, nn.Module]:
-        """Name the modules beside ``model`` that ``loss`` changes; ``fit`` moves them and keeps them in checkpoints.
+        """Return the modules other than ``model`` that ``loss`` changes, by name.
 
-        A task keeps nothing else from step to step, or a run that was stopped could not go on as if it had not been.
+        ``fit`` moves them to the device and stores them in checkpoints. A task must keep no other state from step to
+        step; otherwise a stopped run could not continue exactly.
         """
         ...
 
     def basis(self) -> dict[str, str]:
-        """Name what else the examples depend on, with a fingerprint of each: a run goes on only upon the same."""
+        """Return a fingerprint of each input that the recipe only names, such as the tokenizer, by name.
+
+        A run is continued only if they are the same as when it began.
+        """
         ...
 
     def adversary(self) -> Adversary | None:
-        """Give the network that is trained against ``model``, always the same one; ``None`` where there is none."""
+        """Return the network that is trained against ``model``, the same one in every call, or None."""
         ...
 
     def no_weight_decay(self, name: str) -> bool:
-        """Say whether the parameter ``name``, though of two axes or more, is a table that decay must spare."""
+        """Return whether weight decay must skip the parameter ``name`` although it has two axes or more."""
         ...
 
     def evaluate(self, model: Model) -> dict[str, float]:
-        """Measure ``model`` on held-out examples, the same ones each time."""
+        """Return metrics of ``model`` on held-out examples, the same ones in every call."""
         ...
 
     def sheet(self, model: Model) -> Image:
-        """Draw what a person should look at."""
+        """Render samples of ``model`` as a contact sheet."""
         ...
 
     def save(self, model: Model, folder: Path) -> None:
-        """Write the finished model into the new folder ``folder``, for ``from_pretrained`` to load."""
+        """Save ``model`` to ``folder``, which ``fit`` has created, so that ``from_pretrained`` loads it."""
         ...
 
 
-def moved(batch: Batch, device: torch.device) -> Batch:
-    """Give ``batch`` with its tensors on ``device``."""
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return ``batch`` with its tensors on ``device``."""
     tensors = [tensor.to(device, non_blocking=True) for tensor in batch]
     return type(batch)._make(tensors) if hasattr(batch, "_make") else type(batch)(tensors)

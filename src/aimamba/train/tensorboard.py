@@ -1,4 +1,4 @@
-"""A run's metrics and sample sheets as TensorBoard shows them, for who asks for it."""
+"""Optional TensorBoard output: the metrics and sample sheets of a run."""
 
 import math
 import time
@@ -15,10 +15,10 @@ _FOLDER = "tensorboard"
 
 
 def require_tensorboard() -> None:
-    """Check that TensorBoard's package is there; PyTorch writes its files with it.
+    """Check that TensorBoard is installed, which PyTorch needs to write event files.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is not installed.
     """
     try:
         import torch.utils.tensorboard  # noqa: F401, PLC0415
@@ -29,34 +29,46 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` of a run: scalars as ``train/loss`` or ``held-out/psnr``, sheets as images.
+    """Event files in the folder ``tensorboard/`` of a run: scalars such as ``train/loss``, and sheets as images.
 
-    They are written anew from ``metrics.jsonl`` and ``sheets/`` whenever a run begins or goes on. So no point is there
-    twice after a resume, and a run that asks for TensorBoard late has its whole history there.
+    They are written again from ``metrics.jsonl`` and ``sheets/`` whenever a run begins or continues. So a resumed run
+    has no point twice, and a run that turns TensorBoard on later still shows its whole history.
     """
 
     def __init__(self, out: Path, *, step: int) -> None:
-        """Write what the run in ``out`` has told before it goes on with step ``step``, counted from 0; await more."""
+        """Write the history of a run and keep the event file open.
+
+        Args:
+            out: Folder of the run.
+            step: The next step of the run, counted from 0; sheets from this step on are left out.
+        """
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
         folder = out / _FOLDER
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        # A purge at step 0 makes a TensorBoard that is open forget what it read from the old files.
+        # Purging from step 0 makes an open TensorBoard forget the points of the old files.
         self._writer = SummaryWriter(str(folder), purge_step=0)
         lines = read_metrics(out / "metrics.jsonl")
-        began, at = time.time() - max((line.get("seconds") or 0.0 for line in lines), default=0.0), 0.0
+        start, seconds = time.time() - max((line.get("seconds") or 0.0 for line in lines), default=0.0), 0.0
         for line in lines:
-            at = line.get("seconds") or at
+            seconds = line.get("seconds") or seconds
             values = {name: value for name, value in line.items() if name not in ("step", "split")}
-            self.write(line["step"], line["split"], values, when=began + at)
+            self.write(line["step"], line["split"], values, when=start + seconds)
         for path in sorted((out / "sheets").glob("step-*.png")):
-            if (drawn := int(path.stem.partition("-")[2])) < step:  # that of this very step is drawn again
+            if (rendered_at := int(path.stem.partition("-")[2])) < step:  # the run renders that of ``step`` again
                 with Image.open(path) as image:
-                    self.sheet(drawn, image)
+                    self.sheet(rendered_at, image)
 
     def write(self, step: int, split: str, values: Mapping[str, float | None], *, when: float | None = None) -> None:
-        """Add a point to each curve; a number that is not finite or ``null`` leaves a gap."""
+        """Add a point to each curve. NaN, infinity and None leave a gap.
+
+        Args:
+            step: Number of steps taken.
+            split: "train" or "held-out".
+            values: Metrics by name.
+            when: Time of the point in seconds since the epoch; by default now.
+        """
         for name, value in values.items():
             if value is not None and math.isfinite(value):
                 self._writer.add_scalar(f"{split}/{name}", value, step, walltime=when)
@@ -68,5 +80,5 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the event file."""
         self._writer.close()

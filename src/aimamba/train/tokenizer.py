@@ -1,4 +1,4 @@
-"""Stage 1: learn to write an image as codes and to draw it again."""
+"""Stage 1: train a tokenizer to encode images as codes and to decode them."""
 
 import math
 from collections.abc import Iterator
@@ -27,28 +27,29 @@ _SHEET_COLUMNS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTaskConfig:
-    """What the tokenizer is asked to do well.
+    """Weights and settings of the losses.
 
-    The recipe of LlamaGen is ``perceptual_weight = 1``, ``perceptual`` the weights of VGG16 and LPIPS, and
-    ``adversarial_weight = 0.5``; VQGAN's adversarial weight is 0.8 and adaptive.
+    LlamaGen uses ``perceptual_weight = 1`` with VGG16 and LPIPS as ``perceptual``, and ``adversarial_weight = 0.5``.
+    VQGAN's adversarial weight is 0.8, with ``adversarial_adaptive = true``.
 
     Attributes:
         l1_weight: Weight of the mean absolute error of pixels in [-1, 1].
-        l2_weight: Weight of their mean squared error.
-        codebook_weight: Weight of the codebook and commitment losses together.
-        perceptual_weight: Weight of the distance that a trained network sees; 0 needs no network.
-        perceptual_start: Step, counted from 0, from which on there is one; pixels alone take a fraction of the time.
-        perceptual: That network: ``lite0``, or the file or folder of VGG16's and LPIPS's weights.
-        perceptual_side: Smaller images are magnified to at least this for ``lite0``; its time grows with the square.
-        adversarial_weight: Weight of the adversarial loss; 0 needs no discriminator.
-        adversarial_start: Step, counted from 0, from which on there is one; before it neither runs nor learns.
-        adversarial_adaptive: Whether the weight is multiplied in every step by the quotient of the gradients of pixel
-            and perceptual losses and of the adversarial one, at the last layer.
-        discriminator_lr: Its highest learning rate; the model's schedule goes for both.
-        discriminator_channels: Width of its first layer.
-        discriminator_layers: Its layers that halve the image.
-        decoder_only: Whether encoder and codebook stay as they are, so that images keep their codes and generators
-            trained on them stay valid: to draw better from the codes there are. Asks for ``init`` in the recipe.
+        l2_weight: Weight of the mean squared error of pixels in [-1, 1].
+        codebook_weight: Weight of the sum of the codebook and commitment losses.
+        perceptual_weight: Weight of the perceptual loss, a distance between features of a trained network; 0 is none.
+        perceptual_start: First step, counted from 0, with a perceptual loss. Steps without it are several times faster.
+        perceptual: The network: ``lite0``, or the file or folder with the weights of VGG16 and LPIPS.
+        perceptual_side: ``lite0`` enlarges smaller images to at least this many pixels; its time grows with the square.
+        adversarial_weight: Weight of the adversarial loss; 0 is no discriminator.
+        adversarial_start: First step, counted from 0, with an adversarial loss; until then the discriminator neither
+            runs nor learns.
+        adversarial_adaptive: Whether to scale the adversarial loss in every step so that its gradient at the last layer
+            is as large as that of the pixel and perceptual losses.
+        discriminator_lr: Highest learning rate of the discriminator; it follows the same schedule as the model's.
+        discriminator_channels: Width of the discriminator's first layer.
+        discriminator_layers: Number of the discriminator's layers that halve the image.
+        decoder_only: Whether to train the decoder only. The codes of images stay the same, so generators trained on
+            them stay valid. Needs ``init`` in the recipe.
     """
 
     l1_weight: float = 0.0
@@ -78,7 +79,7 @@ class TokenizerTaskConfig:
 
 
 class TokenizerTask:
-    """Reconstruction through the codebook; where asked, judged by a trained network and by an opponent in training."""
+    """Reconstruction through the codebook, optionally with a perceptual and an adversarial loss."""
 
     def __init__(
         self,
@@ -90,11 +91,19 @@ class TokenizerTask:
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        """Prepare the stage.
+        """Prepare the task.
+
+        Args:
+            model: The tokenizer.
+            train: Images to train on.
+            held_out: Images to evaluate on.
+            config: Settings of the losses.
+            seed: Seed of the order of the images and of the discriminator's weights.
+            workers: Processes that load images; 0 loads them in this process.
 
         Raises:
             ConfigError: The images are too small for the discriminator, or the perceptual network is not installed.
-            CheckpointError: The files of the perceptual network cannot be used.
+            CheckpointError: The weights of the perceptual network cannot be loaded.
         """
         self.model = model
         self.train = train
@@ -115,34 +124,35 @@ class TokenizerTask:
                 part.requires_grad_(True)
 
     def companions(self) -> dict[str, nn.Module]:
-        """Name what else training changes: the running use of the codes."""
+        """Return the moving average of how often each code is used."""
         return {"codebook_use": self.use}
 
     def basis(self) -> dict[str, str]:
-        """Name what the images depend on beside the recipe: nothing."""
+        """Return no fingerprints: the recipe describes everything that the images depend on."""
         return {}
 
     def adversary(self) -> Adversary | None:
-        """Give the discriminator, if there is one."""
+        """Return the discriminator, if there is one."""
         if self.discriminator is None:
             return None
         return Adversary(network=self.discriminator, lr=self.config.discriminator_lr)
 
     def no_weight_decay(self, name: str) -> bool:
-        """Spare the codebook: only the direction of its rows counts."""
+        """Skip the codebook, because only the direction of its vectors matters."""
         return name == "codebook"
 
     def batches(self, start: int, batch_size: int) -> Iterator[Batch]:
-        """Give shuffled training images."""
+        """Yield shuffled training images."""
         return batches(self.train, batch_size=batch_size, seed=self.seed, start=start, workers=self.workers)
 
     def loss(
         self, model: VQModel, batch: Batch, rng: torch.Generator, step: int = 0
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Give all losses by their weights, and the parts unweighted.
+        """Return the weighted sum of all losses, and each loss without its weight.
 
-        Pixel errors, the two quantiser losses (van den Oord et al., arXiv 1711.00937, eq. 3), the perceptual distance;
-        and, from the start step on, the adversarial loss and, with weight 1, the discriminator's own.
+        The sum has the pixel losses, the two quantiser losses (van den Oord et al., arXiv 1711.00937, eq. 3) and the
+        perceptual loss. From ``adversarial_start`` on it also has the adversarial loss and, with weight 1, the
+        discriminator's own loss.
         """
         images = to_float(batch.images)
         latents = model.latents(images)
@@ -151,28 +161,33 @@ class TokenizerTask:
         output = model.reconstruct(latents)
         if model.training:
             self.use.observe(output.codes)
-        drawn = output.images.float()
+        reconstructions = output.images.float()
         config = self.config
-        l1, l2 = F.l1_loss(drawn, images), F.mse_loss(drawn, images)
+        l1, l2 = F.l1_loss(reconstructions, images), F.mse_loss(reconstructions, images)
         quantizer = output.codebook_loss + output.commitment_loss
         parts: dict[str, Tensor | float] = {"l1": l1.detach(), "l2": l2.detach(), "quantizer": quantizer.detach()}
-        likeness = config.l1_weight * l1 + config.l2_weight * l2
+        reconstruction_loss = config.l1_weight * l1 + config.l2_weight * l2
         if self.perceptual is not None and step >= config.perceptual_start:
-            perceptual = self.perceptual.to(images.device)(drawn, images)
-            likeness = likeness + config.perceptual_weight * perceptual
+            perceptual = self.perceptual.to(images.device)(reconstructions, images)
+            reconstruction_loss = reconstruction_loss + config.perceptual_weight * perceptual
             parts["perceptual"] = perceptual.detach()
-        total = likeness + config.codebook_weight * quantizer
+        total = reconstruction_loss + config.codebook_weight * quantizer
         if self.discriminator is not None and model.training and step >= config.adversarial_start:
-            loss, more = self._contest(self.discriminator, model, drawn, images, likeness)
+            loss, more = self._adversarial_loss(self.discriminator, model, reconstructions, images, reconstruction_loss)
             total, parts = total + loss, parts | more
-            parts["loss"] = (total - parts["discriminator"]).detach()  # the model's own
+            parts["loss"] = (total - parts["discriminator"]).detach()  # the model's part of it
         return total, parts
 
-    def _contest(
-        self, discriminator: Discriminator, model: VQModel, drawn: Tensor, images: Tensor, likeness: Tensor
+    def _adversarial_loss(
+        self,
+        discriminator: Discriminator,
+        model: VQModel,
+        reconstructions: Tensor,
+        images: Tensor,
+        reconstruction_loss: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Give the sum of the adversarial loss, weighted, and of the discriminator's, and what to report."""
-        generator_loss, discriminator_loss, real_logits, fake_logits = contest(discriminator, drawn, images)
+        """Return the weighted adversarial loss plus the discriminator's loss, and the metrics to report."""
+        generator_loss, discriminator_loss, real_logits, fake_logits = contest(discriminator, reconstructions, images)
         parts: dict[str, Tensor | float] = {
             "adversarial": generator_loss.detach(),
             "discriminator": discriminator_loss.detach(),
@@ -181,25 +196,27 @@ class TokenizerTask:
         }
         weighted = self.config.adversarial_weight * generator_loss
         if self.config.adversarial_adaptive:
-            weight = adaptive_weight(likeness, generator_loss, model.decoder.head.weight)
+            weight = adaptive_weight(reconstruction_loss, generator_loss, model.decoder.head.weight)
             weighted = weight * weighted
             parts["adaptive_weight"] = weight
         return weighted + discriminator_loss, parts
 
     @torch.no_grad()
     def evaluate(self, model: VQModel) -> dict[str, float]:
-        """Quality on held-out images: L2, PSNR (dB, mean over images), share of codes used, code perplexity.
+        """Return metrics of the reconstructions of held-out images.
 
-        Where there is a perceptual loss, its mean as well.
+        Returns:
+            ``l2``, the mean squared error; ``psnr`` in dB, a mean over images; ``codes_used``, the fraction of the
+            codebook; the ``perplexity`` of the codes; and ``perceptual``, the mean distance, with a perceptual loss.
         """
         errors, distances, counts = [], [], torch.zeros(model.config.codebook_size)
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             images = self._held_out_images(model, range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out))))
             output = model(images)
-            drawn = output.images.clamp(-1, 1)
-            errors.append((drawn - images).square().mean(dim=(1, 2, 3)).cpu())
+            reconstructions = output.images.clamp(-1, 1)
+            errors.append((reconstructions - images).square().mean(dim=(1, 2, 3)).cpu())
             if self.perceptual is not None:
-                distances.append(self.perceptual.to(images.device).distances(drawn, images).cpu())
+                distances.append(self.perceptual.to(images.device).distances(reconstructions, images).cpu())
             counts += torch.bincount(output.codes.flatten(), minlength=len(counts)).cpu()
         error = torch.cat(errors)
         share = counts / counts.sum()
@@ -214,7 +231,7 @@ class TokenizerTask:
 
     @torch.no_grad()
     def sheet(self, model: VQModel) -> Image:
-        """Held-out originals, and below them their reconstructions, of as many classes as fit."""
+        """Render held-out originals above their reconstructions, of as many classes as fit."""
         labels = np.asarray(self.held_out.labels)
         firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
         picked = (firsts + [index for index in range(len(labels)) if index not in firsts])[:_SHEET_COLUMNS]
@@ -224,7 +241,7 @@ class TokenizerTask:
         return sheet(rows, row_names=["original", "reconstruction"], column_names=names)
 
     def save(self, model: VQModel, folder: Path) -> None:
-        """Write the tokenizer."""
+        """Save the tokenizer."""
         model.save_pretrained(folder)
 
     def _held_out_images(self, model: VQModel, indices: "range | list[int]") -> Tensor:
@@ -237,7 +254,7 @@ def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discrim
     check(
         size >= shape.smallest_side,
         f"task.discriminator_layers = {shape.layers} needs images of at least {shape.smallest_side} pixels, "
-        f"got {size}; ask for fewer layers",
+        f"got {size}; set fewer layers",
     )
     discriminator = Discriminator(shape)
     discriminator.init_weights(torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""TOML as recipes use it: top-level values, then one level of tables. Python's ``tomllib`` reads but cannot write."""
+"""Read TOML, and write it as recipes use it: top-level values, then one level of tables."""
 
 import json
 import re
@@ -11,27 +11,27 @@ from aimamba.errors import ConfigError
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read the TOML file ``path``.
+    """Read a TOML file.
 
     Raises:
-        ConfigError: The file cannot be opened or is not TOML.
+        ConfigError: The file cannot be opened or is not valid TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check the path") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}; mend that place in the file") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}; fix that place in the file") from error
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Write ``values`` as TOML that ``tomllib`` reads back as the same mapping (tuples come back as lists).
+    """Return ``values`` as TOML text, which ``tomllib`` reads back as the same mapping (tuples become lists).
 
     Args:
-        values: Strings, numbers, bools and lists of these, by key; or mappings of them, which become tables.
+        values: Strings, numbers, bools and lists of these, by key, or mappings of them, which become tables.
 
     Raises:
-        TypeError: A value is of another kind.
+        TypeError: A value has another type.
     """
     tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in values.items() if key not in tables}
@@ -50,7 +50,7 @@ def _key(key: str) -> str:
 
 def _value(value: Any) -> str:
     match value:
-        case str():  # a JSON string is a TOML string but for the one control character that JSON leaves bare
+        case str():  # a JSON string is a TOML string, except for DEL, which JSON does not escape
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case bool():
             return "true" if value else "false"

@@ -1,4 +1,4 @@
-"""What a run tells: means kept on the device, ``metrics.jsonl`` for programs, a progress bar for people."""
+"""Track a run: means of metrics on the device, ``metrics.jsonl``, and a progress bar."""
 
 import json
 import math
@@ -15,37 +15,37 @@ from aimamba.files import write_atomically
 
 
 class RunningMeans:
-    """Means of named numbers, added up where the tensors are: only ``take`` waits for the device."""
+    """Means of named numbers. They are added up on the device, so only ``take`` waits for it."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
-        """Count in one observation of each of ``values``, numbers or scalar tensors."""
+        """Add one observation of each name: a number or a scalar tensor."""
         for name, value in values.items():
             number = value.detach().float() if isinstance(value, Tensor) else value
             self._totals[name] = self._totals.get(name, 0.0) + number
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """Give the mean of each name since the last call, and begin anew."""
+        """Return the mean of each name since the last call, and start again."""
         means = {name: float(total) / self._counts[name] for name, total in self._totals.items()}
         self._totals, self._counts = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what ``load_state_dict`` needs to continue exactly."""
+        """Return the state for ``load_state_dict``."""
         return {"totals": dict(self._totals), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``, whose tensors may be on another device than those to come."""
+        """Restore the state that ``state_dict`` returned; later tensors may be on another device."""
         self._totals = {name: float(total) for name, total in state["totals"].items()}
         self._counts = dict(state["counts"])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a ``metrics.jsonl``; what is not such a line, say one cut short, is left out."""
+    """Read a ``metrics.jsonl``. Lines that are incomplete or hold something else are skipped."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
@@ -58,10 +58,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """``metrics.jsonl``, a JSON object a line, each with ``step`` and ``split`` ("train" or "held-out").
+    """``metrics.jsonl``: one JSON object per line, each with ``step`` and ``split`` ("train" or "held-out").
 
-    Opened by a run that continues after ``step`` steps, it first loses what that run will write again: all later lines,
-    and what was measured on held-out examples after just these steps, since the run looks before it goes on.
+    When a run continues after ``step`` steps, opening the file removes the lines that the run will write again: all
+    later ones, and the held-out metrics of ``step`` itself, because the run evaluates before it takes the next step.
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
@@ -71,7 +71,7 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Append a line at once; JSON knows no infinity, so a number that is not finite becomes ``null``."""
+        """Append a line and flush it. NaN and infinity become ``null``, because JSON has neither."""
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
         self._file.flush()
@@ -84,28 +84,28 @@ class MetricsFile:
 
 
 class Progress:
-    """Loss, images a second and time left: a bar on a terminal, elsewhere a plain line every few seconds."""
+    """Show loss, images/s and time left: a progress bar on a terminal, otherwise a line every few seconds."""
 
     def __init__(self, *, steps: int, start: int, batch_size: int, interval: float = 10.0) -> None:
-        """Begin to show a run on standard error.
+        """Show a run on standard error.
 
         Args:
-            steps: How many there will be in all.
-            start: How many were taken in earlier sittings.
-            batch_size: Images in a step.
-            interval: Seconds between plain lines.
+            steps: Total number of steps.
+            start: Number of steps already taken.
+            batch_size: Images per step.
+            interval: Seconds between lines where there is no terminal.
         """
         self._stream = sys.stderr
         self._steps, self._step, self._batch_size = steps, start, batch_size
         self._loss, self._seconds = math.nan, math.nan
-        self._interval, self._told = interval, time.monotonic()
+        self._interval, self._last_line = interval, time.monotonic()
         self._bar = None
         if self._stream.isatty():
             layout = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(total=steps, initial=start, file=self._stream, bar_format=layout, dynamic_ncols=True)
 
     def advance(self, loss: float, seconds: float) -> None:
-        """Show that a step took ``seconds`` and had ``loss``, both smoothed over the last ten steps or so."""
+        """Show the next step, with loss and time smoothed over about the last ten steps."""
         self._step += 1
         self._loss = _smooth(self._loss, loss)
         self._seconds = _smooth(self._seconds, seconds)
@@ -113,13 +113,13 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {self._loss:.4g}, {rate:.3g} images/s", refresh=False)
             self._bar.update()
-        elif time.monotonic() - self._told >= self._interval or self._step == self._steps:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_line >= self._interval or self._step == self._steps:
+            self._last_line = time.monotonic()
             left = tqdm.format_interval((self._steps - self._step) * self._seconds)
-            self.say(f"step {self._step}/{self._steps}: loss {self._loss:.4g}, {rate:.3g} images/s, {left} left")
+            self.log(f"step {self._step}/{self._steps}: loss {self._loss:.4g}, {rate:.3g} images/s, {left} left")
 
-    def say(self, message: str) -> None:
-        """Write a line without tearing the bar."""
+    def log(self, message: str) -> None:
+        """Print a line, above the progress bar if there is one."""
         if self._bar is not None:
             self._bar.write(message, file=self._stream)
         else:

@@ -1,0 +1,49 @@
+"""Recipe files: packaged TOML files by name, the user's own by path."""
+
+import os
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aimamba.errors import ConfigError, suggest
+from aimamba.train.toml import read_toml
+
+
+class RecipeFiles(NamedTuple):
+    """The packaged TOML files of one kind.
+
+    Attributes:
+        kind: What one of them is called in messages: "recipe".
+        plural: What several of them are called: "recipes".
+        folder: Their folder in the package, such as ``recipes/studies``.
+    """
+
+    kind: str
+    plural: str
+    folder: str
+
+    def names(self) -> list[str]:
+        """Return the names of the packaged files, sorted."""
+        files = (Path(entry.name) for entry in resources.files("aimamba").joinpath(self.folder).iterdir())
+        return sorted(file.stem for file in files if file.suffix == ".toml")
+
+    def read(self, name_or_path: str) -> dict[str, Any]:
+        """Read a packaged file or one of the user's own.
+
+        Args:
+            name_or_path: Name of a packaged file, or path of a TOML file (with a slash or ``.toml`` in it).
+
+        Raises:
+            ConfigError: The file does not exist or is not valid TOML.
+        """
+        if name_or_path.endswith(".toml") or os.sep in name_or_path or "/" in name_or_path:
+            return read_toml(Path(name_or_path).expanduser())
+        names = self.names()
+        if name_or_path not in names:
+            raise ConfigError(
+                f"unknown {self.kind} {name_or_path!r}{suggest(name_or_path, names)}; "
+                f"known {self.plural}: {', '.join(names)}; or give the path of a .toml file"
+            )
+        packaged = resources.files("aimamba").joinpath(self.folder, f"{name_or_path}.toml")
+        return tomllib.loads(packaged.read_text(encoding="utf-8"))

@@ -1,0 +1,49 @@
+"""Helpers that several tests of training share."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+TIMINGS = ("seconds", "pictures_per_second")
+
+
+@pytest.fixture
+def rng() -> Callable[..., torch.Generator]:
+    """Make a random generator, seeded with 0 unless told otherwise."""
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def pixels() -> Callable[..., np.ndarray]:
+    """Stack PIL images into one array."""
+    return lambda images: np.stack([np.asarray(image) for image in images])
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[..., list[dict[str, Any]]]:
+    """Read the ``metrics.jsonl`` of a run without timings: all lines, or those of one split without its name."""
+
+    def read(out: Path, split: str | None = None) -> list[dict[str, Any]]:
+        lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        chosen = [line for line in lines if split in (None, line["split"])]
+        left_out = TIMINGS if split is None else (*TIMINGS, "split")
+        return [{name: value for name, value in line.items() if name not in left_out} for line in chosen]
+
+    return read
+
+
+@pytest.fixture
+def rendered_sheets(monkeypatch) -> Callable[..., list[tuple[Any, dict[str, Any]]]]:
+    """Record what a module passes to ``sheet``: the rows of images and the names."""
+
+    def record(module: Any) -> list[tuple[Any, dict[str, Any]]]:
+        calls, sheet = [], module.sheet
+        monkeypatch.setattr(module, "sheet", lambda rows, **names: calls.append((rows, names)) or sheet(rows, **names))
+        return calls
+
+    return record
