@@ -1,7 +1,8 @@
-"""Strict reading and writing of the frozen dataclasses that hold every setting.
+"""Strict conversion between plain mappings and the frozen dataclasses that hold all settings.
 
-A mapping (JSON, TOML, flags) becomes a dataclass or a ``ConfigError`` that names the key: unknown keys are refused
-with a suggestion, values are checked against the annotation, lists become tuples and whole numbers floats where asked.
+A mapping (from JSON, TOML or flags) becomes a dataclass, or a ``ConfigError`` names the key at fault. An unknown key is
+refused with a suggestion, and values are checked against the annotations. Lists become tuples, and integers floats,
+where the annotation says so.
 """
 
 import dataclasses
@@ -20,8 +21,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
     Args:
         cls: A dataclass; nested dataclass fields take nested mappings.
-        values: Field names and values, as JSON or TOML gives them.
+        values: Field names and values, as read from JSON or TOML.
         where: Named in the error, e.g. the file's path.
+
+    Returns:
+        The instance.
 
     Raises:
         ConfigError: A key is unknown or missing, or a value does not fit its field.
@@ -39,7 +43,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Turn a dataclass into plain values that JSON and TOML can hold: tuples as lists, ``None`` left out."""
+    """Return a dataclass as plain values for JSON and TOML: tuples become lists, and ``None`` is left out."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -53,7 +57,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def check(holds: bool, message: str) -> None:
-    """Raise ``ConfigError(message)`` unless ``holds``: for the ``__post_init__`` of a config."""
+    """Raise ``ConfigError(message)`` unless ``holds``."""
     if not holds:
         raise ConfigError(message)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
 from aimamba.config import check, from_mapping, to_mapping

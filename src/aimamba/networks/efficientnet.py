@@ -126,7 +126,7 @@ class Convolution(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """An inverted residual block: 1 x 1 expansion, depthwise convolution, 1 x 1 projection; plus the input if it fits."""
+    """An inverted residual block: 1 x 1 expansion, depthwise convolution, 1 x 1 projection; input added if it fits."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, expansion: int) -> None:
         super().__init__()
