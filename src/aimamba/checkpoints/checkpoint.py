@@ -85,14 +85,14 @@ class Checkpoint:
 
         Args:
             part: ``generator`` or ``tokenizer``.
-            remedy: What the user can do if it does not; the end of the message.
+            remedy: How to get the part; the end of the message.
 
         Raises:
             CheckpointError: The part is not there, or the files cannot be read.
         """
         if part not in self.parts:
             [other] = self.parts
-            raise CheckpointError(f"{self.source}: holds a {other} alone, but a {part} is needed; {remedy}")
+            raise CheckpointError(f"{self.source}: holds a {other} alone; {remedy}")
 
     def place(self, part: str) -> Path:
         """Return the file or folder that holds a part.
@@ -111,7 +111,7 @@ class Checkpoint:
                 header, and no weights are read. An official checkpoint is read with values in either case.
 
         Raises:
-            CheckpointError: A file is missing, empty, truncated or not what its name says.
+            CheckpointError: A file is missing, empty, truncated or of another kind than its name.
         """
         place = self.place(part)
         config, weights = self._files(place)

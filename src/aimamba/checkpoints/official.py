@@ -261,6 +261,6 @@ def _check_config(config: Mapping[str, Any] | None, settings: Settings) -> None:
                 )
         elif key in sizes:
             if value != sizes[key]:
-                raise CheckpointError(f"official config says {key} = {value!r}, but the weights say {sizes[key]!r}")
+                raise CheckpointError(f"official config has {key} = {value!r}, but the weights have {sizes[key]!r}")
         elif key not in (*_OTHER_OPTIONS, "num_groups"):
             raise CheckpointError(f"unknown option {key!r} in the official config")

@@ -125,7 +125,9 @@ def open_generator(source: str, tokenizer: str | None) -> "Checkpoint":
             given separately.
     """
     checkpoint = open_model(source)
-    checkpoint.require("generator", f"train one with 'aimamba train RECIPE --tokenizer {source}'")
+    checkpoint.require(
+        "generator", f"sampling needs a generator: train one with 'aimamba train RECIPE --tokenizer {source}'"
+    )
     if tokenizer is None:
         checkpoint.require("tokenizer", "give its tokenizer with --tokenizer")
     return checkpoint

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     file = output_file("--json", arguments.json)
     checkpoint = open_model(arguments.model)
-    checkpoint.require("tokenizer", "give the generator's tokenizer as MODEL")
+    checkpoint.require("tokenizer", "give its tokenizer as MODEL")
     model = VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)
     images = open_source(arguments.images, size=arguments.size, progress=True)
     extractor = open_extractor(arguments.features, device=device)

@@ -69,7 +69,7 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Write a JSON object to ``path``; with None write nothing."""
+    """Write a JSON object to ``path``; None writes no file."""
     if path is not None:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))

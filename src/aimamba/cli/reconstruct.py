@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not paths:
         raise DataError(f"no images found in {', '.join(map(str, arguments.images))}; give files or folders of them")
     checkpoint = open_model(arguments.model)
-    checkpoint.require("tokenizer", "give the generator's tokenizer as --model")
+    checkpoint.require("tokenizer", "give its tokenizer as --model")
     model = VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)
     size = _common_size(paths, arguments.size, model.config.downsampling)
 
