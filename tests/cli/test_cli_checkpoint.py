@@ -14,8 +14,8 @@ from aimamba.pipeline import Pipeline
 HUB_ID = "someone/something"
 
 COMMANDS = {
-    "sample": "sample --model {model} -n 1 --classes 0",
-    "sample --npz": "sample --model {model} -n 2 --npz samples.npz",
+    "sample": "sample --model {model} -n 1 --classes 0 --engine plain",
+    "sample --npz": "sample --model {model} -n 2 --npz samples.npz --engine plain",
     "info": "info {model}",
     "convert": "convert {model} --out new",
     "evaluate": "evaluate --model {model} -n 6 --reference photos --size 8",
@@ -131,4 +131,22 @@ def test_a_separate_tokenizer_is_opened_once_too(aimamba, models, folder, reads)
     command = ["sample", "--model", models / "generator", "--tokenizer", HUB_ID, "-n", 1, "--classes", 0]
     assert aimamba(*command).status == 0
     assert reads.hub == {HUB_ID: 1}
+    assert set(reads.tensors.values()) == {1}
+
+
+RECIPE = """
+stage = "generator"
+data = {source = "avatars:planets,sprouts", size = 8, per_class = 4, held_out_per_class = 1}
+model = {width = 16, num_blocks = 1, state_size = 4, head_width = 8}
+task = {sheet_pictures = 1}
+fit = {steps = 1, batch_size = 4, lr = 1e-3}
+"""
+
+
+def test_the_tokenizer_of_a_training_run(aimamba, here, reads):
+    (here / "aim.toml").write_text(RECIPE)
+    status, _, err = aimamba("train", "aim.toml", "--tokenizer", HUB_ID, "--device", "cpu")
+    assert status == 0, err
+    assert reads.hub == {HUB_ID: 1}
+    assert reads.json == {"tokenizer/config.json": 1}
     assert set(reads.tensors.values()) == {1}

@@ -73,7 +73,7 @@ def test_it_computes_what_the_file_says(network, official, avatars, size):
 
 @torch.no_grad()
 def test_every_channel_has_the_statistics_of_training(network, official, avatars):
-    """After a batch norm, a channel has its offset as mean and its scale as deviation, if all layers before are right."""
+    """After a batch norm, a channel has its offset as mean and its scale as deviation, if all before is right."""
     norms = {"stem": "_bn0", "head": "_bn1", "expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
     deviations, agreements, hooks = [], [], []
     for name, module in network.named_modules():
