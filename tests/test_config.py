@@ -1,4 +1,4 @@
-"""Reading and writing of settings: strict, and with the key in every message."""
+"""Reading and writing settings: strictly, with the key in every message."""
 
 import json
 from dataclasses import dataclass, field
@@ -82,28 +82,28 @@ def test_plain_values():
     assert "mode" not in values
 
 
-def test_defaults_fill_what_is_not_said():
+def test_defaults_fill_missing_keys():
     assert from_mapping(Outer, {"count": 1}, where="test") == Outer(count=1)
 
 
-def test_whole_numbers_become_floats_where_asked():
+def test_integers_become_floats_where_the_annotation_says_so():
     config = from_mapping(Outer, {"count": 1, "rate": 2, "weights": [1, 2.5]}, where="test")
     assert isinstance(config.rate, float)
     assert all(isinstance(weight, float) for weight in config.weights)
 
 
-def test_none_is_taken_where_it_may_be():
+def test_none_is_accepted_where_it_is_allowed():
     assert from_mapping(Outer, {"count": 1, "limit": None, "mode": None, "maybe": None}, where="test") == Outer(count=1)
 
 
-def test_unknown_keys_are_named_with_a_neighbour():
+def test_unknown_keys_are_named_with_a_suggestion():
     message = refusal({"count": 1, "titel": "x"})
     assert message.startswith("recipe.toml: unknown key 'titel' (did you mean 'title'")
     assert "known keys: count, rate, title" in message
     assert "did you mean" not in refusal({"count": 1, "zzzzzz": 1})
 
 
-def test_unknown_keys_within():
+def test_unknown_keys_of_a_nested_dataclass():
     assert "recipe.toml: inner: unknown key 'dept' (did you mean 'depth'?)" in refusal(
         {"count": 1, "inner": {"dept": 1}}
     )
@@ -147,7 +147,7 @@ def test_values_of_the_wrong_kind(key, value, expected):
         assert expected in refusal(values)
 
 
-def test_the_dataclass_has_the_last_word():
+def test_the_dataclass_checks_its_values():
     assert refusal({"count": -1}) == "Outer: count must be 0 or more, got -1"
 
 

@@ -1,4 +1,4 @@
-"""``import aimamba`` is light; its names come when they are used."""
+"""``import aimamba`` is light: its names are imported when they are used."""
 
 import subprocess
 import sys

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from aimamba import Pipeline, SamplingConfig
-from aimamba.checkpoints import hub
+from aimamba.checkpoints import locate
+from aimamba.checkpoints.weights import read_tensors
 from aimamba.data import STYLES, Avatars
 from aimamba.data.sheets import to_float
 
@@ -17,7 +18,7 @@ NAME = "avatars-64"
 @pytest.fixture(scope="module")
 def pipeline():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+        patch.setattr(locate, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
         return Pipeline.from_pretrained(NAME)
 
 
@@ -27,10 +28,10 @@ def held_out(tmp_path_factory):
 
 
 def test_it_is_small_and_of_half_precision():
-    folder = hub.packaged_models()[NAME]
+    folder = locate.packaged_models()[NAME]
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 30e6
     for part in ("generator", "tokenizer"):
-        _, tensors = hub.read_checkpoint(folder / part)
+        tensors = read_tensors(folder / part / "model.safetensors")
         assert sum(tensor.numel() for tensor in tensors.values() if tensor.dtype != torch.float16) < 20_000
 
 

@@ -24,6 +24,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         values: Field names and values, as read from JSON or TOML.
         where: Where the values come from, such as a file's path; errors begin with it.
 
+    Returns:
+        The instance.
+
     Raises:
         ConfigError: A key is unknown or missing, or a value does not fit its field.
     """

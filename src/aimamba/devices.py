@@ -1,4 +1,4 @@
-"""Where and how precisely a model computes: devices and dtypes by name."""
+"""Devices and dtypes by name, and whether a device is fast in bfloat16."""
 
 import time
 from functools import cache
@@ -9,7 +9,9 @@ from aimamba.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is really there.
+    """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` names.
+
+    ``auto`` takes CUDA if there is any, then MPS, then the CPU.
 
     Raises:
         ConfigError: There is no such device on this machine.
@@ -17,44 +19,44 @@ def resolve_device(name: str) -> torch.device:
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if has_mps else [])]
-    if name in there or (name == "cuda" and torch.cuda.is_available()):
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if has_mps else [])]
+    if name in available or (name == "cuda" and torch.cuda.is_available()):
         return torch.device(name)
-    raise ConfigError(f"device {name!r} is not available; this machine has: {', '.join(['auto', *there])}")
+    raise ConfigError(f"device {name!r} is not available; this machine has: {', '.join(['auto', *available])}")
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """Turn the name of a floating dtype into the dtype.
+    """Return the floating-point dtype of this name.
 
     Raises:
-        ConfigError: The name is none of float32, bfloat16, float16, float64.
+        ConfigError: The name is not one of float32, bfloat16, float16 and float64.
     """
     if name not in _DTYPES:
         raise ConfigError(f"dtype {name!r} is unknown; expected one of {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
-_CLEARLY = 1.3  # times as fast: autocast spends some of it on casts
+_WORTHWHILE = 1.3  # ratio of speeds; autocast spends a part of the gain on casts
 _ROUNDS = 5
 
 
 @cache
 def bfloat16_pays(device: torch.device) -> bool:
-    """Whether the device multiplies matrices clearly faster in bfloat16 than in float32.
+    """Whether the device multiplies matrices much faster in bfloat16 than in float32.
 
-    A GPU of Nvidia's says so itself. Elsewhere a few products are timed, a tenth of a second: many a processor takes
-    bfloat16 and computes it ten times as slowly.
+    PyTorch knows this of CUDA devices. On others a few products are timed, which takes a tenth of a second: many
+    processors accept bfloat16 but compute it ten times as slowly.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     taken: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    for _ in range(_ROUNDS):  # in turn, so that a busy moment meets both
+    for _ in range(_ROUNDS):  # alternately, so that a busy moment slows both
         for dtype, seconds in taken.items():
             left, right = (torch.ones(size, 512, dtype=dtype, device=device) for size in (256, 512))
             started = time.perf_counter()
             (left @ right.t()).max().item()  # waits for the device
             seconds.append(time.perf_counter() - started)
-    return min(taken[torch.float32]) > _CLEARLY * min(taken[torch.bfloat16])
+    return min(taken[torch.float32]) > _WORTHWHILE * min(taken[torch.bfloat16])

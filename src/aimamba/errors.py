@@ -1,17 +1,17 @@
-"""What goes wrong through the user's input, told in one line: what, got, expected, how to fix.
+"""Errors of the user's input. A message is one line: what is wrong, what was given, what is expected, how to fix it.
 
-The command line prints the message and exits with status 2; everything else is a bug and keeps its traceback.
+The command line prints the message and exits with status 2. Every other exception is a bug and keeps its traceback.
 """
 
 import difflib
 from collections.abc import Iterable
 
-_LIKE = 0.55  # from 0, nothing alike, to 1; below it a neighbour is a chance
-_AS_LIKE = 0.15  # further from the word than the nearest by this much is not worth naming
+_SIMILAR = 0.55  # similarity from 0 to 1; below it, words are alike by chance
+_AS_SIMILAR = 0.15  # a word whose similarity is lower than the best by this much is not suggested
 
 
 class AimambaError(Exception):
-    """Base of every error that the user can mend."""
+    """Base class of all errors that the user can fix."""
 
 
 class ConfigError(AimambaError):
@@ -27,17 +27,20 @@ class CheckpointError(AimambaError):
 
 
 def suggest(word: str, known: Iterable[str], *, most: int = 3) -> str:
-    """Name the known words nearest to ``word``: ``" (did you mean 'planets'?)"``, or nothing.
+    """Return ``" (did you mean 'planets'?)"`` with the known words most similar to ``word``.
 
     Args:
         word: What the user wrote.
-        known: What would have been accepted.
-        most: How many neighbours to name.
+        known: What is accepted.
+        most: The largest number of words to suggest.
+
+    Returns:
+        The suggestion, to be appended to a message; empty if no known word is similar.
     """
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=most, cutoff=_LIKE)
+    near = difflib.get_close_matches(word.lower(), by_lower, n=most, cutoff=_SIMILAR)
     if not near:
         return ""
     best, *others = (difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in near)
-    near = near[: 1 + sum(likeness > best - _AS_LIKE for likeness in others)]
+    near = near[: 1 + sum(similarity > best - _AS_SIMILAR for similarity in others)]
     return f" (did you mean {' or '.join(repr(by_lower[name]) for name in near)}?)"

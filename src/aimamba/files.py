@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the folder for those that can be made again."""
+"""Atomic writing of files, and the cache folder."""
 
 import os
 import sys
@@ -8,28 +8,28 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, draft: str | None = None) -> None:
-    """Let ``write`` fill a draft beside ``path``, which then takes its place.
+    """Write a file so that a reader sees the old content or the new, never a part of it.
 
-    A reader sees the old file or the new one.
+    The content goes into a draft beside ``path``, which then replaces it.
 
     Args:
-        path: Where the file should be.
-        write: Fills the file whose path it is given.
-        draft: Name of the draft. By default it is unique, so that several processes may write at once; with a name of
-            its own, a process that is killed again and again leaves no more than one.
+        path: The file to write.
+        write: Writes the content to the path it is called with.
+        draft: Name of the draft. The default is unique, so several processes can write at once. With a fixed name, a
+            process that is killed repeatedly leaves at most one draft behind.
     """
-    place = path.with_name(draft or f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(draft or f".{path.name}.{uuid.uuid4().hex}")
     try:
-        write(place)
-        with place.open("r+b") as file:
+        write(temporary)
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        place.replace(path)
+        temporary.replace(path)
     finally:
-        place.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
-    """Where derived data is kept: ``$AIMAMBA_CACHE``, or ``aimamba`` in the cache folder of the platform."""
+    """Return the folder for derived data: ``$AIMAMBA_CACHE``, or ``aimamba`` in the platform's cache folder."""
     chosen = os.environ.get("AIMAMBA_CACHE")
     if chosen:
         return Path(chosen).expanduser()

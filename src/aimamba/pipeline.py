@@ -11,7 +11,8 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from aimamba.checkpoints.hub import find
+from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from aimamba.checkpoints.locate import PIPELINE_FILE
 from aimamba.data.sheets import to_images
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import write_atomically
@@ -21,7 +22,6 @@ from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.generation.snapshot import versions
 from aimamba.models import AiM, VQModel
 
-PIPELINE_FILE = "pipeline.json"
 _IMAGENET_CLASSES = 1000
 
 Progress = Callable[[int, int], None]
@@ -76,33 +76,32 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | Checkpoint,
         *,
-        tokenizer: str | Path | None = None,
+        tokenizer: str | Path | Checkpoint | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         engine: str = "auto",
     ) -> "Pipeline":
-        """Load both parts.
+        """Load generator, tokenizer and class names.
 
         Args:
             source: Name of a packaged model (``avatars-64``), folder of a saved pipeline or a training run, an
-                official AiM checkpoint, or a hub id.
-            tokenizer: Where the tokenizer is, when ``source`` has none inside.
-            device: Where to put the weights.
-            dtype: Of the weights.
+                official AiM checkpoint, a hub id, or a checkpoint that is open already.
+            tokenizer: Where the tokenizer is, if ``source`` holds none.
+            device: Device of the weights; on ``meta`` they have shapes but no values.
+            dtype: Dtype of the weights.
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
 
         Raises:
             CheckpointError: A part is missing or damaged.
         """
-        place = find(source, AiM.folder_in_pipeline)  # downloads, when the source is a hub id
-        generator = AiM.from_pretrained(place, device=device, dtype=dtype)
-        names = _class_names(place, generator.config.num_classes)
-        beside = place.parent / VQModel.folder_in_pipeline
-        root = place.parent if place.name == AiM.folder_in_pipeline and beside.is_dir() else place
+        checkpoint = open_checkpoint(source)
+        generator = AiM.from_pretrained(checkpoint, device=device, dtype=dtype)
+        names = _class_names(checkpoint, generator.config.num_classes)
         try:
-            vq = VQModel.from_pretrained(root if tokenizer is None else tokenizer, device=device, dtype=dtype)
+            place = _with_tokenizer(checkpoint) if tokenizer is None else tokenizer
+            vq = VQModel.from_pretrained(place, device=device, dtype=dtype)
         except CheckpointError as error:
             if tokenizer is not None:
                 raise
@@ -227,15 +226,18 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def _class_names(place: Path, num_classes: int) -> tuple[str, ...]:
-    """Class names beside a generator; ImageNet's for an official one of 1,000 classes."""
-    path = place.parent / PIPELINE_FILE
-    if not path.is_file():
+def _class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
+    """Return the class names of a checkpoint; ImageNet's for one of 1,000 classes without names."""
+    names = checkpoint.class_names()
+    if names is None:
         return imagenet_class_names() if num_classes == _IMAGENET_CLASSES else ()
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected a JSON object with 'class_names'") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path}: expected 'class_names' to be a list of texts")
-    return tuple(names)
+    return names
+
+
+def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint itself, or the saved pipeline around it if it is the generator's folder in one."""
+    folder = checkpoint.place(AiM.folder_in_pipeline)
+    is_inside = folder == checkpoint.path and folder.name == AiM.folder_in_pipeline
+    if is_inside and (folder.parent / VQModel.folder_in_pipeline).is_dir():
+        return open_checkpoint(folder.parent)
+    return checkpoint

@@ -1,4 +1,4 @@
-"""Reading official checkpoints: every key accounted for, and one line about what does not fit."""
+"""Translating official checkpoints: every key must be known, and an error is one line."""
 
 import json
 
@@ -188,7 +188,7 @@ def test_unknown_keys_are_named(adaln, reader, keys):
 def test_a_missing_key_is_named(adaln, tmp_path, model, key, named):
     config, tensors = adaln
     del tensors[key]
-    message = refusal(model.from_pretrained, write(tmp_path / "lacking", config, tensors))
+    message = refusal(model.from_pretrained, write(tmp_path / "incomplete", config, tensors))
     assert named in message
     assert "missing" in message
 

@@ -1,4 +1,4 @@
-"""``aimamba info``, and damaged checkpoints under every command that reads one."""
+"""``aimamba info``, and damaged checkpoints in every command that reads one."""
 
 import re
 import shutil
@@ -81,7 +81,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("preset", ["aim-b", "vq-f16"])
 @pytest.mark.parametrize("command", ["sample", "reconstruct", "convert"])
-def test_a_preset_is_no_model(refusal, photos, command, preset):
+def test_a_preset_is_not_a_model(refusal, photos, command, preset):
     assert f"{preset}: this is a preset, a shape without weights" in refusal(*COMMANDS[command], preset)
 
 
@@ -123,7 +123,7 @@ class TestDamage:
         (here / name).write_bytes(b"\x89 no weights at all")
         assert f"{name}: cannot be read" in refused(name)
 
-    def test_a_file_of_no_known_kind(self, refused, photos):
+    def test_a_file_of_an_unknown_kind(self, refused, photos):
         assert "expected a .safetensors, .pt, .pth or .bin file" in refused(photos / "cats" / "0.png")
 
     @pytest.mark.parametrize("content", ["", "{", "[]"])

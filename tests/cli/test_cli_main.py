@@ -1,4 +1,4 @@
-"""What all commands share: help, how little is loaded for it, and one line for whatever is wrong."""
+"""What all commands share: help, lazy imports, and one line for every error."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Folders and names of what commands write."""
+"""Folders and file names that commands write."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_a_folder_is_checked_but_not_made(here):
 
 def test_the_home_folder(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
-    assert output_folder(Path("~/drawn")) == here / "drawn"
+    assert output_folder(Path("~/samples")) == here / "samples"
 
 
 @pytest.mark.parametrize("path", ["file", "file/below", "file/far/below"])

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: the folded network against batch norms as they stand, its statistics, and what it refuses."""
+"""EfficientNet-Lite0: the folded network against unfolded batch norms, its statistics, and what it refuses."""
 
 import math
 
@@ -38,7 +38,7 @@ def avatars() -> torch.Tensor:
 
 
 def reference(tensors, pixels):
-    """Logits from pixels in [0, 255], straight from the file: nothing folded, every stride and kernel by its name."""
+    """Logits from pixels in [0, 255], straight from the file: no batch norm is folded."""
 
     def convolved(x, key, norm, *, stride=1, groups=1):
         weight = tensors[f"{key}.weight"]
@@ -73,7 +73,7 @@ def test_it_computes_what_the_file_says(network, official, avatars, size):
 
 @torch.no_grad()
 def test_every_channel_has_the_statistics_of_training(network, official, avatars):
-    """Behind a batch norm a channel's mean is its offset and its deviation its scale, if all before it is right."""
+    """After a batch norm, a channel has its offset as mean and its scale as deviation, if all before is right."""
     norms = {"stem": "_bn0", "head": "_bn1", "expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
     deviations, agreements, hooks = [], [], []
     for name, module in network.named_modules():
@@ -138,7 +138,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, 
 
 
 @pytest.mark.parametrize("key", ["_bn0.running_var", "_blocks.3._bn1.bias", "_fc.bias", "_conv_head.weight"])
-def test_a_file_that_lacks_a_key_is_refused(monkeypatch, tmp_path, official, key):
+def test_a_file_with_a_missing_key_is_refused(monkeypatch, tmp_path, official, key):
     path = tmp_path / "weights.pth"
     torch.save({name: tensor for name, tensor in official.items() if name != key}, path)
     monkeypatch.setattr(efficientnet, "weights_file", lambda: path)
@@ -147,7 +147,7 @@ def test_a_file_that_lacks_a_key_is_refused(monkeypatch, tmp_path, official, key
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_with_a_key_too_many_is_refused(monkeypatch, tmp_path, official):
+def test_a_file_with_an_unknown_key_is_refused(monkeypatch, tmp_path, official):
     path = tmp_path / "weights.pth"
     torch.save({**official, "_blocks.0._se_reduce.weight": torch.zeros(1)}, path)
     monkeypatch.setattr(efficientnet, "weights_file", lambda: path)

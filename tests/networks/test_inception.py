@@ -1,4 +1,4 @@
-"""Inception: its resizing, its shapes, and torch-fidelity's own network with the same weights, where it can be had."""
+"""Inception: its resizing, its shapes, and torch-fidelity's network with the same weights, if it is installed."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from aimamba.networks.inception import CLASSES, POOLED, SPATIAL, Inception, load
 
 @pytest.fixture(scope="module")
 def tensors():
-    """A state dict in which nothing is silent and nothing explodes."""
+    """A state dict of moderate values: no activation vanishes or explodes."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in Inception().state_dict().items()}
@@ -51,7 +51,7 @@ def test_its_names_are_torch_fidelitys():
 
 
 @torch.no_grad()
-def test_what_it_gives(path, images):
+def test_shapes_and_precision(path, images):
     network = load_inception(path)
     found = network(images)
     assert (found.pooled.shape, found.spatial.shape) == ((2, POOLED), (2, SPATIAL))
@@ -77,7 +77,7 @@ def test_tensorflows_resizing():
 
 @torch.no_grad()
 def test_it_is_torch_fidelitys(path, tensors, images):
-    """The package's own network; with its registry and its weights left aside."""
+    """The package's network, with our weights."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     names = ["768", "2048", "logits_unbiased"]
     official = module.FeatureExtractorInceptionV3("x", names, feature_extractor_weights_path=str(path))

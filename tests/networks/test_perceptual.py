@@ -43,7 +43,7 @@ def pair(size=(32, 40), batch=2):
 
 
 def reference_lpips(vgg, linear, images, targets):
-    """Zhang et al., eq. 1, by way of torchvision's layer list."""
+    """Zhang et al., eq. 1, with torchvision's layer list."""
     layers = nn.Sequential()
     for index in range(30):
         if f"features.{index}.weight" in vgg:
@@ -190,7 +190,7 @@ def test_lpips_under_autocast(tmp_path, vgg, linear):
     assert_close(loss.detach(), reference_lpips(vgg, linear, *pair((16, 16))).mean().detach(), rtol=0.05, atol=0)
 
 
-def test_sizes_that_leave_nothing_are_refused(tmp_path, vgg, linear):
+def test_sizes_that_are_too_small_are_refused(tmp_path, vgg, linear):
     torch.save({**vgg, **linear}, tmp_path / "both.pth")
     with pytest.raises(ConfigError, match=r"at least 16 pixels a side, got 15 x 16"):
         lpips_vgg16(tmp_path / "both.pth")(*pair((15, 16)))

@@ -1,1 +1,1 @@
-"""Checkpoints on disk and on the hub: finding them, reading their tensors, translating official layouts."""
+"""Checkpoints: find them on disk or on the hub, read their configs and tensors, translate the official layouts."""

@@ -1,18 +1,18 @@
-"""Reading the official checkpoints: key by key, every width taken from the shapes.
+"""Translate official checkpoints: key by key, with every width taken from the shapes.
 
-Two layouts are known:
+There are two layouts:
 
 * AiM's (``hp-l33/aim-base|large|xlarge``): ``mamba.*`` for the generator and, usually, ``vqvae.*`` for the tokenizer.
 * LlamaGen's tokenizer (``vq_ds16_c2i.pt``): the names of ``vqvae.*`` without the prefix, flat or nested under
   ``"model"``.
 
-A reader is a function from the file's config and tensors to our config and tensors, both plain mappings. It accounts
-for every key: one that it does not know is an error, and the model that is filled with the result checks that nothing
-is missing. Readers only rename and stack, so they also translate gradients.
+A reader is a function from the file's config and tensors to our config and tensors, both plain mappings. Every key must
+be known: an unknown one is an error, and a missing one is found when the model is filled. Readers only rename and stack
+tensors, so they translate gradients too.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ _TOKENIZER_KEYS = (
     ("{s}.conv_blocks.{i}.downsample.conv.{p}", "{s}.levels.{i}.resample.{p}"),
     ("{s}.conv_blocks.{i}.upsample.conv.{p}", "{s}.levels.{i}.resample.{p}"),
 )
-_IGNORED_TOKENIZER_KEYS = ("quantize.codebook_used",)  # a log of recent codes, not a weight
+_IGNORED_TOKENIZER_KEYS = ("quantize.codebook_used",)  # a record of recent codes, not a weight
 
 _WILDCARDS = {
     "p": "weight|bias",
@@ -86,13 +86,24 @@ _RELEASED_OPTIONS: dict[str, tuple[Any, ...]] = {
 _OTHER_OPTIONS = ("fused_add_norm", "pad_vocab_size_multiple", "token_drop", "mixer_drop", "mlp_drop")
 
 
-def is_official(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> bool:
-    """Tell an official checkpoint from one of ours, whose config names its class."""
-    return config is None or "d_model" in config or any(key.startswith((_GENERATOR, _TOKENIZER)) for key in tensors)
+def is_official(config: Mapping[str, Any] | None, keys: Iterable[str]) -> bool:
+    """Whether a checkpoint has an official layout; the config of one of ours names its class.
+
+    Args:
+        config: The content of ``config.json``, or ``None`` for a bare file of weights.
+        keys: Names of the tensors.
+    """
+    return config is None or "d_model" in config or any(key.startswith((_GENERATOR, _TOKENIZER)) for key in keys)
+
+
+def keys_of_part(part: str, keys: Iterable[str]) -> list[str]:
+    """Return the keys of an official checkpoint that the reader of ``part`` has to see: all but the other part's."""
+    other = _GENERATOR if part == "tokenizer" else _TOKENIZER
+    return [key for key in keys if not key.startswith(other)]
 
 
 def aim_from_official(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> tuple[Settings, Tensors]:
-    """Read the generator of an official AiM checkpoint; a tokenizer beside it is left alone.
+    """Read the generator of an official AiM checkpoint, and ignore a tokenizer beside it.
 
     Args:
         config: The official ``config.json``, or ``None`` for a bare file of weights.
@@ -124,14 +135,21 @@ def aim_from_official(config: Mapping[str, Any] | None, tensors: Mapping[str, Te
 
 
 def vq_from_official(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> tuple[Settings, Tensors]:
-    """Read the tokenizer of an official AiM checkpoint, or LlamaGen's own file; a generator beside it is left alone.
+    """Read the tokenizer of an official AiM checkpoint, or LlamaGen's file, and ignore a generator beside it.
 
-    Arguments, results and errors are those of ``aim_from_official``, for ``VQConfig`` and ``VQModel``.
+    Args:
+        config: Not used: every setting is read off the shapes.
+        tensors: The official state dict.
+
+    Returns:
+        Values for ``VQConfig`` and a state dict for ``VQModel``.
+
+    Raises:
+        CheckpointError: There is no tokenizer, or a key is unknown.
     """
-    inside = any(key.startswith(_TOKENIZER) for key in tensors)
-    if not inside and any(key.startswith(_GENERATOR) for key in tensors):
-        raise CheckpointError("no tokenizer in this checkpoint: it holds a generator alone; load the tokenizer's own")
     official = {key.removeprefix(_TOKENIZER): value for key, value in tensors.items() if not key.startswith(_GENERATOR)}
+    if not official:
+        raise CheckpointError("no tokenizer in this checkpoint; load the tokenizer's own")
     for key in _IGNORED_TOKENIZER_KEYS:
         official.pop(key, None)
     renamed = _rename(official, _TOKENIZER_KEYS, "tokenizer")
@@ -139,7 +157,7 @@ def vq_from_official(config: Mapping[str, Any] | None, tensors: Mapping[str, Ten
 
 
 def _rename(tensors: Tensors, keys: tuple[tuple[str, str], ...], part: str) -> Tensors:
-    """Rename every key by the first pattern that fits; wildcards are written ``{name}``."""
+    """Rename every key by the first pattern that matches it; wildcards are written ``{name}``."""
 
     def pattern(template: str) -> re.Pattern[str]:
         literal = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
@@ -162,7 +180,7 @@ def _rename(tensors: Tensors, keys: tuple[tuple[str, str], ...], part: str) -> T
 
 
 def _shape(tensors: Tensors, key: str, rank: int) -> torch.Size:
-    """Shape of a tensor that widths are read off: it must be there, of this rank, and not empty."""
+    """Return the shape of a tensor, which must be there, of this rank, and not empty."""
     if key not in tensors:
         raise CheckpointError(f"cannot read the model's widths: the tensor for {key!r} is missing from the checkpoint")
     shape = tensors[key].shape
@@ -174,7 +192,7 @@ def _shape(tensors: Tensors, key: str, rank: int) -> torch.Size:
 
 
 def _count(tensors: Tensors, prefix: str) -> int:
-    """Number of different indices that follow ``prefix``."""
+    """Count the different indices that follow ``prefix``."""
     return len({key[len(prefix) :].split(".")[0] for key in tensors if key.startswith(prefix)})
 
 
@@ -221,7 +239,7 @@ def _vq_settings(tensors: Tensors) -> Settings:
 
 
 def _check_config(config: Mapping[str, Any] | None, settings: Settings) -> None:
-    """Refuse what no released model uses, and a config that contradicts the shapes."""
+    """Refuse options that no released model uses, and a config that contradicts the shapes."""
     if config is None:
         return
     sizes = {
@@ -243,6 +261,6 @@ def _check_config(config: Mapping[str, Any] | None, settings: Settings) -> None:
                 )
         elif key in sizes:
             if value != sizes[key]:
-                raise CheckpointError(f"official config says {key} = {value!r}, but the weights say {sizes[key]!r}")
+                raise CheckpointError(f"official config has {key} = {value!r}, but the weights have {sizes[key]!r}")
         elif key not in (*_OTHER_OPTIONS, "num_groups"):
             raise CheckpointError(f"unknown option {key!r} in the official config")

@@ -1,7 +1,7 @@
 """The command line: one file for each command, imported only when it runs.
 
-A command module has ``add_arguments(parser)`` and ``run(arguments)``. Results go to stdout, all else to stderr. What
-the user did wrong is told in one line with exit status 2.
+A command module has ``add_arguments(parser)`` and ``run(arguments)``. Results go to stdout, everything else to stderr.
+A user's error is reported in one line, with exit status 2.
 """
 
 import os
@@ -15,20 +15,27 @@ from aimamba.cli.arguments import Parser
 from aimamba.errors import AimambaError, ConfigError, suggest
 
 COMMANDS = {
-    "sample": "draw images of the classes you name",
-    "train": "train a tokenizer or a generator by a recipe",
-    "encode": "write images as codes, for a generator to train on",
-    "evaluate": "compare samples, or what a model draws, with real images",
-    "evaluate-tokenizer": "measure what a tokenizer keeps of images",
+    "sample": "generate images of the classes you name",
+    "train": "train a tokenizer or a generator from a recipe",
+    "encode": "encode images as codes, for a generator to train on",
+    "evaluate": "compare samples, in files or from a model, with real images",
+    "evaluate-tokenizer": "measure how well a tokenizer reconstructs images",
     "study": "run the paper's studies and comparisons, with table and figure",
-    "reconstruct": "show images beside what the tokenizer makes of them",
-    "info": "tell what a model is: shape, parameters, classes",
-    "convert": "turn an official checkpoint into an aimamba folder",
+    "reconstruct": "show images beside their reconstructions",
+    "info": "describe a model: shape, parameters, classes",
+    "convert": "convert an official checkpoint to an aimamba folder",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``aimamba`` with these arguments and give the exit status."""
+    """Run ``aimamba``.
+
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        The exit status.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -36,20 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except AimambaError as error:
-        _tell(str(error))
+        _report(str(error))
         return 2
     except KeyboardInterrupt as error:
-        _tell(str(error) or "stopped")
+        _report(str(error) or "stopped")
         return getattr(error, "exit_code", 130)
     except BrokenPipeError:
-        # The reader of our output has gone; keep Python from failing once more when it flushes stdout at exit.
+        # The reader of our output has gone: keep Python from failing again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.strerror is None:  # not from the system: a bug, which keeps its traceback
+        if error.strerror is None:  # not from the operating system: a bug, which keeps its traceback
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _tell(f"{place}{error.strerror}; check the path, its permissions and the space left")
+        _report(f"{place}{error.strerror}; check the path, its permissions and the space left")
         return 2
 
 
@@ -69,12 +76,12 @@ def _dispatch(argv: list[str]) -> None:
     command.run(parser.parse_args(rest))
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     print(f"aimamba: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    _tell(str(message))
+    _report(str(message))
 
 
 def _overview() -> str:
@@ -88,6 +95,6 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "'aimamba COMMAND --help' tells the options of a command.",
+            "'aimamba COMMAND --help' lists the options of a command.",
         ]
     )

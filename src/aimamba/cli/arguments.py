@@ -1,12 +1,15 @@
-"""Command-line arguments whose faults fit on one line."""
+"""The parser of the command line, options that several commands share, and the models they name."""
 
 import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from aimamba.errors import ConfigError, suggest
+from aimamba.errors import CheckpointError, ConfigError, suggest
+
+if TYPE_CHECKING:
+    from aimamba.checkpoints.checkpoint import Checkpoint
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """Parse all arguments; an unknown option brings a suggestion, before anything that is missing."""
+        """Parse all arguments; an unknown option is reported first, with a suggestion."""
         given = list(sys.argv[1:] if args is None else args)
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         for option in (argument.partition("=")[0] for argument in given if argument.startswith("--")):
@@ -28,18 +31,18 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Tell what is wrong, and where to read more."""
+        """Raise ``ConfigError`` with the message and a pointer to the help."""
         raise ConfigError(f"{self.prog.partition(' ')[2]}: {message}; see '{self.prog} --help'")
 
 
 def add_placement(parser: Parser) -> None:
-    """Add ``--device`` and ``--dtype``: where and how precisely a model runs."""
+    """Add ``--device`` and ``--dtype``: where and in which precision a model runs."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
 
 
 def add_engine(parser: Parser) -> None:
-    """Add ``--engine``: what computes the steps of drawing."""
+    """Add ``--engine``: what computes the decoding steps."""
     parser.add_argument(
         "--engine",
         default="auto",
@@ -49,36 +52,82 @@ def add_engine(parser: Parser) -> None:
 
 
 def add_sampling(parser: Parser) -> None:
-    """Add the settings of a draw, which have the names and defaults of ``SamplingConfig``, and ``--batch-size``."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; they count up (default 0)")
-    parser.add_argument("--cfg-scale", type=float, default=1.0, help="guidance; 1, the default, is none")
+    """Add the settings of sampling, with the names and defaults of ``SamplingConfig``, and ``--batch-size``."""
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first image, one more for each next (default 0)"
+    )
+    parser.add_argument("--cfg-scale", type=float, default=1.0, help="guidance scale (default 1: no guidance)")
     parser.add_argument("--cfg-schedule", default="constant", help="constant (default), linear or power-cosine")
-    parser.add_argument("--cfg-power", type=float, default=1.0, help="power of power-cosine (default 1)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0 takes the most likely code")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes (default 0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus in (0, 1] (default 1: all)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at once; does not change them (16)")
+    parser.add_argument("--cfg-power", type=float, default=1.0, help="exponent of power-cosine (default 1)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0 takes the most likely token")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens (default 0: all)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="nucleus sampling: probability mass in (0, 1] (default 1)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once; does not change them (default 16)")
 
 
 def add_measuring(parser: Parser) -> None:
-    """Add what every command that measures has: the network, the size of a folder's images, where numbers go."""
+    """Add ``--features``, ``--size`` and ``--json``, which all commands that measure have."""
     parser.add_argument(
         "--features",
         default="lite0",
         metavar="NETWORK",
-        help="lite0 (default), inception (downloads its weights), or the file of Inception's weights",
+        help="lite0 (default), inception (downloads its weights), or a file with Inception's weights",
     )
-    parser.add_argument("--size", type=int, help="cut a folder's images to squares of this side in pixels")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number and its settings there")
+    parser.add_argument("--size", type=int, help="crop a folder's images to squares of this side in pixels")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and the settings to this file")
 
 
 def require_positive(**values: int) -> None:
-    """Refuse counts below 1, named by their options without dashes.
+    """Check that counts are at least 1.
+
+    Args:
+        values: Counts by the name of their option, without its dashes.
 
     Raises:
-        ConfigError: The first that is too small.
+        ConfigError: A count is below 1.
     """
     for name, value in values.items():
         if value < 1:
             option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} must be at least 1, got {value}")
+
+
+def open_model(source: str) -> "Checkpoint":
+    """Open the checkpoint that the user named.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is the name of a preset.
+    """
+    from aimamba.checkpoints.checkpoint import open_checkpoint
+    from aimamba.models import AIM_PRESETS, VQ_PRESETS
+
+    try:
+        return open_checkpoint(source)
+    except CheckpointError as error:
+        if source in AIM_PRESETS or source in VQ_PRESETS:
+            raise CheckpointError(
+                f"{source}: this is a preset, a shape without weights; give a trained model, see docs/weights.md"
+            ) from error
+        raise
+
+
+def open_generator(source: str, tokenizer: str | None) -> "Checkpoint":
+    """Open a model that images are to be sampled from.
+
+    Args:
+        source: The model.
+        tokenizer: The tokenizer the user gave separately, or None.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it holds no generator; or it holds no tokenizer, and none is
+            given separately.
+    """
+    checkpoint = open_model(source)
+    checkpoint.require(
+        "generator", f"sampling needs a generator: train one with 'aimamba train RECIPE --tokenizer {source}'"
+    )
+    if tokenizer is None:
+        checkpoint.require("tokenizer", "give its tokenizer with --tokenizer")
+    return checkpoint

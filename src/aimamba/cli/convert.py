@@ -1,28 +1,27 @@
-"""Turn an official checkpoint into an aimamba folder.
+"""Convert an official checkpoint to an aimamba folder.
 
 MODEL is hp-l33/aim-base, -large or -xlarge, a folder or file with such weights, or LlamaGen's vq_ds16_c2i.pt. A
-checkpoint with both parts, or one with --tokenizer beside it, becomes a pipeline with class names.
+checkpoint with both parts, or one that is given its --tokenizer, becomes a pipeline with class names.
 """
 
 import argparse
 from pathlib import Path
 
-from aimamba.cli.arguments import Parser
+from aimamba.cli.arguments import Parser, open_model
 from aimamba.errors import ConfigError
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL holds none")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
-    parser.add_argument("--dtype", default="float32", help="of the weights written (default float32)")
+    parser.add_argument("--dtype", default="float32", help="dtype of the weights written (default float32)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, check every key, write."""
+    """Read the checkpoint, check every key, and write the folder."""
     from aimamba.cli.output import output_folder
-    from aimamba.cli.parts import parts_inside
     from aimamba.devices import resolve_dtype
     from aimamba.models import AiM, VQModel
     from aimamba.pipeline import Pipeline
@@ -31,15 +30,15 @@ def run(arguments: argparse.Namespace) -> None:
     out = output_folder(arguments.out)
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"--out {out} is not empty, and a model among other files might not be found; give a new one")
-    inside = parts_inside(arguments.model)
-    if inside == {"tokenizer"}:
-        VQModel.from_pretrained(arguments.model, dtype=dtype).save_pretrained(out)
+    checkpoint = open_model(arguments.model)
+    if checkpoint.parts == {"tokenizer"}:
+        VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained(out)
         print(f"tokenizer written to {out}")
-    elif inside == {"generator"} and arguments.tokenizer is None:
-        AiM.from_pretrained(arguments.model, dtype=dtype).save_pretrained(out)
+    elif checkpoint.parts == {"generator"} and arguments.tokenizer is None:
+        AiM.from_pretrained(checkpoint, dtype=dtype).save_pretrained(out)
         print(f"generator without a tokenizer written to {out}; --tokenizer would make it a pipeline")
     else:
-        pipeline = Pipeline.from_pretrained(arguments.model, tokenizer=arguments.tokenizer, dtype=dtype)
+        pipeline = Pipeline.from_pretrained(checkpoint, tokenizer=arguments.tokenizer, dtype=dtype)
         pipeline.save_pretrained(out)
         classes = pipeline.generator.config.num_classes
         print(f"pipeline of {pipeline.image_size} px and {classes} classes written to {out}")

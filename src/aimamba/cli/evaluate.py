@@ -10,7 +10,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimamba.cli.arguments import Parser, add_engine, add_measuring, add_placement, add_sampling, require_positive
+from aimamba.cli.arguments import (
+    Parser,
+    add_engine,
+    add_measuring,
+    add_placement,
+    add_sampling,
+    open_generator,
+    require_positive,
+)
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -145,7 +153,6 @@ def _samples(arguments: argparse.Namespace) -> "tuple[Source, dict[str, Any]]":
     """The samples, and how they are drawn."""
     from dataclasses import fields
 
-    from aimamba.cli.sample import check_parts
     from aimamba.config import from_mapping, to_mapping
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.evaluation.protocol import aim_paper
@@ -158,9 +165,9 @@ def _samples(arguments: argparse.Namespace) -> "tuple[Source, dict[str, Any]]":
     values = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     config = from_mapping(SamplingConfig, values, where="evaluate")
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    check_parts(arguments.model, arguments.tokenizer)
+    checkpoint = open_generator(arguments.model, arguments.tokenizer)
     pipeline = Pipeline.from_pretrained(
-        arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
+        checkpoint, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
     )
     shape = pipeline.generator.config
     if arguments.protocol is not None:

@@ -7,8 +7,7 @@ given, and how the codes are used.
 
 import argparse
 
-from aimamba.cli.arguments import Parser, add_measuring, add_placement
-from aimamba.errors import CheckpointError
+from aimamba.cli.arguments import Parser, add_measuring, add_placement, open_model
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,7 +22,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reconstruct, compare, print."""
     from aimamba.cli.output import output_file, print_table, write_json
-    from aimamba.cli.parts import parts_inside
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.settings import general_settings
@@ -35,9 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     file = output_file("--json", arguments.json)
-    if "tokenizer" not in parts_inside(arguments.model):
-        raise CheckpointError(f"{arguments.model}: holds a generator alone; give its tokenizer as MODEL")
-    model = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
+    checkpoint = open_model(arguments.model)
+    checkpoint.require("tokenizer", "give its tokenizer as MODEL")
+    model = VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)
     images = open_source(arguments.images, size=arguments.size, progress=True)
     extractor = open_extractor(arguments.features, device=device)
     lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)

@@ -1,4 +1,4 @@
-"""Tell what a model is: shape, parameters, classes.
+"""Describe a model: shape, parameters, classes.
 
 MODEL is a folder, an official checkpoint, a hub id, or the name of a preset (aim-b, aim-l, aim-xl, aim-1b, vq-f16).
 """
@@ -21,10 +21,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a description."""
+    """Print a description; weights are read only where an official checkpoint has to be translated."""
     import torch
 
-    from aimamba.cli.parts import parts_inside
+    from aimamba.checkpoints.checkpoint import open_checkpoint
     from aimamba.errors import CheckpointError, suggest
     from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, VQModel
     from aimamba.pipeline import Pipeline
@@ -36,15 +36,16 @@ def run(arguments: argparse.Namespace) -> None:
         if source in VQ_PRESETS:
             return _describe("tokenizer", VQModel(VQ_PRESETS[source]))
     try:
-        inside = parts_inside(source)
+        checkpoint = open_checkpoint(source)
+        parts = checkpoint.parts
     except CheckpointError as error:
         near = "" if Path(source).exists() else suggest(source, [*AIM_PRESETS, *VQ_PRESETS])
         raise CheckpointError(f"{error}{near}") from error
-    if inside == {"generator"}:
-        return _describe("generator", AiM.from_pretrained(source))
-    if inside == {"tokenizer"}:
-        return _describe("tokenizer", VQModel.from_pretrained(source))
-    pipeline = Pipeline.from_pretrained(source)
+    if parts == {"generator"}:
+        return _describe("generator", AiM.from_pretrained(checkpoint, device="meta"))
+    if parts == {"tokenizer"}:
+        return _describe("tokenizer", VQModel.from_pretrained(checkpoint, device="meta"))
+    pipeline = Pipeline.from_pretrained(checkpoint, device="meta")
     print(f"pipeline    {pipeline.image_size} x {pipeline.image_size} pixels, {pipeline.grid} x {pipeline.grid} codes")
     _describe("generator", pipeline.generator)
     _describe("tokenizer", pipeline.tokenizer)

@@ -1,4 +1,4 @@
-"""Where a command writes: a folder that is checked before the work begins, and file names made of class names."""
+"""What a command writes: places that are checked before the work begins, tables, JSON, file names for classes."""
 
 import json
 import os
@@ -15,10 +15,14 @@ _LONGEST_NAME = 60  # characters: with a seed and a suffix below the 255 bytes o
 
 
 def output_folder(path: Path, option: str = "--out") -> Path:
-    """Check that a folder is there or can be made; nothing is made yet.
+    """Check that a folder exists or can be made; nothing is made yet.
+
+    Args:
+        path: The folder.
+        option: The option that named it, for the message.
 
     Returns:
-        The path, a leading ``~`` resolved.
+        The path, with a leading ``~`` expanded.
 
     Raises:
         ConfigError: A file is in the way, or writing is not permitted.
@@ -36,14 +40,14 @@ def output_file(option: str, path: Path | None) -> Path | None:
     """Check that a file can be written; nothing is written yet.
 
     Args:
-        option: By which the user gave it, for the message.
-        path: The file, or None where none is wanted.
+        option: The option that named it, for the message.
+        path: The file, or None for no file.
 
     Returns:
-        The path, a leading ``~`` resolved.
+        The path, with a leading ``~`` expanded, or None.
 
     Raises:
-        ConfigError: Its folder is missing or cannot be written, or it is a folder itself.
+        ConfigError: Its folder is missing, the path is a folder, or writing is not permitted.
     """
     if path is None:
         return None
@@ -65,19 +69,19 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Write an object to a file, where one is wanted."""
+    """Write a JSON object to ``path``; None writes no file."""
     if path is not None:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def file_name(text: str) -> str:
-    """Turn any text into part of a file name; what has no letter or digit becomes empty."""
+    """Turn any text into a part of a file name; a text without letters and digits becomes empty."""
     return re.sub(r"[^\w.-]+", "-", text.strip()).strip("-.")[:_LONGEST_NAME]
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """A file name for each class, no two alike in any case: the class's number tells apart those that would be."""
+    """Return a file name for each class, unique even where case is ignored: equal ones get the class's number."""
     stems = [file_name(name) or "class" for name in names]
     count = Counter(stem.lower() for stem in stems)
     return [stem if count[stem.lower()] == 1 else f"{stem}-{label}" for label, stem in enumerate(stems)]

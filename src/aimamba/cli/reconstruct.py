@@ -8,8 +8,8 @@ signal-to-noise ratio.
 import argparse
 from pathlib import Path
 
-from aimamba.cli.arguments import Parser, add_placement, require_positive
-from aimamba.errors import CheckpointError, ConfigError, DataError
+from aimamba.cli.arguments import Parser, add_placement, open_model, require_positive
+from aimamba.errors import ConfigError, DataError
 
 _SIZE_BY_DEFAULT = 256
 _SHEET_ROWS = 32
@@ -35,7 +35,6 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from aimamba.cli.output import file_name, output_folder
-    from aimamba.cli.parts import parts_inside
     from aimamba.data.files import find_images, open_image
     from aimamba.data.sheets import sheet, to_float, to_images
     from aimamba.data.transforms import center_crop, to_array
@@ -50,9 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
     paths = [path for given in arguments.images for path in find_images(given)]
     if not paths:
         raise DataError(f"no images found in {', '.join(map(str, arguments.images))}; give files or folders of them")
-    if "tokenizer" not in parts_inside(arguments.model):
-        raise CheckpointError(f"{arguments.model}: holds a generator alone; give its tokenizer as --model")
-    model = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
+    checkpoint = open_model(arguments.model)
+    checkpoint.require("tokenizer", "give its tokenizer as --model")
+    model = VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)
     size = _common_size(paths, arguments.size, model.config.downsampling)
 
     out.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_engine, add_placement, add_sampling, require_positive
-from aimamba.errors import CheckpointError, ConfigError
+from aimamba.cli.arguments import Parser, add_engine, add_placement, add_sampling, open_generator, require_positive
+from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
     _check_npz(arguments)
-    check_parts(arguments.model, arguments.tokenizer)
+    checkpoint = open_generator(arguments.model, arguments.tokenizer)
     pipeline = Pipeline.from_pretrained(
-        arguments.model, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
+        checkpoint, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
     )
     if file is not None:
         return _write_npz(file, arguments, pipeline, config)
@@ -113,24 +113,6 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     if not labels:
         raise ConfigError(f"--classes names no class, got {text!r}; expected names or numbers separated by commas")
     return list(dict.fromkeys(labels))
-
-
-def check_parts(model: str, tokenizer: str | None) -> None:
-    """Refuse a model that lacks a part.
-
-    Raises:
-        CheckpointError: It has no generator, or no tokenizer and none is given.
-    """
-    from aimamba.cli.parts import parts_inside
-
-    inside = parts_inside(model)
-    if "generator" not in inside:
-        raise CheckpointError(
-            f"{model}: holds a tokenizer alone, but drawing a class needs a generator; "
-            f"train one with 'aimamba train RECIPE --tokenizer {model}'"
-        )
-    if "tokenizer" not in inside and tokenizer is None:
-        raise CheckpointError(f"{model}: holds a generator alone; give its tokenizer with --tokenizer")
 
 
 def _draw(

@@ -94,10 +94,9 @@ def _begin(
 ) -> "Results":
     """Results of a study, begun or taken up, with what they depend on."""
     from aimamba.config import to_mapping
-    from aimamba.studies.provenance import weights_hash
     from aimamba.studies.results import RESULTS_FILE, Results
 
-    weights = [weights_hash(part) for part in parts]
+    weights = [part.fingerprint() for part in parts]
     settings = {"budget": budget, "model": model, "weights": weights, "recipe": to_mapping(study)}
     return Results.begin(out / RESULTS_FILE, name, settings)
 

@@ -7,14 +7,12 @@ encoding that was interrupted goes on where it stopped and ends with the same by
 Shape letters: n images, v views of each, L codes of a view.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
 from aimamba.config import check, first_difference, from_mapping, to_mapping
@@ -64,12 +62,7 @@ def fingerprint(tokenizer: VQModel) -> str:
 
     It is the same for equal models, wherever they are stored, and for those that differ in the decoder alone.
     """
-    digest = hashlib.sha256(json.dumps(to_mapping(tokenizer.config), sort_keys=True).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        if name.startswith(("encoder.", "to_code.", "codebook")):
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tokenizer.fingerprint(("encoder.", "to_code.", "codebook"))
 
 
 def encode_to_shards(

@@ -1,4 +1,4 @@
-"""The base of models that can be saved and loaded again: a config beside the weights."""
+"""The base class of models that can be saved and loaded: a config beside the weights."""
 
 import json
 from collections.abc import Mapping
@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aimamba.checkpoints.hub import CONFIG_FILE, WEIGHTS_FILE, _named, fill, find, read_checkpoint
-from aimamba.checkpoints.official import is_official
+from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from aimamba.checkpoints.fill import fill
+from aimamba.checkpoints.fingerprint import fingerprint
+from aimamba.checkpoints.locate import CONFIG_FILE, WEIGHTS_FILE
 from aimamba.config import from_mapping, to_mapping
 from aimamba.errors import CheckpointError
 from aimamba.files import write_atomically
@@ -20,7 +22,7 @@ Model = TypeVar("Model", bound="PretrainedModel[Any]")  # not Self, which bearty
 
 
 class OfficialReader(Protocol):
-    """A reader of official checkpoints: their config and tensors to ours, see ``aimamba.checkpoints.official``."""
+    """Translates an official config and state dict to ours, see ``aimamba.checkpoints.official``."""
 
     def __call__(
         self, config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], /
@@ -30,10 +32,13 @@ class OfficialReader(Protocol):
 
 
 class PretrainedModel(nn.Module, Generic[Config]):
-    """A module built from one config, which can be saved and found again.
+    """A module that is built from one config, and can be saved and loaded.
 
-    Subclasses name the dataclass of their config, the sub-folder they take in a saved pipeline, and the reader of
-    official checkpoints (see ``aimamba.checkpoints.official``).
+    Attributes:
+        config: The config it was built from.
+        config_class: The dataclass of its config.
+        folder_in_pipeline: Its sub-folder in a saved pipeline: ``generator`` or ``tokenizer``.
+        official_reader: Translates official checkpoints, see ``aimamba.checkpoints.official``.
     """
 
     config: Config
@@ -43,39 +48,46 @@ class PretrainedModel(nn.Module, Generic[Config]):
 
     @classmethod
     def from_pretrained(
-        cls: type[Model], source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls: type[Model],
+        source: str | Path | Checkpoint,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Model:
         """Load a model in evaluation mode.
 
         Args:
             source: A folder that ``save_pretrained`` or a training run wrote, a saved pipeline, an official
-                checkpoint (folder, ``.safetensors``, ``.pt`` or ``.bin`` file), the name of a packaged model, or the
-                id of a hub repository.
-            device: Where to put it.
-            dtype: Of the matrices; see ``cast``.
+                checkpoint (folder, ``.safetensors``, ``.pt`` or ``.bin`` file), the name of a packaged model, the id
+                of a hub repository, or a checkpoint that is open already.
+            device: Device of the weights. On ``meta`` the model has its shape but no values: config and shapes are
+                checked, and the weights of our own folders are not read.
+            dtype: Dtype of the matrices; see ``cast``.
 
         Raises:
             CheckpointError: The source is missing, empty, truncated, or not a model of this class.
         """
-        place = find(source, cls.folder_in_pipeline)
-        config, tensors = read_checkpoint(place)
-        if is_official(config, tensors):
-            with _named(place):
+        stored = open_checkpoint(source).read(cls.folder_in_pipeline, values=torch.device(device).type != "meta")
+        config, tensors = stored.config, stored.tensors
+        if stored.official:
+            try:
                 config, tensors = cls.official_reader(config, tensors)
+            except CheckpointError as error:
+                raise CheckpointError(f"{stored.place}: {error}") from error
         else:
             assert config is not None
             named = config.pop("class", None)
             if named != cls.__name__:
                 raise CheckpointError(
-                    f"{place}: holds a model of class {named!r}, but a {cls.folder_in_pipeline} is needed"
+                    f"{stored.place}: holds a model of class {named!r}, but a {cls.folder_in_pipeline} is needed"
                 )
         with torch.device("meta"):
-            model = cls(from_mapping(cls.config_class, config, where=str(place)))
-        fill(model, tensors, where=str(place))
+            model = cls(from_mapping(cls.config_class, config, where=str(stored.place)))
+        fill(model, tensors, where=str(stored.place))
         return model.cast(dtype).to(device).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each in one atomic step."""
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
@@ -88,5 +100,14 @@ class PretrainedModel(nn.Module, Generic[Config]):
         return self.to(dtype)
 
     def num_parameters(self) -> int:
-        """Number of parameters, shared ones counted once."""
+        """Return the number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def fingerprint(self, prefixes: tuple[str, ...] = ("",)) -> str:
+        """Return the SHA-256 of the config and of the weights in float32: equal for equal models.
+
+        Args:
+            prefixes: Only the weights whose names begin with one of these are taken; by default all.
+        """
+        weights = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
+        return fingerprint(to_mapping(self.config), weights)

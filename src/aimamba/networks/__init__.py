@@ -1,1 +1,1 @@
-"""Frozen feature networks: Inception, EfficientNet-Lite0, and perceptual distances."""
+"""Frozen feature networks: Inception v3, EfficientNet-Lite0, and the perceptual distances built on them."""

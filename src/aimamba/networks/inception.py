@@ -1,9 +1,9 @@
-"""Inception v3 as TensorFlow published it on 2015-12-05: the network that FID, sFID and the Inception score mean.
+"""Inception v3 as TensorFlow published it on 2015-12-05: the network that defines FID, sFID and the Inception score.
 
-The weights are those of torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``, whose names the modules bear.
-The graph differs from Inception v3 elsewhere (Szegedy et al., arXiv 1512.00567): 1,008 classes, average pooling that
-leaves its padding out of the count, and maximum pooling in the last block. Images are scaled to 299 x 299 by the
-bilinear rule of TensorFlow 1, which no option of ``interpolate`` gives.
+The weights are those of torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``, and the modules have its names.
+The graph differs from other implementations of Inception v3 (Szegedy et al., arXiv 1512.00567): 1,008 classes, average
+pooling that does not count its padding, and max pooling in the last block. Images are resized to 299 x 299 by the
+bilinear rule of TensorFlow 1, which ``interpolate`` does not offer.
 
 Shape letters: B batch, C channels, H W image.
 """
@@ -17,7 +17,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aimamba.checkpoints.hub import fill, read_checkpoint
+from aimamba.checkpoints.fill import fill
+from aimamba.checkpoints.weights import read_tensors
 
 SIDE = 299
 POOLED, SPATIAL, CLASSES = 2048, 17 * 17 * 7, 1008
@@ -27,7 +28,7 @@ _SPATIAL_CHANNELS = 7  # of mixed_6/conv, which is the first branch of Mixed_6d
 
 
 class InceptionOutput(NamedTuple):
-    """What ADM's evaluator takes from the graph.
+    """The features that ADM's evaluator uses.
 
     Attributes:
         pooled: ``pool_3``, (B, 2048).
@@ -48,7 +49,7 @@ class _Step(NamedTuple):
     stride: int = 1
 
 
-_Branch = tuple[_Step | tuple[_Step, _Step], ...]  # a pair stands side by side
+_Branch = tuple[_Step | tuple[_Step, _Step], ...]  # the two of a pair run in parallel
 _Pool = Literal["average", "maximum", "reduce"]
 
 
@@ -108,7 +109,7 @@ def _at_8() -> dict[str, _Branch]:
 
 
 class Inception(nn.Module):
-    """The graph; images are bytes of any size."""
+    """The network; images are uint8 of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(POOLED, CLASSES)
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> InceptionOutput:
-        """Look at images; always in the weights' precision, under autocast too."""
+        """Compute the features of images, in the precision of the weights even under autocast."""
         with torch.autocast(images.device.type, enabled=False):
             x = tensorflow1_bilinear(images.to(self.fc.weight.dtype), SIDE)
             x = (x - 128) / 128
@@ -160,7 +161,7 @@ class Convolution(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """A batch norm that only ever uses the statistics it was given."""
+    """A batch norm in inference: it uses the stored statistics."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class BatchNorm(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches side by side, then one that pools; their maps are stacked."""
+    """Parallel branches and one that pools; their maps are concatenated."""
 
     def __init__(
         self, inputs: int, branches: Mapping[str, _Branch], *, pool: _Pool = "average", pool_width: int = 0
@@ -186,7 +187,7 @@ class Mixed(nn.Module):
             self.branch_pool = Convolution(inputs, _one(pool_width))
 
     def _add(self, name: str, inputs: int, steps: _Branch) -> list[list[str]]:
-        """Make the convolutions of a branch; give their names, step by step."""
+        """Make the convolutions of a branch and return their names, step by step."""
         names: list[list[str]] = []
         for number, step in enumerate(steps, start=1):
             pair = [step] if isinstance(step, _Step) else list(step)
@@ -198,7 +199,7 @@ class Mixed(nn.Module):
         return names
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, C', h, w), or half as high and wide."""
+        """(B, C, h, w) to (B, C', h, w), or to half the height and width."""
         maps = []
         for branch in self._branches:
             hidden = x
@@ -215,18 +216,20 @@ class Mixed(nn.Module):
 
 
 def tensorflow1_bilinear(images: Float[Tensor, "b c h w"], side: int) -> Float[Tensor, "b c s s"]:
-    """Scale as ``tf.image.resize_bilinear`` of TensorFlow 1 does: place i of the result lies at ``i h / s`` of the
-    image, so nothing is centred and nothing averaged.
+    """Resize as ``tf.image.resize_bilinear`` of TensorFlow 1 does.
+
+    Pixel ``i`` of the result is taken at ``i h / s`` of the image: pixel centres are not aligned, and down-scaling does
+    not average.
     """
     for axis in (3, 2):
         length = images.shape[axis]
-        places = torch.arange(side, dtype=torch.float32, device=images.device)
-        places = places * torch.tensor(length / side, dtype=torch.float32, device=images.device)
-        before = places.long()
+        positions = torch.arange(side, dtype=torch.float32, device=images.device)
+        positions = positions * torch.tensor(length / side, dtype=torch.float32, device=images.device)
+        before = positions.long()
         after = (before + 1).clamp(max=length - 1)
-        share = (places - before).to(images.dtype)
-        near, far = images.index_select(axis, before), images.index_select(axis, after)
-        images = near + (far - near) * (share if axis == 3 else share[:, None])
+        weight = (positions - before).to(images.dtype)
+        left, right = images.index_select(axis, before), images.index_select(axis, after)
+        images = left + (right - left) * (weight if axis == 3 else weight[:, None])
     return images
 
 
@@ -236,7 +239,7 @@ def load_inception(path: Path) -> Inception:
     Raises:
         CheckpointError: The file is missing, damaged or holds something else.
     """
-    tensors = {key: value for key, value in read_checkpoint(path)[1].items() if "num_batches_tracked" not in key}
+    tensors = {key: value for key, value in read_tensors(path).items() if "num_batches_tracked" not in key}
     with torch.device("meta"):
         network = Inception()
     fill(network, tensors, where=str(path))

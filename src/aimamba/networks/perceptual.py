@@ -1,15 +1,15 @@
-"""How different two images look: distances between the features that a trained network finds in them.
+"""Perceptual distances: how different two images look, measured on the features of a trained network.
 
-LPIPS (Zhang et al., arXiv 1801.03924, eq. 1), with x^ the features of a depth scaled to length 1 over channels:
+LPIPS (Zhang et al., arXiv 1801.03924, eq. 1), where x^ are the features of a layer, scaled to length 1 over channels:
 
-    d(x, y) = sum over depths l of  mean over positions of  sum over channels c of  w_lc (x^_lc - y^_lc)^2
+    d(x, y) = sum over layers l of  mean over positions of  sum over channels c of  w_lc (x^_lc - y^_lc)^2
 
-Two networks are at hand:
+There are two networks:
 
-* EfficientNet-Lite0, from a package that is installed with this one; its maps at 1/2 to 1/32 with ``w_lc = 1 / 5``, so
-  the distance is the mean over depths of ``2 (1 - cosine)``. Nobody has fitted the weights to what people see, so its
-  numbers are no LPIPS.
-* VGG16 with the published weights (version 0.1), from a user's files: LPIPS itself.
+* EfficientNet-Lite0, from a package that is installed with this one: its maps at 1/2 to 1/32 with ``w_lc = 1 / 5``, so
+  the distance is the mean over layers of ``2 (1 - cosine)``. These weights are not fitted to human judgements, so its
+  numbers are not LPIPS.
+* VGG16 with the published weights (version 0.1), from the user's files: LPIPS itself.
 
 Shape letters: B batch, C channels, H W image, h w map.
 """
@@ -24,21 +24,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aimamba.checkpoints.hub import fill, read_checkpoint
+from aimamba.checkpoints.fill import fill
+from aimamba.checkpoints.weights import read_tensors
 from aimamba.config import check
 from aimamba.errors import CheckpointError
 from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0, efficientnet_lite0
 
-_EPS = 1e-10  # beside the length of a feature, as in LPIPS
+_EPS = 1e-10  # added to the length of a feature, as in LPIPS
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 _VGG_LEVELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _VGG_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-"""Of the convolutions among torchvision's ``features``."""
+"""Indices of the convolutions in torchvision's ``features``."""
 
 
 class VGG16(nn.Module):
-    """The convolutions of VGG16 (Simonyan and Zisserman, arXiv 1409.1556, D), input scaled as LPIPS does."""
+    """The convolutions of VGG16 (Simonyan and Zisserman, arXiv 1409.1556, D), with LPIPS's scaling of the input."""
 
     shift: Tensor
     scale: Tensor
@@ -53,10 +54,10 @@ class VGG16(nn.Module):
         self.register_buffer("scale", scale[:, None, None], persistent=False)
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Give relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3: (B, 64..512, H / 2^i, W / 2^i), sides rounded down.
+        """Return relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3: (B, 64..512, H / 2^i, W / 2^i), sides rounded down.
 
         Raises:
-            ConfigError: A side is below 16 pixels, which leaves nothing of the deepest map.
+            ConfigError: A side is below 16 pixels, so the deepest map would be empty.
         """
         sides = images.shape[-2:]
         check(min(sides) >= 16, f"VGG16: images must have at least 16 pixels a side, got {sides[0]} x {sides[1]}")
@@ -73,18 +74,18 @@ class VGG16(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """The distance above, frozen: gradients reach the images, never the network."""
+    """The distance above as a loss; the network is frozen, and gradients reach the images."""
 
     def __init__(
         self, network: EfficientNetLite0 | VGG16, channel_weights: Sequence[Tensor], *, smallest_side: int = 1
     ) -> None:
-        """Judge by ``network``.
+        """Build the loss on ``network``.
 
         Args:
-            network: Finds the maps.
-            channel_weights: ``w_l``, (C,) for each depth.
-            smallest_side: Images with a shorter side below it are first magnified, bilinearly, by the smallest whole
-                factor that mends that, so that deep maps are more than a point.
+            network: Computes the maps.
+            channel_weights: ``w_l``, (C,) for each layer.
+            smallest_side: Images whose shorter side is below this many pixels are first magnified, bilinearly, by the
+                smallest whole factor that reaches it, so that deep maps are larger than one pixel.
         """
         super().__init__()
         check(smallest_side >= 1, f"PerceptualLoss: smallest_side must be at least 1, got {smallest_side}")
@@ -94,23 +95,23 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False).eval()
 
     def distances(self, images: Float[Tensor, "b 3 H W"], targets: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
-        """Distance of each image in [-1, 1] from its target, which gets no gradient."""
+        """Return the distance of each image in [-1, 1] from its target, which gets no gradient."""
         images, targets = magnified(images, self.smallest_side), magnified(targets, self.smallest_side)
         with torch.no_grad():
-            wanted = [_unit(there) for there in self.network.features(targets)]
+            of_targets = [_unit(features) for features in self.network.features(targets)]
         total = images.new_zeros(len(images), dtype=torch.float32)
-        for here, there, weight in zip(self.network.features(images), wanted, self.weights, strict=True):
-            squares = (_unit(here) - there).square()  # (B, C, h, w)
+        for found, wanted, weight in zip(self.network.features(images), of_targets, self.weights, strict=True):
+            squares = (_unit(found) - wanted).square()  # (B, C, h, w)
             total = total + (squares * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2))
         return total
 
     def forward(self, images: Float[Tensor, "b 3 H W"], targets: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
-        """Mean distance of images from their targets."""
+        """Return the mean distance of images from their targets."""
         return self.distances(images, targets).mean()
 
 
 def magnified(images: Float[Tensor, "b 3 h w"], smallest_side: int) -> Float[Tensor, "b 3 H W"]:
-    """Magnify, bilinearly and by the smallest whole factor that gives the shorter side ``smallest_side`` pixels."""
+    """Magnify bilinearly by the smallest whole factor that makes the shorter side at least ``smallest_side`` pixels."""
     factor = -(-smallest_side // min(images.shape[-2:]))
     return F.interpolate(images, scale_factor=factor, mode="bilinear") if factor > 1 else images
 
@@ -126,7 +127,7 @@ def perceptual_loss(source: str | Path = "lite0", *, smallest_side: int = 128) -
 
     Args:
         source: ``"lite0"``, or where VGG16's and LPIPS's weights are: one file, or a folder with a file of each.
-        smallest_side: To which EfficientNet-Lite0 sees smaller images magnified; LPIPS sees them as they are.
+        smallest_side: Smaller images are magnified to it for EfficientNet-Lite0, but not for LPIPS.
 
     Raises:
         ConfigError: The package with EfficientNet-Lite0's weights is not installed.
@@ -141,7 +142,7 @@ def perceptual_loss(source: str | Path = "lite0", *, smallest_side: int = 128) -
 _CONVOLUTION = re.compile(r"(?:features|net\.slice[1-5])\.(\d+)\.(weight|bias)")
 _LINEAR = re.compile(r"lin([0-4])\.model\.1\.weight")
 _NOT_NEEDED = re.compile(
-    r"classifier\.\d\.(weight|bias)"  # torchvision's, behind the convolutions
+    r"classifier\.\d\.(weight|bias)"  # torchvision's, after the convolutions
     r"|lins\.[0-4]\.model\.1\.weight"  # a whole ``lpips.LPIPS`` lists its weights twice
     r"|scaling_layer\.(shift|scale)"  # and its constants
 )
@@ -156,7 +157,7 @@ def lpips_vgg16(source: str | Path) -> PerceptualLoss:
             ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``.
 
     Raises:
-        CheckpointError: A file is missing or damaged, a key is unknown, missing or there twice, or a shape is wrong.
+        CheckpointError: A file is missing or damaged, a key is unknown, missing or repeated, or a shape is wrong.
     """
     tensors = _vgg_tensors(Path(source))
     with torch.device("meta"):
@@ -168,15 +169,15 @@ def lpips_vgg16(source: str | Path) -> PerceptualLoss:
 
 
 def _vgg_tensors(source: Path) -> dict[str, Tensor]:
-    """Read one file or a folder of them, renamed to the parts that ``lpips_vgg16`` fills."""
+    """Read one file or a folder of them, with the names of the module that ``lpips_vgg16`` fills."""
     if not source.exists():
         raise CheckpointError(
-            f"{source}: no such file or folder; give 'lite0', or where VGG16's and LPIPS's weights lie"
+            f"{source}: no such file or folder; give 'lite0', or where VGG16's and LPIPS's weights are"
         )
     paths = sorted(path for path in source.iterdir() if path.suffix in _SUFFIXES) if source.is_dir() else [source]
     renamed: dict[str, Tensor] = {}
     for path in paths:
-        for name, tensor in _renamed(read_checkpoint(path)[1], where=path).items():
+        for name, tensor in _renamed(read_tensors(path), where=path).items():
             if name in renamed:
                 raise CheckpointError(f"{source}: more than one file holds the tensor for {name!r}; leave one")
             renamed[name] = tensor
@@ -194,5 +195,5 @@ def _renamed(tensors: Mapping[str, Tensor], *, where: Path) -> dict[str, Tensor]
         elif match := _LINEAR.fullmatch(key):
             renamed[f"lin.{match[1]}"] = tensor
         elif not _NOT_NEEDED.fullmatch(key):
-            raise CheckpointError(f"{where}: unknown key {key!r}: not a file of VGG16's or of LPIPS's weights")
+            raise CheckpointError(f"{where}: unknown key {key!r}: not a file of VGG16's or LPIPS's weights")
     return renamed

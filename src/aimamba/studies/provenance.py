@@ -1,7 +1,5 @@
 """On what a number was made: weights, machine, versions, commit, date."""
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -12,8 +10,6 @@ from typing import Any
 import torch
 
 import aimamba
-from aimamba.config import to_mapping
-from aimamba.models.pretrained import PretrainedModel
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -35,15 +31,6 @@ def provenance(device: torch.device) -> dict[str, Any]:
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:  # not merely inside another's clone
         found["commit"] = _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return found
-
-
-def weights_hash(model: PretrainedModel[Any]) -> str:
-    """SHA-256 of a model's config and of all its weights in float32."""
-    digest = hashlib.sha256(json.dumps(to_mapping(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _cpu_name() -> str:

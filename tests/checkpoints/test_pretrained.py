@@ -1,4 +1,4 @@
-"""Saving and finding models; whatever is wrong with a file is told in one line."""
+"""Saving and loading models; whatever is wrong with a file is reported in one line."""
 
 import json
 import pickle
@@ -9,8 +9,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from aimamba.checkpoints import hub
-from aimamba.devices import resolve_device, resolve_dtype
+from aimamba.checkpoints import locate
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.models import AiM, VQModel
 
@@ -30,7 +29,7 @@ def folder(make_aim, tmp_path):
 
 
 def refusal(source, cls=AiM, error=CheckpointError):
-    """The one line that loading refuses with; it must say where."""
+    """The one line that loading refuses with; it names the place."""
     with pytest.raises(error) as caught:
         cls.from_pretrained(source)
     message = str(caught.value)
@@ -170,14 +169,14 @@ def test_truncated_pickle(make_vq, tmp_path, kept):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_what_is_no_checkpoint(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint(tmp_path, content):
     path = tmp_path / "vq.pt"
     path.write_bytes(content)
     refusal(path, cls=VQModel)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"model": [3]}])
-def test_a_pickle_that_is_no_state_dict(tmp_path, content):
+def test_a_pickle_that_is_not_a_state_dict(tmp_path, content):
     path = tmp_path / "vq.pt"
     torch.save(content, path)
     assert "expected a state dict" in refusal(path, cls=VQModel)
@@ -215,13 +214,13 @@ def test_an_official_tensor_of_the_wrong_rank_or_dtype(golden, tmp_path, key, te
     "source", ["nowhere", "./no/where", "/no/where", "no/such/folder", "~/model", "vq/file.pt", "a/"]
 )
 def test_a_path_that_does_not_exist_is_not_looked_up(monkeypatch, source):
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(locate, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     assert "no such file or folder" in refusal(source)
 
 
 def test_packaged_models_load_by_name(monkeypatch, folder, tmp_path, make_aim):
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
-    monkeypatch.setattr(hub, "packaged_models", lambda: {"small-64": folder})
+    monkeypatch.setattr(locate, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(locate, "packaged_models", lambda: {"small-64": folder})
     monkeypatch.chdir(tmp_path)
     assert same(AiM.from_pretrained("small-64"), AiM.from_pretrained(folder))
     assert "small-46: no such file or folder (did you mean 'small-64'?)" in refusal("small-46")
@@ -235,15 +234,15 @@ def test_packaged_models_load_by_name(monkeypatch, folder, tmp_path, make_aim):
     [
         (LocalEntryNotFoundError("offline\nsecond line"), "hub cannot be reached"),
         (HFValidationError("bad id\nsecond line"), "bad id"),
-        (OSError("disk full\nsecond line"), "disk full"),
+        (OSError("disk full\nsecond line"), "the download from the hub failed: disk full"),
         (OSError(), "OSError"),
     ],
 )
-def test_a_hub_id_that_cannot_be_had(monkeypatch, error, said):
+def test_a_hub_id_that_cannot_be_downloaded(monkeypatch, error, said):
     def download(*_, **__):
         raise error
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(locate, "snapshot_download", download)
     assert said in refusal("someone/something")
 
 
@@ -254,33 +253,6 @@ def test_a_hub_id(monkeypatch, folder):
         asked.append((source, allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(locate, "snapshot_download", download)
     assert same(AiM.from_pretrained("someone/something"), AiM.from_pretrained(folder))
     assert asked == [("someone/something", ["*.json", "*.safetensors"])]
-
-
-def test_devices_by_name(monkeypatch):
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert resolve_device("auto") == torch.device("cpu")
-    for name in ("cuda", "cuda:1", "mps", "gpu", "", "CPU "):
-        with pytest.raises(ConfigError, match=r"this machine has: auto, cpu$") as caught:
-            resolve_device(name)
-        assert repr(name) in str(caught.value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
-    assert resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ConfigError, match=r"auto, cpu, cuda:0, cuda:1$"):
-        resolve_device("cuda:2")
-
-
-def test_dtypes_by_name():
-    assert resolve_dtype("bfloat16") == torch.bfloat16
-    assert resolve_dtype("float32") == torch.float32
-    for name in ("int8", "bf16", "", "Float32"):
-        with pytest.raises(ConfigError, match="expected one of float32, bfloat16, float16, float64"):
-            resolve_dtype(name)

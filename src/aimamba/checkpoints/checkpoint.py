@@ -1,0 +1,177 @@
+"""An opened checkpoint: found once, each of its files read once."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE, WEIGHTS_FILE, find_part, locate
+from aimamba.checkpoints.official import is_official, keys_of_part
+from aimamba.checkpoints.weights import WeightsFile, first_line
+from aimamba.errors import CheckpointError
+
+GENERATOR, TOKENIZER = "generator", "tokenizer"
+
+_SIGNS = {GENERATOR: ("blocks.", "backbone.", "mamba."), TOKENIZER: ("encoder.", "vqvae.")}
+
+
+class Part(NamedTuple):
+    """What a checkpoint stores of one part.
+
+    Attributes:
+        place: The file or folder, for messages.
+        config: The content of ``config.json``; ``None`` for a bare file of weights.
+        tensors: State dict, in the names of the file.
+        official: Whether config and names are those of the official code, see ``aimamba.checkpoints.official``.
+    """
+
+    place: Path
+    config: dict[str, Any] | None
+    tensors: dict[str, Tensor]
+    official: bool
+
+
+class Checkpoint:
+    """A model's files, opened by ``open_checkpoint``.
+
+    The place is looked up once, with one request to the hub at most. Which parts it holds is read from the headers of
+    its files, and a part's tensors only when ``read`` asks for them.
+
+    Attributes:
+        source: The path, name or hub id it was opened by.
+        path: The file or folder on this machine.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        """Find ``source``, and download it if it is on the hub.
+
+        Raises:
+            CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
+        """
+        self.source = str(source)
+        self.path = locate(source)
+        self._opened: dict[Path, _Files] = {}
+
+    @cached_property
+    def parts(self) -> frozenset[str]:
+        """The parts it holds: ``generator``, ``tokenizer`` or both.
+
+        Raises:
+            CheckpointError: A config or a header cannot be read, or there is no model that aimamba knows.
+        """
+        places, faults = {}, []
+        for part in _SIGNS:
+            try:
+                places[part] = self.place(part)
+            except CheckpointError as error:
+                faults.append(error)
+        if not places:
+            raise faults[0]
+        inside = [
+            part
+            for part, place in places.items()
+            if any(key.startswith(_SIGNS[part]) for key in self._files(place).weights.outline)
+        ]
+        if not inside:
+            raise CheckpointError(
+                f"{self.source}: holds neither a generator nor a tokenizer that aimamba knows; check the path"
+            )
+        return frozenset(inside)
+
+    def require(self, part: str, remedy: str) -> None:
+        """Check that the checkpoint holds a part.
+
+        Args:
+            part: ``generator`` or ``tokenizer``.
+            remedy: How to get the part; the end of the message.
+
+        Raises:
+            CheckpointError: The part is not there, or the files cannot be read.
+        """
+        if part not in self.parts:
+            [other] = self.parts
+            raise CheckpointError(f"{self.source}: holds a {other} alone; {remedy}")
+
+    def place(self, part: str) -> Path:
+        """Return the file or folder that holds a part.
+
+        Raises:
+            CheckpointError: The folder has no weights in any of the known places.
+        """
+        return find_part(self.path, part)
+
+    def read(self, part: str, *, values: bool = True) -> Part:
+        """Read the config and the tensors of a part.
+
+        Args:
+            part: ``generator`` or ``tokenizer``. If one official file holds both, only this one's tensors are read.
+            values: Without them the tensors are on the meta device: their shapes and dtypes come from the file's
+                header, and no weights are read. An official checkpoint is read with values in either case.
+
+        Raises:
+            CheckpointError: A file is missing, empty, truncated or of another kind than its name.
+        """
+        place = self.place(part)
+        config, weights = self._files(place)
+        official = is_official(config, weights.outline)
+        keys = keys_of_part(part, weights.outline) if official else list(weights.outline)
+        tensors = weights.tensors(keys) if values or official else {key: weights.outline[key] for key in keys}
+        return Part(place, None if config is None else dict(config), tensors, official)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the class names of a saved pipeline, or ``None`` if no ``pipeline.json`` is beside the generator.
+
+        Raises:
+            CheckpointError: The file has no list of names.
+        """
+        path = self.place(GENERATOR).parent / PIPELINE_FILE
+        if not path.is_file():
+            return None
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: expected a JSON object with 'class_names'") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"{path}: expected 'class_names' to be a list of strings")
+        return tuple(names)
+
+    def _files(self, place: Path) -> "_Files":
+        if place not in self._opened:
+            weights = WeightsFile(place / WEIGHTS_FILE if place.is_dir() else place)
+            has_config = place.is_dir() or (place.name == WEIGHTS_FILE and (place.parent / CONFIG_FILE).is_file())
+            config = _read_config(weights.path.parent / CONFIG_FILE) if has_config else None
+            self._opened[place] = _Files(config, weights)
+        return self._opened[place]
+
+
+class _Files(NamedTuple):
+    config: dict[str, Any] | None
+    weights: WeightsFile
+
+
+def open_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
+    """Open a checkpoint.
+
+    Args:
+        source: The folder of a saved model, a saved pipeline or a training run, an official checkpoint (a folder, or a
+            ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file), the name of a packaged model, or a hub id. One that
+            is open already is returned as it is.
+
+    Raises:
+        CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
+    """
+    return source if isinstance(source, Checkpoint) else Checkpoint(source)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; a model folder needs it beside {WEIGHTS_FILE}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({first_line(error)})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config

@@ -1,0 +1,123 @@
+"""Read files of weights: names, shapes and dtypes from the header, tensors when they are needed."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from aimamba.errors import CheckpointError
+
+PICKLED = (".pt", ".pth", ".bin")
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class WeightsFile:
+    """A ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of weights.
+
+    Attributes:
+        path: Where the file is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take the file at ``path``; nothing is read yet.
+
+        Raises:
+            CheckpointError: The file's suffix is none of the four.
+        """
+        if path.suffix not in (".safetensors", *PICKLED):
+            raise CheckpointError(f"{path}: expected a .safetensors, .pt, .pth or .bin file")
+        self.path = path
+        self._unpickled: dict[str, Tensor] = {}  # a pickle's tensors that no call of ``tensors`` has returned yet
+
+    @cached_property
+    def outline(self) -> dict[str, Tensor]:
+        """Every tensor of the file on the meta device: its shape and dtype without its values.
+
+        Of a ``.safetensors`` file only the header is read. The others have no header: they are read whole, and their
+        tensors are kept for ``tensors``.
+
+        Raises:
+            CheckpointError: The file is missing, empty, truncated or not a state dict.
+        """
+        if self.path.suffix != ".safetensors":
+            self._unpickled = _unpickle(self.path)
+            return {key: tensor.to("meta") for key, tensor in self._unpickled.items()}
+        with _readable(self.path), safe_open(self.path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            return {
+                key: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.int64), device="meta")
+                for key, part in slices.items()
+            }
+
+    def tensors(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Read these tensors and no others.
+
+        No two calls return the same memory: a pickle is read again for tensors that were returned before.
+
+        Raises:
+            CheckpointError: The file is missing, empty, truncated or not a state dict.
+        """
+        keys = list(keys)
+        if self.path.suffix != ".safetensors":
+            if not self._unpickled.keys() >= set(keys):
+                self._unpickled = _unpickle(self.path)
+            return {key: self._unpickled.pop(key) for key in keys}
+        with _readable(self.path), safe_open(self.path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in keys}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file of weights.
+
+    Raises:
+        CheckpointError: The file is missing, empty, truncated or not a state dict, or its suffix is unknown.
+    """
+    file = WeightsFile(path)
+    return file.tensors(file.outline)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn a failure to read ``path`` into a ``CheckpointError``."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path}: cannot be read ({size:,} bytes; empty, truncated or not a checkpoint); fetch or save it again"
+        ) from error
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    with _readable(path):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch warns about odd pickles before it fails on them
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # bytes that are not a pickle can fail in any way
+            raise ValueError from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: expected a state dict of tensors, flat or under 'model'")
+    return content

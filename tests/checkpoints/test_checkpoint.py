@@ -1,0 +1,228 @@
+"""An opened checkpoint: what it holds, and what is read of its files."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aimamba.checkpoints import checkpoint as module
+from aimamba.checkpoints import locate, weights
+from aimamba.checkpoints.checkpoint import open_checkpoint
+from aimamba.checkpoints.weights import WeightsFile, read_tensors
+from aimamba.errors import CheckpointError
+from aimamba.models import AiM, VQModel
+from aimamba.pipeline import Pipeline
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture
+def saved(make_aim, make_vq, tmp_path):
+    """A saved pipeline."""
+    Pipeline(make_vq(), make_aim(), NAMES).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def pickled(golden, tmp_path):
+    """An official checkpoint of both parts in one pickle."""
+    torch.save(load_file(golden / "adaln" / "model.safetensors"), tmp_path / "both.pt")
+    return tmp_path / "both.pt"
+
+
+@pytest.fixture
+def tensors_read(monkeypatch):
+    """Names of the tensors that were read from safetensors files, in order."""
+    read, opened = [], weights.safe_open
+
+    class Watched:
+        def __init__(self, *arguments, **options):
+            self.file = opened(*arguments, **options)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def get_tensor(self, key):
+            read.append(key)
+            return self.file.get_tensor(key)
+
+    monkeypatch.setattr(weights, "safe_open", Watched)
+    return read
+
+
+@pytest.fixture
+def pickles_read(monkeypatch):
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **options: read.append(path) or load(path, **options))
+    return read
+
+
+def same(first, second):
+    theirs = second.state_dict()
+    return all(torch.equal(value, theirs[key]) for key, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("inside", "parts"),
+    [
+        ("", {"generator", "tokenizer"}),
+        ("generator", {"generator"}),
+        ("tokenizer", {"tokenizer"}),
+        ("generator/model.safetensors", {"generator"}),
+    ],
+)
+def test_parts_of_our_folders(saved, tensors_read, inside, parts):
+    assert open_checkpoint(saved / inside).parts == parts
+    assert not tensors_read, "headers are enough"
+
+
+def test_parts_of_official_files(golden, pickled, tensors_read):
+    assert open_checkpoint(golden / "adaln").parts == {"generator", "tokenizer"}
+    assert open_checkpoint(golden / "group2").parts == {"generator"}
+    assert open_checkpoint(pickled).parts == {"generator", "tokenizer"}
+    assert not tensors_read
+
+
+def test_a_part_in_the_wrong_folder_is_not_found(saved):
+    shutil.rmtree(saved / "generator")
+    shutil.move(saved / "tokenizer", saved / "generator")
+    with pytest.raises(CheckpointError, match="holds neither a generator nor a tokenizer that aimamba knows"):
+        _ = open_checkpoint(saved).parts
+
+
+def test_a_required_part(saved):
+    open_checkpoint(saved).require("tokenizer", "")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(saved / "generator").require("tokenizer", "do this")
+    assert str(caught.value) == f"{saved / 'generator'}: holds a generator alone; do this"
+
+
+def test_an_open_checkpoint_is_returned_as_it_is(saved):
+    checkpoint = open_checkpoint(saved)
+    assert open_checkpoint(checkpoint) is checkpoint
+    assert same(AiM.from_pretrained(checkpoint), AiM.from_pretrained(saved))
+
+
+def test_a_pipeline_reads_every_tensor_once(saved, tensors_read):
+    checkpoint = open_checkpoint(saved)
+    assert checkpoint.parts
+    pipeline = Pipeline.from_pretrained(checkpoint)
+    expected = [*pipeline.generator.state_dict(), *pipeline.tokenizer.state_dict()]
+    assert sorted(tensors_read) == sorted(expected)
+
+
+def test_the_hub_is_asked_once(saved, monkeypatch):
+    asked = []
+    monkeypatch.setattr(locate, "snapshot_download", lambda source, **_: asked.append(source) or str(saved))
+    configs, read_config = [], module._read_config
+    monkeypatch.setattr(module, "_read_config", lambda path: configs.append(path) or read_config(path))
+    checkpoint = open_checkpoint("someone/something")
+    assert checkpoint.parts == {"generator", "tokenizer"}
+    assert Pipeline.from_pretrained(checkpoint).class_names == NAMES
+    assert asked == ["someone/something"]
+    assert len(configs) == len(set(configs)) == 2
+
+
+def test_one_part_of_an_official_file_is_read_alone(golden, tensors_read):
+    checkpoint = open_checkpoint(golden / "adaln")
+    keys = load_file(golden / "adaln" / "model.safetensors").keys()
+    AiM.from_pretrained(checkpoint)
+    assert sorted(tensors_read) == sorted(key for key in keys if key.startswith("mamba."))
+    tensors_read.clear()
+    VQModel.from_pretrained(checkpoint)
+    assert sorted(tensors_read) == sorted(key for key in keys if key.startswith("vqvae."))
+
+
+def test_a_pickle_is_read_once_for_both_parts(golden, pickled, pickles_read):
+    checkpoint = open_checkpoint(pickled)
+    assert checkpoint.parts
+    pipeline = Pipeline.from_pretrained(checkpoint)
+    assert pickles_read == [pickled]
+    assert same(pipeline.generator, AiM.from_pretrained(golden / "adaln"))
+    assert same(pipeline.tokenizer, VQModel.from_pretrained(golden / "adaln"))
+
+
+@pytest.mark.parametrize("kind", ["ours", "official", "pickled"])
+def test_two_models_of_one_checkpoint_share_no_memory(golden, saved, pickled, kind):
+    checkpoint = open_checkpoint({"ours": saved, "official": golden / "adaln", "pickled": pickled}[kind])
+    first, second = (VQModel.from_pretrained(checkpoint) for _ in range(2))
+    assert same(first, second)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1)
+    assert not same(first, second)
+    assert same(second, VQModel.from_pretrained(checkpoint))
+
+
+def test_on_the_meta_device_our_weights_are_not_read(saved, tensors_read):
+    pipeline = Pipeline.from_pretrained(saved, device="meta")
+    assert not tensors_read
+    loaded = Pipeline.from_pretrained(saved)
+    for shape, model in ((pipeline.generator, loaded.generator), (pipeline.tokenizer, loaded.tokenizer)):
+        assert shape.config == model.config
+        assert shape.num_parameters() == model.num_parameters()
+        assert all(parameter.is_meta for parameter in shape.parameters())
+        assert [parameter.dtype for parameter in shape.parameters()] == [p.dtype for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda tensors: tensors.pop("norm.weight"), "1 missing (norm.weight)"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "1 left over (more)"),
+        (lambda tensors: tensors.update({"norm.weight": torch.zeros(3)}), "1 of another shape (norm.weight)"),
+        (
+            lambda tensors: tensors.update({"norm.weight": torch.zeros(16, dtype=torch.int32)}),
+            "1 not of floating point (norm.weight)",
+        ),
+    ],
+)
+def test_the_meta_device_is_as_strict(saved, change, named):
+    path = saved / "generator" / "model.safetensors"
+    tensors = {key: value.clone() for key, value in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+    for device in ("meta", "cpu"):
+        with pytest.raises(CheckpointError) as caught:
+            AiM.from_pretrained(saved, device=device)
+        assert named in str(caught.value)
+
+
+def test_the_outline_of_a_file_is_its_tensors_without_values(tmp_path):
+    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
+    tensors = {str(dtype): torch.ones(2, 3, dtype=dtype) for dtype in dtypes} | {"scalar": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.pt")
+    for name in ("x.safetensors", "x.pt"):
+        outline = WeightsFile(tmp_path / name).outline
+        assert all(tensor.is_meta for tensor in outline.values())
+        expected = {key: (value.shape, value.dtype) for key, value in tensors.items()}
+        assert {key: (value.shape, value.dtype) for key, value in outline.items()} == expected
+        read = read_tensors(tmp_path / name)
+        assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for name in ("x.safetensors", "x.pt"):
+        with pytest.raises(CheckpointError, match=rf"{name}: no such file; check the path"):
+            read_tensors(tmp_path / name)
+
+
+def test_class_names(saved, golden):
+    assert open_checkpoint(saved).class_names() == NAMES
+    assert open_checkpoint(saved / "generator").class_names() == NAMES
+    assert open_checkpoint(golden / "adaln").class_names() is None
+
+
+def test_the_generators_folder_stands_for_its_pipeline(saved):
+    loaded = Pipeline.from_pretrained(saved / "generator")
+    assert same(loaded.tokenizer, VQModel.from_pretrained(saved))
+    assert loaded.class_names == NAMES
