@@ -1,4 +1,4 @@
-"""Nearest images, recognition and copies."""
+"""Nearest images, 5-NN accuracy and copies."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from aimamba.errors import DataError
 from aimamba.evaluation import neighbours
-from aimamba.evaluation.neighbours import copying, nearest, recognition
+from aimamba.evaluation.neighbours import copying, knn_accuracy, nearest
 
 
 def draw(n, seed=0, d=8):
@@ -39,18 +39,18 @@ def clusters(counts, noise=0.05):
 def test_all_five_must_agree():
     reference, labels = clusters([6, 6, 6])
     queries = torch.eye(8)[torch.tensor([0, 0, 1, 2])]
-    found = recognition(queries, torch.tensor([0, 1, 1, 2]), reference, labels, "abc")
+    found = knn_accuracy(queries, torch.tensor([0, 1, 1, 2]), reference, labels, "abc")
     assert found == (0.75, 0.75, {"a": 1.0, "b": 0.5, "c": 1.0})
     labels = labels.clone()
     labels[6:8] = 2  # two of the five or six nearest to the second axis
-    mixed = recognition(queries[2:3], torch.tensor([1]), reference, labels, "abc")
-    assert (mixed.share, mixed.majority) == (0.0, 1.0)
+    mixed = knn_accuracy(queries[2:3], torch.tensor([1]), reference, labels, "abc")
+    assert (mixed.unanimous, mixed.majority) == (0.0, 1.0)
     assert mixed.per_class == {"b": 0.0}
 
 
 def test_a_reference_judges_itself_without_the_image_itself():
     reference, labels = clusters([6, 5])
-    found = recognition(reference, labels, reference, labels, "ab", same=True)
+    found = knn_accuracy(reference, labels, reference, labels, "ab", same=True)
     assert found.per_class == {"a": 1.0, "b": 0.0}  # five others of a, four of b
     assert found.majority == 1
 
