@@ -1,4 +1,4 @@
-"""On what a number was made: weights, machine, versions, commit, date."""
+"""Provenance of numbers: weights, machine, versions, commit, date."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from aimamba.models.pretrained import PretrainedModel
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Describe where and by what a run is made; ``commit`` only in a clone, ``-dirty`` when it was changed."""
+    """Return machine, versions and date of a run; in a clone also ``commit``, with ``-dirty`` if files were changed."""
     package = Path(aimamba.__file__).parent
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
@@ -32,13 +32,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:  # not merely inside another's clone
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:  # not in another's clone
         found["commit"] = _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return found
 
 
 def weights_hash(model: PretrainedModel[Any]) -> str:
-    """SHA-256 of a model's config and of all its weights in float32."""
+    """Return the SHA-256 of a model's config and of all its weights in float32."""
     digest = hashlib.sha256(json.dumps(to_mapping(model.config), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -56,7 +56,7 @@ def _cpu_name() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, or None where there is no git or it fails."""
+    """Return the output of git, or None if git is missing or fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""What a study runs, in one TOML file: settings that all its generators share, and what differs between them."""
+"""The recipe of a study, one TOML file: settings that all its generators share, and the variants."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from aimamba.config import check, from_mapping
 from aimamba.errors import ConfigError, suggest
 from aimamba.generation import SamplingConfig
-from aimamba.studies.scans import ORDERS
+from aimamba.studies.scans import SCAN_ORDERS
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.settings import FitConfig
 from aimamba.train.toml import read_toml
@@ -25,14 +25,14 @@ class Variant:
     """A generator of a study.
 
     Attributes:
-        name: Letters, digits, dots and dashes: the runs' folders begin with it.
-        title: In the table; the name unless given.
-        family: In a study that compares two kinds of model, which kind this is.
-        size: In such a study, with which model of the other kind it is compared.
-        model: Settings of the model, over those of the study.
-        lr: Highest learning rate; that of the study unless given.
-        order: Order of the codes in the sequence, see ``aimamba.studies.scans``.
-        seeds: One run for each; those of the study unless given.
+        name: Letters, digits, dots and dashes; the folders of the runs begin with it.
+        title: Name in the table; ``name`` by default.
+        family: Kind of model, in a study that compares two kinds.
+        size: Models of the same size but of different families are compared with each other.
+        model: Settings of the model; they override those of the study.
+        lr: Peak learning rate; that of the study by default.
+        order: Scan order of the tokens, see ``aimamba.studies.scans``.
+        seeds: Seeds, one run for each; those of the study by default.
     """
 
     name: str
@@ -50,21 +50,21 @@ class Variant:
             f"variants: a name has letters, digits, dots and dashes, got {self.name!r}",
         )
         check(
-            self.order in ORDERS,
-            f"variants: order of {self.name} must be one of {', '.join(ORDERS)}, got {self.order!r}",
+            self.order in SCAN_ORDERS,
+            f"variants: order of {self.name} must be one of {', '.join(SCAN_ORDERS)}, got {self.order!r}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How the images of a model are drawn and judged.
+    """How a model is sampled, and what its samples are compared with.
 
     Attributes:
-        reference: Real images, by a name that ``aimamba evaluate`` knows.
-        samples: Images drawn from each model; the study ``guidance`` draws its budget instead.
-        batch_size: Images at once.
-        scales: Scales of guidance; 1 is none.
-        schedules: Schedules of guidance.
+        reference: Real images, named as for ``aimamba evaluate``.
+        samples: Samples of each model; in the study ``guidance`` the budget is used instead.
+        batch_size: Images that a model generates at once.
+        scales: Guidance scales; 1 is no guidance.
+        schedules: Guidance schedules.
         cfg_power: Power of the schedule ``power-cosine``.
     """
 
@@ -83,7 +83,7 @@ class EvaluationConfig:
         self.samplings()
 
     def samplings(self) -> list[SamplingConfig]:
-        """Every scale with every schedule; scale 1 once, as no schedule matters there."""
+        """Return every scale with every schedule; scale 1 only once, since the schedule has no effect there."""
         guided = [
             SamplingConfig(cfg_scale=scale, cfg_schedule=schedule, cfg_power=self.cfg_power)
             for schedule in self.schedules
@@ -95,11 +95,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """How each kind of model finds its learning rate, at its smallest size.
+    """The learning-rate sweep, run with the smallest model of each family.
 
     Attributes:
         lrs: Learning rates to try.
-        share: Of the budget, that each try gets.
+        share: Share of the budget for each of them.
     """
 
     lrs: tuple[float, ...]
@@ -112,11 +112,11 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """Where the speed and the memory of drawing are measured.
+    """Lengths and batches at which speed and memory of sampling are measured.
 
     Attributes:
         tokens: Lengths of the sequence.
-        batches: Images at once.
+        batches: Numbers of images that are generated at once.
     """
 
     tokens: tuple[int, ...] = (64, 256, 1024)
@@ -133,18 +133,18 @@ class StudyRecipe:
     """A study.
 
     Attributes:
-        kind: What is compared, which decides the table and the figure.
-        description: A line for people.
-        budget: Images that every run trains on; in ``guidance``, that every setting draws.
-        seeds: One run of each variant for each.
+        kind: Kind of study, which determines the table and the figure.
+        description: One line for the reader.
+        budget: Images that every run trains on; in ``guidance``, images generated with every setting.
+        seeds: Seeds, one run of each variant for each seed.
         warmup: Share of the steps in which the learning rate rises.
         data: The images.
         model: Settings of all generators.
-        fit: Settings of the training loop but ``steps``, ``warmup_steps`` and ``seed``.
-        task: Settings of the loss and the sample sheets but ``tokenizer``.
+        fit: Settings of the training loop except ``steps``, ``warmup_steps`` and ``seed``.
+        task: Settings of the loss and the sample sheets except ``tokenizer``.
         variants: The generators.
-        judging: How their images are judged.
-        sweep: How ``baseline`` finds learning rates.
+        judging: How the generators are sampled and evaluated.
+        sweep: The learning-rate sweep of ``baseline``.
         speed: Where ``baseline`` measures speed.
     """
 
@@ -168,7 +168,7 @@ class StudyRecipe:
         check(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
         names = [variant.name for variant in self.variants]
         twice = [name for name in names if names.count(name) > 1]
-        check(not twice, f"variants: {', '.join(twice[:1])} is there twice; give each a name of its own")
+        check(not twice, f"variants: {', '.join(twice[:1])} is there twice; give each variant another name")
         check(self.kind == "guidance" or bool(names), f"a study of kind {self.kind!r} needs variants")
         if self.kind == "baseline":
             check(self.sweep is not None, "a study of kind 'baseline' needs the section sweep")
@@ -182,19 +182,19 @@ class StudyRecipe:
 
 
 def study_names() -> list[str]:
-    """Name the packaged studies."""
+    """Return the names of the packaged studies."""
     files = (Path(entry.name) for entry in resources.files("aimamba").joinpath("recipes", "studies").iterdir())
     return sorted(file.stem for file in files if file.suffix == ".toml")
 
 
 def load_study(name_or_path: str) -> StudyRecipe:
-    """Read a study.
+    """Load the recipe of a study.
 
     Args:
-        name_or_path: A packaged study's name, or the path of a TOML file (with a slash or ``.toml`` in it).
+        name_or_path: Name of a packaged study, or path of a TOML file (it has a slash or ``.toml`` in it).
 
     Raises:
-        ConfigError: There is no such study, it is not TOML, or a setting is unknown or does not fit.
+        ConfigError: There is no such study, the file is not TOML, or a setting is unknown or out of range.
     """
     if name_or_path.endswith(".toml") or os.sep in name_or_path or "/" in name_or_path:
         values = read_toml(Path(name_or_path).expanduser())
@@ -212,15 +212,15 @@ def load_study(name_or_path: str) -> StudyRecipe:
 def training_recipe(
     study: StudyRecipe, variant: Variant, *, tokenizer: str, budget: int, seed: int, lr: float | None = None
 ) -> Recipe:
-    """The training run of a variant: a recipe as ``aimamba train`` takes it.
+    """Return the training recipe of a variant, as ``aimamba train`` takes it.
 
     Args:
         study: The study.
         variant: One of its variants.
-        tokenizer: Whose codes are learned.
-        budget: Images to train on, rounded down to whole batches, at least one.
-        seed: Of weights, order and dropout.
-        lr: Highest learning rate, in place of the variant's.
+        tokenizer: Name of the tokenizer whose codes are learned.
+        budget: Images to train on, rounded down to whole batches; at least one batch.
+        seed: Seed of weights, order of the images and dropout.
+        lr: Peak learning rate, instead of the variant's.
 
     Raises:
         ConfigError: A setting of ``fit`` is unknown or out of range.

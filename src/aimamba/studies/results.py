@@ -1,4 +1,4 @@
-"""``results.json``: what a study depends on, and the raw numbers of every run that is finished."""
+"""``results.json``: the settings of a study and the raw numbers of every finished run."""
 
 import json
 import math
@@ -14,13 +14,13 @@ _FORMAT = "aimamba study 1"
 
 
 class Results:
-    """The file, read once and written anew after every run.
+    """The results of a study: read once, written again after every run.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         study: Name of the study.
-        settings: What its runs share: budget, recipe, weights.
-        runs: Numbers of each finished run by its name, in the order in which they were made.
+        settings: Settings of all runs: budget, recipe, weights.
+        runs: Numbers of each finished run by its name, in the order in which the runs finished.
     """
 
     def __init__(self, path: Path, study: str, settings: dict[str, Any], runs: dict[str, dict[str, Any]]) -> None:
@@ -51,10 +51,11 @@ class Results:
 
     @classmethod
     def begin(cls, path: Path, study: str, settings: Mapping[str, Any]) -> "Results":
-        """Continue the results in ``path``, or begin there.
+        """Continue the results in ``path``, or start them there.
 
         Raises:
-            ConfigError: It holds those of another study, or of other settings; it names the first that differs.
+            ConfigError: The file holds results of another study or of other settings; the message names the first
+                setting that differs.
         """
         wanted = json.loads(json.dumps(_plain(settings)))
         results = cls.read(path, study) if path.exists() else None
@@ -72,7 +73,7 @@ class Results:
         return results
 
     def add(self, name: str, numbers: Mapping[str, Any]) -> None:
-        """Take in a finished run and write the file, at once and whole."""
+        """Add the numbers of a finished run and write the file atomically."""
         self.runs[name] = _plain(numbers)
         self._write()
 
@@ -84,7 +85,7 @@ class Results:
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON holds: it knows no infinity and no NaN."""
+    """Return the value as JSON can hold it; infinity and NaN become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -73,4 +73,9 @@ def _hilbert(side: int) -> ScanOrder:
     return rows * side + columns
 
 
-SCAN_ORDERS: dict[str, Callable[[int], ScanOrder]] = {"raster": _raster, "snake": _snake, "column": _column, "hilbert": _hilbert}
+SCAN_ORDERS: dict[str, Callable[[int], ScanOrder]] = {
+    "raster": _raster,
+    "snake": _snake,
+    "column": _column,
+    "hilbert": _hilbert,
+}
