@@ -29,7 +29,7 @@ def model(make_aim, make_vq, here):
 
 @pytest.fixture
 def light(monkeypatch):
-    """Stand-ins for both networks: a few numbers of each image."""
+    """Replace both networks: the features are a few pixels of each image."""
     from aimamba.evaluation import features
 
     for network in (features.Lite0, features.InceptionV3):
@@ -70,7 +70,7 @@ def test_a_model(aimamba, light, model, here, monkeypatch):
     options = "--reference avatars-8:held-out -n 20 --cfg-scale 2 --top-k 5 --seed 3 --json found.json"
     status, out, err = aimamba("evaluate", "--model", model, *options.split())
     assert status == 0, err
-    assert "lite0 nearer to avatars-8:train" in out
+    assert "lite0 closer to avatars-8:train" in out
     found = json.loads((here / "found.json").read_text())
     assert found["lite0"]["recognition"]["per_class"].keys() == set(STYLES)
     assert found["lite0"]["neighbours"]["train"] == "avatars-8:train"
@@ -127,7 +127,7 @@ def test_refusals(refusal, model, here, command):
     np.savez(here / "floats.npz", arr_0=np.zeros((3, 8, 8, 3), np.float32))
     np.savez(here / "one.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8))
     np.savez(here / "nine.npz", arr_0=np.zeros((5, 9, 9, 3), np.uint8))
-    Avatars(8, "held-out", 2, STYLES)  # drawn now, without a bar
+    Avatars(8, "held-out", 2, STYLES)  # cached now so that no bar is shown
     message = refusal("evaluate", *command.split())
     for part in REFUSALS[command]:
         assert part in message
@@ -154,7 +154,7 @@ def test_a_sweep_and_a_report(aimamba, light, model, here):
 
 
 def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, monkeypatch):
-    """All of it but the size: a small model, few images, a network of no depth."""
+    """The whole protocol at a small size: a small model, few images, a stand-in for the network."""
     monkeypatch.setattr(protocol, "IMAGES", 24)
     shape = {"num_classes": 10, "num_tokens": 16, "decode_position_shift": 1}
     Pipeline(make_vq(), make_aim(**shape)).save_pretrained(here / "official")

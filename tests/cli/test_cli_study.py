@@ -1,4 +1,4 @@
-"""``aimamba study``: every kind of study from beginning to end, tiny; interruption; refusals."""
+"""``aimamba study``: every kind of study at a tiny size, interruption, refusals."""
 
 import json
 import math
@@ -106,7 +106,7 @@ class Sums:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Another network, and speed that is measured for an instant."""
+    """Replace the network, and measure speed for an instant."""
     monkeypatch.setattr("aimamba.studies.run.open_extractor", lambda name, device: Sums())
     monkeypatch.setattr("aimamba.studies.speed._LONG_ENOUGH", 1e-9)
 
@@ -311,7 +311,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("arguments", REFUSALS)
 def test_refusals(refusal, tokenizer, here, arguments):
-    Avatars(16, "held-out", 2)  # the reference; else a bar would show while it is drawn
+    Avatars(16, "held-out", 2)  # the reference, cached now so that no bar is shown
     (here / "file").write_text("no folder")
     begun = {"format": "aimamba study 1", "study": "scaling", "settings": {}, "runs": {}}
     for name, text in (("broken", "{"), ("foreign", '{"runs": []}'), ("scaled", json.dumps(begun))):

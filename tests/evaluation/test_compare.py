@@ -1,4 +1,4 @@
-"""All numbers together, and which classes belong together."""
+"""All metrics of a comparison, and the matching of classes."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def npz(tmp_path, pixels):
     return write
 
 
-def test_every_number_is_that_of_its_function(npz, plain):
+def test_every_metric_equals_that_of_its_function(npz, plain):
     labels = np.arange(24) % 3
     samples, reference = npz(24, 0, arr_1=labels), npz(24, 1, arr_1=labels)
     found = compare(samples, reference, plain(), train=npz(9, 2))
@@ -109,13 +109,13 @@ class Labelled:
         (Labelled([0, 1]), Labelled(None), None),
     ],
 )
-def test_classes_that_belong_together(samples, reference, expected):
+def test_classes_are_matched_by_name_or_number(samples, reference, expected):
     found = common_labels(samples, reference)
     assert found is expected if expected is None else found.tolist() == expected
 
 
-def test_lite0_tells_avatars_apart():
-    """Held-out avatars are nearer to held-out avatars than one style is, and their styles are known."""
+def test_lite0_distinguishes_avatars():
+    """Training avatars are closer to held-out ones than one style is, and their styles are recognised."""
     network = open_extractor("lite0")
     reference = open_source("avatars-16:held-out:8")
     same = compare(open_source("avatars-16:train:4"), reference, network).metrics
@@ -127,7 +127,7 @@ def test_lite0_tells_avatars_apart():
     assert kernel_distance(some, real).mean > same.kid + 0.02
 
 
-def test_lite0_sees_small_images_magnified():
+def test_lite0_magnifies_small_images():
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     magnified = Lite0(smallest_side=128)(images).vectors
     assert magnified.shape == (2, 1280)

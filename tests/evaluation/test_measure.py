@@ -26,7 +26,7 @@ def file(tmp_path, pixels):
     return str(tmp_path / "s.npz")
 
 
-def test_everything_is_gathered(file, pixels, plain):
+def test_features_of_all_batches_are_collected(file, pixels, plain):
     found = measure(open_source(file), plain(logits=True))
     whole = plain(logits=True)(to_channels_first(pixels(10)))
     assert torch.equal(found.vectors, whole.vectors)
@@ -43,7 +43,7 @@ def test_channels_come_first(pixels):
     assert to_channels_first(images)[1, 2, 3, 4] == images[1, 3, 4, 2]
 
 
-def test_what_was_measured_is_found_again(file, plain, cache):
+def test_features_are_cached(file, plain, cache):
     network = plain(logits=True)
     first = measure_cached(open_source(file), network)
     again = measure_cached(open_source(file), network)
@@ -60,12 +60,12 @@ def test_what_was_measured_is_found_again(file, plain, cache):
     assert len(list(cache.glob("features/*"))) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(file, plain, cache):
+def test_a_cache_that_cannot_be_written_is_ignored(file, plain, cache):
     cache.write_text("a file is in the way")
     assert len(measure_cached(open_source(file), plain()).vectors) == 10
 
 
-def test_stored_statistics_stand_in_for_inceptions(tmp_path, pixels, plain):
+def test_stored_statistics_replace_those_of_inception(tmp_path, pixels, plain):
     stored = {"mu": np.arange(6.0), "sigma": np.eye(6), "mu_s": np.ones(4), "sigma_s": np.eye(4)}
     np.savez(tmp_path / "both.npz", arr_0=pixels(5), **stored)
     np.savez(tmp_path / "alone.npz", mu=stored["mu"], sigma=stored["sigma"])
@@ -88,7 +88,7 @@ def test_too_few_images(tmp_path, pixels, plain, count):
         measure(open_source(str(tmp_path / "s.npz")), plain())
 
 
-def test_features_that_are_no_numbers(file, plain):
+def test_nan_features_are_refused(file, plain):
     class Broken(plain):
         def __call__(self, images):
             return Features(torch.full((len(images), 6), torch.nan))

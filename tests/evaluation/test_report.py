@@ -1,4 +1,4 @@
-"""The report: which images are shown, and that every number is there."""
+"""The report shows the right images and every metric."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_with_classes_and_training_images(npz, plain, sheets, tmp_path, pixels):
     assert np.array_equal(firsts[0][2][5], pixels(12, 2)[int(found.nearest.indices[2, 4])])
 
 
-def test_without_anything(npz, plain, sheets, tmp_path):
+def test_without_classes_and_training_images(npz, plain, sheets, tmp_path):
     samples, reference = npz("s", 11, 0), npz("r", 9, 1)
     found = compare(samples, reference, plain())
     write_report(tmp_path / "page", Evaluation(comparison=found, settings={}, samples=samples, reference=reference))

@@ -60,7 +60,7 @@ def test_the_training_set_of_a_named_reference(tmp_path, monkeypatch):
 
 
 def test_a_model_must_be_loaded():
-    with pytest.raises(ConfigError, match="m has to be loaded first"):
+    with pytest.raises(ConfigError, match="m is not loaded; pass the loaded Pipeline"):
         evaluate(request(model="m"))
 
 

@@ -1,4 +1,4 @@
-"""What a tokenizer keeps."""
+"""Metrics of a tokenizer."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def network(plain):
     return Small
 
 
-def test_every_number(make_vq, network, tmp_path):
+def test_every_metric(make_vq, network, tmp_path):
     model = make_vq()
     images = open_source("avatars-16:held-out:3")
     found = compare_tokenizer(model, images, network())

@@ -1,4 +1,4 @@
-"""The packaged studies, and what a study's recipe refuses."""
+"""The packaged studies, and recipes that are refused."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def sizes(study):
 
 def test_names():
     assert study_names() == ["ablation", "baseline", "guidance", "scaling"]
-    assert not set(study_names()) & set(recipe_names()), "a study is no recipe to train by"
+    assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 
 @pytest.mark.parametrize("name", study_names())

@@ -32,7 +32,7 @@ def test_table_and_figure(finished, name):
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_of_an_unfinished_study(finished, name):
+def test_the_report_of_a_study_without_samples(finished, name):
     results = finished(name)
     results.runs.clear()
     place, figure = write_report(results)
@@ -40,7 +40,7 @@ def test_of_an_unfinished_study(finished, name):
     assert not figure.exists()
 
 
-def test_a_study_of_which_some_runs_are_missing(finished):
+def test_reports_of_studies_with_missing_runs(finished):
     for name, kept in (("baseline", "aim-1M-seed-1"), ("ablation", "block-seed-1"), ("scaling", "0.2M-seed-0")):
         results = finished(name)
         runs = dict(results.runs)
@@ -50,7 +50,7 @@ def test_a_study_of_which_some_runs_are_missing(finished):
         results.path.unlink()
 
 
-def test_scaling_gives_correlations_beside_the_papers(finished):
+def test_scaling_shows_correlations_beside_that_of_the_paper(finished):
     text = study_table(finished("scaling"))
     assert "| held-out bits per token | -1.0000 |" in text
     assert "| lite0 Fréchet, guidance 1.5 | -1.0000 |" in text
@@ -58,7 +58,7 @@ def test_scaling_gives_correlations_beside_the_papers(finished):
     assert "6 models" in text
 
 
-def test_the_baseline_says_who_wins_only_where_all_runs_agree(finished):
+def test_the_baseline_names_a_better_model_only_if_all_runs_agree(finished):
     results = finished("baseline")
     text = study_table(results)
     line = next(line for line in text.splitlines() if line.startswith("| state of a row after 1024 tokens, KiB"))
@@ -98,7 +98,7 @@ def test_cells():
     assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
-def test_results_that_were_committed_have_their_table_and_figure_beside_them():
+def test_committed_results_have_an_up_to_date_table_and_a_figure():
     from pathlib import Path
 
     folder = Path(__file__).parents[2] / "docs" / "studies"

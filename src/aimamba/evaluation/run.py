@@ -192,7 +192,7 @@ def _open_samples(
     if request.samples is not None:
         return open_source(request.samples, size=request.size, progress=progress), {}
     if pipeline is None or request.model is None:
-        raise ConfigError(f"evaluate: {request.model} has to be loaded first; give it as pipeline")
+        raise ConfigError(f"evaluate: {request.model} is not loaded; pass the loaded Pipeline as pipeline")
     shape = pipeline.generator.config
     config = request.sampling if request.protocol is None else protocol.aim_paper(request.sampling, shape)
     labels = make_labels(request.labelling, request.sample_count, shape.num_classes, config.seed)

@@ -34,8 +34,8 @@ def summary(network: str, metrics: Metrics) -> list[tuple[str, str]]:
         lines += _accuracy(network, metrics.recognition)
     if metrics.neighbours is not None:
         train, found = metrics.neighbours.train, metrics.neighbours.copying
-        text = f"{found.closer:.1%} of samples (5.0% if nothing is copied); median cosine {found.similarity:.3f}"
-        lines.append((f"{network} nearer to {train}", f"{text}, reference {found.similarity_held_out:.3f}"))
+        text = f"{found.closer:.1%} of samples (5.0% without copies); median cosine {found.similarity:.3f}"
+        lines.append((f"{network} closer to {train}", f"{text}, reference {found.similarity_held_out:.3f}"))
     lines += [(f"{network} at guidance {entry.cfg_scale:g}", _one_line(network, entry)) for entry in metrics.guidance]
     return lines
 

@@ -22,7 +22,7 @@ class Evaluator(Protocol):
 
 
 class SampleEvaluator:
-    """Compares samples of a model, whose classes take turns, with real images."""
+    """Compares samples of a model, balanced over its classes, with real images."""
 
     def __init__(self, reference: Source, extractor: Extractor, *, size: int, samples: int, batch_size: int) -> None:
         """Set what to compare with, and how many samples to generate.

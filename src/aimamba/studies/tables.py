@@ -139,7 +139,8 @@ def _sweep(results: Results) -> Iterator[str]:
     for name, rates in tries.items():
         best = min(rates, key=rates.__getitem__)
         if best in (min(rates), max(rates)):
-            yield f"{titles[name]}: the best rate, {best:g}, is at the edge of those tried; a better one may lie beyond."
+            text = f"{titles[name]}: the best rate, {best:g}, is at the edge of those tried"
+            yield f"{text}; a better one may lie beyond."
 
 
 def _comparison(pair: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> str:
