@@ -59,7 +59,7 @@ def test_the_tokenizer_keeps_held_out_images(pipeline, held_out):
 def test_samples_show_their_class(pipeline, held_out):
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.measure import to_channels_first
-    from aimamba.evaluation.neighbours import recognition
+    from aimamba.evaluation.neighbours import knn_accuracy
 
     labels = torch.arange(len(STYLES)).repeat_interleave(2)
     drawn = pipeline(list(STYLES), n=2, config=SamplingConfig(cfg_scale=1.5), batch_size=20)
@@ -67,5 +67,5 @@ def test_samples_show_their_class(pipeline, held_out):
     samples = look(to_channels_first(np.stack([np.asarray(image) for image in drawn]))).vectors
     images = np.stack([held_out.image(index) for index in range(len(held_out))])
     real = torch.cat([look(to_channels_first(some)).vectors for some in np.array_split(images, 15)])
-    found = recognition(samples, labels, real, torch.from_numpy(held_out.labels), STYLES)
+    found = knn_accuracy(samples, labels, real, torch.from_numpy(held_out.labels), STYLES)
     assert found.majority >= 0.9, found

@@ -29,7 +29,7 @@ def model(make_aim, make_vq, here):
 
 @pytest.fixture
 def light(monkeypatch):
-    """Stand-ins for both networks: a few numbers of each image."""
+    """Replace both networks: the features are a few pixels of each image."""
     from aimamba.evaluation import features
 
     for network in (features.Lite0, features.InceptionV3):
@@ -54,7 +54,7 @@ def test_two_sets(aimamba, here):
     assert status == 0, err
     assert "lite0 Fréchet distance" in out
     assert "FID" not in out.replace("Fréchet", "")
-    assert "lite0 recognised " in out
+    assert "lite0 5-NN accuracy, unanimous " in out
     found = json.loads((here / "found.json").read_text())
     assert found.keys() == {"lite0", "settings"}
     assert {"frechet", "kid", "precision", "recall", "recognition"} <= found["lite0"].keys()
@@ -70,7 +70,7 @@ def test_a_model(aimamba, light, model, here, monkeypatch):
     options = "--reference avatars-8:held-out -n 20 --cfg-scale 2 --top-k 5 --seed 3 --json found.json"
     status, out, err = aimamba("evaluate", "--model", model, *options.split())
     assert status == 0, err
-    assert "lite0 nearer to avatars-8:train" in out
+    assert "lite0 closer to avatars-8:train" in out
     found = json.loads((here / "found.json").read_text())
     assert found["lite0"]["recognition"]["per_class"].keys() == set(STYLES)
     assert found["lite0"]["neighbours"]["train"] == "avatars-8:train"
@@ -87,7 +87,7 @@ def test_a_folder_of_samples_and_one_of_photos(aimamba, light, models, photos):
     aimamba("sample", "--model", models / "pipeline", "-n", 2)
     status, out, _ = aimamba("evaluate", "samples", "--reference", photos)
     assert status == 0
-    assert "recognised" not in out  # loose images have no classes
+    assert "5-NN accuracy" not in out  # loose images have no classes
 
 
 REFUSALS = {
@@ -100,11 +100,20 @@ REFUSALS = {
     "nine.npz --reference avatars-8:held-out:2 --json no/f.json": ["there is no folder no"],
     "floats.npz --reference avatars-8:held-out:2": ["floats.npz: arr_0 holds float32"],
     "one.npz --reference avatars-8:held-out:2": ["one.npz: too few images to measure a set, got 1"],
-    "nine.npz --reference avatars-8:held-out:2 -n 4": ["-n and --labels are for samples drawn with --model"],
+    "nine.npz --reference avatars-8:held-out:2 -n 4": [
+        "-n and --labels describe the samples of a model, so they need --model"
+    ],
     "nine.npz --reference nine.npz --size 0": ["--size must be at least 1 pixel, got 0"],
-    "nine.npz --reference avatars-8:held-out:2 --sweep 1,2": ["--protocol and --sweep draw samples"],
-    "--model model --reference avatars-8:held-out:2 --sweep 1,x": ["--sweep expects numbers by commas", "'1,x'"],
-    "--model model --reference avatars-8:held-out:2 --sweep -1": ["--sweep"],
+    "nine.npz --reference avatars-8:held-out:2 --sweep 1,2": [
+        "--protocol and --sweep sample a model, so they need --model"
+    ],
+    "--model model --reference avatars-8:held-out:2 --sweep 1,x": [
+        "--sweep expects numbers separated by commas",
+        "'1,x'",
+    ],
+    "--model model --reference avatars-8:held-out:2 --sweep -1": [
+        "--sweep expects guidance scales of 0 or more, got -1"
+    ],
     "--model model --reference avatars-8:held-out:2 --report nine.npz": ["--report", "is a file"],
     "--model model --reference avatars-8:held-out:2 --protocol paper": ["--protocol must be aim-paper, got 'paper'"],
     "--model model --reference avatars-8:held-out:2 --protocol aim-paper": ["needs decode_position_shift 1"],
@@ -118,7 +127,7 @@ def test_refusals(refusal, model, here, command):
     np.savez(here / "floats.npz", arr_0=np.zeros((3, 8, 8, 3), np.float32))
     np.savez(here / "one.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8))
     np.savez(here / "nine.npz", arr_0=np.zeros((5, 9, 9, 3), np.uint8))
-    Avatars(8, "held-out", 2, STYLES)  # drawn now, without a bar
+    Avatars(8, "held-out", 2, STYLES)  # cached now so that no bar is shown
     message = refusal("evaluate", *command.split())
     for part in REFUSALS[command]:
         assert part in message
@@ -137,14 +146,15 @@ def test_a_sweep_and_a_report(aimamba, light, model, here):
     alone = aimamba("evaluate", "--model", model, *options.split()[:4], "--cfg-scale", 3)
     assert f" {three['frechet']:.2f}\n" in alone.out
     for entry in (one, three):
-        numbers = f"Fréchet distance {entry['frechet']:.2f}, kernel distance .*, recognised"
+        share = f"unanimous 5-NN accuracy {entry['recognised']:.1%}"
+        numbers = f"Fréchet distance {entry['frechet']:.2f}, kernel distance .*, {share}"
         assert re.search(f"lite0 at guidance {entry['cfg_scale']:g} +{numbers}", out)
-    assert "Drawn with guidance 1, seed 0." in (here / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Sampled with guidance 1, seed 0." in (here / "page" / "index.html").read_text(encoding="utf-8")
     assert "by guidance scale" in (here / "page" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, monkeypatch):
-    """All of it but the size: a small model, few images, a network of no depth."""
+    """The whole protocol at a small size: a small model, few images, a stand-in for the network."""
     monkeypatch.setattr(protocol, "IMAGES", 24)
     shape = {"num_classes": 10, "num_tokens": 16, "decode_position_shift": 1}
     Pipeline(make_vq(), make_aim(**shape)).save_pretrained(here / "official")

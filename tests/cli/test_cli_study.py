@@ -1,4 +1,4 @@
-"""``aimamba study``: every kind of study from beginning to end, tiny; interruption; refusals."""
+"""``aimamba study``: every kind of study at a tiny size, interruption, refusals."""
 
 import json
 import math
@@ -106,8 +106,8 @@ class Sums:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Another network, and speed that is measured for an instant."""
-    monkeypatch.setattr("aimamba.evaluation.features.open_extractor", lambda name, device: Sums())
+    """Replace the network, and measure speed for an instant."""
+    monkeypatch.setattr("aimamba.studies.run.open_extractor", lambda name, device: Sums())
     monkeypatch.setattr("aimamba.studies.speed._LONG_ENOUGH", 1e-9)
 
 
@@ -220,12 +220,12 @@ def test_guidance(study, here):
     content = results(here / "studies/guidance")
     assert list(content["runs"]) == ["constant-1", "constant-2", "linear-2"]
     table = (here / "studies/guidance/table.md").read_text()
-    assert "every setting draws 8 images with the generator of whole" in table
+    assert "every setting generates 8 images with the generator of whole" in table
     assert "| 2 linear |" in table
     assert (here / "studies/guidance/figure.png").exists()
 
 
-def test_again_nothing_is_repeated_and_the_report_comes_of_results_alone(study, aimamba, here, monkeypatch):
+def test_finished_runs_are_not_repeated_and_the_report_needs_only_results(study, aimamba, here, monkeypatch):
     assert study("ablation").status == 0
     before = results(here / "studies/ablation")
     monkeypatch.setattr(GeneratorTask, "loss", None)
@@ -273,15 +273,15 @@ def test_a_stopped_study_goes_on(study, here, monkeypatch):
             assert mine["numbers"] == theirs["numbers"]
 
 
-def test_codes_in_another_order_are_drawn_in_their_places(make_aim, make_vq):
+def test_tokens_in_another_order_are_decoded_in_their_places(make_aim, make_vq):
     from aimamba.pipeline import Pipeline
-    from aimamba.studies.scans import grid_order
+    from aimamba.studies.scans import scan_order
 
     parts = make_vq(), make_aim(num_tokens=16), ()
     codes = torch.arange(16)[None]
     [wanted] = Pipeline(*parts).decode(codes)
     for order in ("raster", "column", "hilbert"):
-        [drawn] = OrderedPipeline(*parts, order).decode(codes[:, torch.from_numpy(grid_order(order, 4))])
+        [drawn] = OrderedPipeline(*parts, order).decode(codes[:, torch.from_numpy(scan_order(order, 4))])
         assert drawn.tobytes() == wanted.tobytes()
 
 
@@ -304,14 +304,14 @@ REFUSALS = {
     "ablation --report-only --out scaled": ["holds the study 'scaling', not 'ablation'"],
     "odd.toml --tokenizer vq": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
     "deep.toml --tokenizer vq": ["plain: model", "unknown key 'dept'"],
-    "far.toml --tokenizer vq": ["reference avatars-16:held-out:2 has images of 16 pixels, the models draw 8"],
+    "far.toml --tokenizer vq": ["reference avatars-16:held-out:2 has images of 16 pixels, the models generate 8"],
     "own.toml --tokenizer vq": ["order 'hilbert' needs a grid whose side is a power of two, got 3"],
 }
 
 
 @pytest.mark.parametrize("arguments", REFUSALS)
 def test_refusals(refusal, tokenizer, here, arguments):
-    Avatars(16, "held-out", 2)  # the reference; else a bar would show while it is drawn
+    Avatars(16, "held-out", 2)  # the reference, cached now so that no bar is shown
     (here / "file").write_text("no folder")
     begun = {"format": "aimamba study 1", "study": "scaling", "settings": {}, "runs": {}}
     for name, text in (("broken", "{"), ("foreign", '{"runs": []}'), ("scaled", json.dumps(begun))):

@@ -1,4 +1,4 @@
-"""Folders, networks and images small enough for measuring in no time."""
+"""Small folders, networks and images for fast tests."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-STYLES = ("planets", "thumbs", "critters")  # in place of ten, which take a while to draw
+STYLES = ("planets", "thumbs", "critters")  # instead of all ten, which take long to draw
 
 
 class Plain:

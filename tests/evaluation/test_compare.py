@@ -1,4 +1,4 @@
-"""All numbers together, and which classes belong together."""
+"""All metrics of a comparison, and the matching of classes."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from aimamba.evaluation.frechet import frechet_distance
 from aimamba.evaluation.kernel import kernel_distance
 from aimamba.evaluation.manifold import precision_recall
 from aimamba.evaluation.measure import measure
-from aimamba.evaluation.neighbours import nearest, recognition
+from aimamba.evaluation.neighbours import knn_accuracy, nearest
 from aimamba.evaluation.sources import open_source
 from aimamba.evaluation.summary import summary
 
@@ -26,37 +26,39 @@ def npz(tmp_path, pixels):
     return write
 
 
-def test_every_number_is_that_of_its_function(npz, plain):
+def test_every_metric_equals_that_of_its_function(npz, plain):
     labels = np.arange(24) % 3
     samples, reference = npz(24, 0, arr_1=labels), npz(24, 1, arr_1=labels)
     found = compare(samples, reference, plain(), train=npz(9, 2))
     drawn, real, learned = (measure(source, plain()) for source in (samples, reference, npz(9, 2)))
-    numbers = found.numbers
+    numbers = found.metrics.to_dict()
     assert numbers["frechet"] == pytest.approx(frechet_distance(drawn.gaussian, real.gaussian))
     assert (numbers["kid"], numbers["kid_std"], numbers["kid_subset_size"]) == kernel_distance(
         drawn.vectors, real.vectors
     )
     assert (numbers["precision"], numbers["recall"]) == precision_recall(drawn.vectors, real.vectors)
     classes = torch.from_numpy(labels)
-    expected = recognition(drawn.vectors, classes, real.vectors, classes, "012")
-    itself = recognition(real.vectors, classes, real.vectors, classes, "012", same=True)
+    expected = knn_accuracy(drawn.vectors, classes, real.vectors, classes, "012")
+    itself = knn_accuracy(real.vectors, classes, real.vectors, classes, "012", same=True)
     assert numbers["recognition"] == {
-        **expected._asdict(),
-        "reference": {"share": itself.share, "majority": itself.majority},
+        "share": expected.unanimous,
+        "majority": expected.majority,
+        "per_class": expected.per_class,
+        "reference": {"share": itself.unanimous, "majority": itself.majority},
     }
     assert torch.equal(found.nearest.indices, nearest(drawn.vectors, learned.vectors, 5).indices)
     assert numbers["neighbours"]["train"].endswith("9-2.npz")
     assert not {"fid", "sfid", "inception_score"} & numbers.keys()
-    assert all(name.startswith("plain ") and "FID" not in name for name, _ in summary("plain", numbers))
+    assert all(name.startswith("plain ") and "FID" not in name for name, _ in summary("plain", found.metrics))
 
 
 def test_inceptions_numbers_have_their_published_names(npz, plain):
     found = compare(npz(12, 0), npz(9, 1), plain("inception", logits=True))
     assert found.nearest is None
-    assert found.numbers.keys() == {
+    assert found.metrics.to_dict().keys() == {
         *("fid", "sfid", "inception_score", "kid", "kid_std", "kid_subset_size", "precision", "recall")
     }
-    names = [name for name, _ in summary("inception", found.numbers)]
+    names = [name for name, _ in summary("inception", found.metrics)]
     assert names[:3] == ["inception FID", "inception sFID", "inception Inception score"]
     assert "inception KID" in names
 
@@ -64,7 +66,7 @@ def test_inceptions_numbers_have_their_published_names(npz, plain):
 def test_a_reference_of_statistics_alone(npz, plain, tmp_path):
     np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(4), sigma_s=np.eye(4))
     found = compare(npz(12, 0), open_source(str(tmp_path / "alone.npz")), plain("inception", logits=True))
-    assert found.numbers.keys() == {"fid", "sfid", "inception_score"}
+    assert found.metrics.to_dict().keys() == {"fid", "sfid", "inception_score"}
 
 
 def test_two_networks_are_refused(npz, plain):
@@ -107,25 +109,25 @@ class Labelled:
         (Labelled([0, 1]), Labelled(None), None),
     ],
 )
-def test_classes_that_belong_together(samples, reference, expected):
+def test_classes_are_matched_by_name_or_number(samples, reference, expected):
     found = common_labels(samples, reference)
     assert found is expected if expected is None else found.tolist() == expected
 
 
-def test_lite0_tells_avatars_apart():
-    """Held-out avatars are nearer to held-out avatars than one style is, and their styles are known."""
+def test_lite0_distinguishes_avatars():
+    """Training avatars are closer to held-out ones than one style is, and their styles are recognised."""
     network = open_extractor("lite0")
     reference = open_source("avatars-16:held-out:8")
-    same = compare(open_source("avatars-16:train:4"), reference, network).numbers
-    assert same["recognition"]["majority"] > 0.8
-    assert same["recognition"]["share"] <= same["recognition"]["majority"]
+    same = compare(open_source("avatars-16:train:4"), reference, network).metrics
+    assert same.recognition.samples.majority > 0.8
+    assert same.recognition.samples.unanimous <= same.recognition.samples.majority
     drawn = measure(open_source("avatars-16:train:4"), network)
     some = drawn.vectors[:4]  # one style
     real = measure(reference, network).vectors
-    assert kernel_distance(some, real).mean > same["kid"] + 0.02
+    assert kernel_distance(some, real).mean > same.kid + 0.02
 
 
-def test_lite0_sees_small_images_magnified():
+def test_lite0_magnifies_small_images():
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     magnified = Lite0(smallest_side=128)(images).vectors
     assert magnified.shape == (2, 1280)

@@ -10,7 +10,7 @@ from aimamba.errors import DataError
 from aimamba.evaluation.kernel import kernel_distance, squared_discrepancy
 
 
-def draw(n, d=5, seed=0, shift=0.0):
+def features(n, d=5, seed=0, shift=0.0):
     return torch.from_numpy(np.random.default_rng(seed).normal(shift, 1, (n, d)).astype(np.float32))
 
 
@@ -25,12 +25,12 @@ def by_pairs(x, y):
 
 
 def test_it_is_the_sum_over_pairs():
-    x, y = draw(7), draw(9, seed=1, shift=0.5)
+    x, y = features(7), features(9, seed=1, shift=0.5)
     assert squared_discrepancy(x, y) == pytest.approx(by_pairs(x, y), rel=1e-5)
 
 
 def test_it_has_no_bias():
-    x, y = draw(6), draw(5, seed=1, shift=0.5)
+    x, y = features(6), features(5, seed=1, shift=0.5)
     some = [
         squared_discrepancy(x[list(i)], y[list(j)])
         for i in combinations(range(6), 3)
@@ -40,7 +40,7 @@ def test_it_has_no_bias():
 
 
 def test_mean_and_deviation_over_subsets():
-    x, y = draw(40), draw(30, seed=1, shift=0.3)
+    x, y = features(40), features(30, seed=1, shift=0.3)
     found = kernel_distance(x, y, subsets=50, subset_size=8, seed=3)
     generator, values = torch.Generator().manual_seed(3), []
     for _ in range(50):
@@ -51,10 +51,10 @@ def test_mean_and_deviation_over_subsets():
 
 
 def test_subsets_of_small_sets_are_half_of_them():
-    assert kernel_distance(draw(9), draw(30), subsets=1).subset_size == 4
-    assert kernel_distance(draw(2), draw(2), subsets=1).subset_size == 2
+    assert kernel_distance(features(9), features(30), subsets=1).subset_size == 4
+    assert kernel_distance(features(2), features(2), subsets=1).subset_size == 2
 
 
 def test_too_few():
     with pytest.raises(DataError, match="at least 2 images in each set, got 1 and 5"):
-        kernel_distance(draw(1), draw(5))
+        kernel_distance(features(1), features(5))

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from aimamba.errors import DataError
 from aimamba.evaluation.features import Features
 from aimamba.evaluation.inception_score import InceptionScore
-from aimamba.evaluation.measure import measure, measure_once, measure_set, to_channels_first
+from aimamba.evaluation.measure import measure, measure_cached, measure_set, to_channels_first
 from aimamba.evaluation.sources import open_source
 
 
@@ -26,7 +26,7 @@ def file(tmp_path, pixels):
     return str(tmp_path / "s.npz")
 
 
-def test_everything_is_gathered(file, pixels, plain):
+def test_features_of_all_batches_are_collected(file, pixels, plain):
     found = measure(open_source(file), plain(logits=True))
     whole = plain(logits=True)(to_channels_first(pixels(10)))
     assert torch.equal(found.vectors, whole.vectors)
@@ -43,10 +43,10 @@ def test_channels_come_first(pixels):
     assert to_channels_first(images)[1, 2, 3, 4] == images[1, 3, 4, 2]
 
 
-def test_what_was_measured_is_found_again(file, plain, cache):
+def test_features_are_cached(file, plain, cache):
     network = plain(logits=True)
-    first = measure_once(open_source(file), network)
-    again = measure_once(open_source(file), network)
+    first = measure_cached(open_source(file), network)
+    again = measure_cached(open_source(file), network)
     assert network.seen == 10
     assert torch.equal(first.vectors, again.vectors)
     assert torch.equal(first.spatial.covariance, again.spatial.covariance)
@@ -54,18 +54,18 @@ def test_what_was_measured_is_found_again(file, plain, cache):
     [about] = cache.glob("features/*/provenance.json")
     assert json.loads(about.read_text())["network"] == {"network": "plain"}
     (about.parent / "vectors.npy").write_bytes(b"damaged")
-    assert torch.equal(measure_once(open_source(file), network).vectors, first.vectors)
+    assert torch.equal(measure_cached(open_source(file), network).vectors, first.vectors)
     assert network.seen == 20
-    measure_once(open_source(file), plain("other"))
+    measure_cached(open_source(file), plain("other"))
     assert len(list(cache.glob("features/*"))) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(file, plain, cache):
+def test_a_cache_that_cannot_be_written_is_ignored(file, plain, cache):
     cache.write_text("a file is in the way")
-    assert len(measure_once(open_source(file), plain()).vectors) == 10
+    assert len(measure_cached(open_source(file), plain()).vectors) == 10
 
 
-def test_stored_statistics_stand_in_for_inceptions(tmp_path, pixels, plain):
+def test_stored_statistics_replace_those_of_inception(tmp_path, pixels, plain):
     stored = {"mu": np.arange(6.0), "sigma": np.eye(6), "mu_s": np.ones(4), "sigma_s": np.eye(4)}
     np.savez(tmp_path / "both.npz", arr_0=pixels(5), **stored)
     np.savez(tmp_path / "alone.npz", mu=stored["mu"], sigma=stored["sigma"])
@@ -77,7 +77,7 @@ def test_stored_statistics_stand_in_for_inceptions(tmp_path, pixels, plain):
     other = measure_set(both, plain(), keep=True)
     assert_allclose(other.gaussian.mean, other.vectors.double().mean(dim=0))
     assert measure_set(alone, plain("inception"), keep=True).vectors.shape == (0, 6)
-    with pytest.raises(DataError, match="holds Inception's statistics and no images, so plain has nothing to look"):
+    with pytest.raises(DataError, match="holds Inception's statistics and no images, which plain cannot use"):
         measure_set(alone, plain(), keep=True)
 
 
@@ -88,7 +88,7 @@ def test_too_few_images(tmp_path, pixels, plain, count):
         measure(open_source(str(tmp_path / "s.npz")), plain())
 
 
-def test_features_that_are_no_numbers(file, plain):
+def test_nan_features_are_refused(file, plain):
     class Broken(plain):
         def __call__(self, images):
             return Features(torch.full((len(images), 6), torch.nan))

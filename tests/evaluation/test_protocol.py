@@ -1,4 +1,4 @@
-"""What the paper's numbers need."""
+"""The protocol of the paper's numbers."""
 
 from dataclasses import replace
 
@@ -41,13 +41,13 @@ def test_refusals(settings, shape, message):
         aim_paper(SamplingConfig(**settings), shape)
 
 
-def test_another_size_names_its_own_guidance():
+def test_a_model_of_another_size_needs_a_guidance_scale():
     shape = AiMConfig(width=64, num_blocks=2, decode_position_shift=1)
     assert aim_paper(SamplingConfig(cfg_scale=1.5), shape).cfg_scale == 1.5
 
 
 @pytest.mark.parametrize("missing", ["arr_0", "mu", "sigma_s"])
-def test_a_reference_that_lacks_a_part(tmp_path, pixels, missing):
+def test_an_incomplete_reference_is_refused(tmp_path, pixels, missing):
     parts = {"arr_0": pixels(3), "mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.zeros(2), "sigma_s": np.eye(2)}
     np.savez(tmp_path / "whole.npz", **parts)
     check_paper_reference(open_source(str(tmp_path / "whole.npz")))

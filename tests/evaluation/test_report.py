@@ -1,7 +1,8 @@
-"""The report: which images are shown, and that every number is there."""
+"""The report shows the right images and every metric."""
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 
 from aimamba.evaluation import report
 from aimamba.evaluation.compare import compare
+from aimamba.evaluation.metrics import GuidanceMetrics, Metrics
 from aimamba.evaluation.report import write_report
+from aimamba.evaluation.run import Evaluation
 from aimamba.evaluation.sources import open_source
 
 
@@ -40,15 +43,18 @@ def test_with_classes_and_training_images(npz, plain, sheets, tmp_path, pixels):
     labels = np.arange(30) % 3
     samples, reference, train = npz("s<1>", 30, 0, arr_1=labels), npz("r", 20, 1, arr_1=labels[:20]), npz("t", 12, 2)
     found = compare(samples, reference, plain(), train=train)
-    found.numbers["guidance"] = [
-        {"cfg_scale": scale, "frechet": 3.0 - scale, "precision": 0.5, "recall": scale / 4} for scale in (1.0, 2.0)
-    ]
-    write_report(tmp_path / "new" / "page", found, {"a": 1}, samples=samples, reference=reference, train=train)
+    guidance = tuple(
+        GuidanceMetrics(cfg_scale=scale, metrics=Metrics(frechet=3.0 - scale, precision=0.5, recall=scale / 4))
+        for scale in (1.0, 2.0)
+    )
+    found = replace(found, metrics=replace(found.metrics, guidance=guidance))
+    sets = {"samples": samples, "reference": reference, "train": train}
+    write_report(tmp_path / "new" / "page", Evaluation(comparison=found, settings={"a": 1}, **sets))
     page = (tmp_path / "new" / "page" / "index.html").read_text(encoding="utf-8")
     assert "s<1>" not in page
     assert "s&lt;1&gt;" in page
     content = json.loads(unescape(re.search(r"<pre>(.*)</pre>", page, re.DOTALL)[1]))
-    assert content == {"plain": found.numbers, "settings": {"a": 1}}
+    assert content == {"plain": found.metrics.to_dict(), "settings": {"a": 1}}
     for name in re.findall(r'src="([^"]+)"', page):
         assert (tmp_path / "new" / "page" / name).is_file()
     assert page.count("<svg") == 1 + 1 + 3  # distribution, precision and recall, one for each guided number
@@ -66,9 +72,9 @@ def test_with_classes_and_training_images(npz, plain, sheets, tmp_path, pixels):
     assert np.array_equal(firsts[0][2][5], pixels(12, 2)[int(found.nearest.indices[2, 4])])
 
 
-def test_without_anything(npz, plain, sheets, tmp_path):
+def test_without_classes_and_training_images(npz, plain, sheets, tmp_path):
     samples, reference = npz("s", 11, 0), npz("r", 9, 1)
     found = compare(samples, reference, plain())
-    write_report(tmp_path / "page", found, {}, samples=samples, reference=reference)
+    write_report(tmp_path / "page", Evaluation(comparison=found, settings={}, samples=samples, reference=reference))
     assert [[len(row) for row in rows] for rows, _ in sheets] == [[8, 3], [8, 1]]
     assert (tmp_path / "page" / "index.html").read_text(encoding="utf-8").count("<svg") == 1

@@ -28,31 +28,31 @@ def assert_is_of(found, rows):
 
 
 @pytest.mark.parametrize("size", [1, 7, 50])
-def test_it_is_numpys(size):
+def test_it_equals_numpy(size):
     assert_is_of(moments(ROWS, size), ROWS)
 
 
 @given(st.lists(st.integers(0, 50), max_size=6).map(sorted))
-def test_shards_together_are_the_whole(cuts):
+def test_batches_of_any_sizes_are_the_whole(cuts):
     whole = Moments(7)
     for first, last in zip([0, *cuts], [*cuts, 50], strict=True):
-        whole.merge(moments(ROWS[first:last]))
+        whole.add(torch.from_numpy(ROWS[first:last]))
     assert_is_of(whole, ROWS)
 
 
-def test_far_from_zero_nothing_is_lost():
+def test_no_precision_is_lost_far_from_zero():
     found = moments(ROWS.astype(np.float64) + 1e6, 5).gaussian()
     assert_allclose(found.covariance.numpy(), np.cov(ROWS, rowvar=False), rtol=1e-7)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few(count):
+def test_too_few_images(count):
     with pytest.raises(DataError, match=f"at least 2 images, got {count}"):
         moments(ROWS[:count]).gaussian()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_no_number(bad):
+def test_nan_and_infinity_are_refused(bad):
     rows = ROWS.copy()
     rows[3, 2] = bad
     with pytest.raises(DataError, match="features of 1 of 50 images are NaN or infinite"):

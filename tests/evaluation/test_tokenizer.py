@@ -1,4 +1,4 @@
-"""What a tokenizer keeps."""
+"""Metrics of a tokenizer."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from aimamba.errors import ConfigError
 from aimamba.evaluation.compare import distances
 from aimamba.evaluation.measure import measure
 from aimamba.evaluation.sources import open_source
-from aimamba.evaluation.summary import tokenizer_summary
+from aimamba.evaluation.summary import reconstruction_summary
 from aimamba.evaluation.tokenizer import compare_tokenizer, perplexity
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
@@ -27,17 +27,18 @@ def network(plain):
     return Small
 
 
-def test_every_number(make_vq, network, tmp_path):
+def test_every_metric(make_vq, network, tmp_path):
     model = make_vq()
     images = open_source("avatars-16:held-out:3")
-    between, kept = compare_tokenizer(model, images, network())
+    found = compare_tokenizer(model, images, network())
+    between, kept = found.distances.to_dict(), found.reconstruction.to_dict()
     real = np.concatenate(list(images.batches(9)))
     x = torch.from_numpy(real).permute(0, 3, 1, 2)
     codes = torch.cat([model.encode(to_float(one)) for one in x.split(3)])
     drawn = np.stack([np.asarray(image) for one in codes.split(3) for image in to_images(model.decode(one))])
     np.savez(tmp_path / "drawn.npz", arr_0=drawn)
     expected = distances(measure(open_source(str(tmp_path / "drawn.npz")), network()), measure(images, network()))
-    assert between == pytest.approx(expected, rel=1e-6)
+    assert between == pytest.approx(expected.to_dict(), rel=1e-6)
     assert {"frechet", "kid", "kid_std"} <= between.keys()
     errors = ((real.astype(float) - drawn) ** 2).mean(axis=(1, 2, 3))
     assert kept["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)))
@@ -51,32 +52,37 @@ def test_every_number(make_vq, network, tmp_path):
     assert kept["codes_used"] == pytest.approx(float((counts > 0).double().mean()))
     assert kept["perplexity"] == pytest.approx(perplexity(counts))
     assert "lpips" not in kept
-    assert [name for name, _ in tokenizer_summary(kept)][:3] == ["PSNR", "SSIM", "SSIM as LlamaGen computes it"]
+    assert [name for name, _ in reconstruction_summary(found.reconstruction)][:3] == [
+        "PSNR",
+        "SSIM",
+        "SSIM as LlamaGen computes it",
+    ]
 
 
-def test_the_decoder_made_for_drawing_draws(make_vq, network, monkeypatch):
+def test_codes_are_decoded_by_the_fast_decoder(make_vq, network, monkeypatch):
     """Its images are a ten-thousandth of a level off, which flips a rounding in thousands."""
     model = make_vq(channels=32, z_channels=16)
     images = open_source("avatars-16:held-out:3")
     with monkeypatch.context() as patch:
         patch.setattr(FastDecoder, "__call__", lambda self, codes: model.decode(codes))
-        _, expected = compare_tokenizer(model, images, network())
+        expected = compare_tokenizer(model, images, network()).reconstruction
     monkeypatch.delattr(VQModel, "decode")
-    _, kept = compare_tokenizer(model, images, network())
-    assert kept == pytest.approx(expected, rel=1e-4)
+    kept = compare_tokenizer(model, images, network()).reconstruction
+    assert kept.to_dict() == pytest.approx(expected.to_dict(), rel=1e-4)
 
 
 def test_inceptions_distance_is_called_rfid(make_vq, network):
-    between, _ = compare_tokenizer(make_vq(), open_source("avatars-16:held-out:3"), network("inception"))
-    assert {"rfid", "rsfid", "kid"} <= between.keys()
+    found = compare_tokenizer(make_vq(), open_source("avatars-16:held-out:3"), network("inception"))
+    assert {"rfid", "rsfid", "kid"} <= found.distances.to_dict().keys()
+    assert not {"fid", "sfid"} & found.distances.to_dict().keys()
 
 
 def test_lpips_where_it_is_given(make_vq, network):
     from aimamba.networks.perceptual import perceptual_loss
 
     loss = perceptual_loss("lite0", smallest_side=16)
-    _, kept = compare_tokenizer(make_vq(), open_source("avatars-16:held-out:3"), network(), lpips=loss)
-    assert 0 < kept["lpips"] < 2
+    found = compare_tokenizer(make_vq(), open_source("avatars-16:held-out:3"), network(), lpips=loss)
+    assert 0 < found.reconstruction.lpips < 2
 
 
 def test_perplexity():

@@ -1,4 +1,4 @@
-"""Results of the packaged studies as they could be, made without a run."""
+"""Made-up results of the packaged studies."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ PROVENANCE = {"cpu": "Some CPU", "cores": 2, "threads": 1, "torch": "2.13.0", "c
 SHAPE = {"vocab_size": 2048, "num_tokens": 64, "num_classes": 10}
 
 
-def draw(scale: float, schedule: str, frechet: float) -> dict[str, Any]:
+def sample_numbers(scale: float, schedule: str, frechet: float) -> dict[str, Any]:
     return {
         "sampling": {"cfg_scale": scale, "cfg_schedule": schedule},
         "numbers": {
@@ -42,7 +42,7 @@ def finished(tmp_path) -> Callable[..., Any]:
         results = Results.begin(folder / "results.json", kind, settings)
         for sampling in study.judging.samplings() if kind == "guidance" else ():
             scale, schedule = sampling.cfg_scale, sampling.cfg_schedule
-            found = {"samples": [draw(scale, schedule, 100 + 50 * (scale - 2) ** 2 + len(schedule))]}
+            found = {"samples": [sample_numbers(scale, schedule, 100 + 50 * (scale - 2) ** 2 + len(schedule))]}
             results.add(f"{schedule}-{scale:g}", {**found, "provenance": {**PROVENANCE, "date": "2026-11-25T10:00"}})
         for variant in study.variants:
             config = from_mapping(AiMConfig, {**study.model, **variant.model, **SHAPE}, where="test")
@@ -57,7 +57,9 @@ def finished(tmp_path) -> Callable[..., Any]:
                     "held_out": {"bits_per_token": bits},
                     "train_seconds": 300.0,
                     "train_pictures_per_second": 50.0,
-                    "samples": [draw(s.cfg_scale, s.cfg_schedule, 100 * bits) for s in study.judging.samplings()],
+                    "samples": [
+                        sample_numbers(s.cfg_scale, s.cfg_schedule, 100 * bits) for s in study.judging.samplings()
+                    ],
                     "provenance": {**PROVENANCE, "date": "2026-11-26T10:00"},
                 }
                 results.add(f"{variant.name}-seed-{seed}", run)

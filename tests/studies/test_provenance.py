@@ -1,4 +1,4 @@
-"""Where a number comes from."""
+"""Provenance of numbers."""
 
 import subprocess
 

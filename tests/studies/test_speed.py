@@ -1,4 +1,4 @@
-"""Memory and speed of drawing."""
+"""Memory and speed of sampling."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The packaged studies, and what a study's recipe refuses."""
+"""The packaged studies, and recipes that are refused."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from aimamba.errors import ConfigError
 from aimamba.models import AiMConfig
 from aimamba.studies.recipe import StudyRecipe, load_study, study_names, training_recipe
 from aimamba.studies.runner import count_parameters
-from aimamba.studies.scans import grid_order
+from aimamba.studies.scans import scan_order
 from aimamba.train.recipe import recipe_names
 
 GRID = {"vocab_size": 2048, "num_tokens": 64, "num_classes": 10}
@@ -27,7 +27,7 @@ def sizes(study):
 
 def test_names():
     assert study_names() == ["ablation", "baseline", "guidance", "scaling"]
-    assert not set(study_names()) & set(recipe_names()), "a study is no recipe to train by"
+    assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -39,7 +39,7 @@ def test_every_packaged_study_makes_training_recipes(name):
         assert recipe.fit.steps * recipe.fit.batch_size == study.budget
         assert recipe.fit.warmup_steps == round(0.05 * recipe.fit.steps)
         assert (recipe.fit.seed, recipe.task["tokenizer"], recipe.stage) == (3, "avatars-64", "generator")
-        grid_order(variant.order, 8)
+        scan_order(variant.order, 8)
 
 
 def test_the_models_of_the_baseline_have_the_same_parameters_within_2_percent():

@@ -1,6 +1,7 @@
 """Tables and figures from results alone."""
 
 import math
+import re
 
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from aimamba.studies.recipe import study_names
 from aimamba.studies.report import write_report
 from aimamba.studies.results import Results
 from aimamba.studies.rows import pearson
-from aimamba.studies.tables import _winner, grid, spread, table
+from aimamba.studies.tables import _winner, markdown_table, mean_and_range, study_table
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -17,12 +18,12 @@ def test_table_and_figure(finished, name):
     results = finished(name)
     place, figure = write_report(results)
     text = place.read_text(encoding="utf-8")
-    assert text == table(results)
+    assert text == study_table(results)
     assert f"`aimamba study {name} --budget {results.settings['budget']}`" in text
     assert "Some CPU, 1 of 2 cores, torch 2.13.0; 2026-11-2" in text
     assert "commit c0ffee" in text
     assert "features of lite0" in text
-    assert "nan" not in text
+    assert not re.search(r"\bnan\b", text)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.count("|") >= 3 for line in lines)
     with Image.open(figure) as image:
@@ -31,7 +32,7 @@ def test_table_and_figure(finished, name):
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_of_an_unfinished_study(finished, name):
+def test_the_report_of_a_study_without_samples(finished, name):
     results = finished(name)
     results.runs.clear()
     place, figure = write_report(results)
@@ -39,7 +40,7 @@ def test_of_an_unfinished_study(finished, name):
     assert not figure.exists()
 
 
-def test_a_study_of_which_some_runs_are_missing(finished):
+def test_reports_of_studies_with_missing_runs(finished):
     for name, kept in (("baseline", "aim-1M-seed-1"), ("ablation", "block-seed-1"), ("scaling", "0.2M-seed-0")):
         results = finished(name)
         runs = dict(results.runs)
@@ -49,24 +50,24 @@ def test_a_study_of_which_some_runs_are_missing(finished):
         results.path.unlink()
 
 
-def test_scaling_gives_correlations_beside_the_papers(finished):
-    text = table(finished("scaling"))
-    assert "| held-out bits a token | -1.0000 |" in text
+def test_scaling_shows_correlations_beside_that_of_the_paper(finished):
+    text = study_table(finished("scaling"))
+    assert "| held-out bits per token | -1.0000 |" in text
     assert "| lite0 Fréchet, guidance 1.5 | -1.0000 |" in text
     assert "-0.9838" in text
     assert "6 models" in text
 
 
-def test_the_baseline_says_who_wins_only_where_all_runs_agree(finished):
+def test_the_baseline_names_a_better_model_only_if_all_runs_agree(finished):
     results = finished("baseline")
-    text = table(results)
+    text = study_table(results)
     line = next(line for line in text.splitlines() if line.startswith("| state of a row after 1024 tokens, KiB"))
     assert line.endswith("| AiM 1.2M |")
-    assert "| held-out bits a token | 2.9" in text
-    assert "not told apart" in text
+    assert "| held-out bits per token | 2.9" in text
+    assert "no clear difference" in text
     large = text.split("### 4.8 million parameters")[1]
-    assert "| held-out bits a token | 2.3238 | 2.3299 | AiM 4.8M |" in large
-    assert "of a single run each, that may be chance" in text
+    assert "| held-out bits per token | 2.3238 | 2.3299 | AiM 4.8M |" in large
+    assert "With a single run each, that may be chance" in text
 
 
 def test_winner():
@@ -75,10 +76,10 @@ def test_winner():
     assert _winner(titles, ([1.0, 2.0], [3.0]), "higher") == "B"
     assert _winner(titles, ([4.0], [1.0, 3.0]), "lower") == "B"
     assert _winner(titles, ([4.0], [1.0, 3.0]), "higher") == "A"
-    assert _winner(titles, ([1.0, 3.0], [2.0, 4.0]), "lower") == "not told apart"
+    assert _winner(titles, ([1.0, 3.0], [2.0, 4.0]), "lower") == "no clear difference"
     assert _winner(titles, ([2.0], [2.0]), "lower") == "equal"
     assert _winner(titles, ([], [2.0]), "lower") == "-"
-    assert _winner(titles, ([100.0], [109.0]), "higher", margin=0.1) == "not told apart"
+    assert _winner(titles, ([100.0], [109.0]), "higher", margin=0.1) == "no clear difference"
     assert _winner(titles, ([100.0], [111.0]), "higher", margin=0.1) == "B"
     assert _winner(titles, ([111.0], [100.0]), "lower", margin=0.1) == "B"
 
@@ -91,13 +92,13 @@ def test_pearson():
 
 
 def test_cells():
-    assert spread([], 2) == "-"
-    assert spread([0.5], 1, 100.0) == "50.0"
-    assert spread([1.0, 2.0, 6.0], 1) == "3.0 (1.0 to 6.0)"
-    assert grid(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert mean_and_range([], 2) == "-"
+    assert mean_and_range([0.5], 1, 100.0) == "50.0"
+    assert mean_and_range([1.0, 2.0, 6.0], 1) == "3.0 (1.0 to 6.0)"
+    assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
-def test_results_that_were_committed_have_their_table_and_figure_beside_them():
+def test_committed_results_have_an_up_to_date_table_and_a_figure():
     from pathlib import Path
 
     folder = Path(__file__).parents[2] / "docs" / "studies"
@@ -105,7 +106,7 @@ def test_results_that_were_committed_have_their_table_and_figure_beside_them():
     for name in study_names():
         assert f"aimamba study {name}" in readme
         if (folder / name).exists():
-            made = table(Results.read(folder / name / "results.json", name))
+            made = study_table(Results.read(folder / name / "results.json", name))
             assert (folder / name / "table.md").read_text(encoding="utf-8") == made
             assert made in readme, f"{name}: put table.md into docs/studies/README.md"
             assert f"({name}/figure.png)" in readme

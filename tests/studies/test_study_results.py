@@ -1,4 +1,4 @@
-"""``results.json``: begun, continued, refused."""
+"""``results.json`` is started, continued or refused."""
 
 import json
 import math

@@ -1,13 +1,17 @@
-"""Measure what a tokenizer keeps of images.
+"""Measure how well a tokenizer reconstructs images.
 
-IMAGES is a named set such as avatars-64:held-out, a folder (FOLDER:held-out for those that training holds out), or an
-.npz of ADM's layout. Prints the distance between images and reconstructions, PSNR, SSIM, LPIPS where its weights are
-given, and how the codes are used.
+IMAGES is a named set such as avatars-64:held-out, a folder (FOLDER:held-out for the images that training holds out), or
+an .npz file in ADM's layout. Prints the distance between images and reconstructions, PSNR, SSIM, LPIPS if its weights
+are given, and how the codebook is used.
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser, add_measuring, add_placement, open_model
+
+if TYPE_CHECKING:
+    from aimamba.models import VQModel
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,29 +26,29 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reconstruct, compare, print."""
     from aimamba.cli.output import output_file, print_table, write_json
-    from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.devices import resolve_device
     from aimamba.evaluation.features import open_extractor
-    from aimamba.evaluation.settings import general_settings
     from aimamba.evaluation.sources import open_source
-    from aimamba.evaluation.summary import summary, tokenizer_summary
-    from aimamba.evaluation.tokenizer import compare_tokenizer
-    from aimamba.models import VQModel
+    from aimamba.evaluation.summary import reconstruction_summary, summary
+    from aimamba.evaluation.tokenizer import compare_tokenizer, tokenizer_report
     from aimamba.networks.perceptual import lpips_vgg16
 
-    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
-    checkpoint = open_model(arguments.model)
-    checkpoint.require("tokenizer", "give its tokenizer as MODEL")
-    model = VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)
+    model = _load(arguments)
     images = open_source(arguments.images, size=arguments.size, progress=True)
     extractor = open_extractor(arguments.features, device=device)
     lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)
-    between, kept = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)
-    print_table([*summary(extractor.name, between), *tokenizer_summary(kept)])
-    settings = {
-        "tokenizer": arguments.model,
-        "dtype": arguments.dtype,
-        "pictures": {"name": images.name, "count": len(images), "size": images.size},
-        **general_settings(extractor),
-    }
-    write_json(file, {extractor.name: between, "tokenizer": kept, "settings": settings})
+    found = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)
+    print_table([*summary(found.network, found.distances), *reconstruction_summary(found.reconstruction)])
+    write_json(file, tokenizer_report(found, images, extractor, tokenizer=arguments.model, dtype=arguments.dtype))
+
+
+def _load(arguments: argparse.Namespace) -> "VQModel":
+    from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.models import VQModel
+
+    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    checkpoint = open_model(arguments.model)
+    checkpoint.require("tokenizer", "give its tokenizer as MODEL")
+    return VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)

@@ -1,1 +1,1 @@
-"""Measuring: how near a set of images is to a reference, how much it copies, what a tokenizer keeps."""
+"""Evaluation: closeness of images to a reference, copies of training images, quality of a tokenizer."""

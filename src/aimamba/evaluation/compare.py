@@ -1,7 +1,6 @@
-"""All numbers of one set of images against a reference, under the name of the network that looked."""
+"""All metrics of one set of images against a reference, with the name of the network whose features they compare."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int64
@@ -13,8 +12,9 @@ from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.frechet import frechet_distance
 from aimamba.evaluation.kernel import SUBSETS, kernel_distance
 from aimamba.evaluation.manifold import precision_recall
-from aimamba.evaluation.measure import Measured, check_enough, measure_set
-from aimamba.evaluation.neighbours import VOTERS, Nearest, copying, nearest, recognition
+from aimamba.evaluation.measure import SetFeatures, check_enough, measure_set
+from aimamba.evaluation.metrics import Metrics, Recognition, TrainingNeighbours
+from aimamba.evaluation.neighbours import VOTERS, Nearest, copying, knn_accuracy, nearest
 from aimamba.evaluation.sources import Source
 
 _SHOWN_NEIGHBOURS = 5
@@ -22,35 +22,35 @@ _SHOWN_NEIGHBOURS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What was found.
+    """Metrics of samples against a reference, and the nearest training images.
 
     Attributes:
-        network: Whose features were compared.
-        numbers: Metrics by name; ``recognition`` and ``neighbours`` hold several.
+        network: Name of the network whose features were compared.
+        metrics: The metrics.
         nearest: The five nearest training images of every sample, where a training set was given.
-        unseen: Cosine of each reference image with its nearest training image, (m,), likewise.
+        held_out_similarities: Cosine of each reference image with its nearest training image, (m,), likewise.
     """
 
     network: str
-    numbers: dict[str, Any]
+    metrics: Metrics
     nearest: Nearest | None = None
-    unseen: Tensor | None = None
+    held_out_similarities: Tensor | None = None
 
 
 def compare(
     samples: Source, reference: Source, extractor: Extractor, *, train: Source | None = None, progress: bool = False
 ) -> Comparison:
-    """Measure samples.
+    """Compare samples with a reference.
 
     Args:
-        samples: What is judged.
-        reference: Real images. Measured once and kept.
-        extractor: The network.
-        train: What the model has learned from; the samples are searched for copies of it. Kept as well.
+        samples: The images to evaluate.
+        reference: Real images. Their features are cached.
+        extractor: Computes the features.
+        train: Training images of the model, to search for copies among the samples. Their features are cached too.
         progress: Show bars on stderr.
 
     Raises:
-        DataError: The sets differ in size of their images, are too small, or the features are no numbers.
+        DataError: The image sizes of the sets differ, a set is too small, or features contain NaN or infinity.
     """
     if 0 not in (samples.size, reference.size) and samples.size != reference.size:
         raise DataError(
@@ -59,66 +59,69 @@ def compare(
         )
     check_enough(samples)
     real = measure_set(reference, extractor, keep=True, progress=progress)
-    drawn = measure_set(samples, extractor, keep=False, progress=progress)
+    generated = measure_set(samples, extractor, keep=False, progress=progress)
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
-    numbers = distances(drawn, real, device=device, progress=progress)
+    metrics = distances(generated, real, device=device, progress=progress)
     if len(real.vectors):
-        rows = 2 * len(real.vectors) + len(drawn.vectors)
+        rows = 2 * len(real.vectors) + len(generated.vectors)
         with tqdm(total=rows, desc="precision and recall", unit="image", disable=not progress) as bar:
-            vectors = drawn.vectors.to(device), real.vectors.to(device)
+            vectors = generated.vectors.to(device), real.vectors.to(device)
             shares = precision_recall(*vectors, half=extractor.name == "inception", advance=bar.update)
-        numbers |= shares._asdict()
+        metrics = replace(metrics, precision=shares.precision, recall=shares.recall)
     labels = common_labels(samples, reference)
     if labels is not None and len(real.vectors) > VOTERS:
-        numbers["recognition"] = _recognition(drawn, real, labels, reference)
-    near, unseen = None, None
-    if train is not None:
-        learned = measure_set(train, extractor, keep=True, progress=progress).vectors.to(device)
-        near = nearest(drawn.vectors.to(device), learned, min(_SHOWN_NEIGHBOURS, len(learned)))
-        unseen = nearest(real.vectors.to(device), learned, 1).similarities[:, 0]
-        numbers["neighbours"] = {"train": train.name, **copying(near.similarities[:, 0], unseen)._asdict()}
-    return Comparison(network=extractor.name, numbers=numbers, nearest=near, unseen=unseen)
+        metrics = replace(metrics, recognition=_recognition(generated, real, labels, reference))
+    if train is None:
+        return Comparison(network=extractor.name, metrics=metrics)
+    learned = measure_set(train, extractor, keep=True, progress=progress).vectors.to(device)
+    near = nearest(generated.vectors.to(device), learned, min(_SHOWN_NEIGHBOURS, len(learned)))
+    held_out = nearest(real.vectors.to(device), learned, 1).similarities[:, 0]
+    neighbours = TrainingNeighbours(train=train.name, copying=copying(near.similarities[:, 0], held_out))
+    return Comparison(
+        network=extractor.name,
+        metrics=replace(metrics, neighbours=neighbours),
+        nearest=near,
+        held_out_similarities=held_out,
+    )
 
 
 def distances(
-    samples: Measured, reference: Measured, *, device: torch.device | str = "cpu", progress: bool = False
-) -> dict[str, Any]:
-    """Fréchet and kernel distance; for Inception by their published names, with sFID and Inception score.
+    samples: SetFeatures, reference: SetFeatures, *, device: torch.device | str = "cpu", progress: bool = False
+) -> Metrics:
+    """Return Fréchet and kernel distance; for Inception under their published names, with sFID and Inception score.
 
     Args:
-        samples: What is judged.
-        reference: Real images; of statistics alone only Fréchet distances can be given.
+        samples: Features of the images to evaluate.
+        reference: Features of real images; if it holds statistics alone, only Fréchet distances are computed.
         device: Where to compare vectors; covariances are always compared on CPU in float64.
         progress: Show bars on stderr.
 
     Raises:
-        DataError: The two were measured with different networks, or one has too few images.
+        DataError: The features come from different networks, or a set has too few images.
     """
     if samples.network != reference.network:
         raise DataError(
             f"samples were measured with {samples.network} and the reference with {reference.network}: "
             "use the same network for both"
         )
-    inception = samples.network == "inception"
-    numbers: dict[str, Any] = {
-        "fid" if inception else "frechet": frechet_distance(samples.gaussian, reference.gaussian)
-    }
-    if inception and samples.spatial is not None and reference.spatial is not None:
-        numbers["sfid"] = frechet_distance(samples.spatial, reference.spatial)
-    if samples.inception_score is not None:
-        numbers["inception_score"] = samples.inception_score
+    frechet = frechet_distance(samples.gaussian, reference.gaussian)
+    metrics = Metrics(frechet=frechet, inception_score=samples.inception_score)
+    if samples.network == "inception":
+        metrics = replace(metrics, fid=frechet, frechet=None)
+        if samples.spatial is not None and reference.spatial is not None:
+            metrics = replace(metrics, sfid=frechet_distance(samples.spatial, reference.spatial))
     if len(samples.vectors) and len(reference.vectors):
         with tqdm(total=SUBSETS, desc="kernel distance", unit="subset", disable=not progress) as bar:
             kernel = kernel_distance(samples.vectors.to(device), reference.vectors.to(device), advance=bar.update)
-        numbers |= {"kid": kernel.mean, "kid_std": kernel.std, "kid_subset_size": kernel.subset_size}
-    return numbers
+        metrics = replace(metrics, kid=kernel.mean, kid_std=kernel.std, kid_subset_size=kernel.subset_size)
+    return metrics
 
 
 def common_labels(samples: Source, reference: Source) -> Int64[Tensor, " n"] | None:
-    """Classes of the samples in the reference's numbering: by name, or by number where a side has no names.
+    """Return the samples' classes as the reference numbers them: matched by name, or by number without names.
 
     Returns:
-        (n,) labels, or None where a side has no labels or the classes are not the same.
+        (n,) labels, or None if a set has no labels or the classes differ.
     """
     if samples.labels is None or reference.labels is None:
         return None
@@ -131,10 +134,11 @@ def common_labels(samples: Source, reference: Source) -> Int64[Tensor, " n"] | N
     return torch.tensor([reference.class_names.index(name) for name in samples.class_names])[labels]
 
 
-def _recognition(drawn: Measured, real: Measured, labels: Tensor, reference: Source) -> dict[str, Any]:
+def _recognition(generated: SetFeatures, real: SetFeatures, labels: Tensor, reference: Source) -> Recognition:
     assert reference.labels is not None
     truth = torch.from_numpy(reference.labels)
     names = reference.class_names or tuple(map(str, range(int(truth.max()) + 1)))
-    judged = recognition(drawn.vectors, labels, real.vectors, truth, names)
-    itself = recognition(real.vectors, truth, real.vectors, truth, names, same=True)
-    return {**judged._asdict(), "reference": {"share": itself.share, "majority": itself.majority}}
+    return Recognition(
+        samples=knn_accuracy(generated.vectors, labels, real.vectors, truth, names),
+        reference=knn_accuracy(real.vectors, truth, real.vectors, truth, names, same=True),
+    )

@@ -1,4 +1,4 @@
-"""What is compared in place of pixels: vectors that a trained network finds in an image, behind one protocol."""
+"""Feature extractors: networks that turn images into the vectors that metrics compare, behind one protocol."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ Setting = str | int | float | bool
 
 
 class Features(NamedTuple):
-    """What a network finds in images.
+    """Features of a batch of images.
 
     Attributes:
         vectors: (B, D), for distances between sets.
-        spatial: (B, E), a part of a map that still knows places; None where the network gives none.
-        logits: (B, C) of the network's own classes; None where they are not used.
+        spatial: (B, E), part of a feature map before pooling; None if the network has none.
+        logits: (B, C) of the network's own classes; None if they are not used.
     """
 
     vectors: Tensor
@@ -34,14 +34,14 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Extractor(Protocol):
-    """A network that looks at images.
+    """A network that computes features of images.
 
     Attributes:
-        name: Goes with every number that comes of it.
-        width: D.
-        spatial_width: E, or 0.
-        batch_size: How many images it likes at once.
-        device: Where it computes.
+        name: Reported with every metric of its features.
+        width: D, length of the vectors.
+        spatial_width: E, length of the spatial features, or 0.
+        batch_size: Images in a batch at which it runs fastest.
+        device: Where it runs.
     """
 
     name: str
@@ -52,18 +52,18 @@ class Extractor(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Setting]:
-        """Everything that its numbers depend on."""
+        """Everything that the features depend on."""
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        """Look at images."""
+        """Return the features of a batch."""
         ...
 
 
 class Lite0:
-    """EfficientNet-Lite0's pooled vectors, from weights that are installed with this package.
+    """EfficientNet-Lite0's pooled vectors, with weights that are installed with this package.
 
-    Images are magnified as for the perceptual loss, so that those of 64 pixels are more than a few points to the
-    deepest layers; 128 and above are seen as they are.
+    Images are magnified as for the perceptual loss, since images of 64 pixels would be only a few points in the
+    deepest layers. Images of 128 pixels or more are not changed.
     """
 
     name = "lite0"
@@ -90,12 +90,12 @@ class Lite0:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        """Give (B, 1280) vectors."""
+        """Return (B, 1280) vectors."""
         return Features(self._network.pooled(magnified(to_float(images.to(self.device)), self._smallest_side)))
 
 
 class InceptionV3:
-    """Inception of 2015-12-05: the one network whose Fréchet distance is called FID."""
+    """Inception of 2015-12-05, the network that FID is defined with."""
 
     name = "inception"
     width = POOLED
@@ -105,8 +105,8 @@ class InceptionV3:
         """Load the network.
 
         Args:
-            source: ``inception`` downloads the weights once; otherwise the path of the file.
-            device: Where to compute.
+            source: ``inception`` to download the weights once, or the path of the file.
+            device: Where to run.
 
         Raises:
             CheckpointError: The weights are missing, cannot be downloaded, or are not the published ones.
@@ -119,7 +119,7 @@ class InceptionV3:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        """Give (B, 2048) and (B, 2023) vectors, and logits of 1,008 classes."""
+        """Return (B, 2048) and (B, 2023) vectors, and logits of 1,008 classes."""
         return Features(*self._network(images.to(self.device)))
 
 

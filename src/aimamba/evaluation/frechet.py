@@ -1,4 +1,4 @@
-"""The Fréchet distance between two Gaussians; between Inception's features it is FID (arXiv 1706.08500)."""
+"""The Fréchet distance between two Gaussians; for Inception's features it is FID (arXiv 1706.08500)."""
 
 import torch
 from jaxtyping import Float64
@@ -9,14 +9,14 @@ from aimamba.evaluation.statistics import Gaussian
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """Give ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
+    """Return ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
 
-    With ``S = A A^T`` the trace of the root is the sum of the singular values of ``A1^T A2``. That needs no root of a
-    matrix that is not symmetric, and it holds for singular covariances (fewer images than features), where ADM's
+    With ``S = A A^T``, the trace of the root is the sum of the singular values of ``A1^T A2``. This avoids the root of
+    a matrix that is not symmetric, and it works for singular covariances (fewer images than features), where ADM's
     evaluator may have to add 1e-6 to the diagonals.
 
     Raises:
-        DataError: The vectors of the two differ in length, so they come from different networks.
+        DataError: The Gaussians differ in dimension, so they come from different networks.
     """
     if one.mean.shape != other.mean.shape:
         raise DataError(
@@ -29,7 +29,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def _factor(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
-    """``A`` with ``A A^T`` = the covariance, of as many columns as its numerical rank."""
+    """Return ``A`` with ``A A^T`` = the covariance; its columns are as many as the numerical rank."""
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()

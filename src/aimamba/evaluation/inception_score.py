@@ -8,20 +8,20 @@ SPLIT_SIZE = 5000
 
 
 class InceptionScore:
-    """``exp(mean KL(p(y|x) || p(y)))`` of every 5,000 images in the order in which they come.
+    """``exp(mean KL(p(y|x) || p(y)))``, computed for each 5,000 images in the order of the set and averaged.
 
-    Sorting images by class lowers it: each split then holds few classes.
+    Images sorted by class score lower, because each split then holds few classes.
     """
 
     def __init__(self, split_size: int = SPLIT_SIZE) -> None:
-        """Begin with no image."""
+        """Start without images."""
         self._split_size = split_size
         self._finished: list[float] = []
         self._shares: Tensor
         self._begin()
 
     def add(self, logits: Float[Tensor, "b c"]) -> None:
-        """Take more images by the logits of their classes."""
+        """Add a batch of images by the logits of their classes."""
         logs = logits.detach().double().cpu().log_softmax(dim=1)
         while len(logs):
             taken, logs = logs[: self._split_size - self._count], logs[self._split_size - self._count :]
@@ -33,7 +33,7 @@ class InceptionScore:
                 self._begin()
 
     def value(self) -> float:
-        """Mean of the splits; the last may be shorter. At least one image must have come."""
+        """Return the mean over splits; the last may be shorter. Needs at least one image."""
         scores = self._finished + ([self._score()] if self._count else [])
         return sum(scores) / len(scores)
 

@@ -1,4 +1,4 @@
-"""The kernel distance between two sets of vectors; between Inception's features it is KID (arXiv 1801.01401)."""
+"""The kernel distance between two sets of vectors; for Inception's features it is KID (arXiv 1801.01401)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,11 +10,17 @@ from torch import Tensor
 from aimamba.errors import DataError
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-"""Those of the KID paper's code and of torch-fidelity."""
+"""As in the KID paper's code and in torch-fidelity."""
 
 
 class KernelDistance(NamedTuple):
-    """Mean over subsets, standard deviation (n below the line, as torch-fidelity's), and vectors in a subset."""
+    """A kernel distance over subsets.
+
+    Attributes:
+        mean: Mean over subsets.
+        std: Standard deviation over subsets, divided by n as in torch-fidelity.
+        subset_size: Vectors in a subset.
+    """
 
     mean: float
     std: float
@@ -30,17 +36,18 @@ def kernel_distance(
     seed: int = 0,
     advance: Callable[[int], object] = lambda _: None,
 ) -> KernelDistance:
-    """Give the squared maximum mean discrepancy with the kernel ``(x . y / D + 1)^3``, unbiased.
+    """Return the unbiased squared maximum mean discrepancy with the kernel ``(x . y / D + 1)^3``.
 
-    Unlike the Fréchet distance its mean does not depend on how many images there are; it may fall a little below 0.
+    Unlike that of the Fréchet distance, its expectation does not depend on the number of images. It can be slightly
+    negative.
 
     Args:
-        one: Features of a set.
-        other: Features of another.
-        subsets: How many pairs of subsets are drawn, without repetition inside each.
-        subset_size: Vectors in each; at most half of the smaller set, as whole sets would not differ.
-        seed: Of the draw.
-        advance: Progress, subset by subset.
+        one: Features of one set.
+        other: Features of the other set.
+        subsets: Number of pairs of subsets, each chosen at random without replacement.
+        subset_size: Vectors in a subset; at most half of the smaller set, since whole sets would not vary.
+        seed: Seed of the choice.
+        advance: Progress callback, called with 1 after every subset.
 
     Raises:
         DataError: A set has fewer than two vectors.
@@ -60,7 +67,7 @@ def kernel_distance(
 
 
 def squared_discrepancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """Unbiased estimate from all pairs (Gretton et al. 2012, eq. 3)."""
+    """Return the unbiased estimate from all pairs (Gretton et al. 2012, eq. 3)."""
     n, m = len(x), len(y)
     within = (_kernel(x, x).sum() - _diagonal(x)) / (n * (n - 1)) + (_kernel(y, y).sum() - _diagonal(y)) / (m * (m - 1))
     return float(within - 2 * _kernel(x, y).mean())

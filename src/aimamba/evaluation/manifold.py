@@ -1,7 +1,7 @@
 """Precision and recall of a set of images (Kynkäänniemi et al., arXiv 1904.06991, eq. 1), as ADM's evaluator does it.
 
-A set's manifold is the union of balls about its vectors, each reaching to the k-th nearest other vector. Precision is
-the share of samples in the manifold of the reference, recall the share of the reference in that of the samples.
+A set's manifold is the union of balls around its vectors, each reaching to the k-th nearest other vector. Precision is
+the share of samples in the manifold of the reference; recall is the share of the reference in that of the samples.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ NEIGHBOURS = 3
 _ROWS, _COLUMNS = 2000, 10_000  # of a block of distances
 
 Advance = Callable[[int], object]
-"""Told how many rows are done."""
+"""Progress callback: called with the number of rows finished since the last call."""
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1]."""
+    """Precision and recall, shares in [0, 1]."""
 
     precision: float
     recall: float
@@ -35,17 +35,19 @@ def precision_recall(
     half: bool = False,
     advance: Advance = lambda _: None,
 ) -> PrecisionRecall:
-    """Measure samples against a reference; both sizes matter, so keep them when comparing.
+    """Return precision and recall of samples against a reference.
+
+    Both depend on the sizes of the sets: compare only results of equal sizes.
 
     Args:
-        samples: Features.
+        samples: Features of the samples.
         reference: Features of real images.
         neighbours: k; a vector is not its own neighbour.
-        half: Round as ADM's evaluator, which computes squared distances in float16 where they are finite.
-        advance: Progress; 2 m + n rows in all.
+        half: Round as ADM's evaluator does: squared distances in float16, where they are finite.
+        advance: Progress callback; 2 m + n rows in all.
 
     Raises:
-        DataError: A set has not more than k vectors.
+        DataError: A set has k vectors or fewer.
     """
     if min(len(samples), len(reference)) <= neighbours:
         raise DataError(
@@ -72,10 +74,10 @@ def precision_recall(
 def squared_distances(
     one: Float[Tensor, "n d"], other: Float[Tensor, "m d"], *, half: bool = False
 ) -> Float[Tensor, "n m"]:
-    """Squared Euclidean distances of all pairs, by ``|u|^2 - 2 u.v + |v|^2``, never below 0.
+    """Return squared Euclidean distances of all pairs, as ``|u|^2 - 2 u.v + |v|^2`` clamped at 0.
 
-    With ``half`` vectors, norms, products and sums are rounded to float16, and float32 is kept where any result is not
-    finite. (Sums are gathered in float32 and rounded once, so a GPU's last digit may differ.)
+    With ``half``, vectors, norms, products and sums are rounded to float16, unless a result is not finite: then the
+    whole block stays in float32. (Sums are accumulated in float32 and rounded once, so a GPU's last digit may differ.)
     """
     if half:
         u, v = one.half().float(), other.half().float()
@@ -87,7 +89,7 @@ def squared_distances(
 
 
 def _radii(vectors: Tensor, neighbours: int, half: bool, advance: Advance) -> Float[Tensor, " n"]:
-    """Squared distance of every vector from its k-th nearest other one."""
+    """Return the squared distance of every vector to its k-th nearest other vector."""
     radii = []
     for rows in vectors.split(_ROWS):
         near = torch.cat(

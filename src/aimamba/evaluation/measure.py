@@ -1,4 +1,4 @@
-"""From a stream of images to everything that the metrics need of it, kept on disk for sets that come again."""
+"""Features and statistics of a set of images, computed batch by batch and cached on disk for references."""
 
 import hashlib
 import json
@@ -25,19 +25,19 @@ from aimamba.evaluation.sources import Source
 from aimamba.evaluation.statistics import Gaussian, Moments, check_finite
 from aimamba.files import cache_folder, write_atomically
 
-_ROWS = 1000  # of vectors that enter a covariance at once
+_ROWS = 1000  # vectors added to a covariance at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a network has found in a set of images.
+class SetFeatures:
+    """Features and statistics of a set of images.
 
     Attributes:
-        network: Its name.
+        network: Name of the network that computed them.
         vectors: (n, D) float32, in the order of the images.
-        spatial: Mean and covariance of the spatial features, where the network gives them.
-        inception_score: Where the network gives logits.
-        stored: Mean and covariance that came with the images and stand for a larger set.
+        spatial: Mean and covariance of the spatial features, if the network has them.
+        inception_score: Inception score, if the network has logits.
+        stored: Mean and covariance from the file of the images, which replace those of ``vectors``.
     """
 
     network: str
@@ -48,7 +48,7 @@ class Measured:
 
     @cached_property
     def gaussian(self) -> Gaussian:
-        """Mean and covariance of the vectors, or those that came with the images.
+        """Mean and covariance: the stored ones, or those of the vectors.
 
         Raises:
             DataError: There are fewer than two images.
@@ -61,89 +61,89 @@ class Measured:
         return moments.gaussian()
 
 
-def measure(source: Source, extractor: Extractor, *, progress: bool = False) -> Measured:
-    """Look at every image once.
+def measure(source: Source, extractor: Extractor, *, progress: bool = False) -> SetFeatures:
+    """Compute the features of every image.
 
     Args:
-        source: The images; never held all at once.
-        extractor: The network.
+        source: The images, read batch by batch.
+        extractor: Computes the features.
         progress: Show a bar on stderr.
 
     Raises:
-        DataError: There are fewer than two images, or features are no numbers.
+        DataError: There are fewer than two images, or features contain NaN or infinity.
     """
     check_enough(source)
-    collector = Collector(extractor, len(source))
+    collector = FeatureCollector(extractor, len(source))
     bar = tqdm(total=len(source), desc=f"{extractor.name}: {source.name}", unit="image", disable=not progress)
     with bar:
         for images in source.batches(extractor.batch_size):
             collector.add(to_channels_first(images))
             bar.update(len(images))
-    return collector.measured()
+    return collector.result()
 
 
 def check_enough(source: Source) -> None:
-    """Refuse a set of fewer than two images.
+    """Check that a set has at least two images.
 
     Raises:
-        DataError: There are fewer.
+        DataError: It has fewer.
     """
     if len(source) < 2:
         raise DataError(f"{source.name}: too few images to measure a set, got {len(source)}; give at least 2")
 
 
-class Collector:
-    """Gathers what a network finds, batch by batch."""
+class FeatureCollector:
+    """Computes and collects features, batch by batch."""
 
     def __init__(self, extractor: Extractor, count: int) -> None:
-        """Make room for ``count`` images."""
+        """Allocate memory for ``count`` images."""
         self._extractor = extractor
         self._vectors = torch.empty(count, extractor.width)
-        self._place = 0
+        self._count = 0
         self._spatial = Moments(extractor.spatial_width)
-        self._waiting: list[Tensor] = []  # spatial features: a covariance likes many rows at once
+        self._waiting: list[Tensor] = []  # spatial features, added to the covariance in large blocks
         self._score: InceptionScore | None = None
 
     def add(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
-        """Look at more images.
+        """Add a batch of images.
 
         Raises:
-            DataError: Features are no numbers.
+            DataError: Features contain NaN or infinity.
         """
         found = self._extractor(images)
         vectors = found.vectors.float().cpu()
         check_finite(vectors)
-        self._vectors[self._place : self._place + len(vectors)] = vectors
-        self._place += len(vectors)
+        self._vectors[self._count : self._count + len(vectors)] = vectors
+        self._count += len(vectors)
         if found.spatial is not None:
             self._waiting.append(found.spatial.float().cpu())
             if sum(map(len, self._waiting)) >= _ROWS:
-                self._settle()
+                self._add_waiting()
         if found.logits is not None:
             self._score = self._score or InceptionScore()
             self._score.add(found.logits)
 
-    def measured(self) -> Measured:
-        """Everything that was found."""
-        self._settle()
-        return Measured(
+    def result(self) -> SetFeatures:
+        """Return the features of all images so far."""
+        self._add_waiting()
+        return SetFeatures(
             network=self._extractor.name,
-            vectors=self._vectors[: self._place],
+            vectors=self._vectors[: self._count],
             spatial=self._spatial.gaussian() if self._spatial.count else None,
             inception_score=None if self._score is None else self._score.value(),
         )
 
-    def _settle(self) -> None:
+    def _add_waiting(self) -> None:
         if self._waiting:
             self._spatial.add(torch.cat(self._waiting))
             self._waiting = []
 
 
-def measure_once(source: Source, extractor: Extractor, *, progress: bool = False) -> Measured:
-    """``measure``, kept in the cache with its provenance, and found there the next time.
+def measure_cached(source: Source, extractor: Extractor, *, progress: bool = False) -> SetFeatures:
+    """Return the features of a set from the cache, or compute and cache them.
 
-    What is kept hangs on the images' identity, the network's settings and nothing else. A source without an identity
-    is measured anew.
+    The key is the identity of the images and the settings of the network, nothing else. Features of a source without
+    an identity are computed every time.
     """
     if source.identity is None:
         return measure(source, extractor, progress=progress)
@@ -158,35 +158,35 @@ def measure_once(source: Source, extractor: Extractor, *, progress: bool = False
     return found
 
 
-def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: bool = False) -> Measured:
-    """Measure a set in the way that suits it.
+def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: bool = False) -> SetFeatures:
+    """Return the features of a set, with the statistics stored in its file if there are any.
 
     Args:
-        source: The images. Statistics stored beside them stand in for theirs where Inception is asked.
-        extractor: The network.
-        keep: Keep the result in the cache.
+        source: The images. For Inception, statistics stored in their file are used instead of those of the images.
+        extractor: Computes the features.
+        keep: Use the cache.
         progress: Show a bar on stderr.
 
     Raises:
-        DataError: There are too few images; or there are none but stored statistics of another network.
+        DataError: There are too few images, or only stored statistics of another network.
     """
     stored = source.statistics if isinstance(source, NpzSource) else None
     if stored is None or extractor.name != "inception":
         if stored is not None and not len(source):
             raise DataError(
-                f"{source.name}: holds Inception's statistics and no images, so {extractor.name} has nothing to look "
-                "at: use --features inception, or give images"
+                f"{source.name}: holds Inception's statistics and no images, which {extractor.name} cannot "
+                "use: use --features inception, or give images"
             )
-        return (measure_once if keep else measure)(source, extractor, progress=progress)
+        return (measure_cached if keep else measure)(source, extractor, progress=progress)
     if len(source):
-        found = (measure_once if keep else measure)(source, extractor, progress=progress)
+        found = (measure_cached if keep else measure)(source, extractor, progress=progress)
     else:
-        found = Measured(network=extractor.name, vectors=torch.empty(0, extractor.width))
+        found = SetFeatures(network=extractor.name, vectors=torch.empty(0, extractor.width))
     return replace(found, stored=stored.pooled, spatial=stored.spatial or found.spatial)
 
 
 def to_channels_first(images: UInt8[np.ndarray, "b s s 3"]) -> UInt8[Tensor, "b 3 s s"]:
-    """Bytes as files hold them, to bytes as networks take them."""
+    """Return channels-last images as channels-first."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
@@ -194,7 +194,7 @@ def _parts(folder: Path) -> Iterator[Path]:
     return (folder / name for name in ("vectors.npy", "spatial_mean.npy", "spatial_covariance.npy", "provenance.json"))
 
 
-def _store(folder: Path, found: Measured, provenance: dict[str, Any]) -> None:
+def _store(folder: Path, found: SetFeatures, provenance: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     vectors, mean, covariance, about = _parts(folder)
     store_array(vectors, found.vectors.numpy())
@@ -202,10 +202,10 @@ def _store(folder: Path, found: Measured, provenance: dict[str, Any]) -> None:
         store_array(mean, found.spatial.mean.numpy())
         store_array(covariance, found.spatial.covariance.numpy())
     content = json.dumps({**provenance, "inception_score": found.inception_score}, indent=2) + "\n"
-    write_atomically(about, lambda path: path.write_text(content, encoding="utf-8"))  # last: now the folder is whole
+    write_atomically(about, lambda path: path.write_text(content, encoding="utf-8"))  # last: now it is complete
 
 
-def _load(folder: Path, extractor: Extractor) -> Measured | None:
+def _load(folder: Path, extractor: Extractor) -> SetFeatures | None:
     vectors, mean, covariance, about = _parts(folder)
     try:
         score = json.loads(about.read_text(encoding="utf-8"))["inception_score"]
@@ -213,6 +213,6 @@ def _load(folder: Path, extractor: Extractor) -> Measured | None:
         if extractor.spatial_width:
             spatial = Gaussian(torch.from_numpy(np.load(mean)), torch.from_numpy(np.load(covariance)))
         found = torch.from_numpy(np.load(vectors))
-    except (OSError, ValueError, KeyError, EOFError):  # absent or damaged: measured anew
+    except (OSError, ValueError, KeyError, EOFError):  # absent or damaged: computed again
         return None
-    return Measured(network=extractor.name, vectors=found, spatial=spatial, inception_score=score)
+    return SetFeatures(network=extractor.name, vectors=found, spatial=spatial, inception_score=score)

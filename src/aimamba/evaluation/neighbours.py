@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine: whether a sample is recognised as what it should be, and whether it is a copy.
+"""Nearest neighbours by cosine: 5-NN accuracy of samples, and whether they are copies of training images.
 
 Shape letters: n queries, m keys, k neighbours of each.
 """
@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from aimamba.errors import DataError
 
 VOTERS = 5
+"""Neighbours that vote on the class of an image."""
+
 CLOSE = 0.05
+"""Share of held-out images that count as close to the training images."""
 
 _BLOCK = 1000  # queries compared with all keys at once
 
@@ -24,7 +27,7 @@ class Nearest(NamedTuple):
 
     Attributes:
         similarities: Cosines, (n, k).
-        indices: Of the keys, (n, k).
+        indices: Indices of the keys, (n, k).
     """
 
     similarities: Tensor
@@ -35,10 +38,10 @@ def nearest(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], k: int, *
     """Find the nearest keys by cosine.
 
     Args:
-        queries: Whose neighbours are looked for.
-        keys: Among which.
-        k: How many.
-        same: The two are one set, in which nothing is its own neighbour.
+        queries: Vectors whose neighbours to find.
+        keys: Vectors to search.
+        k: Neighbours of each query.
+        same: Queries and keys are the same set; a vector is not its own neighbour.
 
     Raises:
         DataError: There are fewer than k keys to choose from.
@@ -56,21 +59,21 @@ def nearest(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], k: int, *
     return Nearest(torch.cat([near.values for near in found]), torch.cat([near.indices for near in found]))
 
 
-class Recognition(NamedTuple):
-    """Shares of images, in [0, 1].
+class KnnAccuracy(NamedTuple):
+    """5-NN accuracy: shares of images in [0, 1] whose nearest reference images have the right class.
 
     Attributes:
-        share: Those whose five nearest reference images all are of the class that was asked for.
-        majority: Those of whose five at least three are.
-        per_class: ``share`` of each class by its name.
+        unanimous: Share of images for which all five have it.
+        majority: Share of images for which at least three have it.
+        per_class: ``unanimous`` of each class, by the name of the class.
     """
 
-    share: float
+    unanimous: float
     majority: float
     per_class: dict[str, float]
 
 
-def recognition(
+def knn_accuracy(
     queries: Float[Tensor, "n d"],
     labels: Int64[Tensor, " n"],
     reference: Float[Tensor, "m d"],
@@ -78,16 +81,16 @@ def recognition(
     class_names: Sequence[str],
     *,
     same: bool = False,
-) -> Recognition:
-    """Tell how many images are recognised: their five nearest real images agree on their class.
+) -> KnnAccuracy:
+    """Return the 5-NN accuracy of images with known classes.
 
     Args:
         queries: Features of the images.
-        labels: Class of each.
-        reference: Features of real images that no model was trained on.
-        reference_labels: Class of each.
-        class_names: Of the labels.
-        same: The reference judges itself, each image by the others: the most that can be hoped for.
+        labels: Class that each image should have.
+        reference: Features of real images that the model was not trained on.
+        reference_labels: Class of each reference image.
+        class_names: Names of the classes.
+        same: The images are the reference itself, and each is classified by the others. This is an upper bound.
 
     Raises:
         DataError: The reference is too small.
@@ -100,17 +103,17 @@ def recognition(
         for label, name in enumerate(class_names)
         if bool((labels == label).any())
     }
-    return Recognition(float(known.double().mean()), float((votes > VOTERS // 2).double().mean()), per_class)
+    return KnnAccuracy(float(known.double().mean()), float((votes > VOTERS // 2).double().mean()), per_class)
 
 
 class Copying(NamedTuple):
-    """Whether images lie nearer to the training set than unseen real ones do.
+    """Whether samples lie closer to the training images than held-out images do.
 
     Attributes:
         similarity: Median cosine of a sample with its nearest training image.
-        similarity_held_out: The same of a held-out image.
-        closer: Share of the samples that are nearer to a training image than all but the nearest 5 % of the held-out
-            images are. About 0.05 where nothing is copied.
+        similarity_held_out: Median cosine of a held-out image with its nearest training image.
+        closer: Share of the samples that are closer to a training image than 95 % of the held-out images are. About
+            0.05 if no sample is a copy.
     """
 
     similarity: float
@@ -119,7 +122,7 @@ class Copying(NamedTuple):
 
 
 def copying(samples: Float[Tensor, " n"], held_out: Float[Tensor, " m"]) -> Copying:
-    """Compare the cosines of samples and of held-out images with their nearest training images."""
+    """Compare samples with held-out images by the cosines with their nearest training images."""
     line = held_out.double().quantile(1 - CLOSE)
     closer = (samples.double() > line).double().mean()
     return Copying(float(samples.median()), float(held_out.median()), float(closer))

@@ -14,13 +14,13 @@ _Range = tuple[float, float]
 
 
 class Series(NamedTuple):
-    """A line.
+    """A line of a plot.
 
     Attributes:
-        name: For the legend.
+        name: Text in the legend.
         points: (x, y).
-        marks: Written beside the points; none where empty.
-        dots: Whether the points are marked.
+        marks: Texts beside the points; may be empty.
+        dots: Mark every point with a dot.
     """
 
     name: str
@@ -38,15 +38,15 @@ def plot(
     x_range: _Range | None = None,
     y_range: _Range | None = None,
 ) -> str:
-    """Draw lines over common axes.
+    """Plot lines over common axes.
 
     Args:
-        title: Written above.
-        x_name: Written below.
-        y_name: Written beside.
-        series: The lines, of at least one point.
-        x_range: Of the axis; by default that of the points.
-        y_range: Likewise.
+        title: Title above the plot.
+        x_name: Name of the x axis.
+        y_name: Name of the y axis.
+        series: The lines, with at least one point.
+        x_range: Range of the x axis; that of the points by default.
+        y_range: Range of the y axis; that of the points by default.
 
     Returns:
         An ``<svg>`` element.
@@ -72,7 +72,7 @@ def plot(
     turned = f' transform="rotate(-90 14 {middle:.1f})"'
     parts.append(_text(14.0, middle, y_name, "middle", more=turned))
     for number, each in enumerate(series):
-        parts += _drawn(each, [place(*point) for point in each.points], _COLOURS[number % len(_COLOURS)])
+        parts += _curve(each, [place(*point) for point in each.points], _COLOURS[number % len(_COLOURS)])
         if len(series) > 1:
             legend = _WIDTH - _RIGHT - 6, _HEIGHT - _BOTTOM - 8 - 14 * (len(series) - 1 - number)
             parts.append(_text(*legend, each.name, "end", colour=_COLOURS[number % len(_COLOURS)]))
@@ -80,7 +80,7 @@ def plot(
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif">{"".join(parts)}</svg>'
 
 
-def _drawn(series: Series, places: list[tuple[float, float]], colour: str) -> list[str]:
+def _curve(series: Series, places: list[tuple[float, float]], colour: str) -> list[str]:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']
     if series.dots:
@@ -92,7 +92,7 @@ def _drawn(series: Series, places: list[tuple[float, float]], colour: str) -> li
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers from at most ``low`` to at least ``high``."""
+    """Return four to nine round numbers that cover ``low`` to ``high``."""
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         room = abs(low) / 10 or 1.0
         low, high = low - room, high + room

@@ -1,4 +1,4 @@
-"""What published numbers were measured with, as far as it can be fixed in advance."""
+"""Evaluation protocols: the settings that published numbers were measured with."""
 
 from dataclasses import replace
 
@@ -13,23 +13,23 @@ PROTOCOLS = ("aim-paper",)
 IMAGES = 50_000
 LABELS = "random"
 
-_POSITION_SHIFT = 1  # of the official sampler, which drew the published samples
+_POSITION_SHIFT = 1  # of the official sampler, which generated the published samples
 _SCALES = {"aim-b": 2.0, "aim-l": 1.75, "aim-xl": 1.75}
 
 
 def aim_paper(config: SamplingConfig, shape: AiMConfig) -> SamplingConfig:
-    """Settings of the draw behind Table 2 of AiM (arXiv 2408.12245), as the authors name them.
+    """Return the sampling settings of Table 2 of AiM (arXiv 2408.12245), as the authors describe them.
 
     Args:
-        config: What the user asked for; guidance 1 stands for the published scale, 2.0 for AiM-B and 1.75 for AiM-L and
-            AiM-XL. A model of another size must name its own.
-        shape: Of the generator.
+        config: The user's settings. Guidance 1 stands for the published scale: 2.0 for AiM-B, 1.75 for AiM-L and
+            AiM-XL. A model of another size needs an explicit scale.
+        shape: The generator's config.
 
     Raises:
-        ConfigError: The user asked for something else, or the model is not sampled as the official one.
+        ConfigError: A setting contradicts the protocol, or the generator's positions differ from the official ones.
     """
     allowed = SamplingConfig(cfg_scale=config.cfg_scale, seed=config.seed)
-    check(config == allowed, "aim-paper draws at temperature 1 with constant guidance, without top-k or top-p")
+    check(config == allowed, "aim-paper samples at temperature 1 with constant guidance, without top-k or top-p")
     check(
         shape.decode_position_shift == _POSITION_SHIFT,
         f"aim-paper needs decode_position_shift {_POSITION_SHIFT}, as official weights have; this model has "
@@ -38,7 +38,7 @@ def aim_paper(config: SamplingConfig, shape: AiMConfig) -> SamplingConfig:
     sizes = {name: (preset.width, preset.num_blocks) for name, preset in AIM_PRESETS.items() if name in _SCALES}
     name = next((name for name, size in sizes.items() if size == (shape.width, shape.num_blocks)), None)
     if name is None:
-        check(config.cfg_scale != 1, "aim-paper knows the guidance of AiM-B, -L and -XL alone; give --cfg-scale")
+        check(config.cfg_scale != 1, "aim-paper has a guidance scale for AiM-B, -L and -XL only; give --cfg-scale")
         return config
     scale = _SCALES[name]
     check(config.cfg_scale in (1, scale), f"aim-paper fixes guidance {scale} for {name}, got {config.cfg_scale}")
@@ -46,7 +46,7 @@ def aim_paper(config: SamplingConfig, shape: AiMConfig) -> SamplingConfig:
 
 
 def check_paper_reference(reference: Source) -> None:
-    """Refuse a reference that lacks a part of ADM's.
+    """Check that a reference has every part of ADM's reference files.
 
     Raises:
         DataError: Images, ``mu``, ``sigma``, ``mu_s`` or ``sigma_s`` are missing.

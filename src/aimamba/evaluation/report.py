@@ -1,10 +1,9 @@
-"""A page to look at: numbers, sheets of classes, nearest training images, plots, settings."""
+"""An HTML page of an evaluation: metrics, sheets of images, nearest training images, plots, settings."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,13 +11,15 @@ from torch import Tensor
 
 from aimamba.data.sheets import sheet
 from aimamba.evaluation.compare import Comparison
+from aimamba.evaluation.metrics import GuidanceMetrics, Metrics
 from aimamba.evaluation.plots import Series, plot
+from aimamba.evaluation.run import Evaluation
 from aimamba.evaluation.sources import ModelSource, Source
-from aimamba.evaluation.summary import NAMES, summary
+from aimamba.evaluation.summary import METRIC_NAMES, UNANIMOUS, summary
 from aimamba.files import write_atomically
 
 _CLASSES, _COLUMNS = 10, 8  # of a sheet
-_CURVE = 200  # points of a distribution
+_CURVE_POINTS = 200  # of a cumulative distribution
 _SHARE = (0.0, 1.0)
 _STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em }
@@ -29,48 +30,42 @@ p { color: #555; max-width: 50em }
 """
 
 
-def write_report(
-    folder: Path,
-    found: Comparison,
-    settings: Mapping[str, Any],
-    *,
-    samples: Source,
-    reference: Source,
-    train: Source | None = None,
-) -> None:
+def write_report(folder: Path, evaluation: Evaluation) -> None:
     """Write ``index.html`` and its images.
 
     Args:
-        folder: Where to; made if need be.
-        found: The numbers; ``guidance`` among them, where several scales were measured, is plotted.
-        settings: Printed below.
-        samples: What was judged; some of it is shown.
-        reference: Real images, shown beside.
-        train: Training images, of which the samples' neighbours are shown.
+        folder: The folder; created if it does not exist.
+        evaluation: The evaluation. The page shows some samples and reference images, the training images nearest to
+            samples, and plots over the guidance scales if there are several.
     """
+    found, samples, reference, train = (
+        evaluation.comparison,
+        evaluation.samples,
+        evaluation.reference,
+        evaluation.train,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
-        for name, value in summary(found.network, found.numbers)
+        for name, value in summary(found.network, found.metrics)
     )
-    drawn = f" Drawn with {samples.config.describe()}." if isinstance(samples, ModelSource) else ""
+    sampling = f" Sampled with {samples.config.describe()}." if isinstance(samples, ModelSource) else ""
     parts = [
         f"<h1>{escape(samples.name)}</h1>",
-        f"<p>{len(samples):,} samples against {len(reference):,} images of {escape(reference.name)}.{drawn}</p>",
+        f"<p>{len(samples):,} samples against {len(reference):,} images of {escape(reference.name)}.{sampling}</p>",
         f"<table>{rows}</table>",
         _section(folder, "Samples", "samples.png", _class_sheet(samples)),
     ]
     if len(reference):
         parts.append(_section(folder, "Reference", "reference.png", _class_sheet(reference)))
-    if train is not None and found.nearest is not None and found.unseen is not None:
+    if train is not None and found.nearest is not None and found.held_out_similarities is not None:
         parts += _neighbours(folder, found, samples, train)
-    guidance = found.numbers.get("guidance", ())
-    if "precision" in found.numbers:
-        parts.append(f"<h2>Precision and recall</h2>{_precision_recall(found, guidance)}")
-    if len(guidance) > 1:
-        parts.append(f"<h2>Guidance</h2>{_guidance(found.network, guidance)}")
-    text = json.dumps({found.network: found.numbers, "settings": settings}, indent=2, ensure_ascii=False)
-    parts.append(f"<h2>Every number and setting</h2><pre>{escape(text)}</pre>")
+    if found.metrics.precision is not None:
+        parts.append(f"<h2>Precision and recall</h2>{_precision_recall(found.network, found.metrics)}")
+    if len(found.metrics.guidance) > 1:
+        parts.append(f"<h2>Guidance</h2>{_guidance(found.network, found.metrics.guidance)}")
+    text = json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False)
+    parts.append(f"<h2>All metrics and settings</h2><pre>{escape(text)}</pre>")
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(samples.name)}</title>'
         f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
@@ -85,7 +80,7 @@ def _section(folder: Path, title: str, name: str, image: Image.Image, text: str 
 
 
 def _class_sheet(source: Source) -> Image.Image:
-    """The first images of the first classes, a row for each; without classes the first images."""
+    """Render the first images of the first classes, a row for each class; without classes, the first images."""
     if source.labels is None:
         some = range(min(len(source), _CLASSES * _COLUMNS))
         shown = _images(source, some)
@@ -98,14 +93,14 @@ def _class_sheet(source: Source) -> Image.Image:
 
 def _neighbours(folder: Path, found: Comparison, samples: Source, train: Source) -> list[str]:
     assert found.nearest is not None
-    assert found.unseen is not None
+    assert found.held_out_similarities is not None
     closest = found.nearest.similarities[:, 0]
     most = closest.topk(min(_COLUMNS, len(closest))).indices.tolist()
     labels = np.zeros(len(samples), np.int64) if samples.labels is None else samples.labels
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:_CLASSES]]
     curves = [
         Series("samples", _distribution(closest), dots=False),
-        Series("unseen real images", _distribution(found.unseen), dots=False),
+        Series("held-out images", _distribution(found.held_out_similarities), dots=False),
     ]
     name = f"{found.network} cosine with the nearest training image"
     return [
@@ -114,7 +109,7 @@ def _neighbours(folder: Path, found: Comparison, samples: Source, train: Source)
             "The samples nearest to training images",
             "nearest.png",
             _neighbour_sheet(most, found, samples, train),
-            "Left the sample with its cosine, right the five nearest training images. Here copies would be seen.",
+            "Left: each sample with its cosine. Right: its five nearest training images. Copies would show here.",
         ),
         _section(
             folder,
@@ -122,7 +117,7 @@ def _neighbours(folder: Path, found: Comparison, samples: Source, train: Source)
             "neighbours.png",
             _neighbour_sheet(firsts, found, samples, train),
         ),
-        f"<p>Samples that copy lie to the right of unseen real images.</p>{plot(name, 'cosine', 'share', curves)}",
+        f"<p>Copies move the curve of the samples to the right.</p>{plot(name, 'cosine', 'share', curves)}",
     ]
 
 
@@ -136,28 +131,32 @@ def _neighbour_sheet(indices: Sequence[int], found: Comparison, samples: Source,
     return sheet(rows, row_names=names, column_names=columns)
 
 
-def _precision_recall(found: Comparison, guidance: Sequence[Mapping[str, float]]) -> str:
-    entries = list(guidance) or [found.numbers]
-    points = [(entry["recall"], entry["precision"]) for entry in entries]
-    marks = [f"{entry['cfg_scale']:g}" for entry in entries] if guidance else []
-    title = f"{found.network} precision and recall" + (" by guidance scale" if guidance else "")
+def _precision_recall(network: str, metrics: Metrics) -> str:
+    entries = [entry.metrics for entry in metrics.guidance] or [metrics]
+    points = [
+        (entry.recall, entry.precision) for entry in entries if entry.recall is not None and entry.precision is not None
+    ]
+    marks = [f"{entry.cfg_scale:g}" for entry in metrics.guidance]
+    title = f"{network} precision and recall" + (" by guidance scale" if metrics.guidance else "")
     return plot(title, "recall", "precision", [Series("", points, marks)], x_range=_SHARE, y_range=_SHARE)
 
 
-def _guidance(network: str, guidance: Sequence[Mapping[str, float]]) -> str:
+def _guidance(network: str, guidance: Sequence[GuidanceMetrics]) -> str:
+    """Plot each metric over the guidance scale."""
+    entries = [entry.to_dict() for entry in guidance]
     plots = []
-    for key, name in {**NAMES, "recognised": "recognised"}.items():
-        if all(key in entry for entry in guidance):
-            points = [(entry["cfg_scale"], entry[key]) for entry in guidance]
+    for key, name in {**METRIC_NAMES, "recognised": UNANIMOUS}.items():
+        if all(key in entry for entry in entries):
+            points = [(entry["cfg_scale"], entry[key]) for entry in entries]
             limits = _SHARE if key in ("precision", "recall", "recognised") else None
             plots.append(plot(f"{network} {name}", "guidance scale", name, [Series("", points)], y_range=limits))
     return "".join(plots)
 
 
 def _distribution(values: Tensor) -> list[tuple[float, float]]:
-    """(value, share of values up to it), thinned out."""
+    """Return points (value, share of values up to it) of the cumulative distribution."""
     ordered = values.double().sort().values.tolist()
-    places = np.unique(np.linspace(0, len(ordered) - 1, _CURVE).round().astype(int))
+    places = np.unique(np.linspace(0, len(ordered) - 1, _CURVE_POINTS).round().astype(int))
     return [(ordered[place], (place + 1) / len(ordered)) for place in places.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""What a number depends on, to be kept beside it."""
+"""Settings that every metric depends on, written beside the metrics."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from aimamba.evaluation.neighbours import VOTERS
 
 
 def general_settings(extractor: Extractor) -> dict[str, Any]:
-    """The network, the constants of the metrics, versions and device."""
+    """Return the network, the constants of the metrics, versions and device."""
     return {
         "features": dict(extractor.settings),
         "kid_subsets": SUBSETS,

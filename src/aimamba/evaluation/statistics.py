@@ -1,4 +1,4 @@
-"""Mean and covariance of vectors that come in a stream, in float64; parts measured apart can be put together."""
+"""Mean and covariance of a stream of vectors, in float64."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from aimamba.errors import DataError
 
 
 class Gaussian(NamedTuple):
-    """What the Fréchet distance knows of a set.
+    """Mean and covariance of a set of vectors.
 
     Attributes:
         mean: (D,) float64.
-        covariance: (D, D) float64, with n - 1 below the line as ``numpy.cov``.
+        covariance: (D, D) float64, divided by n - 1 as in ``numpy.cov``.
     """
 
     mean: Tensor
@@ -22,38 +22,42 @@ class Gaussian(NamedTuple):
 
 
 class Moments:
-    """Running mean and scatter of vectors of one length (Chan, Golub and LeVeque 1983, eq. 2.1).
+    """Running mean and scatter matrix of vectors of one length (Chan, Golub and LeVeque 1983, eq. 2.1).
 
     Attributes:
-        count: How many vectors there were.
+        count: Number of vectors so far.
     """
 
     def __init__(self, width: int) -> None:
-        """Begin with no vector of ``width`` numbers."""
+        """Start without vectors.
+
+        Args:
+            width: Length of a vector, D.
+        """
         self.count = 0
         self._mean = torch.zeros(width, dtype=torch.float64)
         self._scatter = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, vectors: Float[Tensor, "b d"]) -> None:
-        """Take more vectors, from any device.
+        """Add vectors, from any device.
 
         Raises:
-            DataError: A number is NaN or infinite.
+            DataError: A value is NaN or infinite.
         """
         check_finite(vectors)
         rows = vectors.detach().cpu().double()
-        if len(rows):
-            mean = rows.mean(dim=0)
-            centred = rows - mean
-            self._join(len(rows), mean, centred.T @ centred)
-
-    def merge(self, other: "Moments") -> None:
-        """Take all vectors that ``other`` has taken, as if they had come here."""
-        if other.count:
-            self._join(other.count, other._mean, other._scatter)
+        if not len(rows):
+            return
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        total = self.count + len(rows)
+        apart = mean - self._mean
+        self._scatter += centred.T @ centred + torch.outer(apart, apart) * (self.count * len(rows) / total)
+        self._mean += apart * (len(rows) / total)
+        self.count = total
 
     def gaussian(self) -> Gaussian:
-        """Mean and covariance of everything so far.
+        """Return mean and covariance of the vectors so far.
 
         Raises:
             DataError: There were fewer than two vectors.
@@ -62,16 +66,9 @@ class Moments:
             raise DataError(f"a covariance needs at least 2 images, got {self.count}; give more")
         return Gaussian(self._mean.clone(), self._scatter / (self.count - 1))
 
-    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        total = self.count + count
-        apart = mean - self._mean
-        self._scatter += scatter + torch.outer(apart, apart) * (self.count * count / total)
-        self._mean += apart * (count / total)
-        self.count = total
-
 
 def check_finite(vectors: Float[Tensor, "b d"]) -> None:
-    """Refuse features that are no numbers.
+    """Check that features are finite.
 
     Raises:
         DataError: A feature is NaN or infinite.

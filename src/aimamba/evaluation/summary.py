@@ -1,9 +1,8 @@
-"""Numbers as lines to read, each with the name of the network that it comes from."""
+"""Metrics as lines of a table; each line names the network that the metric comes from."""
 
-from collections.abc import Mapping
-from typing import Any
+from aimamba.evaluation.metrics import GuidanceMetrics, Metrics, Recognition, ReconstructionMetrics
 
-NAMES = {
+METRIC_NAMES = {
     "fid": "FID",
     "sfid": "sFID",
     "rfid": "rFID",
@@ -14,70 +13,72 @@ NAMES = {
     "precision": "precision",
     "recall": "recall",
 }
-"""Of the numbers that are one value, in the order in which they are shown."""
+"""Fields of ``Metrics`` that are one number, with their names, in the order in which they are shown."""
 
-_DISTANCES = ("fid", "sfid", "rfid", "rsfid", "inception_score", "frechet")
+UNANIMOUS = "5-NN accuracy, unanimous"
+MAJORITY = "5-NN accuracy, majority"
+
+_TWO_DIGITS = ("fid", "sfid", "rfid", "rsfid", "inception_score", "frechet")
+_SHOWN_CLASSES = 10
 
 
-def summary(network: str, numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of each number; Inception's kernel distance is called KID."""
+def summary(network: str, metrics: Metrics) -> list[tuple[str, str]]:
+    """Return name and value of each metric; Inception's kernel distance is called KID."""
     lines = []
-    for key, name in NAMES.items():
-        if key not in numbers:
-            continue
-        text = _rounded(key, numbers[key])
+    for key, value in _single_numbers(metrics).items():
+        text = _rounded(key, value)
         if key == "kid":
-            text = f"{text} ± {numbers['kid_std']:.5f} over subsets of {numbers['kid_subset_size']}"
-        lines.append((f"{network} {_title(network, key, name)}", text))
-    if found := numbers.get("recognition"):
-        lines += _recognition(network, found)
-    if found := numbers.get("neighbours"):
-        text = f"{found['closer']:.1%} of samples (5.0% if nothing is copied); median cosine {found['similarity']:.3f}"
-        lines.append((f"{network} nearer to {found['train']}", f"{text}, reference {found['similarity_held_out']:.3f}"))
-    for entry in numbers.get("guidance", ()):
-        lines.append((f"{network} at guidance {entry['cfg_scale']:g}", _in_one_line(network, entry)))
+            text = f"{text} ± {metrics.kid_std:.5f} over subsets of {metrics.kid_subset_size}"
+        lines.append((f"{network} {_title(network, key)}", text))
+    if metrics.recognition is not None:
+        lines += _accuracy(network, metrics.recognition)
+    if metrics.neighbours is not None:
+        train, found = metrics.neighbours.train, metrics.neighbours.copying
+        text = f"{found.closer:.1%} of samples (5.0% without copies); median cosine {found.similarity:.3f}"
+        lines.append((f"{network} closer to {train}", f"{text}, reference {found.similarity_held_out:.3f}"))
+    lines += [(f"{network} at guidance {entry.cfg_scale:g}", _one_line(network, entry)) for entry in metrics.guidance]
     return lines
 
 
-def _in_one_line(network: str, numbers: Mapping[str, float]) -> str:
-    parts = [
-        f"{_title(network, key, name)} {_rounded(key, numbers[key])}" for key, name in NAMES.items() if key in numbers
-    ]
-    parts += [f"recognised {numbers['recognised']:.1%}"] if "recognised" in numbers else []
+def reconstruction_summary(metrics: ReconstructionMetrics) -> list[tuple[str, str]]:
+    """Return name and value of each metric that compares images with their reconstructions one by one."""
+    lines = [("PSNR", f"{metrics.psnr:.2f} dB"), ("SSIM", f"{metrics.ssim:.4f}")]
+    lines.append(("SSIM as LlamaGen computes it", f"{metrics.ssim_llamagen:.4f}"))
+    if metrics.lpips is not None:
+        lines.append(("LPIPS (VGG16)", f"{metrics.lpips:.4f}"))
+    lines.append(("codes used", f"{metrics.codes_used:.1%}, perplexity {metrics.perplexity:.1f}"))
+    return lines
+
+
+def _single_numbers(metrics: Metrics) -> dict[str, float]:
+    found = {key: getattr(metrics, key) for key in METRIC_NAMES}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _one_line(network: str, entry: GuidanceMetrics) -> str:
+    parts = [f"{_title(network, key)} {_rounded(key, value)}" for key, value in _single_numbers(entry.metrics).items()]
+    parts += [] if entry.recognised is None else [f"unanimous 5-NN accuracy {entry.recognised:.1%}"]
     return ", ".join(parts)
 
 
-def _title(network: str, key: str, name: str) -> str:
-    return "KID" if key == "kid" and network == "inception" else name
+def _title(network: str, key: str) -> str:
+    return "KID" if key == "kid" and network == "inception" else METRIC_NAMES[key]
 
 
 def _rounded(key: str, value: float) -> str:
     if key == "kid":
         return f"{value:.5f}"
-    return f"{value:.2f}" if key in _DISTANCES else f"{value:.3f}"
+    return f"{value:.2f}" if key in _TWO_DIGITS else f"{value:.3f}"
 
 
-def tokenizer_summary(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Name and value of each number that hangs on no network but LPIPS."""
-    lines = [("PSNR", f"{numbers['psnr']:.2f} dB"), ("SSIM", f"{numbers['ssim']:.4f}")]
-    lines.append(("SSIM as LlamaGen computes it", f"{numbers['ssim_llamagen']:.4f}"))
-    if "lpips" in numbers:
-        lines.append(("LPIPS (VGG16)", f"{numbers['lpips']:.4f}"))
-    lines.append(("codes used", f"{numbers['codes_used']:.1%}, perplexity {numbers['perplexity']:.1f}"))
-    return lines
-
-
-def _recognition(network: str, found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    itself = found["reference"]
+def _accuracy(network: str, found: Recognition) -> list[tuple[str, str]]:
+    samples, reference = found.samples, found.reference
     lines = [
-        (f"{network} recognised", f"{found['share']:.1%}, the reference itself {itself['share']:.1%}"),
-        (
-            f"{network} recognised by majority",
-            f"{found['majority']:.1%}, the reference itself {itself['majority']:.1%}",
-        ),
+        (f"{network} {UNANIMOUS}", f"{samples.unanimous:.1%}, the reference itself {reference.unanimous:.1%}"),
+        (f"{network} {MAJORITY}", f"{samples.majority:.1%}, the reference itself {reference.majority:.1%}"),
     ]
-    classes = sorted(found["per_class"].items(), key=lambda item: item[1])
+    classes = sorted(samples.per_class.items(), key=lambda item: item[1])
     if len(classes) > 1:
-        shown = ", ".join(f"{name} {share:.1%}" for name, share in classes[:10])
-        lines.append((f"{network} recognised, by class", shown + (", ..." if len(classes) > 10 else "")))
+        shown = ", ".join(f"{name} {share:.1%}" for name, share in classes[:_SHOWN_CLASSES])
+        lines.append((f"{network} {UNANIMOUS}, by class", shown + (", ..." if len(classes) > _SHOWN_CLASSES else "")))
     return lines

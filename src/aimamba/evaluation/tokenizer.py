@@ -1,5 +1,6 @@
-"""What a tokenizer keeps of images: errors of the images, distance between the sets, use of the codes."""
+"""Evaluation of a tokenizer: errors of its reconstructions, distance between the sets, use of the codebook."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +14,31 @@ from aimamba.data.sheets import to_float, to_images
 from aimamba.data.transforms import to_array
 from aimamba.evaluation.compare import distances
 from aimamba.evaluation.features import Extractor
-from aimamba.evaluation.measure import Collector, check_enough, to_channels_first
+from aimamba.evaluation.measure import FeatureCollector, check_enough, to_channels_first
+from aimamba.evaluation.metrics import Metrics, ReconstructionMetrics
+from aimamba.evaluation.settings import general_settings
 from aimamba.evaluation.sources import Source
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
 from aimamba.networks.perceptual import PerceptualLoss
 from aimamba.ops.ssim import gaussian_window, ssim, uniform_window
 
-_SMALLEST = 11  # pixels, of SSIM's window
+_SMALLEST = 11  # pixels, the side of SSIM's window
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerComparison:
+    """Images compared with their reconstructions.
+
+    Attributes:
+        network: Name of the network whose features were compared.
+        distances: Distances between the two sets; Inception's are ``rfid`` and ``rsfid``.
+        reconstruction: Errors of each pair, averaged, and use of the codebook.
+    """
+
+    network: str
+    distances: Metrics
+    reconstruction: ReconstructionMetrics
 
 
 def compare_tokenizer(
@@ -30,26 +48,21 @@ def compare_tokenizer(
     *,
     lpips: PerceptualLoss | None = None,
     progress: bool = False,
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Compare images with what the tokenizer makes of them, both rounded to 8 bits.
+) -> TokenizerComparison:
+    """Compare images with their reconstructions, both rounded to 8 bits.
 
-    They are drawn as ``Pipeline`` draws, by ``FastDecoder``.
+    The codes are decoded by ``FastDecoder``, as in ``Pipeline``.
 
     Args:
         model: The tokenizer, in evaluation mode.
-        images: Those it has not learned from.
-        extractor: Compares the two sets.
-        lpips: Compares each pair.
+        images: Images that it was not trained on.
+        extractor: Computes the features for the distances between the two sets.
+        lpips: Compares each pair, where given.
         progress: Show a bar on stderr.
 
-    Returns:
-        Distances between the sets (``rfid`` from Inception), and the rest: ``psnr`` (dB) and ``ssim``, means over
-        images; ``ssim_llamagen``; ``lpips`` where it was given; ``codes_used``, a share of the codebook;
-        ``perplexity`` of the codes.
-
     Raises:
-        ConfigError: The images' side is no multiple of the down-sampling, or below 11 pixels.
-        DataError: There are fewer than two images, or features are no numbers.
+        ConfigError: The images' side is not a multiple of the down-sampling, or is below 11 pixels.
+        DataError: There are fewer than two images, or features contain NaN or infinity.
     """
     check(images.size >= _SMALLEST, f"SSIM needs images of at least {_SMALLEST} pixels, got {images.size}")
     factor = model.config.downsampling
@@ -58,7 +71,7 @@ def compare_tokenizer(
         f"the tokenizer needs images whose side is a multiple of {factor}, its down-sampling; got {images.size}",
     )
     check_enough(images)
-    real, drawn = (Collector(extractor, len(images)) for _ in range(2))
+    real, reconstructed = (FeatureCollector(extractor, len(images)) for _ in range(2))
     counts = torch.zeros(model.config.codebook_size, dtype=torch.int64)
     decoder = FastDecoder(model)
     sums: dict[str, float] = {}
@@ -71,19 +84,46 @@ def compare_tokenizer(
             for name, values in _errors(reconstructions, originals, lpips).items():
                 sums[name] = sums.get(name, 0.0) + float(values.double().sum())
             real.add(originals)
-            drawn.add(reconstructions)
+            reconstructed.add(reconstructions)
             bar.update(len(batch))
-    found = distances(drawn.measured(), real.measured(), progress=progress)
+    found = distances(reconstructed.result(), real.result(), progress=progress)
     means = {name: total / len(images) for name, total in sums.items()}
-    return {f"r{name}" if name in ("fid", "sfid") else name: value for name, value in found.items()}, {
-        **means,
-        "codes_used": float((counts > 0).double().mean()),
-        "perplexity": perplexity(counts),
+    return TokenizerComparison(
+        network=extractor.name,
+        distances=replace(found, fid=None, rfid=found.fid, sfid=None, rsfid=found.sfid),
+        reconstruction=ReconstructionMetrics(
+            **means, codes_used=float((counts > 0).double().mean()), perplexity=perplexity(counts)
+        ),
+    )
+
+
+def tokenizer_report(
+    found: TokenizerComparison, images: Source, extractor: Extractor, *, tokenizer: str, dtype: str
+) -> dict[str, Any]:
+    """Return the JSON object with every metric and the settings that it depends on.
+
+    Args:
+        found: The metrics.
+        images: The images that were compared.
+        extractor: Computed the features.
+        tokenizer: Name of the tokenizer.
+        dtype: Precision of the tokenizer.
+    """
+    settings = {
+        "tokenizer": tokenizer,
+        "dtype": dtype,
+        "pictures": {"name": images.name, "count": len(images), "size": images.size},
+        **general_settings(extractor),
+    }
+    return {
+        found.network: found.distances.to_dict(),
+        "tokenizer": found.reconstruction.to_dict(),
+        "settings": settings,
     }
 
 
 def perplexity(counts: Int[Tensor, " v"]) -> float:
-    """``exp`` of the entropy of the codes: how many equally frequent ones would be as hard to guess."""
+    """Return ``exp`` of the entropy of the codes: the number of equally frequent codes with the same entropy."""
     shares = counts.double() / counts.sum()
     return float(torch.exp(-torch.xlogy(shares, shares).sum()))
 
@@ -94,14 +134,14 @@ def _from_image(image: Image) -> UInt8[Tensor, "3 h w"]:
 
 @torch.no_grad()
 def _errors(
-    drawn: UInt8[Tensor, "b 3 s s"], real: UInt8[Tensor, "b 3 s s"], lpips: PerceptualLoss | None
+    reconstructed: UInt8[Tensor, "b 3 s s"], real: UInt8[Tensor, "b 3 s s"], lpips: PerceptualLoss | None
 ) -> dict[str, Tensor]:
-    """Of each pair.
+    """Return the errors of each pair, each (B,).
 
-    ``ssim_llamagen`` is how LlamaGen's published 0.675 was computed: 7 x 7 uniform window, variances with n - 1, and a
-    data range of 2 although its values lie in [0, 1], which raises it.
+    ``ssim_llamagen`` follows the computation of LlamaGen's published 0.675: a 7 x 7 uniform window, variances divided
+    by n - 1, and a data range of 2 although the values lie in [0, 1], which raises it.
     """
-    x, y = drawn.double(), real.double()
+    x, y = reconstructed.double(), real.double()
     squares = (x - y).square().mean(dim=(1, 2, 3))
     found = {
         "psnr": 10 * torch.log10(255**2 / squares.clamp(min=1e-10)),
@@ -110,5 +150,5 @@ def _errors(
     }
     if lpips is not None:
         place = next(lpips.parameters()).device
-        found["lpips"] = lpips.distances(to_float(drawn).to(place), to_float(real).to(place)).cpu()
+        found["lpips"] = lpips.distances(to_float(reconstructed).to(place), to_float(real).to(place)).cpu()
     return found

@@ -1,4 +1,4 @@
-"""Inception's weights: a user's file, or the published one downloaded once, recognised by its SHA-256."""
+"""Inception's weights: a user's file or the published file, downloaded once; both are checked by SHA-256."""
 
 import hashlib
 import urllib.request
@@ -12,22 +12,22 @@ from aimamba.files import cache_folder, write_atomically
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SHA256_START = "6726825d"
-"""The first digits are all that the file's name tells."""
+"""The file's name holds only the first digits."""
 
 _PIECE = 1 << 20
 
 
 def inception_weights(source: str = "inception") -> tuple[Path, str]:
-    """Find the file, and download it where ``source`` is ``"inception"`` and it is not in the cache yet.
+    """Return the path of the weights; download them if ``source`` is ``"inception"`` and they are not cached yet.
 
     Args:
-        source: ``"inception"`` or the path of the file.
+        source: ``"inception"``, or the path of the file.
 
     Returns:
-        The path and the SHA-256 of the content.
+        The path and the SHA-256 of the file.
 
     Raises:
-        CheckpointError: There is no such file, it cannot be downloaded, or it is not the published one.
+        CheckpointError: The file does not exist, cannot be downloaded, or is not the published one.
     """
     path = cache_folder() / "weights" / URL.rpartition("/")[2] if source == "inception" else Path(source).expanduser()
     if not path.is_file():

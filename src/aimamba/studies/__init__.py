@@ -1,1 +1,1 @@
-"""Studies: several runs that answer one question, made by one command that resumes, told in one table and figure."""
+"""Studies: several runs that answer one question, with one table and one figure. One command runs and resumes them."""

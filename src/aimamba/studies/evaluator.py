@@ -1,4 +1,4 @@
-"""Judging a model by its images."""
+"""Evaluation of a model of a study by its samples."""
 
 import time
 from typing import Any, Protocol, runtime_checkable
@@ -13,34 +13,34 @@ from aimamba.pipeline import Pipeline
 
 
 @runtime_checkable
-class Measure(Protocol):
-    """Draws images of a model and gives numbers by name."""
+class Evaluator(Protocol):
+    """Samples a pipeline and returns metrics by name."""
 
     def __call__(self, pipeline: Pipeline, sampling: SamplingConfig) -> dict[str, Any]:
-        """Draw and measure."""
+        """Sample and measure."""
         ...
 
 
 class SampleEvaluator:
-    """Compares images of a model, its classes in turn, with real ones."""
+    """Compares samples of a model, balanced over its classes, with real images."""
 
     def __init__(self, reference: Source, extractor: Extractor, *, size: int, samples: int, batch_size: int) -> None:
-        """Say with what to compare, and what will be drawn.
+        """Set what to compare with, and how many samples to generate.
 
         Args:
             reference: Real images.
-            extractor: Looks at all images.
-            size: Side of the images that will be drawn.
-            samples: How many of each model.
-            batch_size: Images drawn at once.
+            extractor: Computes the features of all images.
+            size: Side in pixels of the images that the models generate.
+            samples: Samples of each model.
+            batch_size: Images that a model generates at once.
 
         Raises:
-            DataError: The real images are of another size.
+            DataError: The real images have another size.
         """
         if reference.size != size:
             raise DataError(
-                f"judging.reference {reference.name} has images of {reference.size} pixels, the models draw {size}; "
-                f"name a set of {size} pixels"
+                f"judging.reference {reference.name} has images of {reference.size} pixels, the models generate "
+                f"{size}; name a set of {size} pixels"
             )
         self._reference = reference
         self._extractor = extractor
@@ -48,15 +48,15 @@ class SampleEvaluator:
         self._batch_size = batch_size
 
     def __call__(self, pipeline: Pipeline, sampling: SamplingConfig) -> dict[str, Any]:
-        """Give the numbers of ``aimamba evaluate`` and the ``network`` they come from."""
+        """Return the metrics of ``aimamba evaluate`` and the name of the ``network`` that they come from."""
         labels = make_labels("balanced", self._samples, pipeline.generator.config.num_classes)
         source = ModelSource("samples", pipeline, labels, sampling, self._batch_size)
         found = compare(source, self._reference, self._extractor, progress=True)
-        return {"network": found.network, **found.numbers}
+        return {"network": found.network, **found.metrics.to_dict()}
 
 
-def judged(pipeline: Pipeline, sampling: SamplingConfig, measure: Measure) -> dict[str, Any]:
-    """The settings of a draw with its numbers, and the seconds that drawing and measuring took."""
+def evaluate_sampling(pipeline: Pipeline, sampling: SamplingConfig, evaluator: Evaluator) -> dict[str, Any]:
+    """Return sampling settings with their metrics, and the seconds that sampling and measuring took."""
     started = time.perf_counter()
-    numbers = measure(pipeline, sampling)
+    numbers = evaluator(pipeline, sampling)
     return {"sampling": to_mapping(sampling), "numbers": numbers, "seconds": time.perf_counter() - started}

@@ -1,4 +1,4 @@
-"""The figure of a study, from its results alone. Needs matplotlib, which comes with ``aimamba[plots]``."""
+"""The figure of a study, from its results alone. Needs matplotlib, which ``aimamba[plots]`` installs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.studies.results import Results
-from aimamba.studies.rows import METRICS, PAPER_R, Row, mean, metric, network, numbers, pearson, rows
+from aimamba.studies.rows import METRICS, PAPER_R, Row, mean, metric, network, pearson, variant_rows, without_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ _DPI = 120
 
 
 def require_matplotlib() -> None:
-    """Say early that a figure cannot be drawn.
+    """Check that figures can be plotted, before anything runs.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -28,8 +28,8 @@ def require_matplotlib() -> None:
         raise ConfigError("the figure of a study needs matplotlib; install it with: pip install 'aimamba[plots]'")
 
 
-def plot_figure(results: Results, path: Path) -> None:
-    """Write the figure as a PNG; nothing is written before a run with samples is finished.
+def write_figure(results: Results, path: Path) -> None:
+    """Write the figure as a PNG file, once a run with samples is finished.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -54,7 +54,7 @@ def _panels(figure: "Figure", count: int, height: float = 3.6) -> "list[Axes]":
 
 
 def _points(axes: "Axes", found: list[Row], values: Callable[[Row], list[float]], label: str) -> None:
-    """Means against parameters as a line, every run as a point."""
+    """Plot means over parameters as a line, and every run as a point."""
     [line] = axes.plot([row.parameters for row in found], [mean(values(row)) for row in found], label=label)
     for row in found:
         runs = values(row)
@@ -64,44 +64,44 @@ def _points(axes: "Axes", found: list[Row], values: Callable[[Row], list[float]]
 
 
 def _distance(samples: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Key and name of the Fréchet distance of the network that was used."""
+    """Return key and name of the Fréchet distance of the network that was used."""
     if any(metric(sample, "fid") is not None for sample in samples):
         return "fid", "FID"
-    return "frechet", f"{network(samples)} {METRICS['frechet'][0]} distance"
+    return "frechet", f"{network(samples)} {METRICS['frechet'].name} distance"
 
 
-def _label(drawn: str) -> str:
-    return "no guidance" if drawn == "none" else f"guidance {drawn}"
+def _label(guidance: str) -> str:
+    return "no guidance" if guidance == "none" else f"guidance {guidance}"
 
 
 def _scaling(figure: "Figure", results: Results) -> None:
-    found = rows(results.settings, results.runs)
+    found = variant_rows(results.settings, results.runs)
     bits, distance = _panels(figure, 2)
     _points(bits, found, Row.bits, "")
-    bits.set_ylabel("held-out bits a token")
+    bits.set_ylabel("held-out bits per token")
     key, name = _distance(found[0].runs[0]["samples"])
     logs = [math.log10(row.parameters) for row in found]
     bits.set_title(f"r = {pearson(logs, [mean(row.bits()) for row in found]):.3f}", fontsize="medium")
-    for index, drawn in enumerate(found[0].guidances()):
+    for index, guidance in enumerate(found[0].guidances()):
         r = pearson(logs, [mean(row.metric(key, index)) for row in found])
-        _points(distance, found, lambda row, index=index: row.metric(key, index), f"{_label(drawn)}, r = {r:.3f}")  # type: ignore[misc]
+        _points(distance, found, lambda row, index=index: row.metric(key, index), f"{_label(guidance)}, r = {r:.3f}")  # type: ignore[misc]
     distance.set_title(f"FID of the paper's models: r = {PAPER_R}", fontsize="medium")
     distance.set_ylabel(name)
     distance.legend(frameon=False)
 
 
 def _ablation(figure: "Figure", results: Results) -> None:
-    found = rows(results.settings, results.runs)
+    found = variant_rows(results.settings, results.runs)
     bits, distance = _panels(figure, 2, 1.2 + 0.42 * len(found))
     places = list(range(len(found)))
     for place, row in zip(places, found, strict=True):
         bits.plot(row.bits(), [place] * len(row.bits()), "o", color="C0")
-    bits.set_xlabel("held-out bits a token")
+    bits.set_xlabel("held-out bits per token")
     key, name = _distance(found[0].runs[0]["samples"])
-    for index, drawn in enumerate(found[0].guidances()):
+    for index, guidance in enumerate(found[0].guidances()):
         for place, row in zip(places, found, strict=True):
             values = row.metric(key, index)
-            label = _label(drawn) if place == 0 else None
+            label = _label(guidance) if place == 0 else None
             distance.plot(values, [place] * len(values), "o", color=f"C{index}", label=label)
     distance.set_xlabel(name)
     distance.legend(frameon=False)
@@ -111,7 +111,7 @@ def _ablation(figure: "Figure", results: Results) -> None:
 
 
 def _baseline(figure: "Figure", results: Results) -> None:
-    found = rows(results.settings, results.runs)
+    found = variant_rows(results.settings, results.runs)
     bits, distance, state = _panels(figure, 3)
     key, name = _distance(found[0].runs[0]["samples"])
     for family in dict.fromkeys(row.variant["family"] for row in found):
@@ -123,7 +123,7 @@ def _baseline(figure: "Figure", results: Results) -> None:
             sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
             color = "C0" if kind[0] is found[0] else "C1"
             state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
-    bits.set_ylabel("held-out bits a token")
+    bits.set_ylabel("held-out bits per token")
     distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")
     state.set(xlabel="tokens", ylabel="state of a row, KiB")
     if any("speed" in run for run in results.runs.values()):
@@ -139,17 +139,18 @@ def _guidance(figure: "Figure", results: Results) -> None:
     none = [sample for sample in samples if sample["sampling"]["cfg_scale"] == 1]
     schedules = dict.fromkeys(sample["sampling"]["cfg_schedule"] for sample in samples if sample not in none)
     for schedule in schedules or ["constant"]:
-        drawn = [*none, *(sample for sample in samples if sample["sampling"]["cfg_schedule"] == schedule)]
-        drawn = sorted({id(sample): sample for sample in drawn}.values(), key=lambda s: s["sampling"]["cfg_scale"])
-        scales = [sample["sampling"]["cfg_scale"] for sample in drawn]
-        distance.plot(scales, numbers(metric(sample, key) for sample in drawn), "o-", markersize=4, label=schedule)
+        shown = [*none, *(sample for sample in samples if sample["sampling"]["cfg_schedule"] == schedule)]
+        shown = sorted({id(sample): sample for sample in shown}.values(), key=lambda s: s["sampling"]["cfg_scale"])
+        scales = [sample["sampling"]["cfg_scale"] for sample in shown]
+        values = without_missing(metric(sample, key) for sample in shown)
+        distance.plot(scales, values, "o-", markersize=4, label=schedule)
         for name, style in (("precision", "o-"), ("recall", "s--")):
-            values = numbers(metric(sample, name) for sample in drawn)
+            values = without_missing(metric(sample, name) for sample in shown)
             color = distance.lines[-1].get_color()
             if len(values) == len(scales):
                 shares.plot(scales, values, style, markersize=4, color=color, label=f"{name}, {schedule}")
-    distance.set(xlabel="scale of guidance", ylabel=title)
-    shares.set(xlabel="scale of guidance", ylabel="share")
-    shares.set_ylim(0, 1.6 * shares.get_ylim()[1])  # room for the names
+    distance.set(xlabel="guidance scale", ylabel=title)
+    shares.set(xlabel="guidance scale", ylabel="share")
+    shares.set_ylim(0, 1.6 * shares.get_ylim()[1])  # room for the legend
     distance.legend(frameon=False)
     shares.legend(frameon=False, fontsize="small")

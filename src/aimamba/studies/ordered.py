@@ -1,6 +1,7 @@
-"""A generator whose codes come in another order than raster: the order is applied in training and undone in drawing.
+"""A generator whose sequences are in another scan order than raster.
 
-The generator itself does not know. Its weights, saved, are an ordinary model whose codes ``OrderedPipeline`` can draw.
+The order is applied to the training codes and undone before decoding; the generator itself does not know it. A saved
+generator is an ordinary model, and ``OrderedPipeline`` decodes its samples.
 """
 
 from collections.abc import Sequence
@@ -14,37 +15,44 @@ from torch import Tensor
 from aimamba.data.codes import CodeSet
 from aimamba.models import AiM, VQModel
 from aimamba.pipeline import Pipeline
-from aimamba.studies.scans import Order, grid_order, inverse
+from aimamba.studies.scans import ScanOrder, inverse_order, scan_order
 from aimamba.train.generator import GeneratorTask
 
 
 class OrderedPipeline(Pipeline):
-    """A pipeline whose generator gives codes in an order of its own."""
+    """A pipeline whose generator produces tokens in a given scan order."""
 
     def __init__(self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str], order: str) -> None:
-        """Put the parts together; ``order`` is one of ``aimamba.studies.scans.ORDERS``."""
+        """Combine the parts.
+
+        Args:
+            tokenizer: Decodes the codes.
+            generator: Produces the tokens of an image in ``order``.
+            class_names: Names of the generator's classes.
+            order: One of ``aimamba.studies.scans.SCAN_ORDERS``.
+        """
         super().__init__(tokenizer, generator, class_names)
-        self._places = torch.from_numpy(inverse(grid_order(order, self.grid)))
+        self._inverse = torch.from_numpy(inverse_order(scan_order(order, self.grid)))
 
     def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Put the codes back into raster order and draw them."""
-        return super().decode(codes[:, self._places.to(codes.device)])
+        """Put codes (B, L) back into raster order and decode them to B images."""
+        return super().decode(codes[:, self._inverse.to(codes.device)])
 
 
 class OrderedTask(GeneratorTask):
-    """Training of a generator on codes that ``reordered`` gave; its sample sheets show them in their places."""
+    """Training of a generator on codes from ``reorder``; sample sheets undo the order."""
 
     def __init__(self, *arguments: Any, order: str, **options: Any) -> None:
-        """Take what ``GeneratorTask`` takes, and the name of the order."""
+        """Take the arguments of ``GeneratorTask`` and the name of the scan order."""
         super().__init__(*arguments, **options)
         self._order = order
 
     def pipeline(self, model: AiM) -> Pipeline:
-        """Put ``model``, the tokenizer and the order together."""
+        """Return a pipeline of ``model``, the tokenizer and the order."""
         tokenizer = self.tokenizer.to(model.word_embedding.weight.device)
         return OrderedPipeline(tokenizer, model, self.class_names, self._order)
 
 
-def reordered(codes: CodeSet, order: Order) -> CodeSet:
-    """The same codes in another order, copied into memory."""
+def reorder(codes: CodeSet, order: ScanOrder) -> CodeSet:
+    """Return the same codes in another scan order, copied into memory."""
     return CodeSet([shard[:, :, order] for shard in codes.shards], codes.labels)

@@ -1,4 +1,4 @@
-"""Which runs a study is made of, in their order, and making those that are missing."""
+"""The runs of a study in their order, and running those that are missing."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from aimamba.pipeline import Pipeline
-from aimamba.studies.evaluator import Measure, judged
+from aimamba.studies.evaluator import Evaluator, evaluate_sampling
 from aimamba.studies.provenance import provenance
 from aimamba.studies.recipe import EvaluationConfig, StudyRecipe, Variant
 from aimamba.studies.results import Results
@@ -15,71 +15,71 @@ from aimamba.studies.runner import StudyRunner
 
 
 class Job(NamedTuple):
-    """A run: its name in the results, and what makes its numbers."""
+    """A run: its name in the results, and the function that returns its numbers."""
 
     name: str
     work: Callable[[], dict[str, Any]]
 
 
 def run_jobs(
-    jobs: Iterable[Job], results: Results, *, device: torch.device, say: Callable[[str], None] = lambda line: None
+    jobs: Iterable[Job], results: Results, *, device: torch.device, log: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Make every run that ``results`` does not hold yet, and add it; a plan may look at those before.
+    """Run every job whose name is not in ``results`` yet, and add its numbers.
 
     Args:
-        jobs: The plan.
+        jobs: The plan. It is read lazily, so it may depend on the results of earlier jobs.
         results: Written after every run.
-        device: Kept with the numbers.
-        say: Told the name of each run when it begins.
+        device: Recorded with the numbers.
+        log: Progress callback: called with a line when a run begins.
     """
     for job in jobs:
         if job.name not in results.runs:
-            say(f"{results.study}: {job.name}")
+            log(f"{results.study}: {job.name}")
             results.add(job.name, {**job.work(), "provenance": provenance(device)})
 
 
-def training_jobs(workshop: StudyRunner, measure: Measure, runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
-    """The plan of a study that trains.
+def training_jobs(runner: StudyRunner, evaluator: Evaluator, runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
+    """Yield the jobs of a study that trains generators.
 
     Args:
-        workshop: Where.
-        measure: Judges.
-        runs: Numbers of the runs that are finished; those of the learning rates are looked at when they are there.
+        runner: Trains and times the variants.
+        evaluator: Measures samples of the trained generators.
+        runs: Numbers of the finished runs. In ``baseline`` those of the learning-rate sweep are read once it is done.
     """
-    study = workshop.study
+    study = runner.study
     rates: dict[str, float | None] = {}
     if study.kind == "baseline":
         for family in dict.fromkeys(variant.family for variant in study.variants):
             smallest = next(variant for variant in study.variants if variant.family == family)
-            yield from _sweep(workshop, smallest)
+            yield from _sweep(runner, smallest)
             rates[family] = best_lr(study, smallest, runs)
         for variant in study.variants:
-            yield Job(f"speed-{variant.name}", partial(workshop.time_sampling, variant))
+            yield Job(f"speed-{variant.name}", partial(runner.measure_speed, variant))
     for variant in study.variants:
         for seed in variant.seeds or study.seeds:
             name = f"{variant.name}-seed-{seed}"
             lr = rates.get(variant.family)
-            yield Job(name, partial(workshop.train_and_judge, name, variant, measure, seed=seed, lr=lr))
+            yield Job(name, partial(runner.train_and_evaluate, name, variant, evaluator, seed=seed, lr=lr))
 
 
-def _sweep(workshop: StudyRunner, variant: Variant) -> Iterator[Job]:
-    """Short runs of one variant at every learning rate."""
-    study = workshop.study
+def _sweep(runner: StudyRunner, variant: Variant) -> Iterator[Job]:
+    """Yield a short run of one variant for every learning rate."""
+    study = runner.study
     assert study.sweep is not None
-    budget = max(1, round(workshop.budget * study.sweep.share))
+    budget = max(1, round(runner.budget * study.sweep.share))
     seed = (variant.seeds or study.seeds)[0]
     for lr in study.sweep.lrs:
         name = sweep_name(variant, lr)
-        yield Job(name, partial(workshop.train, name, variant, seed=seed, budget=budget, lr=lr))
+        yield Job(name, partial(runner.train, name, variant, seed=seed, budget=budget, lr=lr))
 
 
 def sweep_name(variant: Variant, lr: float) -> str:
-    """Name of the short run of ``variant`` at a learning rate."""
+    """Return the name of the short run of ``variant`` at a learning rate."""
     return f"sweep-{variant.name}-lr-{lr:g}"
 
 
 def best_lr(study: StudyRecipe, variant: Variant, runs: Mapping[str, Mapping[str, Any]]) -> float:
-    """The learning rate whose short run has the fewest held-out bits; a run that fell apart has none."""
+    """Return the learning rate with the fewest held-out bits in its short run; a run that diverged never wins."""
     assert study.sweep is not None
 
     def bits(lr: float) -> float:
@@ -89,8 +89,8 @@ def best_lr(study: StudyRecipe, variant: Variant, runs: Mapping[str, Mapping[str
     return min(study.sweep.lrs, key=bits)
 
 
-def guidance_jobs(pipeline: Pipeline, judging: EvaluationConfig, measure: Measure) -> Iterator[Job]:
-    """The plan of a study that draws with one model under every setting of guidance."""
+def guidance_jobs(pipeline: Pipeline, judging: EvaluationConfig, evaluator: Evaluator) -> Iterator[Job]:
+    """Yield the jobs of a study that samples one model with every guidance setting."""
     for sampling in judging.samplings():
         name = f"{sampling.cfg_schedule}-{sampling.cfg_scale:g}"
-        yield Job(name, lambda sampling=sampling: {"samples": [judged(pipeline, sampling, measure)]})  # type: ignore[misc]
+        yield Job(name, lambda sampling=sampling: {"samples": [evaluate_sampling(pipeline, sampling, evaluator)]})  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""On what a number was made: weights, machine, versions, commit, date."""
+"""Provenance of numbers: weights, machine, versions, commit, date."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import aimamba
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Describe where and by what a run is made; ``commit`` only in a clone, ``-dirty`` when it was changed."""
+    """Return machine, versions and date of a run; in a clone also ``commit``, with ``-dirty`` if files were changed."""
     package = Path(aimamba.__file__).parent
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
@@ -28,7 +28,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:  # not merely inside another's clone
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:  # not in another's clone
         found["commit"] = _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return found
 
@@ -43,7 +43,7 @@ def _cpu_name() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, or None where there is no git or it fails."""
+    """Return the output of git, or None if git is missing or fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

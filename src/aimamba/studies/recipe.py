@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
 from aimamba.generation import SamplingConfig
-from aimamba.studies.scans import ORDERS
+from aimamba.studies.scans import SCAN_ORDERS
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
@@ -47,8 +47,8 @@ class Variant:
             f"variants: a name may contain letters, digits, dots and dashes, got {self.name!r}",
         )
         check(
-            self.order in ORDERS,
-            f"variants: order of {self.name} must be one of {', '.join(ORDERS)}, got {self.order!r}",
+            self.order in SCAN_ORDERS,
+            f"variants: order of {self.name} must be one of {', '.join(SCAN_ORDERS)}, got {self.order!r}",
         )
 
 

@@ -1,24 +1,41 @@
-"""What tables and figures are made of: runs gathered over seeds, metrics by name, correlation."""
+"""Data of tables and figures: runs grouped by variant over seeds, metrics by name, correlation."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 PAPER_R = -0.9838
-"""Correlation of parameters and FID that the paper gives for its four models, without a definition."""
+"""Correlation of parameters and FID that the paper reports for its four models, without a definition."""
 
 Run = Mapping[str, Any]
 
-METRICS: dict[str, tuple[str, str, float, int]] = {
-    # key: name, which values are better, factor of the shown value, its digits
-    "frechet": ("Fréchet", "lower", 1.0, 1),
-    "fid": ("FID", "lower", 1.0, 2),
-    "kid": ("kernel, thousandths", "lower", 1000.0, 2),
-    "precision": ("precision", "higher", 1.0, 3),
-    "recall": ("recall", "higher", 1.0, 3),
-    "recognition": ("recognised", "higher", 100.0, 1),
+
+class Metric(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        name: Name in tables.
+        better: Which values are better, ``lower`` or ``higher``.
+        factor: Factor of the shown value.
+        digits: Decimal places of the shown value.
+    """
+
+    name: str
+    better: str
+    factor: float
+    digits: int
+
+
+METRICS = {
+    "frechet": Metric("Fréchet", "lower", 1.0, 1),
+    "fid": Metric("FID", "lower", 1.0, 2),
+    "kid": Metric("kernel, thousandths", "lower", 1000.0, 2),
+    "precision": Metric("precision", "higher", 1.0, 3),
+    "recall": Metric("recall", "higher", 1.0, 3),
+    "recognition": Metric("unanimous 5-NN accuracy", "higher", 100.0, 1),
 }
+"""The metrics in tables, by their key in the results."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,8 @@ class Row:
     """A variant with its finished runs, one for each seed.
 
     Attributes:
-        variant: Its settings, from the recipe.
-        runs: The numbers of its runs.
+        variant: Settings of the variant, from the recipe.
+        runs: Numbers of its runs.
     """
 
     variant: Mapping[str, Any]
@@ -35,85 +52,85 @@ class Row:
 
     @property
     def title(self) -> str:
-        """How the table calls it."""
+        """Name in the table."""
         return str(self.variant.get("title") or self.variant["name"])
 
     @property
     def parameters(self) -> int:
-        """Of the model."""
+        """Number of parameters of the model."""
         return int(self.runs[0]["parameters"])
 
     def bits(self) -> list[float]:
-        """Held-out bits a token of each run."""
-        return numbers(run["held_out"]["bits_per_token"] for run in self.runs)
+        """Return the held-out bits per token of each run."""
+        return without_missing(run["held_out"]["bits_per_token"] for run in self.runs)
 
     def guidances(self) -> list[str]:
-        """The settings of guidance with which the runs drew."""
-        return [guidance(sample) for sample in self.runs[0]["samples"]]
+        """Return the guidance settings of the samples."""
+        return [guidance_label(sample) for sample in self.runs[0]["samples"]]
 
     @property
     def network(self) -> str:
-        """Whose features were compared."""
+        """Name of the network whose features were compared."""
         return network(self.runs[0]["samples"])
 
     def metric(self, key: str, index: int) -> list[float]:
-        """A metric of each run with its setting of guidance number ``index``."""
-        return numbers(metric(run["samples"][index], key) for run in self.runs)
+        """Return a metric of each run at the guidance setting number ``index``."""
+        return without_missing(metric(run["samples"][index], key) for run in self.runs)
 
 
-def rows(content: Mapping[str, Any], runs: Mapping[str, Run]) -> list[Row]:
-    """The variants that have finished runs, in the order of the recipe.
+def variant_rows(settings: Mapping[str, Any], runs: Mapping[str, Run]) -> list[Row]:
+    """Return the variants that have finished runs, in the order of the recipe.
 
     Args:
-        content: The settings of the study.
-        runs: Its runs by name.
+        settings: Settings of the study.
+        runs: Numbers of its runs by name.
     """
-    judged = [run for run in runs.values() if "samples" in run]
+    evaluated = [run for run in runs.values() if "samples" in run]
     found = [
-        Row(variant, [run for run in judged if run.get("variant") == variant["name"]])
-        for variant in content["recipe"]["variants"]
+        Row(variant, [run for run in evaluated if run.get("variant") == variant["name"]])
+        for variant in settings["recipe"]["variants"]
     ]
     return [row for row in found if row.runs]
 
 
 def metric(sample: Mapping[str, Any], key: str) -> float | None:
-    """A metric of one draw; of recognition its share."""
+    """Return a metric of samples, or None if it was not measured; for ``recognition``, the unanimous 5-NN accuracy."""
     value = sample["numbers"].get(key)
     found = value.get("share") if isinstance(value, Mapping) else value
     return None if found is None else float(found)
 
 
 def known_metrics(samples: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The metrics that any of the draws has, in the order of ``METRICS``."""
-    drawn = list(samples)
-    return [key for key in METRICS if any(metric(sample, key) is not None for sample in drawn)]
+    """Return the keys of metrics that any of the samples has, in the order of ``METRICS``."""
+    found = list(samples)
+    return [key for key in METRICS if any(metric(sample, key) is not None for sample in found)]
 
 
 def network(samples: Sequence[Mapping[str, Any]]) -> str:
-    """Whose features were compared."""
+    """Return the name of the network whose features were compared."""
     return str(samples[0]["numbers"].get("network", "unknown"))
 
 
-def guidance(sample: Mapping[str, Any]) -> str:
-    """Setting of guidance of one draw, in words."""
+def guidance_label(sample: Mapping[str, Any]) -> str:
+    """Return the guidance setting of samples as text: ``none``, the scale, or the scale with its schedule."""
     scale, schedule = sample["sampling"]["cfg_scale"], sample["sampling"]["cfg_schedule"]
     if scale == 1:
         return "none"
     return f"{scale:g}" if schedule == "constant" else f"{scale:g} {schedule}"
 
 
-def numbers(values: Iterable[float | None]) -> list[float]:
-    """Those that are there."""
+def without_missing(values: Iterable[float | None]) -> list[float]:
+    """Return the values that are not None."""
     return [float(value) for value in values if value is not None]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean, or NaN of nothing."""
+    """Return the mean; NaN without values."""
     return sum(values) / len(values) if values else math.nan
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's correlation coefficient; NaN for fewer than three pairs, or where one side does not vary."""
+    """Return Pearson's correlation coefficient; NaN for fewer than three pairs or if one side does not vary."""
     if len(x) < 3 or len(x) != len(y):
         return math.nan
     dx, dy = ([value - mean(values) for value in values] for values in (x, y))

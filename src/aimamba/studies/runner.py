@@ -1,4 +1,4 @@
-"""Where the generators of a study are made: one tokenizer, and codes that are encoded once."""
+"""Training, evaluation and timing of the generators of a study, on codes that are encoded once."""
 
 import statistics
 import sys
@@ -16,10 +16,10 @@ from aimamba.data.sets import open_images
 from aimamba.data.shards import encode_to_shards, open_codes
 from aimamba.data.splits import Split
 from aimamba.models import AiM, AiMConfig, VQModel
-from aimamba.studies.evaluator import Measure, judged
-from aimamba.studies.ordered import OrderedPipeline, OrderedTask, reordered
+from aimamba.studies.evaluator import Evaluator, evaluate_sampling
+from aimamba.studies.ordered import OrderedPipeline, OrderedTask, reorder
 from aimamba.studies.recipe import StudyRecipe, Variant, training_recipe
-from aimamba.studies.scans import grid_order
+from aimamba.studies.scans import scan_order
 from aimamba.studies.speed import sampling_speed
 from aimamba.train.fit import fit
 from aimamba.train.generator import GeneratorTaskConfig
@@ -27,8 +27,8 @@ from aimamba.train.recipe import Recipe
 from aimamba.train.tracking import read_metrics
 
 
-class Codes(NamedTuple):
-    """What all generators of a study learn, in raster order, and the names of the classes."""
+class StudyCodes(NamedTuple):
+    """The codes that all generators of a study learn, in raster order, and the names of the classes."""
 
     train: CodeSet
     held_out: CodeSet
@@ -36,7 +36,7 @@ class Codes(NamedTuple):
 
 
 class StudyRunner:
-    """Trains, judges and times the variants of a study."""
+    """Trains, evaluates and times the variants of a study."""
 
     def __init__(
         self,
@@ -47,18 +47,18 @@ class StudyRunner:
         tokenizer: VQModel,
         tokenizer_name: str,
         device: torch.device,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        """Check that tokenizer, images and orders fit each other; nothing is made yet.
+        """Check that tokenizer, images and scan orders fit each other; nothing runs yet.
 
         Args:
             study: The study.
-            out: Its folder: ``codes`` and ``runs`` go there.
+            out: Its folder; ``codes`` and ``runs`` are created there.
             budget: Images that every run trains on.
-            tokenizer: Gives and draws the codes.
-            tokenizer_name: By which it can be loaded again; kept with the runs.
+            tokenizer: Encodes the images and decodes the samples.
+            tokenizer_name: Name to load the tokenizer by; recorded with the runs.
             device: Where everything runs.
-            say: Told what takes its time.
+            log: Progress callback: called with a line before each step that takes long.
 
         Raises:
             ConfigError: They do not fit, or a setting of a variant is unknown or out of range.
@@ -69,7 +69,7 @@ class StudyRunner:
         self._tokenizer = tokenizer.to(device)
         self._name = tokenizer_name
         self._device = device
-        self._say = say
+        self._log = log
         factor = tokenizer.config.downsampling
         check(
             study.data.size % factor == 0,
@@ -77,12 +77,12 @@ class StudyRunner:
         )
         self._side = study.data.size // factor
         for variant in study.variants:
-            grid_order(variant.order, self._side)
-            self.shape(variant, classes=1)
+            scan_order(variant.order, self._side)
+            self.model_config(variant, classes=1)
             self._recipe(variant, budget, 0, None)
 
-    def shape(self, variant: Variant, *, classes: int) -> AiMConfig:
-        """The generator's config: the settings of study and variant, and what follows from tokenizer and images."""
+    def model_config(self, variant: Variant, *, classes: int) -> AiMConfig:
+        """Return the generator's config: settings of study and variant, and sizes from tokenizer and images."""
         fixed = {
             "vocab_size": self._tokenizer.config.codebook_size,
             "num_tokens": self._side**2,
@@ -93,17 +93,17 @@ class StudyRunner:
     def train(
         self, name: str, variant: Variant, *, seed: int, budget: int | None = None, lr: float | None = None
     ) -> dict[str, Any]:
-        """Train a generator in ``runs/NAME``, or find it trained.
+        """Train a generator in ``runs/NAME``, unless it is trained already.
 
         Args:
-            name: Of the run.
-            variant: What to train.
-            seed: Of weights, order of the images and dropout.
-            budget: Images to train on, in place of the study's.
-            lr: Highest learning rate, in place of the variant's.
+            name: Name of the run.
+            variant: The generator to train.
+            seed: Seed of weights, order of the images and dropout.
+            budget: Images to train on, instead of the study's budget.
+            lr: Peak learning rate, instead of the variant's.
 
         Returns:
-            ``variant``, ``seed``, ``order``, ``lr``, ``parameters``, ``non_embedding``, ``steps``, ``images``,
+            ``variant``, ``seed``, ``order``, ``lr``, ``parameters``, ``non_embedding``, ``steps``, ``pictures``,
             metrics ``held_out``, ``train_seconds``, ``train_pictures_per_second`` (median over the run) and, on CUDA,
             ``train_peak_bytes``.
         """
@@ -125,7 +125,7 @@ class StudyRunner:
             "seed": seed,
             "order": variant.order,
             "lr": recipe.fit.lr,
-            **count_parameters(self.shape(variant, classes=len(self.codes.class_names))),
+            **count_parameters(self.model_config(variant, classes=len(self.codes.class_names))),
             "steps": result.steps,
             "pictures": result.steps * recipe.fit.batch_size,
             "held_out": result.metrics,
@@ -136,24 +136,24 @@ class StudyRunner:
             found["train_peak_bytes"] = torch.cuda.max_memory_allocated(self._device)
         return found
 
-    def train_and_judge(
-        self, name: str, variant: Variant, measure: Measure, *, seed: int, lr: float | None = None
+    def train_and_evaluate(
+        self, name: str, variant: Variant, evaluator: Evaluator, *, seed: int, lr: float | None = None
     ) -> dict[str, Any]:
-        """Train a generator, then draw with every setting of guidance; adds ``samples`` to what ``train`` gives."""
+        """Train a generator and sample it with every guidance setting; adds ``samples`` to the numbers of ``train``."""
         found = self.train(name, variant, seed=seed, lr=lr)
         generator = AiM.from_pretrained(self._out / "runs" / name, device=self._device)
         pipeline = OrderedPipeline(self._tokenizer, generator, self.codes.class_names, variant.order)
-        drawn = [judged(pipeline, sampling, measure) for sampling in self.study.judging.samplings()]
-        return {**found, "samples": drawn}
+        samplings = self.study.judging.samplings()
+        return {**found, "samples": [evaluate_sampling(pipeline, sampling, evaluator) for sampling in samplings]}
 
-    def time_sampling(self, variant: Variant) -> dict[str, Any]:
-        """Speed and memory of drawing with a generator of this shape."""
-        config = self.shape(variant, classes=len(self.codes.class_names))
+    def measure_speed(self, variant: Variant) -> dict[str, Any]:
+        """Return speed and memory of sampling with a generator of this shape."""
+        config = self.model_config(variant, classes=len(self.codes.class_names))
         return {"variant": variant.name, "speed": sampling_speed(config, self.study.speed, self._device)}
 
     @cached_property
-    def codes(self) -> Codes:
-        """Codes of all images: encoded when they are first asked for, and kept in ``codes``."""
+    def codes(self) -> StudyCodes:
+        """Codes of all images, encoded on first use and kept in the folder ``codes``."""
         data = self.study.data
         sets: list[CodeSet] = []
         names: tuple[str, ...] = ()
@@ -173,7 +173,7 @@ class StudyRunner:
                 strict=data.strict,
                 progress=True,
             )
-            self._say(f"codes of {len(images):,} {split} images in {folder}")
+            self._log(f"codes of {len(images):,} {split} images in {folder}")
             views = "center-flip" if data.flip and split == "train" else "center"
             with tqdm(total=len(images), unit="image", desc=split, disable=not sys.stderr.isatty()) as bar:
                 encode_to_shards(
@@ -186,20 +186,20 @@ class StudyRunner:
             meta, codes = open_codes(folder, self._tokenizer)
             sets.append(codes)
             names = meta.class_names
-        return Codes(sets[0], sets[1], names)
+        return StudyCodes(sets[0], sets[1], names)
 
     def _recipe(self, variant: Variant, budget: int, seed: int, lr: float | None) -> Recipe:
         return training_recipe(self.study, variant, tokenizer=self._name, budget=budget, seed=seed, lr=lr)
 
     def _task(self, recipe: Recipe, variant: Variant) -> OrderedTask:
-        order = grid_order(variant.order, self._side)
-        model = AiM(self.shape(variant, classes=len(self.codes.class_names)))
+        order = scan_order(variant.order, self._side)
+        model = AiM(self.model_config(variant, classes=len(self.codes.class_names)))
         model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
         return OrderedTask(
             model,
             self._tokenizer,
-            reordered(self.codes.train, order),
-            reordered(self.codes.held_out, order),
+            reorder(self.codes.train, order),
+            reorder(self.codes.held_out, order),
             self.codes.class_names,
             from_mapping(GeneratorTaskConfig, recipe.task, where=f"{variant.name}: task"),
             seed=recipe.fit.seed,
@@ -208,7 +208,7 @@ class StudyRunner:
 
 
 def count_parameters(config: AiMConfig) -> dict[str, int]:
-    """``parameters`` of a generator, and ``non_embedding`` ones: those of no table of classes, codes or positions."""
+    """Return ``parameters``, and ``non_embedding``: the parameters without embeddings of classes, codes, positions."""
     with torch.device("meta"):
         model = AiM(config)
     tables = (model.condition.table, model.word_embedding, model.position_embedding)

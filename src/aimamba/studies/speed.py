@@ -1,4 +1,4 @@
-"""Speed and memory of drawing, by length of the sequence. The weights play no part, so they are random."""
+"""Speed and memory of sampling by length of the sequence. They do not depend on the weights, so these are random."""
 
 import time
 from collections import deque
@@ -11,14 +11,19 @@ from aimamba.generation import SamplingConfig, generate
 from aimamba.models import AiM, AiMConfig
 from aimamba.studies.recipe import SpeedConfig
 
-_LONG_ENOUGH = 2.0  # seconds of drawing after which a measurement is not repeated
+_LONG_ENOUGH = 2.0  # seconds of sampling after which a measurement is not repeated
 
 
 def sampling_speed(config: AiMConfig, speed: SpeedConfig, device: torch.device) -> list[dict[str, Any]]:
-    """Measure a generator of this shape, unguided and without the tokenizer's decoder.
+    """Measure the sampling of a generator of this shape, without guidance and without decoding to images.
+
+    Args:
+        config: Shape of the generator; its number of tokens is replaced.
+        speed: Lengths and batches to measure.
+        device: Where the generator runs.
 
     Returns:
-        For every length and batch ``tokens``, ``state_bytes`` of a row, ``batch`` and ``pictures_per_second``.
+        For every length and batch: ``tokens``, ``state_bytes`` of a row, ``batch`` and ``pictures_per_second``.
     """
     found = []
     for tokens in speed.tokens:
@@ -30,17 +35,17 @@ def sampling_speed(config: AiMConfig, speed: SpeedConfig, device: torch.device) 
 
 
 def state_bytes(config: AiMConfig) -> int:
-    """Bytes that the mixers remember of one image in float32: states, windows, keys and values."""
+    """Return the bytes of the decoding state of one row in float32: SSM states, windows, keys and values."""
     with torch.device("meta"):
         state = AiM(config).init_state(1)
     return sum(tensor.numel() * tensor.element_size() for mixer in state.mixers for tensor in mixer.values())
 
 
 def _speed(model: AiM, batch: int) -> float:
-    """Images a second: the fastest of several draws, after a short one that warms up."""
+    """Return images per second: the fastest of several measurements, after a short run to warm up."""
     labels = torch.zeros(batch, dtype=torch.long)
-    drawing = generate(model, labels, SamplingConfig(), engine="plain")
-    next(drawing)
+    warming_up = generate(model, labels, SamplingConfig(), engine="plain")
+    next(warming_up)
     fastest, spent = float("inf"), 0.0
     while spent < _LONG_ENOUGH:
         started = time.perf_counter()

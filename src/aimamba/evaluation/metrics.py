@@ -1,0 +1,141 @@
+"""The metrics of one evaluation as a record, and the JSON object that it is written as."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from aimamba.evaluation.neighbours import Copying, KnnAccuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """5-NN accuracy of samples, and of the reference images themselves as an upper bound.
+
+    Attributes:
+        samples: Each sample is classified by its nearest reference images.
+        reference: Each reference image is classified by its nearest other reference images.
+    """
+
+    samples: KnnAccuracy
+    reference: KnnAccuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object ``recognition``."""
+        return {
+            "share": self.samples.unanimous,
+            "majority": self.samples.majority,
+            "per_class": dict(self.samples.per_class),
+            "reference": {"share": self.reference.unanimous, "majority": self.reference.majority},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingNeighbours:
+    """How close samples are to the training images.
+
+    Attributes:
+        train: Name of the training set.
+        copying: Similarity to the nearest training image, of samples and of held-out images.
+    """
+
+    train: str
+    copying: Copying
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object ``neighbours``."""
+        return {"train": self.train, **self.copying._asdict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceMetrics:
+    """Metrics of samples at one guidance scale."""
+
+    cfg_scale: float
+    metrics: "Metrics"
+
+    @property
+    def recognised(self) -> float | None:
+        """5-NN accuracy (unanimous) of the samples, where it was measured."""
+        found = self.metrics.recognition
+        return None if found is None else found.samples.unanimous
+
+    def to_dict(self) -> dict[str, float]:
+        """Return one entry of the JSON list ``guidance``: the metrics that are one number, without nesting."""
+        single = {key: value for key, value in self.metrics.to_dict().items() if isinstance(value, float)}
+        accuracy = {} if self.recognised is None else {"recognised": self.recognised}
+        return {"cfg_scale": self.cfg_scale, **single, **accuracy}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Metrics of one set of images against a reference. What was not measured is None.
+
+    Attributes:
+        fid: Fréchet distance of Inception's features.
+        rfid: The same between images and their reconstructions.
+        frechet: Fréchet distance of another network's features.
+        sfid: FID of Inception's spatial features.
+        rsfid: The same between images and their reconstructions.
+        inception_score: Inception score of the samples.
+        kid: Kernel distance, mean over subsets; KID for Inception's features.
+        kid_std: Its standard deviation over subsets.
+        kid_subset_size: Images in a subset.
+        precision: Share of the samples inside the manifold of the reference.
+        recall: Share of the reference inside the manifold of the samples.
+        recognition: 5-NN accuracy.
+        neighbours: Closeness to training images.
+        guidance: The same metrics at several guidance scales, in rising order; empty without a sweep.
+    """
+
+    fid: float | None = None
+    rfid: float | None = None
+    frechet: float | None = None
+    sfid: float | None = None
+    rsfid: float | None = None
+    inception_score: float | None = None
+    kid: float | None = None
+    kid_std: float | None = None
+    kid_subset_size: int | None = None
+    precision: float | None = None
+    recall: float | None = None
+    recognition: Recognition | None = None
+    neighbours: TrainingNeighbours | None = None
+    guidance: tuple[GuidanceMetrics, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the metrics that were measured, in the order of the fields."""
+        found: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Recognition | TrainingNeighbours):
+                found[field.name] = value.to_dict()
+            elif isinstance(value, tuple):
+                found |= {field.name: [entry.to_dict() for entry in value]} if value else {}
+            elif value is not None:
+                found[field.name] = value
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionMetrics:
+    """Errors of reconstructions, and how the codebook is used.
+
+    Attributes:
+        psnr: Peak signal-to-noise ratio in dB, mean over images.
+        ssim: Structural similarity, mean over images.
+        ssim_llamagen: The same as LlamaGen computes it.
+        lpips: LPIPS with VGG16, mean over images, where its weights were given.
+        codes_used: Share of the codebook that occurs.
+        perplexity: Perplexity of the codes.
+    """
+
+    psnr: float
+    ssim: float
+    ssim_llamagen: float
+    lpips: float | None = None
+    codes_used: float
+    perplexity: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the JSON object ``tokenizer``, without what was not measured."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,221 @@
+"""One evaluation as a request and its result: opens the sets, samples the model, computes the metrics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aimamba.config import check, to_mapping
+from aimamba.errors import ConfigError
+from aimamba.evaluation import protocol
+from aimamba.evaluation.compare import Comparison, compare
+from aimamba.evaluation.features import Extractor, open_extractor
+from aimamba.evaluation.metrics import GuidanceMetrics, Metrics
+from aimamba.evaluation.settings import general_settings
+from aimamba.evaluation.sources import ModelSource, Source, make_labels, open_source
+from aimamba.generation import SamplingConfig
+from aimamba.pipeline import Pipeline
+
+DEFAULT_COUNT = 5000
+DEFAULT_LABELS = "balanced"
+NO_TRAINING_SET = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What to evaluate and how. Sets are named as ``open_source`` takes them.
+
+    Attributes:
+        reference: Real images.
+        samples: The images to evaluate, or None to sample a model.
+        model: Name of the model to sample, or None if ``samples`` is given.
+        train: Training images, to search for copies; ``none`` for no search. By default those that belong to a named
+            held-out reference.
+        count: Samples of the model; 5,000 by default, 50,000 with the protocol.
+        labels: ``balanced`` (default: classes in turn) or ``random`` (default with the protocol).
+        sampling: How the model is sampled.
+        batch_size: Images that the model generates at once.
+        dtype: Precision of the model; recorded in the settings.
+        sweep: Further guidance scales to measure, or None.
+        protocol: ``aim-paper``, or None.
+        features: Network: ``lite0``, ``inception``, or the file of Inception's weights. ``lite0`` becomes
+            ``inception`` with the protocol.
+        size: Side in pixels to which images of folders are cropped and scaled.
+
+    Raises:
+        ConfigError: Settings contradict each other or are out of range.
+    """
+
+    reference: str
+    samples: str | None = None
+    model: str | None = None
+    train: str | None = None
+    count: int | None = None
+    labels: str | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch_size: int = 16
+    dtype: str = "float32"
+    sweep: tuple[float, ...] | None = None
+    protocol: str | None = None
+    features: str = "lite0"
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        known = " or ".join(protocol.PROTOCOLS)
+        check(self.protocol in (None, *protocol.PROTOCOLS), f"--protocol must be {known}, got {self.protocol!r}")
+        check((self.samples is None) != (self.model is None), "evaluate: give either SAMPLES or --model MODEL")
+        if self.model is None:
+            check(
+                self.protocol is None and self.sweep is None,
+                "evaluate: --protocol and --sweep sample a model, so they need --model MODEL",
+            )
+            check(
+                self.count is None and self.labels is None,
+                "evaluate: -n and --labels describe the samples of a model, so they need --model MODEL",
+            )
+        if self.protocol is not None:
+            for name, value, fixed in (
+                ("n", self.count, protocol.IMAGES),
+                ("labels", self.labels, protocol.LABELS),
+            ):
+                check(value in (None, fixed), f"--protocol {self.protocol} fixes {name} {fixed}, got {value}")
+        check(self.count is None or self.count >= 1, f"-n must be at least 1, got {self.count}")
+        check(self.batch_size >= 1, f"--batch-size must be at least 1, got {self.batch_size}")
+        for scale in self.sweep or ():
+            check(0 <= scale < float("inf"), f"--sweep expects guidance scales of 0 or more, got {scale:g}")
+
+    @property
+    def sample_count(self) -> int:
+        """Number of samples of the model."""
+        return self.count or (DEFAULT_COUNT if self.protocol is None else protocol.IMAGES)
+
+    @property
+    def labelling(self) -> str:
+        """How the classes of the samples are chosen."""
+        return self.labels or (DEFAULT_LABELS if self.protocol is None else protocol.LABELS)
+
+    @property
+    def network(self) -> str:
+        """The network that computes the features."""
+        return "inception" if self.protocol is not None and self.features == "lite0" else self.features
+
+    @property
+    def training_set(self) -> str | None:
+        """The training set, or None for no search for copies."""
+        if self.train is not None:
+            return None if self.train == NO_TRAINING_SET else self.train
+        return default_training_set(self.reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        comparison: The metrics.
+        settings: Everything that the metrics depend on, ready for JSON.
+        samples: The images that were evaluated.
+        reference: Real images.
+        train: Training images, if there were any.
+    """
+
+    comparison: Comparison
+    settings: dict[str, Any]
+    samples: Source
+    reference: Source
+    train: Source | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object with every metric and setting."""
+        return {self.comparison.network: self.comparison.metrics.to_dict(), "settings": self.settings}
+
+
+def evaluate(
+    request: EvaluationRequest,
+    *,
+    pipeline: Pipeline | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Evaluation:
+    """Compare samples, or samples of a model, with real images.
+
+    Args:
+        request: What to evaluate and how.
+        pipeline: The loaded ``request.model``.
+        device: Where the network runs that computes the features.
+        progress: Show bars on stderr.
+
+    Raises:
+        ConfigError: The pipeline is missing or does not fit the protocol, or a setting is out of range.
+        DataError: A set cannot be opened, is too small, or does not fit the other sets.
+        CheckpointError: Inception's weights are missing, cannot be downloaded, or are not the published ones.
+    """
+    samples, settings = _open_samples(request, pipeline, progress=progress)
+    size = request.size or samples.size or None
+    reference = open_source(request.reference, size=size, progress=progress)
+    if request.protocol is not None:
+        protocol.check_paper_reference(reference)
+    name = request.training_set
+    train = None if name is None else open_source(name, size=size, progress=progress)
+    extractor = open_extractor(request.network, device=device)
+    found = compare(samples, reference, extractor, train=train, progress=progress)
+    if request.sweep and isinstance(samples, ModelSource):
+        guidance = _sweep(samples, request.sweep, reference, extractor, found.metrics, progress=progress)
+        found = replace(found, metrics=replace(found.metrics, guidance=guidance))
+    return Evaluation(
+        comparison=found,
+        settings={
+            "samples": {"name": samples.name, "count": len(samples), "size": samples.size, **settings},
+            "reference": {"name": reference.name, "count": len(reference), "size": reference.size},
+            **({} if train is None else {"train": {"name": train.name, "count": len(train)}}),
+            **({} if request.protocol is None else {"protocol": request.protocol}),
+            **general_settings(extractor),
+        },
+        samples=samples,
+        reference=reference,
+        train=train,
+    )
+
+
+def default_training_set(reference: str) -> str | None:
+    """Return the training set that belongs to a named held-out reference, or None for any other reference."""
+    name, colon, rest = reference.partition(":held-out")
+    return f"{name}:train" if colon and not rest and name.startswith("avatars-") and not Path(name).exists() else None
+
+
+def _open_samples(
+    request: EvaluationRequest, pipeline: Pipeline | None, *, progress: bool
+) -> tuple[Source, dict[str, Any]]:
+    """Return the samples, and how they are generated if they come from a model."""
+    if request.samples is not None:
+        return open_source(request.samples, size=request.size, progress=progress), {}
+    if pipeline is None or request.model is None:
+        raise ConfigError(f"evaluate: {request.model} is not loaded; pass the loaded Pipeline as pipeline")
+    shape = pipeline.generator.config
+    config = request.sampling if request.protocol is None else protocol.aim_paper(request.sampling, shape)
+    labels = make_labels(request.labelling, request.sample_count, shape.num_classes, config.seed)
+    return ModelSource(request.model, pipeline, labels, config, request.batch_size), {
+        "labels": request.labelling,
+        "sampling": to_mapping(config),
+        "decode_position_shift": shape.decode_position_shift,
+        "dtype": request.dtype,
+    }
+
+
+def _sweep(
+    samples: ModelSource,
+    scales: Sequence[float],
+    reference: Source,
+    extractor: Extractor,
+    metrics: Metrics,
+    *,
+    progress: bool,
+) -> tuple[GuidanceMetrics, ...]:
+    """Return metrics by guidance scale in rising order; those of the samples' own scale are already known."""
+    known = {samples.config.cfg_scale: metrics}
+    for scale in scales:
+        if scale not in known:
+            known[scale] = compare(samples.guided(scale), reference, extractor, progress=progress).metrics
+    return tuple(GuidanceMetrics(cfg_scale=scale, metrics=found) for scale, found in sorted(known.items()))

@@ -1,0 +1,149 @@
+"""One study from a request to its results."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aimamba.config import check, to_mapping
+from aimamba.evaluation.features import open_extractor
+from aimamba.evaluation.sources import open_source
+from aimamba.models import VQModel
+from aimamba.models.pretrained import PretrainedModel
+from aimamba.pipeline import Pipeline
+from aimamba.studies.evaluator import SampleEvaluator
+from aimamba.studies.plan import guidance_jobs, run_jobs, training_jobs
+from aimamba.studies.recipe import StudyRecipe
+from aimamba.studies.results import RESULTS_FILE, Results
+from aimamba.studies.runner import StudyRunner
+
+DEFAULT_MODEL = "avatars-64"
+_NETWORK = "lite0"
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest:
+    """Which study to run, with which models and where.
+
+    Attributes:
+        name: Name of the study in its results.
+        study: Its recipe.
+        out: Its folder.
+        budget: Images that every run trains on (``guidance``: generates); the recipe's budget by default.
+        tokenizer: Name of the tokenizer whose codes the generators learn; not for ``guidance``.
+        model: Name of the model that ``guidance`` samples; for no other study.
+
+    Raises:
+        ConfigError: The budget is below 1, or the study does not use the kind of model that is given.
+    """
+
+    name: str
+    study: StudyRecipe
+    out: Path
+    budget: int | None = None
+    tokenizer: str | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self.budget is None or self.budget >= 1, f"--budget must be at least 1, got {self.budget}")
+        check(
+            not self.samples_one_model or self.tokenizer is None,
+            "study guidance samples a whole model: give it with --model instead of --tokenizer",
+        )
+        check(
+            self.samples_one_model or self.model is None,
+            f"study {self.study.kind} trains its models: give their tokenizer with --tokenizer, not --model",
+        )
+
+    @property
+    def samples_one_model(self) -> bool:
+        """Whether the study samples one model instead of training several."""
+        return self.study.kind == "guidance"
+
+    @property
+    def source(self) -> str:
+        """Name of the model, or of the tokenizer, to load for the study."""
+        return self.model or self.tokenizer or DEFAULT_MODEL
+
+    @property
+    def images(self) -> int:
+        """The budget: images that every run trains on or generates."""
+        return self.study.budget if self.budget is None else self.budget
+
+    def read_results(self) -> Results:
+        """Return the results of runs so far.
+
+        Raises:
+            ConfigError: There are none, or the file holds something else.
+        """
+        return Results.read(self.out / RESULTS_FILE, self.name)
+
+
+def run_training_study(request: StudyRequest, tokenizer: VQModel, *, device: torch.device, log: Log) -> Results:
+    """Run what is missing of a study that trains generators.
+
+    Args:
+        request: The study.
+        tokenizer: The loaded ``request.source``.
+        device: Where everything runs.
+        log: Progress callback: called with a line before each step that takes long.
+
+    Raises:
+        ConfigError: Tokenizer, images and variants do not fit each other, or the folder holds results of other
+            settings.
+        DataError: The reference cannot be opened, or its images have another size.
+    """
+    study = request.study
+    runner = StudyRunner(
+        study,
+        request.out,
+        budget=request.images,
+        tokenizer=tokenizer,
+        tokenizer_name=request.source,
+        device=device,
+        log=log,
+    )
+    results = _begin(request, [tokenizer])
+    evaluator = _evaluator(study, study.judging.samples, study.data.size, device)
+    run_jobs(training_jobs(runner, evaluator, results.runs), results, device=device, log=log)
+    return results
+
+
+def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: torch.device, log: Log) -> Results:
+    """Run what is missing of a study that samples one model with every guidance setting.
+
+    Args:
+        request: The study.
+        pipeline: The loaded ``request.source``.
+        device: Where the pipeline runs.
+        log: Progress callback: called with a line when a run begins.
+
+    Raises:
+        ConfigError: The folder holds results of other settings.
+        DataError: The reference cannot be opened, or its images have another size.
+    """
+    results = _begin(request, [pipeline.tokenizer, pipeline.generator])
+    evaluator = _evaluator(request.study, request.images, pipeline.image_size, device)
+    run_jobs(guidance_jobs(pipeline, request.study.judging, evaluator), results, device=device, log=log)
+    return results
+
+
+def _begin(request: StudyRequest, parts: Iterable[PretrainedModel[Any]]) -> Results:
+    """Start or continue the results, with everything that they depend on."""
+    settings = {
+        "budget": request.images,
+        "model": request.source,
+        "weights": [part.fingerprint() for part in parts],
+        "recipe": to_mapping(request.study),
+    }
+    return Results.begin(request.out / RESULTS_FILE, request.name, settings)
+
+
+def _evaluator(study: StudyRecipe, samples: int, size: int, device: torch.device) -> SampleEvaluator:
+    reference = open_source(study.judging.reference, progress=True)
+    extractor = open_extractor(_NETWORK, device=device)
+    return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)
