@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from aimamba.errors import ConfigError
-from aimamba.models import AIM_PRESETS, AiM, AiMConfig, AiMState
+from aimamba.models import AIM_PRESETS, AiM, AiMConfig
 from aimamba.models.adaln import GroupAdaLN, NoAdaLN, make_adaln
 from aimamba.models.attention import rotary_2d
 from aimamba.ops.mixer import sequence as mixing
@@ -91,7 +91,7 @@ def test_rows_know_nothing_of_each_other(make_aim, variant, position_shift):
         for inputs in (labels[row], *codes[row])[:taken]:
             model.step(inputs[None], state)
         states.append(state)
-    joined = AiMState.join(states)
+    joined = states[0].join(states[1:])
     assert joined.position.tolist() == place
 
     rows = torch.tensor([2, 0, 1])

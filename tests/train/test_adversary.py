@@ -244,14 +244,14 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_leaves_the_step_out(
 
 
 def test_a_loss_of_the_discriminator_that_is_not_finite_leaves_the_step_out(tmp_path, monkeypatch, capsys):
-    contest, calls = tokenizer_module.contest, []
+    losses, calls = tokenizer_module.adversarial_losses, []
 
     def spoiled(*arguments):
         calls.append(1)
-        generator, discriminator, *rest = contest(*arguments)
+        generator, discriminator, *rest = losses(*arguments)
         return generator, discriminator + (math.inf if len(calls) == 2 else 0.0), *rest
 
-    monkeypatch.setattr(tokenizer_module, "contest", spoiled)
+    monkeypatch.setattr(tokenizer_module, "adversarial_losses", spoiled)
     fit(make_task(**ALL_ON | {"adversarial_start": 0}), settings(), tmp_path)
     assert "step 2 is left out: its loss is " in capsys.readouterr().err
     assert "loss" not in lines(tmp_path)[1]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from PIL import Image
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from aimamba.data.codes import CodeSet
@@ -26,8 +25,8 @@ class OrderedPipeline(Pipeline):
         super().__init__(tokenizer, generator, class_names)
         self._places = torch.from_numpy(inverse(grid_order(order, self.grid)))
 
-    def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Put the codes back into raster order and draw them."""
+    def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
+        """Put the codes back into raster order and decode them."""
         return super().decode(codes[:, self._places.to(codes.device)])
 
 
