@@ -91,6 +91,18 @@ def test_widths_that_the_kernel_does_not_take(make_vq):
         assert_close(decoder(some_codes(model)), model.decode(some_codes(model)), rtol=0, atol=2e-5)
 
 
+def test_why_the_kernel_does_not_support_a_decoder(make_vq, monkeypatch):
+    supported = make_vq(**NATIVE).decoder
+    for settings, reason in (
+        ({"dtype": torch.float64}, "the model is in float64"),
+        ({"z_channels": 8}, "does not take 8 input channels"),
+        ({"channels": 40, "norm_groups": 8}, "multiple of 32"),
+    ):
+        assert reason in native_decoder.unsupported(make_vq(**NATIVE | settings).decoder)
+    monkeypatch.setattr(native_decoder, "load_kernel", lambda: None)
+    assert "no C++ compiler built it" in native_decoder.unsupported(supported)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("damage", [torch.nan, torch.inf])
 def test_damaged_weights_are_refused(make_vq, damage):
