@@ -14,7 +14,7 @@ _WINDOWS = 3
 
 
 def measure_growth(measurement: Measurement) -> dict[str, Any]:
-    """Time the last tokens of a sequence, in rows that start at their position.
+    """Time the last tokens of a sequence, in rows that stand where they begin.
 
     Returns:
         ``milliseconds_per_token`` with its spread over windows of 32 tokens, and ``remembered_bytes`` of one row.

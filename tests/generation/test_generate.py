@@ -1,4 +1,4 @@
-"""The decoding loop: an image depends on weights, label, settings and seed, and on nothing beside it."""
+"""The decoding loop: an image depends on weights, label, settings and seed, and on nothing else."""
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_guidance_doubles_only_the_guided_rows(model, monkeypatch):
     assert rows == [6] * 16
 
 
-def test_guidance_of_the_empty_class_changes_nothing(model):
+def test_guidance_of_the_null_class_changes_nothing(model):
     null_class = model.config.num_classes
     assert torch.equal(finished(model, [null_class], GUIDED), finished(model, [null_class], SamplingConfig(top_p=0.95)))
 
@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_refused(model, labels, options, error, named):
 
 
 @pytest.mark.parametrize("config", [GUIDED, SamplingConfig(temperature=0.5, top_k=3), CONFIGS[:3]], ids=type)
-def test_the_loop_asks_the_device_for_nothing(model, monkeypatch, config):
+def test_the_loop_never_waits_for_the_device(model, monkeypatch, config):
     """A value read from a device waits for all that was launched before, and a number sent to one may too."""
     engine = RecordedEngine(RecordedStep(model), lambda run: run)
     run = generate(model, torch.tensor([0, 1, 2]), config, engine=engine)

@@ -78,7 +78,7 @@ def test_position_shift_moves_both_forms_alike(make_aim, mixer):
 @pytest.mark.parametrize("position_shift", [0, 1])
 @pytest.mark.parametrize("variant", VARIANTS, ids=named)
 @torch.no_grad()
-def test_rows_know_nothing_of_each_other(make_aim, variant, position_shift):
+def test_rows_are_independent(make_aim, variant, position_shift):
     """Rows that joined at different positions, then selected and permuted, decode as they do alone."""
     model = make_aim(dtype=torch.float64, decode_position_shift=position_shift, **variant)
     codes, labels = random_codes(model, 3, 8), torch.tensor([0, 3, 5])

@@ -126,7 +126,7 @@ def test_every_parameter_is_trained(make_vq):
 
 
 @torch.no_grad()
-def test_codes_do_not_hang_on_autocast_or_narrow_latents(make_vq):
+def test_codes_do_not_depend_on_autocast_or_narrow_latents(make_vq):
     model = make_vq(codebook_size=4096)
     latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = model.quantize(latents)[1]

@@ -118,7 +118,7 @@ def test_every_batch_and_number_of_threads_gives_the_same_bits(make, weights, fl
 
 @pytest.mark.parametrize("places", [[0, 2, 5], [0, 63, 64], [66, 95, 97]])
 @torch.no_grad()
-def test_rows_know_nothing_of_each_other(make, places):
+def test_rows_are_independent(make, places):
     """Rows that joined at different positions, before and after their caches are folded, decode as they do alone."""
     engine = NativeEngine(make())
     codes, labels = random_codes(engine.model, 3)

@@ -92,7 +92,7 @@ def test_memory_and_step_never_change_address_or_shape(make_aim):
 
 @pytest.mark.parametrize("form", ["state", "dual"])
 @pytest.mark.parametrize("mixer", ["mamba2", "attention"])
-def test_a_step_asks_the_device_for_nothing(make_aim, monkeypatch, mixer, form):
+def test_a_step_never_waits_for_the_device(make_aim, monkeypatch, mixer, form):
     step = RecordedStep(make_aim(mixer=mixer), form=form)
     memory = step.new_memory(2)
 
