@@ -173,7 +173,7 @@ class _GroupNorm:
 
 
 class _ResidualBlock:
-    """``ResidualBlock``. Its output may overwrite its input."""
+    """``ResidualBlock`` with the kernel. Its output may overwrite its input."""
 
     def __init__(self, plain: ResidualBlock, kernel: "_Kernel") -> None:
         self._kernel = kernel
@@ -203,7 +203,7 @@ class _Projection:
 
 
 class _SpatialAttention:
-    """``SpatialAttention``."""
+    """``SpatialAttention`` on a single image."""
 
     def __init__(self, plain: SpatialAttention) -> None:
         self._norm = _GroupNorm(plain.norm)
@@ -218,7 +218,7 @@ class _SpatialAttention:
 
 
 class _Upsample:
-    """``Upsample``."""
+    """``Upsample`` with the kernel."""
 
     def __init__(self, plain: Upsample, kernel: _Kernel) -> None:
         self._kernel = kernel
