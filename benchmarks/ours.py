@@ -12,6 +12,7 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import Engine, EngineName, make_engine
 from aimamba.models import AIM_PRESETS, AiM, AiMConfig
+from aimamba.models.state import mixer_tensors
 from aimamba.ops.sampling.logits import guide, sample
 from aimamba.train.generator import code_cross_entropy
 from benchmarks.floors import Memory, Work, attention_memories, attention_mixing, mamba_memories, ssd_mixing
@@ -106,11 +107,12 @@ class Ours(Subject):
 
     @torch.no_grad()
     def _from(self, images: int, start: int) -> Iterator[object]:
-        """Steps of rows that stand at ``start``, their memory filled with noise."""
+        """Decode rows at position ``start``, whose memory is noise."""
         state = self.engine.init_state(2 * images)
-        state.position.fill_(start + 1)
-        for tensor in (tensor for mixer in state.mixers for tensor in mixer.values()):
-            tensor.normal_()
+        tensors = state.tensors()
+        noise = {name: torch.rand_like(tensor) for name, tensor in mixer_tensors(tensors).items()}
+        position = torch.full_like(state.position, start + 1)
+        state = state.with_tensors(tensors | noise | {"position": position})
         inputs = torch.zeros(2 * images, dtype=torch.long, device=self.device)
         scales = torch.full((images,), CFG_SCALE, device=self.device)
         uniforms = torch.rand(self.tokens, images, dtype=torch.float64)
@@ -122,9 +124,8 @@ class Ours(Subject):
             yield codes
 
     def remembered_bytes(self) -> int:
-        """Bytes that the engine keeps for one row of a whole image."""
-        mixers = self.engine.init_state(1).mixers
-        return sum(tensor.numel() * tensor.element_size() for mixer in mixers for tensor in mixer.values())
+        """Return the bytes that the engine keeps for one row of a whole image."""
+        return self.engine.init_state(1).nbytes
 
     def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of ``GeneratorTask``, without label dropout."""

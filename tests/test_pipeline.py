@@ -22,7 +22,8 @@ def pipeline(make_aim, make_vq):
 
 
 def pixels(images):
-    return np.stack([np.asarray(image) for image in images])
+    """Pixels of PIL images, (B, 3, H, W)."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
 def refusal(call, error=ConfigError):
@@ -45,42 +46,44 @@ def test_images(pipeline):
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_images_do_not_depend_on_the_batch(pipeline, batch_size):
     whole = pipeline(NAMES[:3], n=3, config=GUIDED, batch_size=9)
-    assert np.array_equal(pixels(pipeline(NAMES[:3], n=3, config=GUIDED, batch_size=batch_size)), pixels(whole))
+    assert torch.equal(pixels(pipeline(NAMES[:3], n=3, config=GUIDED, batch_size=batch_size)), pixels(whole))
 
 
 def test_images_come_label_by_label_with_seeds_counting_up(pipeline):
     images = pipeline([1, 2], n=2, config=GUIDED)
     *_, codes = generate(pipeline.generator, torch.tensor([1, 1, 2, 2]), GUIDED, seeds=[3, 4, 3, 4])
-    assert np.array_equal(pixels(images), pixels(pipeline.decode(codes)))
+    assert torch.equal(pixels(images), pipeline.decode(codes))
 
 
 def test_codes_are_laid_out_in_raster_order(pipeline):
     codes = torch.arange(9)[None]
     expected = pipeline.tokenizer.decode(codes.view(1, 3, 3)).detach()
-    expected = (127.5 * expected + 128).clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(pixels(pipeline.decode(codes))[0], expected)
+    expected = (127.5 * expected + 128).clamp(0, 255).to(torch.uint8)
+    decoded = pipeline.decode(codes)
+    assert decoded.dtype == torch.uint8
+    assert torch.equal(decoded, expected)
 
 
 def test_images_follow_the_tokenizers_weights(pipeline, make_vq):
     codes = torch.arange(9)[None]
-    before = pixels(pipeline.decode(codes))
+    before = pipeline.decode(codes)
     decoder = pipeline._decoder
-    assert np.array_equal(pixels(pipeline.decode(codes)), before)
+    assert torch.equal(pipeline.decode(codes), before)
     assert pipeline._decoder is decoder, "prepared once"
     other = make_vq(seed=1)
     pipeline.tokenizer.load_state_dict(other.state_dict())
-    after = pixels(pipeline.decode(codes))
-    assert not np.array_equal(after, before)
-    assert np.array_equal(after, pixels(Pipeline(other, pipeline.generator).decode(codes)))
+    after = pipeline.decode(codes)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, Pipeline(other, pipeline.generator).decode(codes))
 
 
-def test_progress_is_told_after_every_code(pipeline):
+def test_progress_is_reported_after_every_token(pipeline):
     seen = []
     pipeline(["cats", "planets", "sprouts"], batch_size=2, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(2 * t, 27) for t in range(1, 10)] + [(18 + t, 27) for t in range(1, 10)]
 
 
-def test_nothing_asked_nothing_drawn(pipeline):
+def test_no_labels_no_images(pipeline):
     assert pipeline([]) == []
 
 
@@ -114,7 +117,7 @@ def test_classes_without_names(make_aim, make_vq):
     ("call", "named"),
     [
         (lambda pipeline: pipeline("planets"), "write ['planets']"),
-        (lambda pipeline: pipeline(["planets"], n=0), "n 0"),
+        (lambda pipeline: pipeline(["planets"], n=0), "got n 0"),
         (lambda pipeline: pipeline(["planets"], batch_size=0), "batch size 0"),
     ],
 )
@@ -135,7 +138,7 @@ def test_save_and_load(pipeline, tmp_path):
     for source in (tmp_path / "saved", str(tmp_path / "saved")):
         loaded = Pipeline.from_pretrained(source)
         assert loaded.class_names == NAMES
-        assert np.array_equal(pixels(loaded([1, 2], config=GUIDED)), pixels(pipeline([1, 2], config=GUIDED)))
+        assert torch.equal(pixels(loaded([1, 2], config=GUIDED)), pixels(pipeline([1, 2], config=GUIDED)))
     (tmp_path / "run").mkdir()
     (tmp_path / "saved").rename(tmp_path / "run" / "model")
     assert Pipeline.from_pretrained(tmp_path / "run").class_names == NAMES
@@ -161,8 +164,8 @@ def test_official_checkpoint_with_its_tokenizer(golden):
     assert pipeline.image_size == 64
     io = load_file(golden / "adaln" / "io.safetensors")
     images = pipeline(io["e2e_labels"].tolist(), config=SamplingConfig(top_k=1, cfg_scale=3.0))
-    expected = (127.5 * io["e2e_image"] + 128).clamp(0, 255).permute(0, 2, 3, 1).numpy()
-    assert np.abs(pixels(images) + 0.5 - expected).max() < 0.6, "whole numbers below, but for the rounding of float32"
+    expected = (127.5 * io["e2e_image"] + 128).clamp(0, 255)
+    assert (pixels(images) + 0.5 - expected).abs().max() < 0.6, "whole numbers below, but for the rounding of float32"
 
 
 def test_official_checkpoint_without_its_tokenizer(golden, make_vq, tmp_path):

@@ -1,4 +1,4 @@
-"""Tokenizer, generator and class names together: from a class to an image."""
+"""From class names to images: tokenizer, generator and class names in one object."""
 
 import json
 import math
@@ -7,50 +7,50 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.checkpoints.locate import PIPELINE_FILE
-from aimamba.data.sheets import to_images
+from aimamba.data.sheets import to_pil, to_uint8
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import write_atomically
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine
-from aimamba.generation.fast_decoder.decoder import FastDecoder
-from aimamba.generation.snapshot import versions
+from aimamba.generation.fast_decoder import FastDecoder
+from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, VQModel
 
 _IMAGENET_CLASSES = 1000
 
 Progress = Callable[[int, int], None]
-"""Called after every code with (codes drawn so far, codes to draw in all)."""
+"""Called after every step with the numbers of tokens generated so far and in total."""
 
 
 class Pipeline:
-    """A generator and the tokenizer whose codes it speaks.
+    """A generator and the tokenizer that it was trained with.
 
     Attributes:
-        tokenizer: Draws images from codes.
-        generator: Draws codes from class labels.
-        class_names: Name of every label; empty where they are not known.
+        tokenizer: Decodes codes to images.
+        generator: Generates codes from class labels.
+        class_names: Name of every label; empty if they are not known.
     """
 
     def __init__(
         self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str] = (), *, engine: str = "auto"
     ) -> None:
-        """Put the parts together.
+        """Combine the parts.
 
         Args:
-            tokenizer: Draws images from codes.
-            generator: Draws codes from class labels.
+            tokenizer: Decodes codes to images.
+            generator: Generates codes from class labels.
             class_names: Name of every label, or none.
-            engine: Computes the generator's steps, see ``aimamba.generation.engines``.
+            engine: Name of the engine that computes decoding steps, see ``aimamba.generation.engines``.
 
         Raises:
-            ConfigError: The generator speaks other codes than the tokenizer, its images are not square, or the
-                names are not one for each class; or there is no such engine.
+            ConfigError: The numbers of codes of generator and tokenizer differ, the grid of codes is not square, the
+                number of names is not that of classes, or there is no such engine.
         """
         codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
         if codes != vocabulary:
@@ -60,7 +60,9 @@ class Pipeline:
             )
         self.grid = math.isqrt(generator.config.num_tokens)
         if self.grid**2 != generator.config.num_tokens:
-            raise ConfigError(f"expected a square grid of codes, got {generator.config.num_tokens} codes an image")
+            raise ConfigError(
+                f"expected a square grid of codes, got {generator.config.num_tokens} codes for each image"
+            )
         if len(class_names) not in (0, generator.config.num_classes):
             raise ConfigError(
                 f"expected {generator.config.num_classes} class names, one for each class, got {len(class_names)}"
@@ -70,7 +72,7 @@ class Pipeline:
         check_engine(engine)
         self.class_names = tuple(class_names)
         self.engine = engine
-        self._made: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None
+        self._prepared: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None  # what it was made from, engine
         self._decoder: FastDecoder | None = None
 
     @classmethod
@@ -122,10 +124,10 @@ class Pipeline:
         return self.grid * self.tokenizer.config.downsampling
 
     def label(self, name: str | int) -> int:
-        """Number of a class given by name or number.
+        """Return the label of a class given by name or number.
 
         Raises:
-            ConfigError: There is no such class; the nearest names are suggested.
+            ConfigError: There is no such class; the message suggests similar names.
         """
         count = self.generator.config.num_classes
         by_name = {known.lower(): index for index, known in enumerate(self.class_names)}
@@ -144,7 +146,7 @@ class Pipeline:
         raise ConfigError(f"unknown class {name!r}{near}; expected a number from 0 to {count - 1} or one of: {some}")
 
     def class_name(self, label: int) -> str:
-        """Name of a class, or ``class-<number>`` where it has none."""
+        """Return the name of a class, or ``class-<number>`` if names are not known."""
         return self.class_names[label] if self.class_names else f"class-{label}"
 
     def __call__(
@@ -156,23 +158,23 @@ class Pipeline:
         batch_size: int = 16,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """Draw ``n`` images of every label.
+        """Generate ``n`` images of each class.
 
         Args:
             labels: Class names or numbers.
-            n: Images a label; image j has the seed ``config.seed + j``, whatever its label.
-            config: Settings of the draw.
-            batch_size: Images drawn at once. It changes speed and memory, not the images.
-            progress: Called after every code.
+            n: Images of each class. Image j of every class has the seed ``config.seed + j``.
+            config: Settings of sampling.
+            batch_size: Images generated at once. It changes speed and memory, not the images.
+            progress: Called after every step.
 
         Returns:
-            Square images, label by label.
+            Square images, class by class.
 
         Raises:
             ConfigError: A label is unknown or a number is out of range.
         """
         if n < 1 or batch_size < 1:
-            raise ConfigError(f"expected at least one image a class and a batch, got n {n}, batch size {batch_size}")
+            raise ConfigError(f"expected n and batch size to be at least 1, got n {n}, batch size {batch_size}")
         if isinstance(labels, str):
             raise ConfigError(f"expected a list of classes, got the single text {labels!r}; write [{labels!r}]")
         jobs = [(self.label(label), config.seed + j) for label in labels for j in range(n)]
@@ -182,46 +184,49 @@ class Pipeline:
             batch = jobs[start : start + batch_size]
             codes = torch.empty(0)
             labels_of_batch = torch.tensor([label for label, _ in batch])
-            for codes in self.draw(labels_of_batch, config, seeds=[seed for _, seed in batch]):
+            for codes in self.generate(labels_of_batch, config, seeds=[seed for _, seed in batch]):
                 if progress is not None:
                     progress(start * length + len(batch) * codes.shape[1], len(jobs) * length)
-            images += self.decode(codes)
+            images += to_pil(self.decode(codes))
         return images
 
-    def draw(
+    def generate(
         self, labels: Int[Tensor, " b"], config: SamplingConfig, *, seeds: Sequence[int] | None = None
     ) -> Iterator[Int[Tensor, "b t"]]:
-        """Codes of images as they grow, from ``generate``; the engine is kept for the next call.
+        """Generate the codes of images, see ``aimamba.generation.generate``. The engine is kept for the next call.
+
+        Yields:
+            The codes so far, (B, t) for t = 1 ... L.
 
         Raises:
-            ConfigError: The engine is unknown or cannot decode this generator here.
+            ConfigError: The engine is unknown or cannot decode this generator on this machine.
         """
         return generate(self.generator, labels, config, seeds=seeds, engine=self.prepare())
 
     def prepare(self) -> Engine:
-        """Make the engine now, which the first image would do, and again when the generator's weights have changed.
+        """Return the engine; make it on the first call, and again when the generator's weights have changed.
 
         Raises:
-            ConfigError: The engine is unknown or cannot decode this generator here.
+            ConfigError: The engine is unknown or cannot decode this generator on this machine.
         """
-        now = self.engine, versions(self.generator)
-        if self._made is None or self._made[0] != now:
-            self._made = now, make_engine(self.generator, self.engine)
-        return self._made[1]
+        now = self.engine, weight_versions(self.generator)
+        if self._prepared is None or self._prepared[0] != now:
+            self._prepared = now, make_engine(self.generator, self.engine)
+        return self._prepared[1]
 
-    def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Draw images from their codes, a few at a time.
+    def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
+        """Decode codes, in raster order, to 8-bit images on the tokenizer's device.
 
-        On CPU they go one by one, so they are the same in every batch. The decoder is prepared once, and again when
-        the tokenizer's weights have changed.
+        On CPUs, an image does not depend on the rest of its batch. The decoder is prepared on the first call, and
+        again when the tokenizer's weights have changed. ``aimamba.data.to_pil`` converts the result to PIL images.
         """
         if self._decoder is None or not self._decoder.matches(self.tokenizer):
             self._decoder = FastDecoder(self.tokenizer)
-        return to_images(self._decoder(codes.unflatten(1, (self.grid, self.grid))))
+        return to_uint8(self._decoder(codes.unflatten(1, (self.grid, self.grid))))
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """The 1,000 ImageNet classes in label order: each synset's first WordNet lemma, made unique."""
+    """Return the 1,000 ImageNet classes in label order: the first WordNet lemma of each synset, made unique."""
     text = files("aimamba.assets").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 

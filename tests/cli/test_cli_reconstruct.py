@@ -9,7 +9,7 @@ from PIL import Image
 
 from aimamba.cli import reconstruct
 from aimamba.data.folder import open_image
-from aimamba.data.sheets import to_float, to_images
+from aimamba.data.sheets import to_float, to_pil, to_uint8
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
@@ -56,8 +56,8 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
         assert np.array_equal(original, expected)
         tokenizer = pipeline.tokenizer
         codes = tokenizer.encode(to_float(torch.from_numpy(expected).permute(2, 0, 1)[None]))
-        assert np.array_equal(drawn, np.asarray(to_images(FastDecoder(tokenizer)(codes))[0]))
-        apart = np.abs(drawn.astype(int) - np.asarray(to_images(tokenizer.decode(codes))[0]))
+        assert np.array_equal(drawn, np.asarray(to_pil(to_uint8(FastDecoder(tokenizer)(codes)))[0]))
+        apart = np.abs(drawn.astype(int) - np.asarray(to_pil(to_uint8(tokenizer.decode(codes)))[0]))
         assert apart.max() <= 1, "sums in another order may tip a rounding, no more"
         assert np.mean(apart > 0) < 0.01
         measured.append(psnr(original, drawn))

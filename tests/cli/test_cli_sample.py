@@ -233,9 +233,9 @@ def test_an_npz_for_adms_evaluator(aimamba, models, pipeline, here):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--npz s.npz --classes 1", "--npz draws all classes"),
+        ("--npz s.npz --classes 1", "--npz samples all classes"),
         ("--npz s.npy", "the name must end in .npz"),
-        ("--labels random", "--labels goes with --npz"),
+        ("--labels random", "--labels needs --npz"),
         ("--npz s.npz --labels even", "balanced or random, got 'even'"),
         ("--npz no/s.npz", "there is no folder no"),
         ("--npz .", "is a folder"),

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aimamba.data.sheets import sheet, to_float, to_images
+from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 
 
 def colours(*names, size=(8, 8)):
@@ -20,7 +20,7 @@ def boxes(image, colour):
 class TestTensors:
     def test_there_and_back_is_exact_for_every_byte(self):
         every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2, 3, 1, 1)
-        [image, _] = to_images(to_float(every))
+        [image, _] = to_pil(to_uint8(to_float(every)))
         np.testing.assert_array_equal(np.asarray(image)[..., 0].ravel(), np.arange(256))
 
     def test_range(self):
@@ -32,13 +32,13 @@ class TestTensors:
     def test_rounding_is_llamagens(self, dtype):
         x = torch.linspace(-1.5, 1.5, 300).to(dtype).reshape(1, 3, 10, 10).requires_grad_()
         expected = torch.clamp(127.5 * x.detach().float() + 128.0, 0, 255).to(torch.uint8)
-        [image] = to_images(x)
+        [image] = to_pil(to_uint8(x))
         np.testing.assert_array_equal(np.asarray(image), expected[0].permute(1, 2, 0).numpy())
 
     def test_channels_rows_and_columns(self):
         x = torch.full((1, 3, 2, 4), -1.0)
         x[0, 2, 1, 3] = 1.0
-        [image] = to_images(x)
+        [image] = to_pil(to_uint8(x))
         assert image.size == (4, 2)
         assert image.getpixel((3, 1)) == (0, 0, 255)
 

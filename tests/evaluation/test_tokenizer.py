@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aimamba.data.sheets import to_float, to_images
+from aimamba.data.sheets import to_float, to_pil, to_uint8
 from aimamba.errors import ConfigError
 from aimamba.evaluation.compare import distances
 from aimamba.evaluation.measure import measure
@@ -35,7 +35,7 @@ def test_every_metric(make_vq, network, tmp_path):
     real = np.concatenate(list(images.batches(9)))
     x = torch.from_numpy(real).permute(0, 3, 1, 2)
     codes = torch.cat([model.encode(to_float(one)) for one in x.split(3)])
-    drawn = np.stack([np.asarray(image) for one in codes.split(3) for image in to_images(model.decode(one))])
+    drawn = np.stack([np.asarray(image) for one in codes.split(3) for image in to_pil(to_uint8(model.decode(one)))])
     np.savez(tmp_path / "drawn.npz", arr_0=drawn)
     expected = distances(measure(open_source(str(tmp_path / "drawn.npz")), network()), measure(images, network()))
     assert between == pytest.approx(expected.to_dict(), rel=1e-6)

@@ -1,4 +1,4 @@
-"""The decoder made for drawing gives the images of the plain one, natively and by PyTorch."""
+"""The fast decoder returns the images of the plain one, natively and by PyTorch."""
 
 import pytest
 import torch
@@ -91,12 +91,24 @@ def test_widths_that_the_kernel_does_not_take(make_vq):
         assert_close(decoder(some_codes(model)), model.decode(some_codes(model)), rtol=0, atol=2e-5)
 
 
+def test_why_the_kernel_does_not_support_a_decoder(make_vq, monkeypatch):
+    supported = make_vq(**NATIVE).decoder
+    for settings, reason in (
+        ({"dtype": torch.float64}, "the model is in float64"),
+        ({"z_channels": 8}, "does not take 8 input channels"),
+        ({"channels": 40, "norm_groups": 8}, "multiple of 32"),
+    ):
+        assert reason in native_decoder.unsupported(make_vq(**NATIVE | settings).decoder)
+    monkeypatch.setattr(native_decoder, "load_kernel", lambda: None)
+    assert "no C++ compiler built it" in native_decoder.unsupported(supported)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("damage", [torch.nan, torch.inf])
 def test_damaged_weights_are_refused(make_vq, damage):
     model = make_vq(**NATIVE)
     model.decoder.stem.weight[0, 0, 1, 1] = damage
-    with pytest.raises(CheckpointError, match="images are no finite numbers: its weights are damaged"):
+    with pytest.raises(CheckpointError, match="images contain NaN or infinity: its weights are damaged"):
         FastDecoder(model)(some_codes(model))
 
 
@@ -148,8 +160,8 @@ def test_an_image_does_not_depend_on_its_batch(packaged):
 @torch.no_grad()
 @pytest.mark.parametrize(("at_once", "slices"), [(1, [1] * 5), (2, [2, 2, 1]), (8, [5])])
 def test_slices_bound_the_memory(make_vq, monkeypatch, at_once, slices):
-    assert fast_decoder._ONCE_ON_CPU == 1
-    monkeypatch.setattr(fast_decoder, "_ONCE_ON_CPU", at_once)
+    assert fast_decoder._BATCH_ON_CPU == 1
+    monkeypatch.setattr(fast_decoder, "_BATCH_ON_CPU", at_once)
     model = make_vq()
     decoder, seen = FastDecoder(model, native=False), []
     decoder._decoder.register_forward_hook(lambda _, latents, __: seen.append(len(latents[0])))

@@ -1,4 +1,4 @@
-"""The decoding loop: an image depends on weights, label, settings and seed, and on nothing beside it."""
+"""The decoding loop: an image depends on weights, label, settings and seed, and on nothing else."""
 
 import pytest
 import torch
@@ -26,8 +26,8 @@ def model(request, make_aim):
     return make_aim(mixer=request.param, num_tokens=16)
 
 
-def draw(model, labels, config=GUIDED, **options):
-    """The finished codes."""
+def finished(model, labels, config=GUIDED, **options):
+    """Generate, and return the finished codes."""
     *_, codes = generate(model, torch.as_tensor(labels), config, **options)
     return codes
 
@@ -45,7 +45,7 @@ def rows_per_step(monkeypatch, model):
 
 
 def test_codes_vary_with_label_and_seed(model):
-    codes = draw(model, [0, 0, 1, 2, 3, 4, 5], seeds=[0, 1, 0, 0, 0, 0, 0])
+    codes = finished(model, [0, 0, 1, 2, 3, 4, 5], seeds=[0, 1, 0, 0, 0, 0, 0])
     assert codes.dtype == torch.int64
     assert codes.min() >= 0
     assert codes.max() < model.config.vocab_size
@@ -53,97 +53,97 @@ def test_codes_vary_with_label_and_seed(model):
 
 
 @pytest.mark.parametrize("size", [1, 4, 7])
-def test_batches_of_every_size_draw_the_same(model, size):
+def test_batches_of_every_size_generate_the_same(model, size):
     labels, seeds = [0, 1, 2, 3, 4, 5, 0], list(range(10, 17))
-    whole = draw(model, labels, seeds=seeds)
-    parts = [draw(model, labels[i : i + size], seeds=seeds[i : i + size]) for i in range(0, 7, size)]
+    whole = finished(model, labels, seeds=seeds)
+    parts = [finished(model, labels[i : i + size], seeds=seeds[i : i + size]) for i in range(0, 7, size)]
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_order_does_not_matter(model):
     labels, seeds = torch.tensor([0, 1, 2, 3, 4, 5, 0]), [5, 5, 6, 7, 8, 9, 10]
     order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
-    shuffled = draw(model, labels[order], seeds=[seeds[i] for i in order])
-    assert torch.equal(shuffled, draw(model, labels, seeds=seeds)[order])
+    shuffled = finished(model, labels[order], seeds=[seeds[i] for i in order])
+    assert torch.equal(shuffled, finished(model, labels, seeds=seeds)[order])
 
 
 def test_settings_of_other_images_do_not_matter(model):
     labels, seeds = [0, 1, 2, 3, 4, 2, 1], [3] * 7
-    together = draw(model, labels, CONFIGS, seeds=seeds)
+    together = finished(model, labels, CONFIGS, seeds=seeds)
     for i, config in enumerate(CONFIGS):
-        assert torch.equal(together[i : i + 1], draw(model, labels[i : i + 1], config, seeds=[3])), config
+        assert torch.equal(together[i : i + 1], finished(model, labels[i : i + 1], config, seeds=[3])), config
 
 
 def test_seeds_count_up_from_the_configs(model):
     config = SamplingConfig(seed=40)
-    assert torch.equal(draw(model, [1, 2, 3], config), draw(model, [1, 2, 3], config, seeds=[40, 41, 42]))
+    assert torch.equal(finished(model, [1, 2, 3], config), finished(model, [1, 2, 3], config, seeds=[40, 41, 42]))
     each = [SamplingConfig(seed=seed) for seed in (9, 9, 2)]
-    assert torch.equal(draw(model, [1, 1, 3], each), draw(model, [1, 1, 3], SamplingConfig(), seeds=[9, 9, 2]))
+    assert torch.equal(finished(model, [1, 1, 3], each), finished(model, [1, 1, 3], SamplingConfig(), seeds=[9, 9, 2]))
 
 
 def test_the_global_generator_is_neither_used_nor_moved(model):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = draw(model, [1, 2])
+    first = finished(model, [1, 2])
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert torch.equal(draw(model, [1, 2]), first)
+    assert torch.equal(finished(model, [1, 2]), first)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "power-cosine"])
 def test_no_guidance_costs_one_pass(model, monkeypatch, schedule):
     rows = rows_per_step(monkeypatch, model)
-    draw(model, [1, 2, 3], SamplingConfig(cfg_scale=1.0, cfg_schedule=schedule))
+    finished(model, [1, 2, 3], SamplingConfig(cfg_scale=1.0, cfg_schedule=schedule))
     assert rows == [3] * 16
 
 
 def test_guidance_doubles_only_the_guided_rows(model, monkeypatch):
     rows = rows_per_step(monkeypatch, model)
-    draw(model, [0, 1, 2, 3, 4, 2, 1], CONFIGS)
+    finished(model, [0, 1, 2, 3, 4, 2, 1], CONFIGS)
     assert rows == [7 + 4] * 16
     rows.clear()
-    draw(model, [0, 1, 2])
+    finished(model, [0, 1, 2])
     assert rows == [6] * 16
 
 
-def test_guidance_of_the_empty_class_changes_nothing(model):
+def test_guidance_of_the_null_class_changes_nothing(model):
     null_class = model.config.num_classes
-    assert torch.equal(draw(model, [null_class], GUIDED), draw(model, [null_class], SamplingConfig(top_p=0.95)))
+    assert torch.equal(finished(model, [null_class], GUIDED), finished(model, [null_class], SamplingConfig(top_p=0.95)))
 
 
 def test_scale_zero_forgets_the_class(model):
     config = SamplingConfig(cfg_scale=0.0)
-    codes = draw(model, [0, 1, model.config.num_classes], config, seeds=[7, 7, 7])
+    codes = finished(model, [0, 1, model.config.num_classes], config, seeds=[7, 7, 7])
     assert torch.equal(codes[0], codes[1])
     assert torch.equal(codes[0], codes[2])
 
 
 def test_top_k_of_one_is_greedy(model):
     labels = [0, 1, 2, 3, 4, 5]
-    greedy = draw(model, labels, SamplingConfig(temperature=0.0))
-    assert torch.equal(draw(model, labels, SamplingConfig(top_k=1)), greedy)
-    assert torch.equal(draw(model, labels, SamplingConfig(top_p=1e-9, seed=99)), greedy)
+    greedy = finished(model, labels, SamplingConfig(temperature=0.0))
+    assert torch.equal(finished(model, labels, SamplingConfig(top_k=1)), greedy)
+    assert torch.equal(finished(model, labels, SamplingConfig(top_p=1e-9, seed=99)), greedy)
 
 
 @torch.no_grad()
 def test_greedy_codes_are_the_likeliest_of_the_parallel_form(model):
     labels = torch.tensor([0, 3, 5])
-    codes = draw(model, labels, SamplingConfig(temperature=0.0))
+    codes = finished(model, labels, SamplingConfig(temperature=0.0))
     assert torch.equal(model(codes[:, :-1], labels).argmax(dim=-1), codes)
 
 
 @pytest.mark.parametrize("known", [0, 1, 7, 15, 16])
 def test_completing_a_prefix_reproduces_the_run(model, known):
     labels, seeds = [0, 3, 5], [1, 2, 3]
-    whole = draw(model, labels, seeds=seeds)
-    assert torch.equal(draw(model, labels, seeds=seeds, prefix=whole[:, :known]), whole)
+    whole = finished(model, labels, seeds=seeds)
+    assert torch.equal(finished(model, labels, seeds=seeds, prefix=whole[:, :known]), whole)
 
 
 def test_a_prefix_is_kept_and_changes_what_follows(model):
     labels, seeds = [0, 3], [1, 2]
-    whole = draw(model, labels, seeds=seeds)
+    whole = finished(model, labels, seeds=seeds)
     prefix = (whole[:, :4] + 1) % model.config.vocab_size
-    completed = draw(model, labels, seeds=seeds, prefix=prefix)
+    completed = finished(model, labels, seeds=seeds, prefix=prefix)
     assert torch.equal(completed[:, :4], prefix)
     assert not torch.equal(completed[:, 4:], whole[:, 4:])
 
@@ -170,7 +170,7 @@ def test_grad_mode_of_the_caller_is_untouched_between_codes(model):
 
 
 def test_codes_can_be_trained_on(model):
-    codes = draw(model, [0, 1])
+    codes = finished(model, [0, 1])
     codes[0, 0] = 0
     embedded = model.word_embedding(codes)
     embedded.sum().backward()
@@ -181,15 +181,15 @@ def test_position_shift_can_be_overridden(make_aim):
     labels, greedy = [0, 1, 2, 3], SamplingConfig(temperature=0.0)
     plain = make_aim(num_tokens=16)
     shifted = make_aim(num_tokens=16, decode_position_shift=1)
-    assert torch.equal(draw(shifted, labels, greedy, position_shift=0), draw(plain, labels, greedy))
-    assert torch.equal(draw(plain, labels, greedy, position_shift=1), draw(shifted, labels, greedy))
-    assert not torch.equal(draw(plain, labels, greedy), draw(shifted, labels, greedy))
+    assert torch.equal(finished(shifted, labels, greedy, position_shift=0), finished(plain, labels, greedy))
+    assert torch.equal(finished(plain, labels, greedy, position_shift=1), finished(shifted, labels, greedy))
+    assert not torch.equal(finished(plain, labels, greedy), finished(shifted, labels, greedy))
 
 
 def test_bfloat16(make_aim):
     model = make_aim(dtype=torch.bfloat16, num_tokens=16)
-    codes = draw(model, [0, 1, 2])
-    assert torch.equal(codes[1:2], draw(model, [1], seeds=[1]))
+    codes = finished(model, [0, 1, 2])
+    assert torch.equal(codes[1:2], finished(model, [1], seeds=[1]))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_bfloat16(make_aim):
     [
         ([], {}, DataError, "no labels"),
         ([0, -1], {}, DataError, "label -1 is out of range"),
-        ([0, 6], {}, DataError, "label 6 is out of range: expected 0 to 4, or 5 for no class"),
+        ([0, 6], {}, DataError, "label 6 is out of range: expected 0 to 4, or 5 for the null class"),
         ([0, 1], {"seeds": [1]}, ConfigError, "2 labels, 2 configs and 1 seeds"),
         ([0, 1], {"config": [GUIDED] * 3}, ConfigError, "2 labels, 3 configs and 3 seeds"),
         ([0], {"prefix": torch.zeros(2, 3, dtype=torch.int64)}, DataError, r"prefix of shape \(2, 3\)"),
@@ -208,12 +208,12 @@ def test_bfloat16(make_aim):
 )
 def test_what_does_not_fit_is_refused(model, labels, options, error, named):
     with pytest.raises(error, match=named) as caught:
-        draw(model, torch.tensor(labels, dtype=torch.int64), **options)
+        finished(model, torch.tensor(labels, dtype=torch.int64), **options)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("config", [GUIDED, SamplingConfig(temperature=0.5, top_k=3), CONFIGS[:3]], ids=type)
-def test_the_loop_asks_the_device_for_nothing(model, monkeypatch, config):
+def test_the_loop_never_waits_for_the_device(model, monkeypatch, config):
     """A value read from a device waits for all that was launched before, and a number sent to one may too."""
     engine = RecordedEngine(RecordedStep(model), lambda run: run)
     run = generate(model, torch.tensor([0, 1, 2]), config, engine=engine)
@@ -237,5 +237,5 @@ def test_the_loop_asks_the_device_for_nothing(model, monkeypatch, config):
 def test_damaged_weights_are_refused(model, name, engine):
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] = torch.nan
-    with pytest.raises(CheckpointError, match="logits are no finite numbers: its weights are damaged"):
-        draw(model, [0, 1], engine=engine)
+    with pytest.raises(CheckpointError, match="logits contain NaN or infinity: its weights are damaged"):
+        finished(model, [0, 1], engine=engine)

@@ -1,4 +1,4 @@
-"""Settings of a draw and guidance schedules."""
+"""Settings of sampling and guidance schedules."""
 
 import math
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from aimamba.errors import ConfigError
-from aimamba.models import AIM_PRESETS, AiM, AiMConfig, AiMState
+from aimamba.models import AIM_PRESETS, AiM, AiMConfig
 from aimamba.models.adaln import GroupAdaLN, NoAdaLN, make_adaln
 from aimamba.models.attention import rotary_2d
 from aimamba.ops.mixer import sequence as mixing
@@ -78,7 +78,7 @@ def test_position_shift_moves_both_forms_alike(make_aim, mixer):
 @pytest.mark.parametrize("position_shift", [0, 1])
 @pytest.mark.parametrize("variant", VARIANTS, ids=named)
 @torch.no_grad()
-def test_rows_know_nothing_of_each_other(make_aim, variant, position_shift):
+def test_rows_are_independent(make_aim, variant, position_shift):
     """Rows that joined at different positions, then selected and permuted, decode as they do alone."""
     model = make_aim(dtype=torch.float64, decode_position_shift=position_shift, **variant)
     codes, labels = random_codes(model, 3, 8), torch.tensor([0, 3, 5])
@@ -91,7 +91,7 @@ def test_rows_know_nothing_of_each_other(make_aim, variant, position_shift):
         for inputs in (labels[row], *codes[row])[:taken]:
             model.step(inputs[None], state)
         states.append(state)
-    joined = AiMState.join(states)
+    joined = states[0].join(states[1:])
     assert joined.position.tolist() == place
 
     rows = torch.tensor([2, 0, 1])

@@ -11,7 +11,7 @@ from aimamba.models.gan import (
     Discriminator,
     DiscriminatorConfig,
     adaptive_weight,
-    contest,
+    adversarial_losses,
     discriminator_hinge,
     generator_hinge,
 )
@@ -82,17 +82,17 @@ def test_it_keeps_nothing_but_its_parameters():
 
 
 def test_hinge_losses():
-    real, drawn = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
-    assert_close(discriminator_hinge(real, drawn), torch.tensor(((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3) / 2))
-    assert_close(generator_hinge(drawn), torch.tensor(1 / 3))
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
+    assert_close(discriminator_hinge(real, fake), torch.tensor(((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3) / 2))
+    assert_close(generator_hinge(fake), torch.tensor(1 / 3))
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_one_pass_trains_both_and_mixes_nothing(bfloat16):
     """The gradients of the sum are those that each player would get alone."""
-    discriminator, images, drawn = make(), make_images(seed=1), make_images(seed=2).requires_grad_()
+    discriminator, images, fake = make(), make_images(seed=1), make_images(seed=2).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        result = contest(discriminator, drawn, images)
+        result = adversarial_losses(discriminator, fake, images)
     (result.generator_loss + result.discriminator_loss).backward()
     got = {name: parameter.grad for name, parameter in discriminator.named_parameters()}
     assert all(parameter.requires_grad for parameter in discriminator.parameters())
@@ -102,8 +102,8 @@ def test_one_pass_trains_both_and_mixes_nothing(bfloat16):
         (to_image,) = torch.autograd.grad(generator_hinge(discriminator(alone)), alone)
         theirs = discriminator_hinge(discriminator(images), discriminator(alone.detach()))
     to_discriminator = torch.autograd.grad(theirs, tuple(discriminator.parameters()))
-    assert drawn.grad.any()
-    assert_close(drawn.grad, to_image)
+    assert fake.grad.any()
+    assert_close(fake.grad, to_image)
     assert_close(list(got.values()), list(to_discriminator))
     assert not result.real_logits.requires_grad
     assert not result.fake_logits.requires_grad
@@ -116,7 +116,7 @@ def test_it_learns_to_tell():
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-3)
     for step in range(60):
         images = make_images(side=24, seed=step)
-        result = contest(discriminator, F.avg_pool2d(images, 3, stride=1, padding=1), images)
+        result = adversarial_losses(discriminator, F.avg_pool2d(images, 3, stride=1, padding=1), images)
         optimizer.zero_grad()
         result.discriminator_loss.backward()
         optimizer.step()

@@ -39,7 +39,7 @@ def test_downsampling(make_vq, downsampling):
 
 
 @torch.no_grad()
-def test_patches_are_taken_in_and_drawn_whole(make_vq):
+def test_patches_are_read_and_decoded_whole(make_vq):
     model = make_vq(patch_size=4, channel_mult=(1, 2))
     assert model.config.downsampling == 8
     images = random_images((16, 24))
@@ -50,9 +50,9 @@ def test_patches_are_taken_in_and_drawn_whole(make_vq):
     [(patches, hidden)] = seen
     assert (patches.shape, hidden.shape) == ((2, 48, 4, 6), (2, 8, 4, 6)), "no convolution at full resolution"
     assert torch.equal(patches[:, :, 1, 2].view(2, 3, 4, 4), images[:, :, 4:8, 8:12])
-    drawn = model.decode(codes)
-    assert drawn.shape == images.shape
-    assert drawn[0, 0, :4, :4].unique().numel() == 16, "every pixel of a patch has its own value"
+    decoded = model.decode(codes)
+    assert decoded.shape == images.shape
+    assert decoded[0, 0, :4, :4].unique().numel() == 16, "every pixel of a patch has its own value"
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def test_every_parameter_is_trained(make_vq):
 
 
 @torch.no_grad()
-def test_codes_do_not_hang_on_autocast_or_narrow_latents(make_vq):
+def test_codes_do_not_depend_on_autocast_or_narrow_latents(make_vq):
     model = make_vq(codebook_size=4096)
     latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = model.quantize(latents)[1]

@@ -236,14 +236,14 @@ def test_a_step_with_a_discriminator_gradient_that_is_not_finite_is_skipped(tmp_
 
 
 def test_a_step_with_a_discriminator_loss_that_is_not_finite_is_skipped(tmp_path, monkeypatch, capsys, metrics):
-    contest, calls = tokenizer_module.contest, []
+    losses, calls = tokenizer_module.adversarial_losses, []
 
     def spoiled(*arguments):
         calls.append(1)
-        generator, discriminator, *rest = contest(*arguments)
+        generator, discriminator, *rest = losses(*arguments)
         return generator, discriminator + (math.inf if len(calls) == 2 else 0.0), *rest
 
-    monkeypatch.setattr(tokenizer_module, "contest", spoiled)
+    monkeypatch.setattr(tokenizer_module, "adversarial_losses", spoiled)
     fit(make_task(**ALL_ON | {"adversarial_start": 0}), settings(), tmp_path)
     assert "step 2 is skipped: its loss is " in capsys.readouterr().err
     assert "loss" not in metrics(tmp_path, "train")[1]

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from aimamba.cli.output import file_name, output_folder
     from aimamba.data.files import find_images, open_image
-    from aimamba.data.sheets import sheet, to_float, to_images
+    from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
     from aimamba.data.transforms import center_crop, to_array
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.generation.fast_decoder.decoder import FastDecoder
@@ -61,8 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     for number, path in enumerate(tqdm(paths, unit="image")):
         original = center_crop(open_image(path), size)
         pixels = torch.from_numpy(to_array(original)).permute(2, 0, 1)[None]
-        [image] = to_images(decoder(model.encode(to_float(pixels).to(device, dtype))))
-        error = (pixels[0].float() - torch.from_numpy(to_array(image)).permute(2, 0, 1).float()).square().mean()
+        reconstruction = to_uint8(decoder(model.encode(to_float(pixels).to(device, dtype)))).cpu()
+        [image] = to_pil(reconstruction)
+        error = (pixels[0].float() - reconstruction[0].float()).square().mean()
         psnr = float(10 * torch.log10(255**2 / error.clamp(min=1e-10)))
         pair = Image.new("RGB", (2 * size, size))
         pair.paste(original, (0, 0))

@@ -1,8 +1,7 @@
-"""Draw images of the classes you name.
+"""Generate images of the classes you name.
 
-Writes one PNG for each image, named by class and seed, as soon as it is finished; and sheet.png with all of them (of
-the first 32 of each class, where there are more). With --npz all images go into one file instead, as ADM's evaluator
-reads it.
+Writes each image as a PNG named by class and seed as soon as it is finished, and sheet.png with up to 32 samples of
+each class. With --npz, all images go into one file instead, in the format of ADM's evaluator.
 """
 
 import argparse
@@ -34,21 +33,25 @@ def add_arguments(parser: Parser) -> None:
         help="avatars-64 (default), the folder of a saved model or training run, an official checkpoint, or a hub id "
         "such as hp-l33/aim-base",
     )
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, when the model has none inside")
-    parser.add_argument("--classes", metavar="NAMES", help="names or numbers, by commas (default: the first ten)")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if the model does not include one")
     parser.add_argument(
-        "-n", type=int, default=8, metavar="N", help="images of each class (default 8); with --npz of all"
+        "--classes", metavar="NAMES", help="class names or numbers, separated by commas (default: the first ten)"
     )
-    parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
-    parser.add_argument("--npz", type=Path, metavar="FILE", help="write N images of all classes into one .npz")
-    parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default), classes in turn; or random")
+    parser.add_argument(
+        "-n", type=int, default=8, metavar="N", help="samples of each class (default 8); with --npz, in all"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the images (default: samples)"
+    )
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="write N samples of all classes into one .npz file")
+    parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default: all classes in turn) or random")
     add_sampling(parser)
     add_placement(parser)
     add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draw and write."""
+    """Generate and write."""
     from aimamba.cli.output import output_file, output_folder
     from aimamba.config import from_mapping
     from aimamba.data.sheets import sheet
@@ -70,12 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
         return _write_npz(file, arguments, pipeline, config)
     labels = chosen_classes(arguments.classes, pipeline)
 
-    pipeline.prepare()  # an engine that cannot draw is refused before anything is written
+    pipeline.prepare()  # reports an unsupported engine before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    rows = _draw(pipeline, labels, arguments.n, config, arguments.batch_size, out)
+    rows = _generate(pipeline, labels, arguments.n, config, arguments.batch_size, out)
     names = [pipeline.class_name(label) for label in labels]
     path, title = out / "sheet.png", f"{arguments.model}, {config.describe()}"
-    if arguments.n < len(labels) <= _SHEET_COLUMNS:  # a sheet is rather wide than tall
+    if arguments.n < len(labels) <= _SHEET_COLUMNS:  # a wide sheet is easier to read than a tall one
         sheet(list(zip(*rows, strict=True)), column_names=names, title=title).save(path)
     else:
         sheet(rows, row_names=names, title=title).save(path)
@@ -84,20 +87,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_npz(arguments: argparse.Namespace) -> None:
-    """Refuse options that go with ``--npz`` alone, or not with it."""
+    """Refuse options that need ``--npz``, or that it excludes."""
     if arguments.npz is None and arguments.labels is not None:
-        raise ConfigError("sample: --labels goes with --npz; give --classes to choose classes")
+        raise ConfigError("sample: --labels needs --npz; choose classes with --classes")
     if arguments.npz is not None and arguments.classes is not None:
-        raise ConfigError("sample: --npz draws all classes; leave --classes out")
+        raise ConfigError("sample: --npz samples all classes; leave --classes out")
     if arguments.npz is not None and arguments.npz.suffix != ".npz":
-        raise ConfigError(f"--npz {arguments.npz}: the name must end in .npz, by which 'aimamba evaluate' knows it")
+        raise ConfigError(
+            f"--npz {arguments.npz}: the name must end in .npz, for 'aimamba evaluate' to recognise the file"
+        )
 
 
 def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
-    """Labels of the classes named in ``text``, each once; a name may hold commas itself.
+    """Return the labels of the classes named in ``text``, each once. A class name may contain commas.
 
     Raises:
-        ConfigError: A class is unknown, or none is named.
+        ConfigError: A class is unknown, or no class is named.
     """
     if text is None:
         return list(range(min(_CLASSES_BY_DEFAULT, pipeline.generator.config.num_classes)))
@@ -115,10 +120,10 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     return list(dict.fromkeys(labels))
 
 
-def _draw(
+def _generate(
     pipeline: "Pipeline", labels: list[int], n: int, config: "SamplingConfig", batch_size: int, out: Path
 ) -> "list[list[Image.Image]]":
-    """Draw and save ``n`` images of each class, block by block; give those for the sheet, a row a class."""
+    """Generate and save ``n`` images of each class; return those for the sheet, one row for each class."""
     from tqdm import tqdm
 
     from aimamba.cli.output import file_names
@@ -148,7 +153,7 @@ def _draw(
 
 
 def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
-    """Draw images of all classes into one file; image i has the seed ``config.seed + i``."""
+    """Generate images of all classes and write them to one file; image i has the seed ``config.seed + i``."""
     from tqdm import tqdm
 
     from aimamba.evaluation.npz import write_npz
@@ -169,7 +174,7 @@ def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", 
 
 
 def _blocks(classes: int, n: int, batch_size: int) -> Iterator[tuple[range, range]]:
-    """Cut classes by seeds into blocks of at most ``batch_size`` images."""
+    """Divide the grid of classes and seeds into blocks of at most ``batch_size`` images."""
     together = max(1, batch_size // n)
     for first in range(0, classes, together):
         for seed in range(0, n, batch_size):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aimamba.data.folder import BrokenImageWarning, ImageFolder
     from aimamba.data.loader import Batch, batches
     from aimamba.data.sets import ImageSet, open_images
-    from aimamba.data.sheets import sheet, to_float, to_images
+    from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 
 _HOMES = {
     "STYLES": "avatars",
@@ -26,7 +26,8 @@ _HOMES = {
     "open_images": "sets",
     "sheet": "sheets",
     "to_float": "sheets",
-    "to_images": "sheets",
+    "to_pil": "sheets",
+    "to_uint8": "sheets",
 }
 
 __all__ = [
@@ -41,7 +42,8 @@ __all__ = [
     "open_images",
     "sheet",
     "to_float",
-    "to_images",
+    "to_pil",
+    "to_uint8",
 ]
 
 

@@ -21,23 +21,21 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Bytes (B, 3, H, W) as float32 in [-1, 1]: what the tokenizer sees."""
+    """Convert 8-bit images (B, 3, H, W) to float32 in [-1, 1], the tokenizer's input."""
     return images.float() / 127.5 - 1.0
 
 
-def to_images(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
-    """Tensors as images.
+def to_uint8(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+    """Convert images in [-1, 1] to 8 bits, without gradient; values outside are clamped.
 
-    The rounding is LlamaGen's, ``clamp(127.5 x + 128, 0, 255)`` without its fraction; it undoes ``to_float`` exactly.
-
-    Args:
-        x: Images (B, 3, H, W) in [-1, 1]; what lies beyond is clamped.
-
-    Returns:
-        B RGB images of H x W.
+    Rounds as LlamaGen does: ``clamp(127.5 x + 128, 0, 255)``, truncated. This inverts ``to_float`` exactly.
     """
-    pixels = (127.5 * x.detach().float() + 128.0).clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    return (127.5 * images.detach().float() + 128.0).clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def to_pil(images: UInt8[Tensor, "b 3 h w"]) -> list[Image.Image]:
+    """Convert 8-bit images (B, 3, H, W), on any device, to B RGB images of Pillow."""
+    return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
 def sheet(

@@ -216,8 +216,8 @@ class ModelSource:
     def _draw(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         chosen = torch.from_numpy(self.labels[list(indices)])
         seeds = [self.config.seed + index for index in indices]
-        [codes] = deque(self._pipeline.draw(chosen, self.config, seeds=seeds), maxlen=1)  # the last
-        return np.stack([to_array(image) for image in self._pipeline.decode(codes)])
+        [codes] = deque(self._pipeline.generate(chosen, self.config, seeds=seeds), maxlen=1)  # the last
+        return self._pipeline.decode(codes).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def make_labels(labelling: str, n: int, classes: int, seed: int = 0) -> Int64[np.ndarray, " n"]:

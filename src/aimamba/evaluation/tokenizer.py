@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
-from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from aimamba.config import check
-from aimamba.data.sheets import to_float, to_images
-from aimamba.data.transforms import to_array
+from aimamba.data.sheets import to_float, to_uint8
 from aimamba.evaluation.compare import distances
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.measure import FeatureCollector, check_enough, to_channels_first
@@ -79,7 +77,7 @@ def compare_tokenizer(
         for batch in images.batches(extractor.batch_size):
             originals = to_channels_first(batch)
             codes = model.encode(to_float(originals).to(model.codebook))
-            reconstructions = torch.stack([_from_image(image) for image in to_images(decoder(codes))])
+            reconstructions = to_uint8(decoder(codes)).cpu()
             counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
             for name, values in _errors(reconstructions, originals, lpips).items():
                 sums[name] = sums.get(name, 0.0) + float(values.double().sum())
@@ -126,10 +124,6 @@ def perplexity(counts: Int[Tensor, " v"]) -> float:
     """Return ``exp`` of the entropy of the codes: the number of equally frequent codes with the same entropy."""
     shares = counts.double() / counts.sum()
     return float(torch.exp(-torch.xlogy(shares, shares).sum()))
-
-
-def _from_image(image: Image) -> UInt8[Tensor, "3 h w"]:
-    return torch.from_numpy(to_array(image)).permute(2, 0, 1)
 
 
 @torch.no_grad()

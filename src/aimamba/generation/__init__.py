@@ -1,4 +1,4 @@
-"""Drawing images code by code."""
+"""Generating images token by token."""
 
 from aimamba.generation.engines import Engine, make_engine
 from aimamba.generation.loop import generate

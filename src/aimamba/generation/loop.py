@@ -1,6 +1,6 @@
-"""The decoding loop: one code after another, as a Python generator that can be watched, stopped or previewed.
+"""The decoding loop: a Python generator that yields after each token, so it can be watched, stopped or previewed.
 
-Shape letters: B images, L codes of an image, R rows of the state (images, then their unguided twins).
+Shape letters: B images, L tokens of an image, R rows of the state (conditional, then unconditional ones).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,29 +27,28 @@ def generate(
     position_shift: int | None = None,
     engine: Engine | str = "auto",
 ) -> Iterator[Tensor]:
-    """Draw the codes of images, all in step.
+    """Generate the tokens of images, one at a time for the whole batch.
 
-    An image depends on the weights, its label, its settings and its seed alone: each row draws from its own
-    generator, and no row sees another.
+    An image depends only on the weights and on its own label, settings and seed, not on the rest of the batch.
 
     Args:
         model: The generator, in evaluation mode.
-        labels: A class for each image; ``num_classes`` asks for none.
+        labels: A class for each image; ``num_classes`` is the null class.
         config: Settings for all images, or one for each.
-        seeds: A seed for each image; counted up from the config's seed when absent.
-        prefix: Codes already known, which the images begin with.
+        seeds: A seed for each image. By default, image i has the config's seed plus i, or its own config's seed.
+        prefix: The first tokens of each image, if they are known.
         position_shift: Overrides the model's ``decode_position_shift``.
-        engine: Computes the steps: a name of ``aimamba.generation.engines``, or an engine made from this model before,
-            which saves packing the weights anew.
+        engine: Computes the steps: a name of ``aimamba.generation.engines``, or an engine for this model from
+            ``make_engine``, which can be used again.
 
     Yields:
-        The codes so far, (B, t) for t = 1 ... L: a view of one growing tensor, so copy what must not change.
+        The tokens so far, (B, t) for t = 1 ... L: a view of a tensor that is being filled.
 
     Raises:
         DataError: A label is out of range or the prefix does not fit.
-        ConfigError: The numbers of labels, configs and seeds differ, or the engine is unknown or cannot decode this
+        ConfigError: The numbers of labels, configs and seeds differ; or the engine is unknown or cannot decode this
             model.
-        CheckpointError: After the last code: its logits are no finite numbers, as damaged weights leave them.
+        CheckpointError: After the last token, if the logits contain NaN or infinity, as with damaged weights.
     """
     count, length = labels.shape[0], model.config.num_tokens
     shared = config if isinstance(config, SamplingConfig) else None
@@ -67,9 +66,9 @@ def generate(
             name: torch.tensor([getattr(each, name) for each in configs], device=device)
             for name in ("temperature", "top_k", "top_p")
         }
-    # All that the loop needs is on the device before it begins, so that no step waits for it.
+    # Move everything to the device before the loop, so that no step waits for the device.
     scales = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)])
-    guided = (scales != 1).any(dim=0).nonzero().squeeze(-1)  # images that need an unguided twin
+    guided = (scales != 1).any(dim=0).nonzero().squeeze(-1)  # images that need an unconditional row
     others = torch.arange(count).index_copy(0, guided, count + torch.arange(len(guided)))
     twins = others.to(device) if len(guided) else None
     guided, scales = guided.to(device), scales.to(device)
@@ -78,11 +77,11 @@ def generate(
     prefix = None if prefix is None else prefix.to(device)
 
     stepper = make_engine(model, engine) if isinstance(engine, str) else engine
-    draw = stepper.guided_sample if isinstance(stepper, SamplingEngine) else guided_sample
+    sample = stepper.guided_sample if isinstance(stepper, SamplingEngine) else guided_sample
     state = stepper.init_state(count + len(guided), position_shift=position_shift)
     null_class = labels.new_full((len(guided),), model.condition.null_class)
     inputs = torch.cat([labels, null_class])  # (R,)
-    with torch.inference_mode(mode=False):  # for a caller to train on
+    with torch.inference_mode(mode=False):  # so that the caller may train on them
         codes = torch.empty(count, length, dtype=labels.dtype, device=device)
     known = 0 if prefix is None else prefix.shape[1]
     for t in range(length):
@@ -90,17 +89,17 @@ def generate(
         if prefix is not None and t < known:
             codes[:, t] = prefix[:, t]
         else:
-            codes[:, t] = draw(logits, uniforms[t], twins=twins, scale=scales[t], **settings)
+            codes[:, t] = sample(logits, uniforms[t], twins=twins, scale=scales[t], **settings)
         inputs = torch.cat([codes[:, t], codes[guided, t]])
         yield codes[:, : t + 1]
-    if not bool(logits.isfinite().all()):  # asked once, at the end: what a row remembers stays not finite
+    if not bool(logits.isfinite().all()):  # once, at the end: a state that is not finite stays so
         raise CheckpointError(
-            "the generator's logits are no finite numbers: its weights are damaged, or its dtype is too narrow for them"
+            "the generator's logits contain NaN or infinity: its weights are damaged, or its dtype is too narrow"
         )
 
 
 def _uniform_numbers(seed: int, length: int) -> Tensor:
-    """The uniform numbers of one image, in [0, 1): the same on every device and in every batch."""
+    """Return the random numbers of one image, uniform in [0, 1), the same on every device and in every batch."""
     return torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -109,13 +108,15 @@ def _validate(
 ) -> None:
     count, null_class = labels.shape[0], model.condition.null_class
     if count == 0:
-        raise DataError("no labels given; expected at least one image to draw")
+        raise DataError("no labels given; expected at least one")
     if not len(configs) == len(seeds) == count:
-        raise ConfigError(f"{count} labels, {len(configs)} configs and {len(seeds)} seeds: expected as many of each")
+        raise ConfigError(f"{count} labels, {len(configs)} configs and {len(seeds)} seeds: expected equal numbers")
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest > null_class:
         wrong = lowest if lowest < 0 else highest
-        raise DataError(f"label {wrong} is out of range: expected 0 to {null_class - 1}, or {null_class} for no class")
+        raise DataError(
+            f"label {wrong} is out of range: expected 0 to {null_class - 1}, or {null_class} for the null class"
+        )
     if prefix is not None and (prefix.shape[0] != count or prefix.shape[1] > model.config.num_tokens):
         raise DataError(
             f"prefix of shape {tuple(prefix.shape)} does not fit {count} images of {model.config.num_tokens} codes"

@@ -1,4 +1,4 @@
-"""How codes are drawn: the settings of sampling, and guidance schedules."""
+"""Settings of sampling, and guidance schedules."""
 
 import math
 from dataclasses import dataclass
@@ -9,19 +9,20 @@ from aimamba.config import check
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Settings of a draw. The defaults sample the model's own distribution.
+    """Settings of sampling. The defaults sample from the model's own distribution.
 
     Attributes:
-        temperature: Logits are divided by it; 0 always takes the most likely code.
-        top_k: Draw among the k most likely codes; 0 means all.
-        top_p: Draw among the most likely codes that together reach this probability, in (0, 1].
-        cfg_scale: Classifier-free guidance ``u + scale (c - u)``; 1 means none and costs a single pass. The paper's
-            FIDs use 2.0 for AiM-B and 1.75 for AiM-L and AiM-XL.
-        cfg_schedule: How guidance moves from the first code to the last: ``constant``; ``linear`` from 1 up to the
-            scale; ``power-cosine``, ``1 + (scale - 1) (1 - cos(pi t^power)) / 2`` with t from 0 to 1 (as in RAR,
-            arXiv 2411.00776, and MDTv2, 2303.14389).
-        cfg_power: The power of ``power-cosine``; larger keeps guidance low for longer.
-        seed: Seed of the first image; the next ones count up from it.
+        temperature: Divides the logits; 0 always takes the most likely token.
+        top_k: Sample among the k most likely tokens; 0 means all.
+        top_p: Sample among the most likely tokens that together reach this probability, in (0, 1].
+        cfg_scale: Scale of classifier-free guidance, ``u + scale (c - u)`` of unconditional logits u and conditional
+            logits c. 1 means no guidance and needs no unconditional rows. The paper's FIDs use 2.0 for AiM-B and
+            1.75 for AiM-L and AiM-XL.
+        cfg_schedule: The scale from the first token to the last: ``constant``; ``linear``, from 1 to the scale;
+            ``power-cosine``, ``1 + (scale - 1) (1 - cos(pi t^power)) / 2`` with t from 0 to 1 (as in RAR,
+            arXiv 2411.00776, and MDTv2, arXiv 2303.14389).
+        cfg_power: The power of ``power-cosine``; a larger one keeps the scale low for longer.
+        seed: Seed of the first image; each further image adds 1.
     """
 
     temperature: float = 1.0
@@ -35,10 +36,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check(
             math.isfinite(self.temperature) and self.temperature >= 0,
-            f"temperature must be 0 (always the most likely code) or more, got {self.temperature}",
+            f"temperature must be 0 (always the most likely token) or more, got {self.temperature}",
         )
-        check(self.top_k >= 0, f"top-k must be 0 (all codes) or more, got {self.top_k}")
-        check(0 < self.top_p <= 1, f"top-p must lie in (0, 1], where 1 keeps all codes, got {self.top_p}")
+        check(self.top_k >= 0, f"top-k must be 0 (all tokens) or more, got {self.top_k}")
+        check(0 < self.top_p <= 1, f"top-p must be in (0, 1], where 1 keeps all tokens, got {self.top_p}")
         check(
             math.isfinite(self.cfg_scale) and self.cfg_scale >= 0,
             f"cfg-scale must be 0 or more, where 1 means no guidance, got {self.cfg_scale}",
@@ -51,10 +52,10 @@ class SamplingConfig:
             math.isfinite(self.cfg_power) and self.cfg_power > 0,
             f"cfg-power must be above 0, got {self.cfg_power}",
         )
-        check(0 <= self.seed < 1 << 63, f"seed must lie in [0, 2^63), got {self.seed}")
+        check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {self.seed}")
 
     def guidance_at(self, index: int, length: int) -> float:
-        """Guidance scale for code ``index`` of ``length``."""
+        """Return the guidance scale for token ``index`` of ``length``."""
         if self.cfg_schedule == "constant":
             return self.cfg_scale
         t = index / max(1, length - 1)
@@ -62,7 +63,7 @@ class SamplingConfig:
         return 1 + (self.cfg_scale - 1) * rise
 
     def describe(self) -> str:
-        """Guidance and seed, and what differs from the defaults, in words."""
+        """Return guidance, seed, and other settings that are not the defaults, as text."""
         schedule = "" if self.cfg_schedule == "constant" else f" {self.cfg_schedule}"
         parts = [f"guidance {self.cfg_scale:g}{schedule}"]
         parts += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []

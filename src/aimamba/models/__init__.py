@@ -1,7 +1,17 @@
-"""The two networks: the generator ``AiM`` and the tokenizer ``VQModel``, each beside its config and presets."""
+"""The two models: the generator ``AiM`` and the tokenizer ``VQModel``, with their configs and presets."""
 
 from aimamba.models.aim import AIM_PRESETS, AiM, AiMConfig
-from aimamba.models.state import AiMState
+from aimamba.models.state import AiMState, DecodingState
 from aimamba.models.vq import VQ_PRESETS, VQConfig, VQModel, VQOutput
 
-__all__ = ["AIM_PRESETS", "VQ_PRESETS", "AiM", "AiMConfig", "AiMState", "VQConfig", "VQModel", "VQOutput"]
+__all__ = [
+    "AIM_PRESETS",
+    "VQ_PRESETS",
+    "AiM",
+    "AiMConfig",
+    "AiMState",
+    "DecodingState",
+    "VQConfig",
+    "VQModel",
+    "VQOutput",
+]

@@ -2,9 +2,9 @@
 
 Each variant turns a condition (B, D) into a shift, a scale and a gate for every block, (B, blocks, 3, D):
 
-* ``none``    shift 0, scale 0, gate 1: the class token and the final norm alone tell the class
-* ``block``   every block has its own projection (plain adaLN, zero at the start so that every block begins silent)
-* ``group``   blocks share ``G`` projections, block i using the i mod G-th, and each adds its own table
+* ``none``    shift 0, scale 0, gate 1: only the class token and the final norm depend on the class
+* ``block``   every block has its own projection (adaLN-Zero: initialised to 0, so each block starts as the identity)
+* ``group``   blocks share ``G`` projections, block i uses number i mod G, and each block adds its own table
 * ``single``  ``group`` with one projection
 
 A block computes ``gate * mixer(norm(x) * (1 + scale) + shift)``; the paper writes ``gate * mixer(scale x + shift)``.
@@ -25,24 +25,24 @@ ROLES = 3  # shift, scale, gate
 
 
 class NoAdaLN(nn.Module):
-    """The same shift 0, scale 0 and gate 1 whatever the condition."""
+    """Shift 0, scale 0 and gate 1 for every condition."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
         self.blocks = blocks
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Nothing to fill."""
+        """Do nothing: there are no parameters."""
 
     def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n 3 d"]:
-        """Modulations that change nothing."""
+        """Return modulations that leave the norm as it is."""
         batch, width = condition.shape
-        idle = torch.tensor([0.0, 0.0, 1.0], dtype=condition.dtype, device=condition.device)
-        return idle[:, None].expand(batch, self.blocks, ROLES, width)
+        identity = torch.tensor([0.0, 0.0, 1.0], dtype=condition.dtype, device=condition.device)
+        return identity[:, None].expand(batch, self.blocks, ROLES, width)
 
 
 class BlockAdaLN(nn.Module):
-    """A projection for every block."""
+    """One projection for each block."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -50,19 +50,19 @@ class BlockAdaLN(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Zero everywhere (adaLN-Zero, Peebles and Xie, arXiv 2212.09748)."""
+        """Fill with zeros (adaLN-Zero, Peebles and Xie, arXiv 2212.09748)."""
         for parameter in self.parameters():
             parameter.zero_()
 
     def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n 3 d"]:
-        """Project the condition once for every block."""
+        """Project the condition once for each block."""
         active = F.silu(condition)
         projected = torch.stack([projection(active) for projection in self.projections], dim=1)
         return projected.unflatten(-1, (ROLES, -1))
 
 
 class GroupAdaLN(nn.Module):
-    """``groups`` projections shared by the blocks in turn, and a table of offsets for every block."""
+    """``groups`` projections that the blocks use in turn, and a table of offsets for each block."""
 
     def __init__(self, width: int, blocks: int, groups: int) -> None:
         super().__init__()
@@ -72,21 +72,21 @@ class GroupAdaLN(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Projection uniform +- 1 / sqrt(D) with bias 0; table normal with deviation 1 / sqrt(D)."""
+        """Fill the projection uniformly within +- 1 / sqrt(D), its bias with 0, and the table from N(0, 1 / D)."""
         bound = self.projection.in_features**-0.5
         self.projection.weight.uniform_(-bound, bound, generator=generator)
         self.projection.bias.zero_()
         self.table.normal_(generator=generator).mul_(bound)
 
     def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n 3 d"]:
-        """Project the condition once for every group, hand the results round the blocks, add each block's table."""
+        """Project the condition once for each group and add each block's table to its group's result."""
         shared = self.projection(F.silu(condition)).unflatten(-1, (self.groups, ROLES, -1))  # (B, G, 3, D)
         group_of_block = torch.arange(self.table.shape[0], device=shared.device) % self.groups
         return shared[:, group_of_block] + self.table
 
 
 def make_adaln(kind: AdaLNKind, *, width: int, blocks: int, groups: int) -> NoAdaLN | BlockAdaLN | GroupAdaLN:
-    """Build the variant ``kind`` for ``blocks`` blocks; ``groups`` matters to ``group`` alone."""
+    """Build the variant ``kind`` for ``blocks`` blocks; only ``group`` uses ``groups``."""
     if kind == "none":
         return NoAdaLN(blocks)
     if kind == "block":

@@ -1,7 +1,7 @@
 """The generator: a causal sequence model over the codes of an image (AiM, arXiv 2408.12245).
 
-The class vector is both the first token and the condition of every adaptive norm. Codes follow in raster order; the
-output at each place predicts the next code.
+The class vector is both the first token and the condition of every adaptive norm. The codes follow in raster order;
+the output at each position predicts the next code.
 
 Shape letters: B batch, L tokens of an image, D width, V vocabulary, N blocks.
 """
@@ -22,10 +22,10 @@ from aimamba.config import check
 from aimamba.models.adaln import AdaLNKind, make_adaln
 from aimamba.models.attention import Attention, FeedForward
 from aimamba.models.condition import ClassCondition, empty_embedding
-from aimamba.models.mamba2 import Mamba2, MixerState
+from aimamba.models.mamba2 import Mamba2
 from aimamba.models.norm import RMSNorm
 from aimamba.models.pretrained import PretrainedModel
-from aimamba.models.state import AiMState
+from aimamba.models.state import AiMState, MixerState
 from aimamba.ops.linear.linear import linear
 from aimamba.ops.mixer.cache import Position, common
 from aimamba.ops.norm.rms import modulated_rms_norm, modulated_rms_norm_step
@@ -47,22 +47,23 @@ class AiMConfig:
     Attributes:
         width: Features of a token (D).
         num_blocks: Residual blocks (N).
-        vocab_size: Codes of the tokenizer (V).
+        vocab_size: Number of codes of the tokenizer (V).
         num_tokens: Codes of an image (L), e.g. 256 for a grid of 16 x 16.
-        num_classes: Class labels; one more row of the class table stands for "no class".
-        mixer: ``mamba2``, or ``attention``: the Transformer baseline, whose blocks are attention and feed-forward in
-            turn.
+        num_classes: Number of class labels. The class table has one more row, for the null class.
+        mixer: ``mamba2``, or ``attention`` for the Transformer baseline, whose blocks alternate between attention
+            and feed-forward.
         adaln: How the condition reaches the blocks, see ``aimamba.models.adaln``.
         adaln_groups: Number of shared projections when ``adaln`` is ``group``.
-        positions: ``learned`` adds a table to the codes, ``rope`` turns queries and keys of the attention mixer.
-        state_size: State of a Mamba-2 head, for each of its features.
+        positions: ``learned`` adds a position embedding to each code; ``rope`` rotates queries and keys of the
+            attention mixer.
+        state_size: State size of a Mamba-2 head, for each of its features.
         head_width: Features of a head, in either mixer.
         expand: Inner width of Mamba-2 as a multiple of ``width``.
         conv_width: Taps of Mamba-2's causal convolution.
-        chunk_size: Tokens that the parallel form of SSD handles at once; changes speed, not results.
+        chunk_size: Tokens that the parallel form of SSD processes at once. It changes speed, not results.
         feed_forward: Hidden width of the feed-forward blocks as a multiple of ``width``.
         decode_position_shift: Added to the place of every code when decoding step by step. Official weights were
-            trained with 0 and are sampled with 1 by the official code; our own models use 0.
+            trained with 0, but the official code samples with 1; our own models use 0.
     """
 
     width: int = 768
@@ -83,9 +84,8 @@ class AiMConfig:
     decode_position_shift: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_blocks", "vocab_size", "num_tokens", "num_classes", "adaln_groups", "state_size"):
-            check(getattr(self, name) >= 1, f"AiMConfig: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("head_width", "expand", "conv_width", "chunk_size"):
+        sizes = ("width", "num_blocks", "vocab_size", "num_tokens", "num_classes", "adaln_groups", "state_size")
+        for name in (*sizes, "head_width", "expand", "conv_width", "chunk_size"):
             check(getattr(self, name) >= 1, f"AiMConfig: {name} must be at least 1, got {getattr(self, name)}")
         check(self.feed_forward > 0, f"AiMConfig: feed_forward must be above 0, got {self.feed_forward}")
         for name, choices in _CHOICES.items():
@@ -102,7 +102,7 @@ class AiMConfig:
         )
         check(
             self.mixer == "mamba2" or self.num_blocks % 2 == 0,
-            f"AiMConfig: mixer 'attention' needs an even num_blocks (two a Transformer layer), got {self.num_blocks}",
+            f"AiMConfig: mixer 'attention' needs an even num_blocks (two per Transformer layer), got {self.num_blocks}",
         )
         check(
             self.decode_position_shift in (0, 1),
@@ -121,7 +121,7 @@ AIM_PRESETS: dict[str, AiMConfig] = {  #                                        
 
 
 class Block(nn.Module):
-    """Add to the residual: ``gate * mixer(norm(residual) * (1 + scale) + shift)``."""
+    """Add ``gate * mixer(norm(residual) * (1 + scale) + shift)`` to the residual."""
 
     def __init__(self, config: AiMConfig, index: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Block(nn.Module):
             self.mixer = FeedForward(config.width, hidden=round(config.feed_forward * config.width))
 
     def forward(self, residual: Float[Tensor, "b l d"], modulation: Float[Tensor, "b 3 d"]) -> Float[Tensor, "b l d"]:
-        """All tokens in parallel; the residual is float32 or better."""
+        """Process all tokens in parallel; the residual is float32 or wider."""
         shift, scale, gate = modulation.unbind(1)  # each (B, D)
         mixed = self.mixer(modulated_rms_norm(residual, self.norm.weight, scale, shift))
         return residual + gate[:, None] * mixed
@@ -159,7 +159,7 @@ class Block(nn.Module):
         state: MixerState,
         position: Position,
     ) -> Float[Tensor, "b d"]:
-        """One token a row; the modulation is shift, scale and gate, in the dtype of the residual."""
+        """Process one token of each row; the modulation is shift, scale and gate, in the dtype of the residual."""
         shift, scale, gate = modulation
         hidden = modulated_rms_norm_step(residual, self.norm.weight, scale, shift).to(self.mixer.in_proj.weight.dtype)
         return torch.addcmul(residual, gate, self.mixer.step(hidden, state, position))
@@ -178,7 +178,7 @@ class AiM(PretrainedModel[AiMConfig]):
         width = config.width
         self.condition = ClassCondition(config.num_classes, width)
         self.word_embedding = empty_embedding(config.vocab_size, width)
-        # One row more than there are codes: the place of a code may be shifted by one when decoding.
+        # One more row than there are codes: decoding may shift the place of a code by one.
         self.position_embedding = (
             empty_embedding(config.num_tokens + 1, width) if config.positions == "learned" else None
         )
@@ -189,18 +189,18 @@ class AiM(PretrainedModel[AiMConfig]):
         self.norm = RMSNorm(width)
         self.final_norm = RMSNorm(width)
         self.final_adaln = nn.Linear(width, 2 * width)
-        if not self.word_embedding.weight.is_meta:  # there random numbers bring the compiler along, over a second
+        if not self.word_embedding.weight.is_meta:  # on meta, random numbers would import the compiler: over a second
             self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter, drawing from ``generator`` (from torch's own when absent).
+        """Fill every parameter with random numbers from ``generator`` (by default torch's global one).
 
         =================  ================================================================
-        embeddings         normal, deviation 0.02
-        mixers             see their ``init_weights``; output projections times 1 / sqrt(N)
+        embeddings         normal, standard deviation 0.02
+        mixers             their ``init_weights``; output projections scaled by 1 / sqrt(N)
         adaln              see ``aimamba.models.adaln``
-        final_adaln        zero, so that the final modulation begins as the identity
+        final_adaln        zero, so that the final modulation starts as the identity
         norms              1
         output head        tied to the word embedding
         =================  ================================================================
@@ -218,7 +218,7 @@ class AiM(PretrainedModel[AiMConfig]):
         self.final_adaln.bias.zero_()
 
     def cast(self, dtype: torch.dtype) -> "AiM":
-        """Set the dtype of the weights; norms, decays and step sizes stay float32 or wider."""
+        """Set the dtype of the weights. Norms, decays and step sizes stay float32 or wider."""
         wide = torch.promote_types(dtype, torch.float32)
         for module in self.modules():
             sensitive = isinstance(module, RMSNorm)
@@ -227,26 +227,32 @@ class AiM(PretrainedModel[AiMConfig]):
                 parameter.data = parameter.data.to(wide if kept else dtype)
         return self
 
-    def _embed(self, codes: Tensor, place: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """Vectors of codes, each at its place in the image counted from 0."""
-        embedded = self.word_embedding(codes)
-        if token_mask is not None:
-            embedded = embedded * token_mask
+    def embed(
+        self, codes: Int[Tensor, "*b"], place: Int[Tensor, "*_"], token_mask: Float[Tensor, "*b d"] | None = None
+    ) -> Float[Tensor, "*b d"]:
+        """Look up the embeddings of codes and add those of their positions.
+
+        Args:
+            codes: Any shape.
+            place: Place of each code in the image, counted from 0; broadcast against ``codes``.
+            token_mask: Multiplied with the word embeddings, for dropout.
+        """
+        embedded = self.word_embedding(codes) if token_mask is None else self.word_embedding(codes) * token_mask
         return embedded if self.position_embedding is None else embedded + self.position_embedding(place)
 
-    def _modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """All that depends on the condition alone: (B, N, 3, D) for the blocks and (B, 2, D) for the end."""
+    def modulations(self, condition: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b n 3 d"], Float[Tensor, "b 2 d"]]:
+        """Project class vectors to the modulations of the blocks (B, N, 3, D) and of the final norm (B, 2, D)."""
         final = self.final_adaln(F.silu(condition)).unflatten(-1, (2, -1))
         return self.adaln(condition), final
 
     def _final(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
-        """Both final norms and the final modulation (B, ..., 2, D): what the head is applied to."""
+        """Apply both final norms and the final modulation (B, ..., 2, D)."""
         shift, scale = final_modulation.unbind(-2)
         hidden = self.final_norm(self.norm(residual)).to(final_modulation.dtype)
         return hidden * (1 + scale) + shift
 
     def _logits(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
-        """What follows the blocks, with the tied head."""
+        """Apply what follows the blocks, and the tied head."""
         return linear(self._final(residual, final_modulation), self.word_embedding.weight)
 
     def forward(
@@ -259,82 +265,79 @@ class AiM(PretrainedModel[AiMConfig]):
         head: bool = True,
         checkpointing: bool = False,
     ) -> Float[Tensor, "b l v"]:
-        """Logits of every code given the class and the codes before it.
+        """Return the logits of every code given the class and the codes before it.
 
         Args:
-            codes: The image's codes but the last, (B, L - 1); any shorter prefix will do.
-            labels: Class labels; ``num_classes`` means "no class".
-            position_shift: Added to every code's place. 0 is how the model is trained.
-            token_mask: Multiplies the word embeddings, for dropout: the caller draws it.
+            codes: All codes of the image but the last, (B, L - 1), or any shorter prefix.
+            labels: Class labels; ``num_classes`` is the null class.
+            position_shift: Added to the place of every code. Models are trained with 0.
+            token_mask: Multiplied with the word embeddings, for dropout.
             head: Whether to apply the tied head, ``word_embedding.weight``.
-            checkpointing: Whether to keep for the backward pass only what enters each block, and compute the
-                rest again.
+            checkpointing: Whether to keep only the input of each block for the backward pass and recompute the rest.
 
         Returns:
-            Logits (B, L, V): place t predicts code t. Without the head what it would be applied to (B, L, D).
+            Logits (B, L, V), of which index t predicts code t. Without the head, its input (B, L, D).
         """
         condition = self.condition(labels)
-        modulation, final_modulation = self._modulations(condition)
+        modulation, final_modulation = self.modulations(condition)
         place = torch.arange(position_shift, codes.shape[1] + position_shift, device=codes.device)
-        hidden = torch.cat([condition[:, None], self._embed(codes, place, token_mask)], dim=1)
+        hidden = torch.cat([condition[:, None], self.embed(codes, place, token_mask)], dim=1)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             if checkpointing:
                 residual = checkpoint(block, residual, modulation[:, index], use_reentrant=False)
             else:
                 residual = block(residual, modulation[:, index])
-        last = self._logits if head else self._final
-        return last(residual, final_modulation[:, None])
+        return (self._logits if head else self._final)(residual, final_modulation[:, None])
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
-        """Rows that have seen nothing yet.
+        """Return the state of rows at position 0.
 
         Args:
             batch: Number of rows.
-            position_shift: Added to every code's place; ``config.decode_position_shift`` when absent.
+            position_shift: Added to the place of every code; by default ``config.decode_position_shift``.
         """
-        config = self.config
-        weight = self.word_embedding.weight
+        config, weight = self.config, self.word_embedding.weight
         shift = config.decode_position_shift if position_shift is None else position_shift
         return AiMState(
-            torch.zeros(batch, dtype=torch.long, device=weight.device),
-            weight.new_zeros(batch, config.num_blocks, 3, config.width),
-            weight.new_zeros(batch, 2, config.width),
-            [block.mixer.init_state(batch, config.num_tokens + 1) for block in self.blocks],
-            shift,
+            position=torch.zeros(batch, dtype=torch.long, device=weight.device),
+            position_shift=torch.full((batch,), shift, device=weight.device),
+            modulation=weight.new_zeros(batch, config.num_blocks, 3, config.width),
+            final_modulation=weight.new_zeros(batch, 2, config.width),
+            mixers=[block.mixer.init_state(batch, config.num_tokens + 1) for block in self.blocks],
         )
 
     def enter(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b d"]:
-        """What a step begins with: the vector of each row's input.
+        """Return the vector of each row's input, with which a step begins.
 
-        A row at position 0 also gets the modulations of its class, which ``state`` keeps for the whole image.
+        For rows at position 0, also compute the modulations of their class; ``state`` keeps them for the whole image.
 
         Args:
             inputs: As for ``step``.
-            state: Its modulations are updated; its position is not.
+            state: Its modulations are updated, its position is not.
         """
         starting = state.position == 0
         if not bool(starting.any()):
-            return self._embed(inputs, state.position - 1 + state.position_shift)
+            return self.embed(inputs, state.position - 1 + state.position_shift)
         labels = torch.where(starting, inputs, self.condition.null_class)
-        # Every label once, and alone: a product rounds differently for every number of rows.
+        # Each distinct label once and alone: the rounding of a matrix product depends on its number of rows.
         distinct, which = labels.unique(return_inverse=True)
         modulation, final_modulation = zip(
-            *(self._modulations(self.condition(one)) for one in distinct.split(1)), strict=True
+            *(self.modulations(self.condition(one)) for one in distinct.split(1)), strict=True
         )
         rows = starting[:, None, None]
         state.modulation = torch.where(rows[..., None], torch.cat(modulation)[which], state.modulation)
         state.final_modulation = torch.where(rows, torch.cat(final_modulation)[which], state.final_modulation)
         place = (state.position - 1 + state.position_shift).clamp(min=0)
-        codes = self._embed(torch.where(starting, 0, inputs), place)
+        codes = self.embed(torch.where(starting, 0, inputs), place)
         return torch.where(starting[:, None], self.condition(labels), codes)
 
     def step(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b v"]:
-        """Take one token a row and give the logits of its next code; ``state`` is updated.
+        """Feed one token of each row and return the logits of its next code.
 
         Args:
-            inputs: For a row at position 0 its class label, for any other its latest code.
-            state: From ``init_state``; rows may stand at different positions.
+            inputs: The class label of a row at position 0, and the latest code of any other row.
+            state: From ``init_state``, and updated. Its rows may be at different positions.
         """
         hidden = self.enter(inputs, state)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aimamba.models.mamba2 import MixerState
+from aimamba.models.state import MixerState
 from aimamba.ops.linear.linear import linear
 from aimamba.ops.mixer.cache import Position, seen, write
 
@@ -18,10 +18,10 @@ _ROTARY_BASE = 10_000.0
 def rotary_2d(
     x: Float[Tensor, "b l h p"], position: Int[Tensor, "b l"], *, grid_width: int
 ) -> Float[Tensor, "b l h p"]:
-    """Rotate queries or keys by their place in the code grid (axial form of RoPE, Su et al., arXiv 2104.09864).
+    """Rotate queries or keys by their place in the code grid (axial RoPE, after Su et al., arXiv 2104.09864).
 
-    The first half of the head turns with the row, the second with the column of code ``position - 1``. Position 0,
-    the class token, lies outside the grid and is not turned (as in LlamaGen).
+    The first half of the head is rotated by the row of code ``position - 1``, the second half by its column.
+    Position 0, the class token, lies outside the grid and is not rotated (as in LlamaGen).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     quarter = x.shape[-1] // 4
@@ -31,8 +31,8 @@ def rotary_2d(
     frequency = _ROTARY_BASE ** (-torch.arange(quarter, device=x.device, dtype=wide) / quarter)
     angle = (place[..., None] * frequency).flatten(-2)[:, :, None]  # (B, L, 1, P / 2)
     even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -48,14 +48,14 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
-        """Uniform +- 1 / sqrt(fan in); the output projection also times ``residual_scale``."""
+        """Fill uniformly within +- 1 / sqrt(fan in); the output projection is also scaled by ``residual_scale``."""
         bound = self.in_proj.in_features**-0.5
         self.in_proj.weight.uniform_(-bound, bound, generator=generator)
         bound *= residual_scale
         self.out_proj.weight.uniform_(-bound, bound, generator=generator)
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, L, H, P), from x (B, L, D)."""
+        """Project x (B, L, D) to queries, keys and values, each (B, L, H, P)."""
         q, k, v = (
             part.unflatten(-1, (-1, self.head_width)) for part in linear(x, self.in_proj.weight).chunk(3, dim=-1)
         )
@@ -71,21 +71,21 @@ class Attention(nn.Module):
         return self.out_proj(y.transpose(1, 2).flatten(-2))
 
     def init_state(self, batch: int, length: int) -> MixerState:
-        """Empty cache for ``batch`` rows of at most ``length`` tokens."""
+        """Return an empty cache for ``batch`` rows of at most ``length`` tokens."""
         weight = self.in_proj.weight
         shape = (batch, weight.shape[1] // self.head_width, length, self.head_width)
         return {"keys": weight.new_zeros(shape), "values": weight.new_zeros(shape)}
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
-        """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
+        """Mix one token of each row, at its own ``position``, with those before it, and update ``state``."""
         return self.step_among(x, state, position, seen(position))
 
     def step_among(
         self, x: Float[Tensor, "b d"], state: MixerState, position: Position, places: int
     ) -> Float[Tensor, "b d"]:
-        """``step`` that looks at the first ``places`` of the cache, without asking the device how many it needs.
+        """Take a step that reads the first ``places`` entries of the cache and never waits for the device.
 
-        Any number above the highest position gives the same result.
+        Any number of places above the highest position gives the same result.
         """
         if isinstance(position, int):
             each, places, visible = torch.full((len(x),), position, device=x.device), position + 1, None
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202): mixes channels, not tokens, so it remembers nothing."""
+    """SwiGLU (Shazeer, arXiv 2002.05202). It mixes channels, not tokens, so its state is empty."""
 
     def __init__(self, width: int, *, hidden: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class FeedForward(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
-        """Uniform +- 1 / sqrt(fan in); the output projection also times ``residual_scale``."""
+        """Fill uniformly within +- 1 / sqrt(fan in); the output projection is also scaled by ``residual_scale``."""
         bound = self.in_proj.in_features**-0.5
         self.in_proj.weight.uniform_(-bound, bound, generator=generator)
         bound = self.out_proj.in_features**-0.5 * residual_scale
@@ -124,9 +124,9 @@ class FeedForward(nn.Module):
         return linear(F.silu(gate) * value, self.out_proj.weight)
 
     def init_state(self, batch: int, length: int) -> MixerState:
-        """Nothing to remember."""
+        """Return an empty state."""
         return {}
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
-        """Apply the layer to one token a row."""
+        """Apply the layer to one token of each row."""
         return self.forward(x)

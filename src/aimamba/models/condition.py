@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 def empty_embedding(rows: int, width: int) -> nn.Embedding:
-    """A table that is not yet filled."""
+    """Return an embedding table whose entries are not filled yet."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 class ClassCondition(nn.Module):
-    """A table of class vectors with one more row for "no class".
+    """A table of class vectors, and one more for the null class.
 
-    The generator asks two things of a condition: a vector (B, D) for what is wanted, and what to ask for to get the
-    vector of wanting nothing (``nothing``).
+    The generator needs two things of a condition: ``forward``, which returns a vector (B, D) for each label, and
+    ``null_class``, the label of the unconditional embedding.
     """
 
     def __init__(self, num_classes: int, width: int) -> None:
@@ -26,5 +26,5 @@ class ClassCondition(nn.Module):
         self.table = empty_embedding(num_classes + 1, width)
 
     def forward(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """Look the classes up."""
+        """Look up the vectors of classes."""
         return self.table(labels)

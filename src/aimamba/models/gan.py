@@ -1,4 +1,4 @@
-"""The tokenizer's opponent: a network that tells patches of reconstructions from patches of images.
+"""The discriminator for the tokenizer's adversarial loss: it separates patches of originals and reconstructions.
 
 PatchGAN (Isola et al., arXiv 1611.07004, section 3.2) with the hinge loss (Lim and Ye, arXiv 1705.02894), as in VQGAN
 (arXiv 2012.09841) and LlamaGen (arXiv 2406.06525).
@@ -26,8 +26,9 @@ class DiscriminatorConfig:
     """Shape of a discriminator.
 
     Attributes:
-        channels: Width of the first layer; each further one doubles it, up to eightfold.
-        layers: Layers that halve the image. With 3 a logit sees 70 pixels, with 2 34, with 1 16.
+        channels: Width of the first layer. Each further layer doubles it, up to eight times.
+        layers: Number of layers that halve the image. The receptive field of a logit is 16 pixels with 1 layer, 34
+            with 2, and 70 with 3.
     """
 
     channels: int = 64
@@ -41,14 +42,14 @@ class DiscriminatorConfig:
 
     @property
     def smallest_side(self) -> int:
-        """Of an image that leaves a logit."""
+        """Side in pixels of the smallest image that yields a logit."""
         return 3 << self.layers
 
 
 class Discriminator(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] to a grid of logits, above zero for what looks real.
+    """Map images (B, 3, H, W) in [-1, 1] to a grid of logits, above zero for patches that look real.
 
-    Its batch norms know the present batch alone: it never judges outside of training.
+    The batch norms keep no running statistics, because it is only used in training.
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -68,11 +69,11 @@ class Discriminator(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter, drawing from ``generator`` (from torch's own when absent), as pix2pix does.
+        """Fill every parameter as pix2pix does, from ``generator`` (by default torch's global one).
 
         ===========  ===================================================
-        convolution  weight normal of deviation 0.02, bias 0
-        batch norm   scale normal around 1 of deviation 0.02, offset 0
+        convolution  weight from N(0, 0.02^2), bias 0
+        batch norm   scale from N(1, 0.02^2), offset 0
         ===========  ===================================================
         """
         for module in self.layers:
@@ -82,7 +83,7 @@ class Discriminator(nn.Module):
                     module.bias.zero_()
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b h w"]:
-        """Give a logit for each patch.
+        """Return a logit for each patch.
 
         Raises:
             ConfigError: The images are too small.
@@ -96,14 +97,14 @@ class Discriminator(nn.Module):
         return self.layers(images).squeeze(1)
 
 
-class Contest(NamedTuple):
-    """What a round between the tokenizer and its opponent gives.
+class AdversarialLosses(NamedTuple):
+    """Losses of the tokenizer and of the discriminator for one batch.
 
     Attributes:
-        generator_loss: Has gradients for the drawn images alone.
-        discriminator_loss: Has gradients for the discriminator alone.
-        real_logits: Mean over patches of images, without gradient.
-        drawn_logits: Mean over patches of reconstructions, without gradient.
+        generator_loss: Has gradients only for the reconstructions.
+        discriminator_loss: Has gradients only for the discriminator.
+        real_logits: Mean logit of originals, without gradient.
+        fake_logits: Mean logit of reconstructions, without gradient.
     """
 
     generator_loss: Tensor
@@ -112,45 +113,54 @@ class Contest(NamedTuple):
     fake_logits: Tensor
 
 
-def contest(discriminator: Discriminator, drawn: Float[Tensor, "b 3 H W"], images: Float[Tensor, "b 3 H W"]) -> Contest:
-    """Let ``discriminator`` judge reconstructions, twice, and images, once.
+def adversarial_losses(
+    discriminator: Discriminator, fake: Float[Tensor, "b 3 H W"], real: Float[Tensor, "b 3 H W"]
+) -> AdversarialLosses:
+    """Compute the hinge losses of both networks.
 
-    Both losses stand on the same state, so one backward pass through their sum serves both players.
+    Both losses use the same weights of the discriminator, so one backward pass through their sum trains both.
+
+    Args:
+        discriminator: Applied twice to ``fake`` and once to ``real``.
+        fake: Reconstructions.
+        real: Originals.
     """
     with _frozen(discriminator):
-        generator_loss = generator_hinge(discriminator(drawn))
-    real, fake = discriminator(images).float(), discriminator(drawn.detach()).float()
-    return Contest(generator_loss, discriminator_hinge(real, fake), real.detach().mean(), fake.detach().mean())
+        generator_loss = generator_hinge(discriminator(fake))
+    real_logits, fake_logits = discriminator(real).float(), discriminator(fake.detach()).float()
+    discriminator_loss = discriminator_hinge(real_logits, fake_logits)
+    means = real_logits.detach().mean(), fake_logits.detach().mean()
+    return AdversarialLosses(generator_loss, discriminator_loss, *means)
 
 
 def generator_hinge(fake_logits: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
-    """``-mean(D(drawn))``: to be taken for real."""
+    """Return ``-mean(D(fake))``: low when reconstructions look real."""
     return -fake_logits.float().mean()
 
 
 def discriminator_hinge(real_logits: Float[Tensor, "*b"], fake_logits: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
-    """``(mean(max(0, 1 - D(real))) + mean(max(0, 1 + D(drawn)))) / 2``."""
+    """Return ``(mean(max(0, 1 - D(real))) + mean(max(0, 1 + D(fake)))) / 2``."""
     return (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()) / 2
 
 
 def adaptive_weight(
     reconstruction_loss: Float[Tensor, ""], generator_loss: Float[Tensor, ""], last_layer: Tensor
 ) -> Float[Tensor, ""]:
-    """Balance two losses by the lengths of their gradients at the decoder's last layer (VQGAN, eq. 7).
+    """Balance two losses by the norms of their gradients at the decoder's last layer (VQGAN, eq. 7).
 
     Returns:
         ``|grad of reconstruction_loss| / (|grad of generator_loss| + 1e-4)`` in [0, 1e4], without gradient.
     """
-    lengths = [
+    norms = [
         torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
         for loss in (reconstruction_loss, generator_loss)
     ]
-    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0.0, 1e4).detach()
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()
 
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Let gradients pass through ``module`` but not into it."""
+    """Let gradients flow through ``module`` but not into its parameters."""
     module.requires_grad_(False)
     try:
         yield

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
+from aimamba.models.state import MixerState
 from aimamba.ops.conv.causal import causal_conv_step
 from aimamba.ops.linear.linear import linear
 from aimamba.ops.mixer.cache import Position
 from aimamba.ops.mixer.sequence import MixerWeights, mix
 from aimamba.ops.norm.rms import gated_rms_norm
 from aimamba.ops.ssd.reference import ssd_step, ssd_step_dual
-
-MixerState = dict[str, Tensor]
-"""What a mixer remembers between steps: tensors whose first axis is the row, so that rows can join and leave."""
 
 _SLOWEST_DT, _FASTEST_DT = 1e-3, 0.1
 _LARGEST_A = 16.0
@@ -92,10 +90,10 @@ class Mamba2(nn.Module):
         return self.out_proj(mixed)
 
     def init_state(self, batch: int, length: int) -> MixerState:
-        """Empty memory of ``batch`` rows of at most ``length`` tokens, in whichever form moves less of it in all.
+        """Return the empty memory of ``batch`` rows of at most ``length`` tokens.
 
-        A cache of all tokens for the dual form as long as it stays smaller than the state, else the state, whose size
-        does not depend on ``length``.
+        It is a cache of all tokens, for the dual form, as long as that is smaller than the state, and the state
+        otherwise, whose size does not depend on ``length``.
         """
         weight = self.conv_weight
         channels, taps = weight.shape
@@ -112,8 +110,8 @@ class Mamba2(nn.Module):
         }
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
-        """Mix one token a row, at its own ``position``, with what came before, and update ``state``."""
-        # Between its products a step is bound by the number of its operations: widened once, not by each of them.
+        """Mix one token of each row, at its own ``position``, with those before it, and update ``state``."""
+        # Between matrix products the number of operations sets the speed: widen once instead of in each operation.
         projected = linear(x, self.in_proj.weight)
         z, xBC, dt = self._split(projected.to(torch.promote_types(projected.dtype, torch.float32)))
         xBC, state["window"] = causal_conv_step(xBC, self.conv_weight, self.conv_bias, state["window"])

@@ -1,9 +1,10 @@
 """The tokenizer: images to a grid of discrete codes and back (VQGAN, arXiv 2012.09841, as in LlamaGen, 2406.06525).
 
-A convolutional encoder halves the image at every level but the last, each cell of the grid takes the nearest entry
-of an L2-normalised codebook (ViT-VQGAN, arXiv 2110.04627), and a mirrored decoder draws the image again.
+A convolutional encoder halves the image at every level but the last. Each cell of the resulting grid is replaced by
+the nearest entry of an L2-normalised codebook (ViT-VQGAN, arXiv 2110.04627), and a mirrored decoder reconstructs the
+image.
 
-Shape letters: B batch, C channels, H W image, h w code grid, E code width, V codebook size.
+Shape letters: B batch, C channels, H W image, h w code grid, E width of a codebook vector, V codebook size.
 """
 
 from collections.abc import Sequence
@@ -29,18 +30,18 @@ class VQConfig:
 
     Attributes:
         channels: Width of the first level.
-        channel_mult: Width of each level as a multiple of ``channels``; every level but the last halves the image,
-            so the down-sampling is ``patch_size * 2 ** (len(channel_mult) - 1)``.
-        patch_size: Side of the squares of pixels that the first convolution takes in, and the last one draws, as the
-            channels of one place. 1, as published, convolves at full resolution, which is where a small model would
-            spend most of its time.
+        channel_mult: Width of each level as a multiple of ``channels``. Every level but the last halves the image,
+            so the downsampling factor is ``patch_size * 2 ** (len(channel_mult) - 1)``.
+        patch_size: Side of the squares of pixels that the first convolution reads as the channels of one cell, and
+            that the last convolution returns. The published model uses 1 and convolves at full resolution, where a
+            small model would spend most of its time.
         num_res_blocks: Residual blocks of an encoder level; a decoder level has one more.
-        z_channels: Channels between the convolutions and the code projection.
+        z_channels: Channels between the convolutions and the projections to and from codebook vectors.
         codebook_size: Number of codes (V).
-        codebook_dim: Width of a code (E).
+        codebook_dim: Width of a codebook vector (E).
         attention: Self-attention at the coarsest level, as in the published model.
-        norm_groups: Groups of every group norm; must divide every width.
-        commitment_weight: Weight of the commitment loss against the codebook loss.
+        norm_groups: Groups of every group norm; they must divide every width.
+        commitment_weight: Weight of the commitment loss relative to the codebook loss.
     """
 
     channels: int = 128
@@ -71,7 +72,7 @@ class VQConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels of the image per cell of the code grid, along one side."""
+        """Pixels per cell of the code grid, along one side."""
         return self.patch_size << (len(self.channel_mult) - 1)
 
 
@@ -81,13 +82,14 @@ VQ_PRESETS: dict[str, VQConfig] = {
 
 
 class VQOutput(NamedTuple):
-    """What a pass through the tokenizer gives.
+    """Reconstructions and losses of a batch.
 
     Attributes:
         images: Reconstructions, (B, 3, H, W).
-        codes: (B, h, w).
-        codebook_loss: Mean squared distance that pulls codes to the encoder's output.
-        commitment_loss: The same pulling the encoder's output to its code, times ``commitment_weight``.
+        codes: Code indices, (B, h, w).
+        codebook_loss: Mean squared distance that pulls codebook vectors towards the encoder's output.
+        commitment_loss: The same distance, pulling the encoder's output towards its codebook vector, times
+            ``commitment_weight``.
     """
 
     images: Tensor
@@ -111,17 +113,17 @@ class VQModel(PretrainedModel[VQConfig]):
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self.from_code = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
-        if not self.codebook.is_meta:  # see AiM
+        if not self.codebook.is_meta:  # see AiM.__init__
             self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter, drawing from ``generator`` (from torch's own when absent).
+        """Fill every parameter with random numbers from ``generator`` (by default torch's global one).
 
         ===========  ======================================================
-        convolution  weight and bias uniform +- 1 / sqrt(fan in)
+        convolution  weight and bias uniform within +- 1 / sqrt(fan in)
         group norm   scale 1, offset 0
-        codebook     normal, each row then scaled to length 1
+        codebook     normal, then each vector scaled to length 1
         ===========  ======================================================
         """
         for module in self.modules():
@@ -133,7 +135,7 @@ class VQModel(PretrainedModel[VQConfig]):
         self.codebook.copy_(F.normalize(self.codebook, dim=-1))
 
     def latents(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b e h w"]:
-        """What the encoder says before it is rounded to codes."""
+        """Encode images without rounding to codes."""
         factor = self.config.downsampling
         check(
             images.shape[-1] % factor == 0 and images.shape[-2] % factor == 0,
@@ -144,13 +146,13 @@ class VQModel(PretrainedModel[VQConfig]):
     def quantize(
         self, latents: Float[Tensor, "b e h w"]
     ) -> tuple[Float[Tensor, "b e h w"], Int[Tensor, "b h w"], Tensor]:
-        """Round unit-length latents to their nearest codes.
+        """Replace latents, scaled to unit length, by their nearest codebook vectors.
 
-        Always in float32 or better, under autocast too: a code must not hang on the rounding of bfloat16.
+        Computed in float32 or wider, even under autocast: codes must not depend on the rounding of bfloat16.
 
         Returns:
-            Code vectors with a straight-through gradient, their indices, and the mean squared distance with gradients
-            as ``(codebook part, commitment part)`` stacked, the second not yet weighted.
+            Codebook vectors with a straight-through gradient; their indices; and the codebook and commitment losses,
+            stacked, the latter not yet weighted.
         """
         with torch.autocast(latents.device.type, enabled=False):
             wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
@@ -164,34 +166,34 @@ class VQModel(PretrainedModel[VQConfig]):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
-        """Codes of images.
+        """Convert images to codes.
 
         Raises:
-            ConfigError: A side of the images is no multiple of the down-sampling.
+            ConfigError: A side of the images is not a multiple of the downsampling factor.
         """
         return self.quantize(self.latents(images))[1]
 
     def decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Images of codes; values may lie a little outside [-1, 1]."""
+        """Convert codes to images. Values may lie slightly outside [-1, 1]."""
         codebook = F.normalize(self.codebook, dim=-1)
         return self.decode_latents(F.embedding(codes, codebook).movedim(-1, 1))
 
     def decode_latents(self, latents: Float[Tensor, "b e h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Images of code vectors."""
+        """Convert codebook vectors to images."""
         return self.decoder(self.from_code(latents.contiguous()))
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> VQOutput:
-        """Encode, quantise and decode, with the two quantiser losses."""
+        """Encode, quantise and decode, and return both quantiser losses too."""
         return self.reconstruct(self.latents(images))
 
     def reconstruct(self, latents: Float[Tensor, "b e h w"]) -> VQOutput:
-        """Quantise and decode what ``latents`` gave."""
+        """Quantise and decode the output of ``latents``."""
         latents, codes, (codebook_loss, distance) = self.quantize(latents)
         return VQOutput(self.decode_latents(latents), codes, codebook_loss, self.config.commitment_weight * distance)
 
 
 class Encoder(nn.Module):
-    """Image to latent grid."""
+    """Map images to a grid of latents."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -215,7 +217,7 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to features (B, z_channels, h, w)."""
+        """Map images (B, 3, H, W) to features (B, z_channels, h, w)."""
         hidden = self.stem(F.pixel_unshuffle(images, self.patch_size))
         for level in self.levels:
             hidden = level(hidden)
@@ -223,7 +225,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent grid to image: the encoder's levels from the last to the first."""
+    """Map a grid of latents to images, with the encoder's levels in reverse order."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -247,7 +249,7 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Features (B, z_channels, h, w) to images (B, 3, H, W)."""
+        """Map features (B, z_channels, h, w) to images (B, 3, H, W)."""
         hidden = self.middle(self.stem(latents))
         for level in self.levels:
             hidden = level(hidden)
@@ -255,14 +257,14 @@ class Decoder(nn.Module):
 
 
 def _middle(width: int, config: VQConfig) -> nn.Sequential:
-    """Residual block, attention, residual block at the coarsest grid."""
+    """Return a residual block, attention (optional) and a residual block, for the coarsest grid."""
     first, second = (ResidualBlock(width, width, config.norm_groups) for _ in range(2))
     between: Sequence[nn.Module] = [SpatialAttention(width, config.norm_groups)] if config.attention else []
     return nn.Sequential(first, *between, second)
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where asked, then a change of resolution."""
+    """Residual blocks at one resolution, each optionally followed by attention, then a change of resolution."""
 
     def __init__(
         self, inputs: int, outputs: int, *, blocks: int, groups: int, attention: bool, resample: nn.Module | None
@@ -284,7 +286,7 @@ class Level(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Twice norm, swish, 3 x 3 convolution, beside a shortcut."""
+    """Norm, swish and 3 x 3 convolution, twice, added to a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
@@ -295,14 +297,14 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply both convolutions and add the shortcut."""
+        """Apply the block."""
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 
 class SpatialAttention(nn.Module):
-    """Single-head self-attention over all cells of the grid."""
+    """Single-head self-attention over the cells of the grid."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -310,7 +312,7 @@ class SpatialAttention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Let every cell attend to all."""
+        """Let every cell attend to all cells."""
         normed = self.norm(x)
         q, k, v = (part(normed).flatten(2).transpose(1, 2)[:, None] for part in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, 1, h w, C)
@@ -318,22 +320,22 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """Halve the grid; the image is padded at the right and the bottom alone, as in VQGAN."""
+    """Halve the grid, padding only the right and the bottom, as in VQGAN."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, C, h / 2, w / 2)."""
+        """Map (B, C, h, w) to (B, C, h / 2, w / 2)."""
         return super().forward(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Conv2d):
-    """Double the grid by repetition, then convolve."""
+    """Double the grid by repeating each cell, then convolve."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, C, 2 h, 2 w)."""
+        """Map (B, C, h, w) to (B, C, 2 h, 2 w)."""
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from PIL import Image
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from aimamba.data.codes import CodeSet
@@ -34,8 +33,8 @@ class OrderedPipeline(Pipeline):
         super().__init__(tokenizer, generator, class_names)
         self._inverse = torch.from_numpy(inverse_order(scan_order(order, self.grid)))
 
-    def decode(self, codes: Int[Tensor, "b l"]) -> list[Image.Image]:
-        """Put codes (B, L) back into raster order and decode them to B images."""
+    def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
+        """Put codes (B, L) back into raster order and decode them to images (B, 3, S, S)."""
         return super().decode(codes[:, self._inverse.to(codes.device)])
 
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from aimamba.config import check
 from aimamba.data.loader import Batch, batches
 from aimamba.data.sets import ImageSet
-from aimamba.data.sheets import sheet, to_float, to_images
+from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 from aimamba.models import VQModel
-from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weight, contest
+from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weight, adversarial_losses
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.task import Adversary
@@ -187,7 +187,9 @@ class TokenizerTask:
         reconstruction_loss: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return the weighted adversarial loss plus the discriminator's loss, and the metrics to report."""
-        generator_loss, discriminator_loss, real_logits, fake_logits = contest(discriminator, reconstructions, images)
+        generator_loss, discriminator_loss, real_logits, fake_logits = adversarial_losses(
+            discriminator, reconstructions, images
+        )
         parts: dict[str, Tensor | float] = {
             "adversarial": generator_loss.detach(),
             "discriminator": discriminator_loss.detach(),
@@ -236,7 +238,7 @@ class TokenizerTask:
         firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
         picked = (firsts + [index for index in range(len(labels)) if index not in firsts])[:_SHEET_COLUMNS]
         images = self._held_out_images(model, picked)
-        rows = [to_images(images.cpu()), to_images(model(images).images.float().cpu())]
+        rows = [to_pil(to_uint8(x)) for x in (images, model(images).images)]
         names = [self.held_out.class_names[label] for label in labels[picked]]
         return sheet(rows, row_names=["original", "reconstruction"], column_names=names)
 

@@ -1,4 +1,4 @@
-"""The engine for CUDA devices. What needs one is marked ``gpu``; the rest of it is tested in ``test_static_engine``."""
+"""The engine for CUDA devices. What needs one is marked ``gpu``; the rest of it is tested in ``test_recorded``."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def exact_products():
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "told"),
+    ("device", "dtype", "reason"),
     [
         ("cpu", torch.float32, "it runs on CUDA devices, and the model is on cpu; choose the engine 'plain'"),
         pytest.param(
@@ -54,8 +54,8 @@ def exact_products():
         ),
     ],
 )
-def test_what_it_cannot_take_is_refused(make_aim, device, dtype, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_it_cannot_take_is_refused(make_aim, device, dtype, reason):
+    with pytest.raises(ConfigError, match=reason):
         CudaGraphEngine(make_aim(dtype=dtype).to(device))
 
 
@@ -77,7 +77,7 @@ def test_rows_at_different_positions(built):
     ahead, behind = engine.init_state(2), engine.init_state(1)
     decode(engine, inputs[:2, :70], ahead)
     decode(engine, inputs[2:, :3], behind)
-    together = engine.join([ahead, behind])
+    together = ahead.join([behind])
     for step in range(10):
         token = torch.stack([inputs[0, 70 + step], inputs[1, 70 + step], inputs[2, 3 + step]])
         wanted = torch.stack([expected[0, 70 + step], expected[1, 70 + step], expected[2, 3 + step]])

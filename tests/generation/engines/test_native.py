@@ -12,7 +12,6 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import native
 from aimamba.generation.engines.native import NativeEngine, unsupported
-from aimamba.models import AiMState
 from aimamba.ops.sampling.logits import guided_sample
 
 AVX2 = "-march=x86-64-v3"
@@ -119,7 +118,7 @@ def test_every_batch_and_number_of_threads_gives_the_same_bits(make, weights, fl
 
 @pytest.mark.parametrize("places", [[0, 2, 5], [0, 63, 64], [66, 95, 97]])
 @torch.no_grad()
-def test_rows_know_nothing_of_each_other(make, places):
+def test_rows_are_independent(make, places):
     """Rows that joined at different positions, before and after their caches are folded, decode as they do alone."""
     engine = NativeEngine(make())
     codes, labels = random_codes(engine.model, 3)
@@ -132,7 +131,7 @@ def test_rows_know_nothing_of_each_other(make, places):
             engine.step(inputs[row, t : t + 1], state)
         states.append(state)
     order = [2, 0, 1]
-    state = AiMState.join(states).select(torch.tensor(order))
+    state = states[0].join(states[1:]).select(torch.tensor(order))
     for ahead in range(5):
         logits = engine.step(torch.stack([inputs[row, places[row] + ahead] for row in order]), state)
         for i, row in enumerate(order):
@@ -167,7 +166,7 @@ def test_an_engine_keeps_the_weights_it_was_made_from(make):
 @pytest.mark.parametrize(
     "filters", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": torch.tensor([0, 5, 1, 0, 70])}], ids=str
 )
-def test_draws_are_those_of_pytorch(make, filters, temperature):
+def test_samples_equal_those_of_pytorch(make, filters, temperature):
     """Also of codes that cannot be told from one another by their place, and at both ends of the uniform numbers."""
     engine = NativeEngine(make())
     generator = torch.Generator().manual_seed(2)
@@ -181,7 +180,7 @@ def test_draws_are_those_of_pytorch(make, filters, temperature):
     assert torch.equal(engine.guided_sample(logits, uniform), guided_sample(logits, uniform))
 
 
-def test_drawn_codes_are_those_of_the_plain_model(make):
+def test_generated_codes_equal_those_of_the_plain_model(make):
     model = make()
     labels = torch.tensor([0, 1, 2, 3])
     config = SamplingConfig(cfg_scale=2.0, top_k=20)
@@ -217,7 +216,7 @@ def test_too_many_tokens(make):
         engine.step(torch.tensor([1]), state)
 
 
-def test_without_a_compiler_the_plain_model_draws(make_aim, monkeypatch):
+def test_without_a_compiler_the_plain_model_is_used(make_aim, monkeypatch):
     monkeypatch.setattr(native, "load_library", lambda *_: None)
     model = make_aim(width=16, state_size=16, head_width=16)
     *_, codes = generate(model, torch.tensor([1]))

@@ -84,7 +84,7 @@ def test_states_of_as_many_rows_take_turns(model, shift):
     for turn in (0, 1):
         expected = decode(model, inputs[turn], model.init_state(2, position_shift=shift * turn))
         assert_close(torch.stack(given[turn], dim=1), expected, **EXACT)
-        assert engine.position(states[turn]).tolist() == [9, 9]
+        assert states[turn].position.tolist() == [9, 9]
     assert recorder.recorded == 1
 
 
@@ -96,7 +96,7 @@ def test_a_state_that_nobody_has_any_more_is_not_copied_out(model, monkeypatch):
     gc.collect()
     for name in ("clone", "copy_"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("copied"))
-    engine._take_in(engine.init_state(2))
+    engine._load(engine.init_state(2))
 
 
 def test_other_numbers_of_rows_have_their_own_recordings(model):
@@ -125,19 +125,19 @@ def test_rows_leave_and_join_at_different_positions(model):
     decode(engine, inputs[:2, :5], ahead)
     decode(engine, inputs[2:, :2], behind)
     fresh = engine.init_state(1)
-    together = engine.join([engine.select(ahead, torch.tensor([1])), fresh, behind])
-    assert engine.position(together).tolist() == [5, 0, 2]
+    together = ahead.select(torch.tensor([1])).join([fresh, behind])
+    assert together.position.tolist() == [5, 0, 2]
     places, order = [5, 0, 2], [1, 0, 2]
     for step in range(4):
         token = torch.stack([inputs[row, place + step] for row, place in zip(order, places, strict=True)])
         logits = engine.step(token, together)
         for i, (row, place) in enumerate(zip(order, places, strict=True)):
             assert_close(logits[i], expected[row, place + step], **EXACT)
-    assert engine.position(ahead).tolist() == [5, 5], "what was selected from stays where it was"
+    assert ahead.position.tolist() == [5, 5], "what was selected from stays where it was"
     assert_close(decode(engine, inputs[:2, 5:], ahead), expected[:2, 5:], **EXACT)
 
 
-def test_attention_is_recorded_anew_as_it_looks_further(make_aim):
+def test_attention_is_recorded_again_as_it_looks_further(make_aim):
     model = make_aim(mixer="attention", positions="rope", num_tokens=150, dtype=torch.float64)
     engine, recorder = make_engine(model)
     inputs = tokens(2, 150)
@@ -184,7 +184,7 @@ def test_generate_takes_it(model):
     assert recorder.replayed == 9
     engine.guided_sample = lambda logits, uniform, **_: torch.full_like(uniform, 7, dtype=torch.long)
     *_, codes = generate(model, labels, config, engine=engine)
-    assert (codes == 7).all(), "it draws as well"
+    assert (codes == 7).all(), "it samples too"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -210,8 +210,8 @@ def test_kernels_equal_the_model(make_aim, rows, length, form, settings, dtype):
     expected = decode(exact, inputs)
     early = engine.init_state(rows)
     decode(engine, inputs[:, :1], early)
-    parts = [engine.select(early, torch.arange(rows - 1, device=device))] if rows > 1 else []
-    together = engine.join([*parts, engine.init_state(1)])
+    fresh = engine.init_state(1)
+    together = early.select(torch.arange(rows - 1, device=device)).join([fresh]) if rows > 1 else fresh
     for ahead in range(length):
         token = torch.cat([inputs[:-1, 1 + ahead], inputs[-1:, ahead]])
         logits = engine.step(token, together)

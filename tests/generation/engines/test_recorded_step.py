@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from aimamba import Pipeline
 from aimamba.generation import SamplingConfig, generate
-from aimamba.generation.engines.recorded_step import RecordedStep, bytes_per_row, choose_form, unsupported_by_kernels
+from aimamba.generation.engines.recorded_step import RecordedStep, bytes_per_row, choose_form, unsupported
 from aimamba.models import AIM_PRESETS, AiM
 
 VARIANTS = [
@@ -59,7 +59,7 @@ def test_steps_equal_the_models(make_aim, variant, position_shift):
     expected = torch.stack([model.step(token, state) for token in inputs.unbind(1)], dim=1)
     step = RecordedStep(model, form=variant.get("form"))
     memory = step.new_memory(3)
-    memory["shift"].fill_(position_shift)
+    memory["position_shift"].fill_(position_shift)
     spoil(memory)
     assert_close(decode(step, inputs, memory), expected, rtol=1e-10, atol=1e-10)
     memory["position"].zero_()  # the same memory serves again, whatever is left in it
@@ -92,7 +92,7 @@ def test_memory_and_step_never_change_address_or_shape(make_aim):
 
 @pytest.mark.parametrize("form", ["state", "dual"])
 @pytest.mark.parametrize("mixer", ["mamba2", "attention"])
-def test_a_step_asks_the_device_for_nothing(make_aim, monkeypatch, mixer, form):
+def test_a_step_never_waits_for_the_device(make_aim, monkeypatch, mixer, form):
     step = RecordedStep(make_aim(mixer=mixer), form=form)
     memory = step.new_memory(2)
 
@@ -142,15 +142,15 @@ def test_long_sequences_take_the_state_form(make_aim):
     assert choose_form(make_aim(num_tokens=64, state_size=128)) == "dual"
 
 
-def test_what_the_kernels_lack_is_told(make_aim, monkeypatch):
-    assert unsupported_by_kernels(make_aim(state_size=6)) == "state_size must be a power of two, got 6"
+def test_why_the_kernels_do_not_support_a_model(make_aim, monkeypatch):
+    assert unsupported(make_aim(state_size=6)) == "state_size must be a power of two, got 6"
     monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.10.1"))
-    assert unsupported_by_kernels(make_aim()) is None
-    assert unsupported_by_kernels(make_aim(mixer="attention", state_size=6)) is None, "attention has no such state"
+    assert unsupported(make_aim()) is None
+    assert unsupported(make_aim(mixer="attention", state_size=6)) is None, "attention has no such state"
     monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.4.0"))
-    assert unsupported_by_kernels(make_aim()) == "Triton 3.4.0 is too old, expected 3.5 or newer (torch 2.9 brings it)"
+    assert unsupported(make_aim()) == "Triton 3.4.0 is too old, expected 3.5 or newer (torch 2.9 brings it)"
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "Triton cannot be imported" in unsupported_by_kernels(make_aim())
+    assert "Triton cannot be imported" in unsupported(make_aim())
 
 
 @torch.no_grad()

@@ -1,50 +1,36 @@
-"""Engines: different ways to compute the same decoding step, behind one seam.
+"""Engines: interchangeable ways to compute the same decoding step.
 
 ===============  ==================================================================================================
 ``plain``        the model itself, in PyTorch, on every device
-``native``       a C++ kernel for the CPU, compiled when it is first used (``aimamba.generation.engines.native``)
-``native-int8``  the same with weights of 8 bits
-``cuda-graphs``  Triton kernels and a recorded step for CUDA devices (``aimamba.generation.engines.cuda_graphs``)
-``auto``         ``native`` or ``cuda-graphs`` where it can decode the model, else ``plain``
+``native``       a C++ kernel for CPUs, compiled on first use (``aimamba.generation.engines.native``)
+``native-int8``  the same with 8-bit weights
+``cuda-graphs``  Triton kernels, recorded as CUDA graphs (``aimamba.generation.engines.cuda_graphs``)
+``auto``         ``cuda-graphs`` or ``native`` where it supports the model, and ``plain`` otherwise
 ===============  ==================================================================================================
+
+Each module of an engine has a function ``unsupported(model)`` that returns the reason why the engine cannot decode the
+model on this machine, or None if it can.
 """
 
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
-
-from torch import Tensor
+from typing import Literal, get_args
 
 from aimamba.errors import ConfigError, suggest
-from aimamba.generation.engines import cuda_graphs
-from aimamba.generation.engines.native import NativeEngine, unsupported
+from aimamba.generation.engines import cuda_graphs, native
+from aimamba.generation.engines.cuda_graphs import CudaGraphEngine
+from aimamba.generation.engines.interface import Engine, SamplingEngine
+from aimamba.generation.engines.native import NativeEngine
 from aimamba.models import AiM
+
+__all__ = ["CudaGraphEngine", "Engine", "EngineName", "NativeEngine", "SamplingEngine", "check_engine", "make_engine"]
 
 EngineName = Literal["auto", "plain", "native", "native-int8", "cuda-graphs"]
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """What decoding needs of an engine; ``AiM`` itself is one."""
-
-    def init_state(self, batch: int, *, position_shift: int | None = None) -> Any:
-        """Rows that have seen nothing yet."""
-
-    def step(self, inputs: Tensor, state: Any) -> Tensor:
-        """Take one token a row, (R,), and give the logits of its next code, (R, V); ``state`` is updated."""
-
-
-@runtime_checkable
-class SamplingEngine(Engine, Protocol):
-    """An engine that also draws from its logits, as ``aimamba.ops.sampling.logits.guided_sample`` does."""
-
-    def guided_sample(self, logits: Tensor, uniform: Tensor, **settings: Any) -> Tensor:
-        """Guide, then draw a code for each image."""
-
-
 def check_engine(name: str) -> None:
-    """Refuse a name that no engine has.
+    """Check that there is an engine of this name.
 
     Raises:
-        ConfigError: With the names that there are.
+        ConfigError: There is none; the message lists the names.
     """
     names = get_args(EngineName)
     if name not in names:
@@ -52,14 +38,27 @@ def check_engine(name: str) -> None:
 
 
 def make_engine(model: AiM, name: str = "auto") -> Engine:
-    """The engine of this name for a model, whose weights must not change while it is used.
+    """Make an engine for a model.
+
+    Args:
+        model: The generator, in evaluation mode. Its weights must not change while the engine is used.
+        name: One of ``EngineName``.
 
     Raises:
-        ConfigError: The name is unknown, or the engine cannot decode this model here.
+        ConfigError: The name is unknown, or the engine cannot decode this model on this machine.
     """
     check_engine(name)
-    if name == "cuda-graphs" or (name == "auto" and not cuda_graphs.unsupported(model)):
-        return cuda_graphs.CudaGraphEngine(model)
-    if name == "plain" or (name == "auto" and unsupported(model)):
+    if name == "auto":
+        name = _fastest(model)
+    if name == "plain":
         return model
+    if name == "cuda-graphs":
+        return CudaGraphEngine(model)
     return NativeEngine(model, weights="int8" if name == "native-int8" else None)
+
+
+def _fastest(model: AiM) -> EngineName:
+    """Return the name of the fastest engine that decodes ``model`` without narrowing its weights."""
+    if cuda_graphs.unsupported(model) is None:
+        return "cuda-graphs"
+    return "native" if native.unsupported(model) is None else "plain"

@@ -1,7 +1,7 @@
-"""Decoding on a CUDA device: Triton kernels between matrix products, a whole step recorded as one CUDA graph.
+"""Decoding on CUDA devices: Triton kernels between matrix products, and each step replayed as one CUDA graph.
 
-A step of a published size is 100 to 200 launches of kernels that run for a few microseconds each. Launched one by one
-from Python they take several times longer than they run; replayed as a graph they follow each other closely.
+A step of a published model launches 100 to 200 kernels that run for a few microseconds each. Launching them one by one
+from Python takes several times longer than running them; as a graph they run back to back.
 """
 
 import torch
@@ -9,31 +9,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError
+from aimamba.generation.engines import recorded_step
 from aimamba.generation.engines.recorded import RecordedEngine, RecordedState, Run
-from aimamba.generation.engines.recorded_step import Form, RecordedStep, triton_operators, unsupported_by_kernels
+from aimamba.generation.engines.recorded_step import Form, RecordedStep, triton_operators
 from aimamba.models import AiM
 
-_WARM_UP_RUNS = 2  # the first compiles kernels and lets libraries take their workspaces, which no graph may do
+_WARM_UP_RUNS = 2  # the first compiles kernels and allocates workspaces of libraries, which a capture must not do
 
 
 def unsupported(model: AiM) -> str | None:
-    """The reason why this engine cannot decode the model, if there is one."""
+    """Return the reason why this engine cannot decode the model on this machine, or None."""
     weight = model.word_embedding.weight
     if weight.device.type != "cuda":
         return f"it runs on CUDA devices, and the model is on {weight.device.type}"
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return f"it takes float32 or bfloat16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
-    return unsupported_by_kernels(model)
+    return recorded_step.unsupported(model)
 
 
 def capture(run: Run) -> Run:
-    """Record what ``run`` launches as a CUDA graph; calling the result replays it and gives the same logits tensor."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    """Capture what ``run`` launches as a CUDA graph. Calling the result replays it; the logits stay in one tensor."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         for _ in range(_WARM_UP_RUNS):
             run()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
         logits = run()
@@ -46,15 +47,15 @@ def capture(run: Run) -> Run:
 
 
 class CudaGraphEngine(RecordedEngine):
-    """Decode a generator that lives on a CUDA device; ``init_state`` and ``step`` are those of ``AiM``.
+    """Decodes with a generator on a CUDA device, as ``AiM.init_state`` and ``AiM.step`` do.
 
     Args:
         model: The generator, in evaluation mode, in float32 or bfloat16. Its weights may change in place.
-        form: Form of SSD; by default the one that moves fewer bytes over an image.
-        kept: Numbers of rows whose graphs and memories are kept.
+        form: Form of SSD; by default the one that moves fewer bytes per image.
+        kept: Number of batch sizes whose graphs and memories are kept.
 
     Raises:
-        ConfigError: The model is not on a CUDA device or in another dtype, or the kernels cannot be had.
+        ConfigError: The engine does not support the model, see ``unsupported``.
     """
 
     def __init__(self, model: AiM, *, form: Form | None = None, kept: int = 4) -> None:
@@ -64,5 +65,5 @@ class CudaGraphEngine(RecordedEngine):
 
     def step(self, inputs: Int[Tensor, " b"], state: RecordedState) -> Float[Tensor, "b v"]:
         """See ``RecordedEngine.step``."""
-        with torch.cuda.device(self.model.word_embedding.weight.device):  # kernels are launched on the current one
+        with torch.cuda.device(self.model.word_embedding.weight.device):  # Triton launches on the current device
             return super().step(inputs, state)

@@ -1,9 +1,9 @@
-"""Decoding with the C++ kernel: weights packed once, and all blocks of a step in one call.
+"""Decoding with the C++ kernel: weights are packed once, and one call computes all blocks of a step.
 
-The kernel uses the dual form of the recurrence (``aimamba.ops.ssd``): it keeps x and B of past tokens, and for every
-head how much of each is left, and folds them into a state only when reading them costs more than reading the state. It
-computes in float32; kept in bfloat16 are the weights (int8 if asked for), the inputs of matrix products, and x and B
-of past tokens. Row by row the results are the same to the bit for every batch and number of threads.
+The kernel uses the dual form of the recurrence (``aimamba.ops.ssd``). It keeps x and B of past tokens, and for each
+head how far each has decayed, and folds them into a state only when reading them would cost more than reading the
+state. It computes in float32; in bfloat16 mode, weights (int8 as an option), inputs of matrix products, and x and B of
+past tokens are stored in bfloat16. The results of a row are bit-identical for every batch size and number of threads.
 
 Shape letters: R rows, D width, E inner width, H heads, P head width, N state size, K cached tokens.
 """
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig, AiMState
-from aimamba.models.mamba2 import Mamba2, MixerState
+from aimamba.models.mamba2 import Mamba2
+from aimamba.models.state import MixerState
 from aimamba.ops.native.build import load_library
 from aimamba.ops.sampling.logits import Setting, guided_sample
 
@@ -36,15 +37,15 @@ _SOURCES = (
 )
 _KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
-_LANES = 16  # numbers in the widest vector
+_LANES = 16  # float32 numbers in the widest vector register
 _WIDEST_HEAD = 256
-_FOLD_EVERY = 32  # tokens, once there is a state
+_FOLD_EVERY = 32  # tokens, after the first fold
 
 
 def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
-    """The compiled kernel, or None where it cannot be had; see ``aimamba.ops.native.build.load_library``."""
+    """Return the compiled kernel, or None without a compiler; see ``aimamba.ops.native.build.load_library``."""
     library = load_library(_SOURCES, flags)
-    if library is not None:  # types of arguments and results, which ctypes cannot know
+    if library is not None:  # ctypes needs the types of arguments and results
         pointer, number = ctypes.c_void_p, ctypes.c_int
         library.aim_create.restype = pointer
         library.aim_create.argtypes = [pointer, number, number]
@@ -56,7 +57,7 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
 
 
 def unsupported(model: AiM) -> str | None:
-    """The reason why the kernel cannot decode this model, if there is one; compiles the kernel when needed."""
+    """Return the reason why the kernel cannot decode the model on this machine, or None. May compile the kernel."""
     config, weight = model.config, model.word_embedding.weight
     if weight.device.type != "cpu":
         return f"it runs on the CPU, and the model is on {weight.device.type}"
@@ -68,11 +69,11 @@ def unsupported(model: AiM) -> str | None:
         return f"width, head_width and state_size must be multiples of {_LANES}"
     if config.head_width > _WIDEST_HEAD:
         return f"head_width must be at most {_WIDEST_HEAD}"
-    return None if load_kernel() is not None else "no C++ compiler built it (pip install ziglang brings one)"
+    return None if load_kernel() is not None else "no C++ compiler built it (pip install ziglang installs one)"
 
 
 class NativeEngine:
-    """Decodes rows as ``AiM.init_state`` and ``AiM.step`` do, with a snapshot of the model's weights."""
+    """Decodes as ``AiM.init_state`` and ``AiM.step`` do, with a copy of the model's weights."""
 
     def __init__(
         self,
@@ -86,12 +87,12 @@ class NativeEngine:
 
         Args:
             model: The generator, on the CPU in float32 or bfloat16.
-            weights: How the matrices are kept: by default in the model's dtype. ``int8`` has one scale for each output.
-            threads: By default as many as torch uses.
-            flags: Machine to compile for, see ``load_kernel``.
+            weights: Format of the matrices; by default the model's dtype. ``int8`` has one scale for each output.
+            threads: Number of threads; by default as many as torch uses.
+            flags: Compiler flags for another machine, see ``load_kernel``.
 
         Raises:
-            ConfigError: The kernel cannot decode this model.
+            ConfigError: The kernel cannot decode this model, see ``unsupported``.
         """
         if reason := unsupported(model):
             raise ConfigError(f"the native engine cannot decode this model: {reason}; choose the engine 'plain'")
@@ -102,7 +103,7 @@ class NativeEngine:
         chosen: Weights = weights or ("float32" if model.word_embedding.weight.dtype == torch.float32 else "bfloat16")
         self._cache_dtype = torch.float32 if chosen == "float32" else torch.bfloat16
         self._kernel, config = kernel, model.config
-        self._lock = threading.Lock()  # one call at a time: the kernel works in memory of its own
+        self._lock = threading.Lock()  # one call at a time: the kernel has one working memory
         self._first = 2 * config.state_size
         self._slots = min(config.num_tokens, max(self._first, _FOLD_EVERY))
         mixers = [block.mixer for block in model.blocks]
@@ -114,29 +115,29 @@ class NativeEngine:
         for block, mixer in zip(model.blocks, mixers, strict=True):
             assert isinstance(mixer, Mamba2)
             A = -mixer.A_log.exp()
-            own = (mixer.conv_weight.t(), mixer.conv_bias, mixer.dt_bias, A, mixer.D, mixer.norm.weight)
-            self._give(kernel.aim_add_layer, mixer.in_proj.weight, mixer.out_proj.weight, block.norm.weight, *own)
-        self._give(kernel.aim_set_head, model.word_embedding.weight, model.norm.weight, model.final_norm.weight)
+            small = (mixer.conv_weight.t(), mixer.conv_bias, mixer.dt_bias, A, mixer.D, mixer.norm.weight)
+            self._pass(kernel.aim_add_layer, mixer.in_proj.weight, mixer.out_proj.weight, block.norm.weight, *small)
+        self._pass(kernel.aim_set_head, model.word_embedding.weight, model.norm.weight, model.final_norm.weight)
 
-    def _give(self, take: "ctypes._NamedFuncPointer", *tensors: Tensor) -> None:
-        """Hand tensors over in float32; the kernel copies them."""
+    def _pass(self, function: "ctypes._NamedFuncPointer", *tensors: Tensor) -> None:
+        """Call a function of the kernel with tensors in float32, which it copies."""
         wide = [tensor.detach().float().contiguous() for tensor in tensors]
-        take(self._handle, *(tensor.data_ptr() for tensor in wide))
+        function(self._handle, *(tensor.data_ptr() for tensor in wide))
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
-        """Rows that have seen nothing yet; as ``AiM.init_state``."""
+        """Return the state of ``batch`` rows at position 0; see ``AiM.init_state``."""
         config = self.model.config
         shift = config.decode_position_shift if position_shift is None else position_shift
         return AiMState(
-            torch.zeros(batch, dtype=torch.long),
-            torch.zeros(batch, config.num_blocks, 3, config.width),
-            torch.zeros(batch, 2, config.width),
-            [self._init_memory(config, batch) for _ in range(config.num_blocks)],
-            shift,
+            position=torch.zeros(batch, dtype=torch.long),
+            position_shift=torch.full((batch,), shift),
+            modulation=torch.zeros(batch, config.num_blocks, 3, config.width),
+            final_modulation=torch.zeros(batch, 2, config.width),
+            mixers=[self._init_mixer(config, batch) for _ in range(config.num_blocks)],
         )
 
-    def _init_memory(self, config: AiMConfig, batch: int) -> MixerState:
-        """What one block remembers. What is not zeroed is written before it is read."""
+    def _init_mixer(self, config: AiMConfig, batch: int) -> MixerState:
+        """Return the memory of one block. Tensors that are not zeroed are written before they are read."""
         inner = config.expand * config.width
         heads = inner // config.head_width
         long = config.num_tokens > self._first
@@ -151,7 +152,7 @@ class NativeEngine:
         }
 
     def step(self, inputs: Int[Tensor, " r"], state: AiMState) -> Float[Tensor, "r v"]:
-        """Take one token a row and give the logits of its next code, in float32; as ``AiM.step``."""
+        """Feed one token of each row and return the logits of its next code, in float32; see ``AiM.step``."""
         with torch.no_grad():
             residual = self.model.enter(inputs, state).float().contiguous()
         assert int(state.position.max()) < self.model.config.num_tokens, "a row has taken all tokens of an image"
@@ -182,16 +183,14 @@ class NativeEngine:
         top_k: Setting = 0,
         top_p: Setting = 1.0,
     ) -> Int[Tensor, " b"]:
-        """Draw as ``aimamba.ops.sampling.logits.guided_sample``, without waking PyTorch's threads.
+        """Sample as ``aimamba.ops.sampling.logits.guided_sample`` does, without starting PyTorch's threads.
 
-        After each of its parallel loops they wait for the next one by spinning, for longer than a step takes, on the
-        cores that the kernel wants.
+        After a parallel loop, these threads spin for longer than a step takes, on the cores that the kernel needs.
         """
         count = len(uniform)
-        alone = torch.arange(count)
-        twins = alone if twins is None else twins
+        twins = torch.arange(count) if twins is None else twins
         scale = torch.ones(count) if scale is None else scale
-        if not _off(top_k, 0) or not _off(top_p, 1):  # row by row: so small that PyTorch stays with one thread
+        if not _is_off(top_k, 0) or not _is_off(top_p, 1):  # row by row: so small that PyTorch uses one thread
             return torch.cat(
                 [
                     guided_sample(
@@ -208,7 +207,7 @@ class NativeEngine:
                 ]
             )
         codes = torch.empty(count, dtype=torch.long)
-        given = (
+        arguments = (
             logits.contiguous(),
             twins.contiguous(),
             scale.float().contiguous(),
@@ -217,7 +216,7 @@ class NativeEngine:
             codes,
         )
         with self._lock:
-            self._kernel.aim_draw(self._handle, count, *(tensor.data_ptr() for tensor in given))
+            self._kernel.aim_draw(self._handle, count, *(tensor.data_ptr() for tensor in arguments))
         return codes
 
     @staticmethod
@@ -227,6 +226,6 @@ class NativeEngine:
                 yield memory[name].data_ptr() if memory[name].numel() else None
 
 
-def _off(setting: Setting, value: float | int) -> bool:
-    """Whether a setting leaves the distribution as it is, in every row."""
+def _is_off(setting: Setting, value: float | int) -> bool:
+    """Whether a setting leaves the distribution of every row unchanged."""
     return bool((setting == value).all()) if isinstance(setting, Tensor) else setting == value

@@ -1,14 +1,14 @@
-"""Decoding with a recorded step: one recording for each number of rows, kept for later calls.
+"""Decoding with recorded steps: one recording for each number of rows, kept for later calls.
 
-A recording has its own memory, which it reads and writes in place. The state that is being decoded lives there. When
-another state of as many rows steps in between, the first one's tensors are copied out, and back when it goes on.
+A recording reads and writes a fixed memory, and the state that is being decoded lives there. When another state with
+as many rows takes a step in between, the first state is copied out, and copied back when it continues.
 
 Shape letters: B rows, V vocabulary.
 """
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,33 +17,74 @@ from torch import Tensor
 
 from aimamba.errors import DataError
 from aimamba.generation.engines.recorded_step import Memory, RecordedStep
+from aimamba.models import AiM, DecodingState
+from aimamba.models.state import copy_rows, join_rows, mixer_bytes, select_rows
 
 Run = Callable[[], Tensor]
-"""A step on fixed tensors, giving its logits."""
+"""A step on fixed tensors that returns its logits."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class RecordedState:
-    """What decoding remembers of some rows. Made by ``RecordedEngine.init_state``; only the engine looks inside.
+    """The state of a ``RecordedEngine``, see ``DecodingState``.
 
     Attributes:
-        rows: Number of rows.
-        position_shift: See ``AiMConfig.decode_position_shift``; of rows that have yet to begin.
-        lowest: Position of the hindmost row.
-        highest: Position of the foremost row.
-        memory: The tensors, unless a recording holds them or no token was taken yet.
+        engine: The engine that made it.
+        rows: Number of rows (B).
+        position_shift: See ``AiMConfig.decode_position_shift``; used while ``memory`` is absent.
+        lowest: Lowest position of a row.
+        highest: Highest position of a row.
+        memory: The tensors. Absent while a recording holds them, and before the first step.
     """
 
+    engine: "RecordedEngine"
     rows: int
     position_shift: int
     lowest: int = 0
     highest: int = 0
     memory: Memory | None = None
 
+    @property
+    def position(self) -> Int[Tensor, " b"]:
+        """Tokens that each row has consumed, (B,)."""
+        return self.tensors()["position"].clone()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the mixers remember of all rows."""
+        return mixer_bytes(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything remembered, by name; see ``DecodingState.tensors``."""
+        return dict(self.engine.memory_of(self))
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "RecordedState":
+        """Return a new state that holds copies of ``tensors``; see ``DecodingState.with_tensors``.
+
+        Waits for the device, to learn the positions.
+        """
+        return self._holding(copy_rows(tensors, self.tensors()))
+
+    def select(self, rows: Int[Tensor, " k"]) -> "RecordedState":
+        """Copy some rows, in the given order, into a new state. Waits for the device, to learn the positions."""
+        return self._holding(select_rows(self.tensors(), rows))
+
+    def join(self, others: Sequence[DecodingState]) -> "RecordedState":
+        """Copy the rows of this state, followed by those of ``others``, into a new state.
+
+        Waits for the device, to learn the positions.
+        """
+        return self._holding(join_rows(state.tensors() for state in (self, *others)))
+
+    def _holding(self, memory: Memory) -> "RecordedState":
+        position = memory["position"]
+        lowest, highest = int(position.min()), int(position.max())
+        return RecordedState(self.engine, len(position), self.position_shift, lowest, highest, memory)
+
 
 @dataclass(eq=False)
 class _Recording:
-    """The memory of some number of rows, and the steps recorded on it, by the places of the caches they look at."""
+    """The memory of a number of rows, and the steps recorded on it by the number of cache entries that they read."""
 
     inputs: Tensor
     memory: Memory
@@ -51,23 +92,23 @@ class _Recording:
     owner: "weakref.ref[RecordedState] | None" = None
 
     def resident(self) -> RecordedState | None:
-        """The state that lives in the memory now, if anyone still has it."""
+        """Return the state that lives in the memory, unless it has been deleted."""
         return None if self.owner is None else self.owner()
 
 
 class RecordedEngine:
-    """Decode with recorded steps; to ``generate`` it looks like the model.
+    """Decodes with recorded steps, as ``AiM.init_state`` and ``AiM.step`` do.
 
     Args:
-        step: What to record.
-        record: Turns a step on fixed tensors into one that does the same each time it is called, and may call it
-            several times to find out. The identity will do.
-        kept: Recordings kept, the latest used; each has room for the memory of its rows.
+        step: The step to record.
+        record: Converts a step on fixed tensors to one that repeats it. It may call the step several times. The
+            identity function will do.
+        kept: Number of recordings kept, the most recently used ones. Each has a memory for its rows.
     """
 
     def __init__(self, step: RecordedStep, record: Callable[[Run], Run], *, kept: int = 4) -> None:
-        self.model = step.model
-        self.guided_sample = step.operators.guided_sample  # draws as ``aimamba.ops.sampling.logits.guided_sample`` does
+        self.model: AiM = step.model
+        self.guided_sample = step.operators.guided_sample
         self._step = step
         self._record = record
         self._kept = kept
@@ -75,24 +116,24 @@ class RecordedEngine:
         self._addresses = self._weight_addresses()
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> RecordedState:
-        """Rows that have seen nothing yet; see ``AiM.init_state``."""
-        if (addresses := self._weight_addresses()) != self._addresses:  # cast or moved: recordings point to the past
+        """Return the state of ``batch`` rows at position 0; see ``AiM.init_state``."""
+        if (addresses := self._weight_addresses()) != self._addresses:  # cast or moved: recordings read the old weights
             while self._recordings:
                 self._drop(next(iter(self._recordings)))
             self._addresses = addresses
         shift = self.model.config.decode_position_shift if position_shift is None else position_shift
-        return RecordedState(batch, shift)
+        return RecordedState(self, batch, shift)
 
     @torch.no_grad()
     def step(self, inputs: Int[Tensor, " b"], state: RecordedState) -> Float[Tensor, "b v"]:
-        """Take one token a row and give the logits of its next code; ``state`` is updated. See ``AiM.step``.
+        """Feed one token of each row and return the logits of its next code; see ``AiM.step``.
 
         Raises:
-            DataError: A row has taken all tokens of an image.
+            DataError: A row has consumed all tokens of an image.
         """
         if state.highest >= (tokens := self.model.config.num_tokens):
             raise DataError(f"a row has taken all {tokens} tokens of an image; begin with a new state")
-        recording = self._take_in(state)
+        recording = self._load(state)
         recording.inputs.copy_(inputs)
         if state.lowest == 0:
             self._step.begin(recording.inputs, recording.memory, all_begin=state.highest == 0)
@@ -102,47 +143,28 @@ class RecordedEngine:
         state.highest += 1
         return logits.clone()
 
-    def select(self, state: RecordedState, rows: Int[Tensor, " k"]) -> RecordedState:
-        """Copy out some rows, in the order given; see ``AiMState.select``."""
-        memory = {name: tensor[rows] for name, tensor in self._memory(state).items()}
-        return self._resumed(memory, state.position_shift)
-
-    def join(self, states: Sequence[RecordedState]) -> RecordedState:
-        """Put the rows of several states together; see ``AiMState.join``."""
-        memories = [self._memory(state) for state in states]
-        joined = {name: torch.cat([memory[name] for memory in memories]) for name in memories[0]}
-        return self._resumed(joined, states[0].position_shift)
-
-    def position(self, state: RecordedState) -> Int[Tensor, " b"]:
-        """Tokens that each row has taken so far."""
-        return self._memory(state)["position"].clone()
-
-    def _resumed(self, memory: Memory, position_shift: int) -> RecordedState:
-        position = memory["position"]
-        return RecordedState(len(position), position_shift, int(position.min()), int(position.max()), memory)
-
-    def _memory(self, state: RecordedState) -> Memory:
-        """The tensors of a state, wherever they are."""
+    def memory_of(self, state: RecordedState) -> Memory:
+        """Return the tensors of a state, in a recording or outside; allocate those of a new one."""
         recording = self._recordings.get(state.rows)
         if recording is not None and recording.resident() is state:
             return recording.memory
         if state.memory is None:
             state.memory = self._step.new_memory(state.rows)
-            state.memory["shift"].fill_(state.position_shift)
+            state.memory["position_shift"].fill_(state.position_shift)
         return state.memory
 
-    def _take_in(self, state: RecordedState) -> _Recording:
-        """The recording for a state, with that state in its memory."""
+    def _load(self, state: RecordedState) -> _Recording:
+        """Return the recording for a state, with that state in its memory."""
         recording = self._recordings.get(state.rows)
         if recording is None:
             while len(self._recordings) >= self._kept:
                 self._drop(next(iter(self._recordings)))
-            with torch.inference_mode(False):  # else a caller without inference mode could not write to it
+            with torch.inference_mode(False):  # otherwise a caller outside inference mode could not write to it
                 memory = self._step.new_memory(state.rows)
                 recording = _Recording(torch.zeros_like(memory["position"]), memory)
             self._recordings[state.rows] = recording
         self._recordings.move_to_end(state.rows)
-        self._run(recording, self._step.places(state.highest))  # before anything lives in the memory
+        self._run(recording, self._step.places(state.highest))  # recorded before a state is loaded into the memory
         resident = recording.resident()
         if resident is state:
             return recording
@@ -150,7 +172,7 @@ class RecordedEngine:
             resident.memory = {name: tensor.clone() for name, tensor in recording.memory.items()}
         if state.memory is None:
             recording.memory["position"].zero_()
-            recording.memory["shift"].fill_(state.position_shift)
+            recording.memory["position_shift"].fill_(state.position_shift)
         else:
             for name, tensor in state.memory.items():
                 recording.memory[name].copy_(tensor)
@@ -159,10 +181,10 @@ class RecordedEngine:
         return recording
 
     def _run(self, recording: _Recording, places: int) -> Run:
-        """The recorded step.
+        """Return the recorded step that reads ``places`` cache entries, and record it if needed.
 
-        To record it anew while a state lives in the memory is safe where ``places`` counts: that is the attention
-        mixer, for which a step taken again writes the same keys and values to the same places.
+        Recording runs the step on the memory, perhaps with a state in it. That is safe where ``places`` varies, for
+        the attention mixer: a repeated step writes the same keys and values to the same places.
         """
         if places not in recording.runs:
             inputs, memory = recording.inputs, recording.memory
@@ -170,7 +192,7 @@ class RecordedEngine:
         return recording.runs[places]
 
     def _drop(self, rows: int) -> None:
-        """Forget a recording; a state that lives there takes the memory along."""
+        """Delete a recording. A state that lives in its memory takes the memory over."""
         recording = self._recordings.pop(rows)
         if (resident := recording.resident()) is not None:
             resident.memory = recording.memory

@@ -1,7 +1,7 @@
-"""A decoding step whose shapes, addresses and instructions are the same at every token, so that it can be recorded.
+"""A decoding step that can be recorded: its shapes, addresses and operations are the same for every token.
 
-It computes what ``AiM.step`` does. Nothing in it asks the device for a value: what must be known beforehand (does any
-row begin? how far is the foremost one?) the caller knows from counting. It runs eagerly on every device.
+It computes the same as ``AiM.step`` but never waits for the device: the caller counts tokens and so knows whether any
+row is at position 0, and what the highest position is. It can also run eagerly, on every device.
 
 Shape letters: B rows, D width, N blocks, V vocabulary, T tokens that a cache holds.
 """
@@ -13,29 +13,28 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from aimamba.models import AiM
 from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
+from aimamba.ops import triton as triton_kernels
 from aimamba.ops.linear.linear import linear
 from aimamba.ops.linear.modulated import modulated_linear_step
 from aimamba.ops.mixer import step as mixer_ops
 from aimamba.ops.norm.modulated import modulated_norm_step
 from aimamba.ops.sampling import logits
-from aimamba.ops.triton import unsupported
 
 Memory = dict[str, Tensor]
-"""What a model remembers of some rows: named tensors whose first axis is the row."""
+"""Everything that is remembered of some rows: named tensors whose first axis is the row."""
 
 Form = Literal["state", "dual"]
 
-_SEEN_TOGETHER = 64  # attention looks at a whole number of so many places, so that few recordings serve all positions
+_PLACES_STEP = 64  # attention reads a multiple of so many cache entries, so that few recordings serve all positions
 
 
 @dataclass(frozen=True)
 class Operators:
-    """What a step is made of, see ``aimamba.ops.mixer.step``, ``linear`` and ``logits`` beside it."""
+    """Functions that a step calls; the defaults are in plain PyTorch."""
 
     state_mixer_step: Callable[..., tuple[Tensor, Tensor]] = mixer_ops.state_mixer_step
     dual_mixer_step: Callable[..., tuple[Tensor, Tensor]] = mixer_ops.dual_mixer_step
@@ -45,19 +44,19 @@ class Operators:
     guided_sample: Callable[..., Tensor] = logits.guided_sample
 
 
-def unsupported_by_kernels(model: AiM) -> str | None:
-    """What keeps the Triton kernels from decoding this model, if anything does."""
+def unsupported(model: AiM) -> str | None:
+    """Return the reason why the Triton kernels cannot decode the model, or None."""
     config = model.config
     for name in ("state_size", "head_width"):
         size = getattr(config, name)
         if config.mixer == "mamba2" and size & (size - 1):
             return f"{name} must be a power of two, got {size}"
-    return unsupported()
+    return triton_kernels.unsupported()
 
 
 def triton_operators() -> Operators:
-    """The same functions as kernels, for models that ``kernels_lack`` nothing for."""
-    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - only where it is used
+    """Return the functions as Triton kernels, for models that are not ``unsupported``."""
+    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - imports Triton
     from aimamba.ops.mixer.triton import step as mixing  # noqa: PLC0415
     from aimamba.ops.norm.triton import modulated as modulation  # noqa: PLC0415
     from aimamba.ops.sampling.triton import logits as sampling  # noqa: PLC0415
@@ -73,7 +72,7 @@ def triton_operators() -> Operators:
 
 
 def bytes_per_row(model: AiM, form: Form, tokens: int) -> int:
-    """Bytes of memory that a Mamba-2 block moves for a row's token when ``tokens`` came before."""
+    """Return the bytes that a Mamba-2 block reads and writes for one token of a row, after ``tokens`` tokens."""
     config, narrow = model.config, model.word_embedding.weight.element_size()
     inner = config.width * config.expand
     if form == "state":
@@ -82,16 +81,16 @@ def bytes_per_row(model: AiM, form: Form, tokens: int) -> int:
 
 
 def choose_form(model: AiM) -> Form:
-    """The form of SSD that moves fewer bytes over a whole image."""
+    """Return the form of SSD that moves fewer bytes over a whole image."""
     middle = model.config.num_tokens // 2
     return "dual" if bytes_per_row(model, "dual", middle) < bytes_per_row(model, "state", middle) else "state"
 
 
 class RecordedStep:
-    """``AiM.step`` on memories that stay in place.
+    """``AiM.step`` on a memory that is updated in place.
 
     Args:
-        model: The generator, float32 or wider, or bfloat16.
+        model: The generator, in bfloat16, float32 or wider.
         operators: Plain functions, or kernels.
         form: Form of SSD; by default the one that moves fewer bytes.
     """
@@ -103,12 +102,12 @@ class RecordedStep:
         self.capacity = model.config.num_tokens + 1
 
     def new_memory(self, rows: int) -> Memory:
-        """Memory of rows at position 0. Only that position is set: no step reads what was not written since."""
+        """Return the memory of rows at position 0. Steps write everything but the positions before reading it."""
         model, config = self.model, self.model.config
         weight = model.word_embedding.weight
         memory = {
             "position": torch.zeros(rows, dtype=torch.long, device=weight.device),
-            "shift": torch.zeros(rows, dtype=torch.long, device=weight.device),
+            "position_shift": torch.zeros(rows, dtype=torch.long, device=weight.device),
             "condition": weight.new_zeros(rows, config.width),
             "modulation": weight.new_zeros(rows, config.num_blocks, 3, config.width),
             "final_modulation": weight.new_zeros(rows, 2, config.width),
@@ -134,42 +133,40 @@ class RecordedStep:
         }
 
     def begin(self, inputs: Int[Tensor, " b"], memory: Memory, *, all_begin: bool) -> None:
-        """Look up and project the classes of rows at position 0; the other rows keep theirs.
+        """Compute the class vectors and modulations of rows at position 0; other rows keep theirs.
 
         Args:
-            inputs: As for ``__call__``.
-            memory: Of the rows; its condition and modulations are updated.
-            all_begin: Every row is at position 0.
+            inputs: Class labels of the rows at position 0; any label for the others.
+            memory: Its class vectors and modulations are updated.
+            all_begin: Whether all rows are at position 0.
         """
         starting = memory["position"] == 0
         condition = self.model.condition(inputs.masked_fill(~starting, self.model.condition.null_class))
-        final = self.model.final_adaln(F.silu(condition)).unflatten(-1, (2, -1))
-        found = {"condition": condition, "modulation": self.model.adaln(condition), "final_modulation": final}
+        modulation, final_modulation = self.model.modulations(condition)
+        found = {"condition": condition, "modulation": modulation, "final_modulation": final_modulation}
         for name, value in found.items():
             if not all_begin:
                 value = torch.where(starting.view(-1, *[1] * (value.ndim - 1)), value, memory[name])  # noqa: PLW2901
             memory[name].copy_(value)
 
     def places(self, highest: int) -> int:
-        """Places of the caches that a step must look at when the foremost row is at position ``highest``."""
+        """Return how many cache entries a step must read when the highest position of a row is ``highest``."""
         if self.model.config.mixer == "mamba2":
-            return 0  # its kernels read the positions themselves
-        return min(self.capacity, -(-(highest + 1) // _SEEN_TOGETHER) * _SEEN_TOGETHER)
+            return 0  # its kernels read the positions on the device
+        return min(self.capacity, -(-(highest + 1) // _PLACES_STEP) * _PLACES_STEP)
 
     def __call__(self, inputs: Int[Tensor, " b"], memory: Memory, *, places: int) -> Float[Tensor, "b v"]:
-        """Take one token a row and give the logits of its next code.
-
-        ``memory`` is updated but for the positions, which the caller moves on.
+        """Feed one token of each row and return the logits of its next code.
 
         Args:
-            inputs: For a row at position 0 anything, for ``begin`` has seen its class; for any other its latest code.
-            memory: From ``new_memory``.
+            inputs: The latest code of each row. Ignored for rows at position 0, whose class ``begin`` has read.
+            memory: From ``new_memory``. It is updated, except for the positions, which the caller increments.
             places: From ``places``.
         """
         model, operators = self.model, self.operators
         residual = self._embed(inputs, memory)
         gate: Tensor | None = None
-        before: dict[str, Tensor | int] = {}  # what the block before gives, still to be added to the residual
+        before: dict[str, Tensor | int] = {}  # output of the previous block, not yet added to the residual
         for index, block in enumerate(model.blocks):
             shift, scale, next_gate = memory["modulation"][:, index].unbind(1)
             start, options = (block.norm.weight, shift, scale), {"gate": gate, **before}
@@ -196,17 +193,16 @@ class RecordedStep:
         return operators.linear(hidden, model.word_embedding.weight)
 
     def _embed(self, inputs: Tensor, memory: Memory) -> Tensor:
-        """The residual that the first block meets, float32 or wider."""
-        model, position = self.model, memory["position"]
+        """Return the residual that enters the first block, in float32 or wider."""
+        position = memory["position"]
         starting = position == 0
-        hidden = model.word_embedding(inputs.masked_fill(starting, 0))
-        if model.position_embedding is not None:
-            hidden = hidden + model.position_embedding((position - 1 + memory["shift"]).clamp(min=0))
+        place = (position - 1 + memory["position_shift"]).clamp(min=0)
+        hidden = self.model.embed(inputs.masked_fill(starting, 0), place)
         hidden = torch.where(starting[:, None], memory["condition"], hidden)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def _mix(self, mixer: Mamba2, projected: Tensor, memory: Memory, index: int) -> tuple[Tensor, Tensor]:
-        """The middle of a Mamba-2 mixer: its inner features, and the squares to find their norm's root from."""
+        """Compute the middle of a Mamba-2 mixer: its inner features, and their squares for the norm."""
         weights = mixer_ops.MixerWeights(
             mixer.conv_weight, mixer.conv_bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight
         )

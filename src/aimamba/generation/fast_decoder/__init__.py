@@ -1,4 +1,4 @@
-"""The tokenizer's decoder, prepared for inference."""
+"""A faster version of the tokenizer's decoder, for inference only. ``FastDecoder`` chooses how to compute it."""
 
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 

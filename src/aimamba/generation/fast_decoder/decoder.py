@@ -1,8 +1,8 @@
-"""The tokenizer's decoder made ready to draw: the same images for less work. It cannot be trained.
+"""The same images as ``VQModel.decode`` with fewer operations, for inference only.
 
-On CPU convolutions go through a native kernel where it can be had (``aimamba.ops.conv.winograd``), which takes
-a quarter of the products and does norms, swish and residuals on the way. Elsewhere they are PyTorch's, channels last in
-memory, and a repetition followed by a convolution is one convolution on the small grid (see ``folded``).
+On CPUs, a native kernel computes the convolutions if it supports the model (``aimamba.ops.conv.winograd``): with a
+quarter of the products, and norms, swish and residuals in the same pass. Otherwise PyTorch computes them, channels
+last, and each upsampling and the convolution after it become one convolution on the small grid (``folded``).
 
 Shape letters: B batch, C channels, h w code grid or grid of a level, H W image.
 """
@@ -15,52 +15,54 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aimamba.errors import CheckpointError
-from aimamba.generation.fast_decoder.folded import folded
+from aimamba.generation.fast_decoder import native as native_decoder
+from aimamba.generation.fast_decoder.folded import fold_upsampling
 from aimamba.generation.fast_decoder.native import NativeDecoder
-from aimamba.generation.snapshot import versions
+from aimamba.generation.weight_versions import weight_versions
 from aimamba.models.vq import VQModel
 
-_ONCE_ON_CPU, _ONCE_ELSEWHERE = 1, 8  # on CPU one image keeps all cores busy, and is the same in every batch
+_BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 8  # on a CPU one image occupies all cores, and is the same in every batch
 
 
 class FastDecoder:
-    """Draws the images that ``VQModel.decode`` draws, from a copy of its weights.
+    """Computes ``VQModel.decode`` from a copy of the model's weights.
 
     Attributes:
-        is_native: Whether the native kernel draws.
+        is_native: Whether it uses the native kernel.
     """
 
     @torch.no_grad()
     def __init__(self, model: VQModel, *, native: bool = True) -> None:
-        """Copy the decoder of ``model``; without ``native`` it stays with PyTorch."""
+        """Copy the decoder of ``model``. Without ``native``, PyTorch computes it on CPUs too."""
         on_cpu = model.codebook.device.type == "cpu"
-        self._at_once = _ONCE_ON_CPU if on_cpu else _ONCE_ELSEWHERE
-        self._versions = versions(model)
+        self._batch_size = _BATCH_ON_CPU if on_cpu else _BATCH_ELSEWHERE
+        self._versions = weight_versions(model)
         vectors = F.normalize(model.codebook, dim=-1)[..., None, None]  # (V, E, 1, 1)
         self._table = model.from_code(vectors).flatten(1)  # (V, z_channels)
-        kernel_decoder = NativeDecoder.make(model.decoder) if native and on_cpu else None
-        self.is_native = kernel_decoder is not None
-        self._decoder: Callable[[Tensor], Tensor] = kernel_decoder or folded(model.decoder)
+        self.is_native = native and native_decoder.unsupported(model.decoder) is None
+        self._decoder: Callable[[Tensor], Tensor] = (
+            NativeDecoder(model.decoder) if self.is_native else fold_upsampling(model.decoder)
+        )
 
     def matches(self, model: VQModel) -> bool:
-        """Whether ``model`` still has the weights that were copied, as far as ``versions`` sees."""
-        return self._versions == versions(model)
+        """Whether ``model`` still has the weights that were copied, as far as ``weight_versions`` can tell."""
+        return self._versions == weight_versions(model)
 
     @torch.no_grad()
     def __call__(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Images of codes, drawn a few at a time: only they grow with the batch, not the memory to draw them.
+        """Convert codes to images, a few at a time, so that working memory does not grow with the batch.
 
-        Values may lie a little outside [-1, 1].
+        Values may lie slightly outside [-1, 1].
 
         Raises:
-            CheckpointError: They are no finite numbers, as damaged weights leave them.
+            CheckpointError: The images contain NaN or infinity, as with damaged weights.
         """
-        images = torch.cat([self._draw(some) for some in codes.split(self._at_once)])
+        images = torch.cat([self._decode(part) for part in codes.split(self._batch_size)])
         if not bool(images.isfinite().all()):
             raise CheckpointError(
-                "the tokenizer's images are no finite numbers: its weights are damaged, or its dtype is too narrow"
+                "the tokenizer's images contain NaN or infinity: its weights are damaged, or its dtype is too narrow"
             )
         return images
 
-    def _draw(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
+    def _decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
         return self._decoder(F.embedding(codes, self._table).movedim(-1, 1))  # channels last, (B, C, h, w)

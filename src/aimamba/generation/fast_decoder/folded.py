@@ -1,4 +1,4 @@
-"""The tokenizer's decoder in PyTorch with fewer products, for every device and dtype.
+"""The tokenizer's decoder in PyTorch with fewer products, for all devices and dtypes.
 
 Shape letters: B batch, C channels, h w grid of a level.
 """
@@ -12,21 +12,22 @@ from torch import Tensor, nn
 from aimamba.models.vq import Decoder, Upsample
 
 
-def folded(decoder: Decoder) -> Decoder:
-    """A copy with channels last whose levels end in ``FoldedUpsample``."""
+def fold_upsampling(decoder: Decoder) -> Decoder:
+    """Return a copy of ``decoder``, channels last, with ``FoldedUpsample`` in place of ``Upsample``."""
     decoder = deepcopy(decoder).requires_grad_(False)
     for level in decoder.levels:
         if isinstance(level.resample, Upsample):
             level.resample = FoldedUpsample(level.resample)
-    return decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
+    return decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 class FoldedUpsample(nn.Module):
-    """``Upsample`` as one 2 x 2 convolution on the small grid: 4 / 9 of the products.
+    """``Upsample`` as one 2 x 2 convolution on the small grid, with 4 / 9 of the products.
 
-    In the doubled grid two neighbouring taps of the 3 x 3 kernel fall on the same cell of the small one, so they are
-    added up beforehand. Even and odd rows (and columns) see different pairs of cells: output place (2 i + a, 2 j + b)
-    has a kernel of its own (a, b), which reads the cells i + a - 1, i + a and j + b - 1, j + b.
+    On the doubled grid, two neighbouring taps of the 3 x 3 kernel read the same cell of the small grid, so their
+    weights are summed in advance. Even and odd rows (and columns) read different pairs of cells: the outputs
+    (2 i + a, 2 j + b) have a separate kernel for each (a, b), which reads rows i + a - 1, i + a and columns j + b - 1,
+    j + b.
     """
 
     def __init__(self, plain: Upsample) -> None:
@@ -40,11 +41,11 @@ class FoldedUpsample(nn.Module):
         self.conv.bias = nn.Parameter(plain.bias.repeat(4), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """(B, C, h, w) to (B, C, 2 h, 2 w)."""
+        """Map (B, C, h, w) to (B, C, 2 h, 2 w)."""
         batch, _, height, width = x.shape
         parts = self.conv(x).permute(0, 2, 3, 1).unflatten(-1, (2, 2, self.channels))  # (B, h + 1, w + 1, 2, 2, C)
-        drawn = parts.new_empty(batch, height, 2, width, 2, self.channels)
+        output = parts.new_empty(batch, height, 2, width, 2, self.channels)
         for a in (0, 1):
             for b in (0, 1):
-                drawn[:, :, a, :, b] = parts[:, a : a + height, b : b + width, a, b]
-        return drawn.view(batch, 2 * height, 2 * width, self.channels).permute(0, 3, 1, 2)
+                output[:, :, a, :, b] = parts[:, a : a + height, b : b + width, a, b]
+        return output.view(batch, 2 * height, 2 * width, self.channels).permute(0, 3, 1, 2)

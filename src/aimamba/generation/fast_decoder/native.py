@@ -1,9 +1,9 @@
-"""The tokenizer's decoder on CPU through the kernel of ``aimamba.ops.conv.winograd``, in float32.
+"""The tokenizer's decoder on CPUs, with the convolution kernel of ``aimamba.ops.conv.winograd``, in float32.
 
-The kernel reads four times as many weights as a convolution has. So the widest convolutions, which stand at the
-coarsest grids and take little time, stay with PyTorch.
+The kernel reads four times as many weights as a convolution has. So the widest convolutions, which work on the coarsest
+grids and take little time, are computed by PyTorch.
 
-Shape letters: H W grid of a level, C channels; images go one by one, channels last.
+Images are decoded one at a time, channels last. Shape letters: H W grid of a level, C channels.
 """
 
 import ctypes
@@ -20,55 +20,62 @@ from aimamba.ops.conv.winograd import Convolved, PackedConvolution, convolve, fi
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PANEL = 32
-_MOST_WEIGHTS = 256 * 256  # inputs times outputs: 9 MiB in the kernel, which fits into caches
+_MOST_WEIGHTS = 256 * 256  # input times output channels: 9 MiB of packed weights, which fit into caches
+
+
+def unsupported(decoder: Decoder) -> str | None:
+    """Return the reason why the kernel cannot compute ``decoder`` on this machine, or None. May compile the kernel."""
+    weight = decoder.stem.weight
+    if weight.device.type != "cpu":
+        return f"it runs on the CPU, and the model is on {weight.device.type}"
+    if weight.dtype not in _DTYPES:
+        return f"it takes float32, bfloat16 or float16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
+    if not fits(decoder.stem.in_channels):
+        return f"it does not take {decoder.stem.in_channels} input channels"
+    widths = {part.num_channels for part in decoder.modules() if isinstance(part, nn.GroupNorm)}
+    if any(width % _PANEL for width in widths):
+        return f"the width of every level must be a multiple of {_PANEL}"
+    return None if load_kernel() is not None else "no C++ compiler built it (pip install ziglang installs one)"
 
 
 class NativeDecoder:
-    """What ``Decoder`` computes, from a float32 copy of its weights. Several threads may call it at once."""
+    """Computes ``Decoder`` from a float32 copy of its weights. Several threads may call it at once."""
 
-    def __init__(self, decoder: Decoder, kernel: "_Kernel") -> None:
-        self._kernel = kernel
+    def __init__(self, decoder: Decoder) -> None:
+        """Copy the weights of a decoder that is not ``unsupported``."""
+        library = load_kernel()
+        assert library is not None
+        kernel = self._kernel = _Kernel(library)
         self._dtype = decoder.stem.weight.dtype
         self._patch_size = decoder.patch_size
-        self._stem = _convolution(decoder.stem, kernel)
+        self._stem = _make_convolution(decoder.stem, kernel)
         parts: list[nn.Module] = list(decoder.middle)
         for level in decoder.levels:
             assert isinstance(level, Level)
             for i, block in enumerate(level.residual):
                 parts += [block, level.attention[i]] if level.attention else [block]
             parts += [] if level.resample is None else [level.resample]
-        self._parts = [_prepared(part, kernel) for part in parts]
-        self._head = _Convolution(decoder.head, kernel, decoder.norm)
-        self._drawn = decoder.head.out_channels
-
-    @classmethod
-    def make(cls, decoder: Decoder) -> "NativeDecoder | None":
-        """Prepare ``decoder``, or say None where the kernel cannot be had or cannot compute it."""
-        widths = {part.num_channels for part in decoder.modules() if isinstance(part, nn.GroupNorm)}
-        if decoder.stem.weight.dtype not in _DTYPES or not fits(decoder.stem.in_channels):
-            return None
-        if any(width % _PANEL for width in widths):
-            return None
-        kernel = load_kernel()
-        return None if kernel is None else cls(decoder, _Kernel(kernel))
+        self._parts = [_prepare(part, kernel) for part in parts]
+        self._head = _KernelConvolution(decoder.head, kernel, decoder.norm)
+        self._out_channels = decoder.head.out_channels
 
     def __call__(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Images of features, in the dtype of the weights that were copied."""
-        return torch.stack([self._draw(one) for one in latents.movedim(1, -1).float()]).to(self._dtype)
+        """Map features to images, in the dtype of the copied weights."""
+        return torch.stack([self._decode(one) for one in latents.movedim(1, -1).float()]).to(self._dtype)
 
-    def _draw(self, latents: Float[Tensor, "h w c"]) -> Float[Tensor, "3 H W"]:
+    def _decode(self, latents: Float[Tensor, "h w c"]) -> Float[Tensor, "3 H W"]:
         hidden = self._stem(Convolved(latents.contiguous(), latents.new_empty(2, 0)))
         for part in self._parts:
             hidden = part(hidden)
-        drawn = self._head(hidden)
-        image = drawn.output[..., : self._drawn].movedim(-1, 0).clone(memory_format=torch.contiguous_format)
-        self._kernel.give_back(hidden)
-        self._kernel.give_back(drawn)
+        packed = self._head(hidden)
+        image = packed.output[..., : self._out_channels].movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+        self._kernel.release(hidden)
+        self._kernel.release(packed)
         return F.pixel_shuffle(image, self._patch_size)
 
 
 class _Kernel:
-    """The kernel with memory for its outputs, which is used again: new pages cost more than a convolution saves."""
+    """The kernel, with buffers for its outputs that are reused: fresh pages would cost more than the kernel saves."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -81,15 +88,15 @@ class _Kernel:
         norm: tuple[Tensor, Tensor] | None,
         residual: Tensor | None,
     ) -> Convolved:
-        """Convolve; the output takes the place of ``residual``."""
+        """Convolve, and add the output to ``residual`` in place if there is one."""
         out = residual
         if out is None:
             factor = 2 if packed.doubles else 1
             out = self._take((factor * x.shape[0], factor * x.shape[1], packed.bias.shape[0]))
         return convolve(self._library, x, packed, norm=norm, residual=residual, out=out)
 
-    def give_back(self, x: Convolved) -> None:
-        """Say that an output is not needed any more; two of each shape are kept."""
+    def release(self, x: Convolved) -> None:
+        """Reuse the buffer of an output that is not needed any more; two of each shape are kept."""
         free = self._free.setdefault(tuple(x.output.shape), [])
         if len(free) < 2:
             free.append(x.output)
@@ -101,32 +108,32 @@ class _Kernel:
             return torch.empty(shape, dtype=torch.float32)
 
 
-class _Convolution:
-    """A 3 x 3 convolution by the kernel, or an ``Upsample``; if asked after a group norm and swish."""
+class _KernelConvolution:
+    """A 3 x 3 convolution or ``Upsample`` by the kernel, optionally after a group norm and swish."""
 
     def __init__(self, plain: nn.Conv2d, kernel: "_Kernel", norm: nn.GroupNorm | None = None) -> None:
         assert plain.bias is not None
         self._kernel = kernel
         self._packed = pack(plain.weight.float(), plain.bias, after_doubling=isinstance(plain, Upsample))
-        self._norm = None if norm is None else _Norm(norm)
+        self._norm = None if norm is None else _GroupNorm(norm)
 
     def __call__(self, x: Convolved, *, residual: Tensor | None = None) -> Convolved:
-        """Convolve; the output takes the place of ``residual``, which is added to it."""
+        """Convolve, and add the output to ``residual`` in place if there is one."""
         norm = None if self._norm is None else self._norm(x)
         return self._kernel.convolve(x.output, self._packed, norm, residual)
 
 
-class _WideConvolution:
-    """The same by PyTorch."""
+class _TorchConvolution:
+    """The same as ``_KernelConvolution``, computed by PyTorch."""
 
     def __init__(self, plain: nn.Conv2d, norm: nn.GroupNorm | None = None) -> None:
         copy = FoldedUpsample(plain) if isinstance(plain, Upsample) else deepcopy(plain)
         copy = copy.requires_grad_(False).to(torch.float32)
-        self._plain = copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
-        self._norm = None if norm is None else _Norm(norm)
+        self._plain = copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        self._norm = None if norm is None else _GroupNorm(norm)
 
     def __call__(self, x: Convolved, *, residual: Tensor | None = None) -> Convolved:
-        """Convolve and add ``residual``."""
+        """Convolve, and add ``residual`` if there is one."""
         hidden = x.output
         if self._norm is not None:
             scale, shift = self._norm(x)
@@ -135,12 +142,12 @@ class _WideConvolution:
         return _with_moments(output if residual is None else output + residual)
 
 
-def _convolution(
+def _make_convolution(
     plain: nn.Conv2d, kernel: "_Kernel", norm: nn.GroupNorm | None = None
-) -> _Convolution | _WideConvolution:
+) -> _KernelConvolution | _TorchConvolution:
     if plain.in_channels * plain.out_channels > _MOST_WEIGHTS:
-        return _WideConvolution(plain, norm)
-    return _Convolution(plain, kernel, norm)
+        return _TorchConvolution(plain, norm)
+    return _KernelConvolution(plain, kernel, norm)
 
 
 def _with_moments(output: Float[Tensor, "h w c"]) -> Convolved:
@@ -148,8 +155,8 @@ def _with_moments(output: Float[Tensor, "h w c"]) -> Convolved:
     return Convolved(output.contiguous(), torch.stack([wide.sum(0), wide.square().sum(0)]))
 
 
-class _Norm:
-    """A group norm as a scale and a shift of every channel, from the moments of what it normalises."""
+class _GroupNorm:
+    """A group norm, as a scale and a shift of every channel computed from the moments of the input."""
 
     def __init__(self, plain: nn.GroupNorm) -> None:
         self._weight = plain.weight.detach().to(torch.float64, copy=True)
@@ -165,21 +172,21 @@ class _Norm:
         return scale.float(), (self._bias - mean.repeat_interleave(each) * scale).float()
 
 
-class _Block:
-    """``ResidualBlock``; its output may take the place of its input."""
+class _ResidualBlock:
+    """``ResidualBlock`` with the kernel. Its output may overwrite its input."""
 
     def __init__(self, plain: ResidualBlock, kernel: "_Kernel") -> None:
         self._kernel = kernel
-        self._first = _convolution(plain.conv1, kernel, plain.norm1)
-        self._second = _convolution(plain.conv2, kernel, plain.norm2)
+        self._first = _make_convolution(plain.conv1, kernel, plain.norm1)
+        self._second = _make_convolution(plain.conv2, kernel, plain.norm2)
         self._shortcut = None if plain.shortcut is None else _Projection(plain.shortcut)
 
     def __call__(self, x: Convolved) -> Convolved:
         hidden = self._first(x)
         output = self._second(hidden, residual=x.output if self._shortcut is None else self._shortcut(x.output))
-        self._kernel.give_back(hidden)
+        self._kernel.release(hidden)
         if output.output is not x.output:
-            self._kernel.give_back(x)
+            self._kernel.release(x)
         return output
 
 
@@ -195,11 +202,11 @@ class _Projection:
         return F.linear(x, self._weight, self._bias)
 
 
-class _Attention:
-    """``SpatialAttention``."""
+class _SpatialAttention:
+    """``SpatialAttention`` on a single image."""
 
     def __init__(self, plain: SpatialAttention) -> None:
-        self._norm = _Norm(plain.norm)
+        self._norm = _GroupNorm(plain.norm)
         self._q, self._k, self._v, self._out = (_Projection(part) for part in (plain.q, plain.k, plain.v, plain.out))
 
     def __call__(self, x: Convolved) -> Convolved:
@@ -210,23 +217,23 @@ class _Attention:
         return _with_moments(x.output + mixed.view_as(x.output))
 
 
-def _prepared(part: nn.Module, kernel: "_Kernel") -> "_Block | _Attention | _Doubling":
-    if isinstance(part, ResidualBlock):
-        return _Block(part, kernel)
-    if isinstance(part, SpatialAttention):
-        return _Attention(part)
-    assert isinstance(part, Upsample)
-    return _Doubling(part, kernel)
-
-
-class _Doubling:
-    """``Upsample``."""
+class _Upsample:
+    """``Upsample`` with the kernel."""
 
     def __init__(self, plain: Upsample, kernel: _Kernel) -> None:
         self._kernel = kernel
-        self._convolution = _convolution(plain, kernel)
+        self._convolution = _make_convolution(plain, kernel)
 
     def __call__(self, x: Convolved) -> Convolved:
         output = self._convolution(x)
-        self._kernel.give_back(x)
+        self._kernel.release(x)
         return output
+
+
+def _prepare(part: nn.Module, kernel: "_Kernel") -> "_ResidualBlock | _SpatialAttention | _Upsample":
+    if isinstance(part, ResidualBlock):
+        return _ResidualBlock(part, kernel)
+    if isinstance(part, SpatialAttention):
+        return _SpatialAttention(part)
+    assert isinstance(part, Upsample)
+    return _Upsample(part, kernel)
