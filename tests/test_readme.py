@@ -107,8 +107,14 @@ def quick(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """The cache folder of all pages: avatars, compiled kernels and features of references are made once."""
-    return tmp_path_factory.mktemp("cache")
+    """The cache folder of all pages: avatars and features of references are made once, compiled kernels are shared."""
+    from aimamba.files import cache_folder
+
+    folder = tmp_path_factory.mktemp("cache")
+    kernels = cache_folder() / "native"  # named by a hash of their sources
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "native").symlink_to(kernels, target_is_directory=True)
+    return folder
 
 
 @pytest.fixture
