@@ -212,6 +212,16 @@ def test_lines_are_short(page):
     assert long_lines(page) == []
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/speed.md"])
+def test_source_files_that_are_named_exist(page):
+    folders = ("src", "tests", "docs", "benchmarks")
+    known = "\n".join(path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.*"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`(?:python )?([\w/]+\.(?:py|cpp|h))\b", text)
+    assert len(named) > 1
+    assert [name for name in named if not re.search(rf"/{re.escape(name)}$", known, re.MULTILINE)] == []
+
+
 def section(page: str, heading: str) -> str:
     """Return the text below a heading, up to the next one."""
     text = (ROOT / page).read_text(encoding="utf-8")
