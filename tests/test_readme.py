@@ -1,21 +1,25 @@
 """The documentation does what it says: its commands and its Python run, its links lead somewhere.
 
-Blocks marked ``sh`` and ``python`` run in the order in which they stand, each page in a folder of its own that looks
-like a clone after ``make demo``: tiny models under ``runs/``, class folders of images in ``photos/``. A block whose
-info string says ``no-test`` needs a download or a long time and is not run. Commands run as written, but for these:
+Blocks marked ``sh`` and ``python`` run in order, each page in a folder of its own that looks like a clone after
+``make demo``: tiny models under ``runs/``, class folders of images in ``photos/``. A block whose info string says
+``no-test`` needs a download or a long time and is not run. Commands run as written, except for these:
 
 * ``make TARGET`` is not run; the Makefile must have the target.
-* ``git clone``, ``cd``, ``pip install`` and the activation of ``.venv`` are passed over.
+* ``git clone``, ``cd``, ``pip install`` and the activation of ``.venv`` are skipped.
 * ``aimamba train`` gets ``QUICK`` flags at its end, which make the models and the training tiny.
-* ``tensorboard`` is not run; the folder must hold something for it to show.
+* ``aimamba evaluate --model`` measures 10 samples, and sets of 6 avatars per class become sets of 2.
+* ``aimamba sample --engine`` samples one class.
+* ``tensorboard`` is not run; the folder must hold event files.
 
 A ``toml`` block whose first line is a comment with a file's name is written to that file.
 """
 
+import importlib.util
 import re
 import shlex
 import struct
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,7 +30,13 @@ ROOT = Path(__file__).parent.parent
 PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "speed", "design", "weights", "models/avatars-64")
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
 PAGES = (*RUN, "CHANGELOG.md", "docs/log.md", "docs/studies/README.md")
-PASSED_OVER = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "tests/**/*.md", "benchmarks/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+GENERATED = ("benchmarks/results/*/*.md", "docs/studies/*/table.md")
+SKIPPED = (["git", "clone"], ["cd"], ["pip", "install"], [".", ".venv/bin/activate"])
 VQ = "--steps 2 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8"
 AIM = (
     "--steps 2 --batch-size 4 --device cpu --set model.width=32 --set model.num_blocks=2 --set model.head_width=16 "
@@ -40,19 +50,22 @@ QUICK = {
     "photos-vq.toml": f"{VQ} --set task.perceptual_side=32",
     "photos-aim.toml": AIM,
 }
+SMALLER = {"avatars-64:held-out:6": "avatars-64:held-out:2", "avatars-64:train:20": "avatars-64:train:2"}
+LINE_LENGTH = 120
+PLACEHOLDER = re.compile(r"\{\{|\b(?:TODO|TBD|FIXME|XXX)\b|lorem ipsum|<(?:insert|your)\b[^>]*>", re.IGNORECASE)
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"^# (\S+\.toml)\b")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and content of the blocks to run."""
+    """Return language and content of the blocks to run."""
     found = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     return [(language, content) for language, info, content in found if "no-test" not in info.split()]
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link into a page may name: its headings, as GitHub writes them."""
+    """Return what a link into a page may name: its headings, as GitHub writes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -64,7 +77,7 @@ def make_targets() -> set[str]:
 def run_command(words: list[str]) -> None:
     from aimamba.cli import main
 
-    if any(words[: len(known)] == known for known in PASSED_OVER):
+    if any(words[: len(known)] == known for known in SKIPPED):
         return
     if words[0] == "make":
         assert set(words[1:]) <= make_targets(), words
@@ -74,19 +87,43 @@ def run_command(words: list[str]) -> None:
         assert list(Path(words[2]).rglob("events.out.tfevents.*"))
         return
     assert words[0] == "aimamba", f"a command that this test does not know: {shlex.join(words)}"
-    if words[1] == "train":
-        words = [*words, *shlex.split(QUICK[words[2]])]
+    words = quick(words)
     status = main(words[1:])
     assert status == 0, f"{shlex.join(words)} ended with {status}"
 
 
+def quick(words: list[str]) -> list[str]:
+    """Return an ``aimamba`` command with the flags and sets that make it small."""
+    words = [SMALLER.get(word, word) for word in words]
+    match words[1]:
+        case "train":
+            return [*words, *shlex.split(QUICK[words[2]])]
+        case "evaluate" if "--model" in words:
+            return [*words, "-n", "10"]
+        case "sample" if "--engine" in words:
+            return [*words, "--classes", "planets"]
+    return words
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """The cache folder of all pages: avatars and features of references are made once, compiled kernels are shared."""
+    from aimamba.files import cache_folder
+
+    folder = tmp_path_factory.mktemp("cache")
+    kernels = cache_folder() / "native"  # named by a hash of their sources
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "native").symlink_to(kernels, target_is_directory=True)
+    return folder
+
+
 @pytest.fixture
-def clone(tmp_path, monkeypatch, make_aim, make_vq) -> Path:
+def clone(tmp_path, monkeypatch, cache, make_aim, make_vq) -> Path:
     """A folder like a clone after ``make demo``, which becomes the current one."""
     from aimamba import Pipeline
     from aimamba.data import STYLES, Avatars
 
-    monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
     folder = tmp_path / "clone"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -131,8 +168,8 @@ def test_commands_and_python_run_as_written(page, clone):
 
 
 def check_what_readme_promises() -> None:
-    drawn = {path.name for path in Path("drawn").iterdir()}
-    assert drawn == {"sheet.png"} | {f"{name}-seed{i}.png" for name in ("planets", "sprouts") for i in range(4)}
+    samples = {path.name for path in Path("my-avatars").iterdir()}
+    assert samples == {"sheet.png"} | {f"{name}-seed{i}.png" for name in ("planets", "sprouts") for i in range(4)}
     assert len(list(Path("my-samples").glob("*-seed*.png"))) == 2 * 8
     run = {path.name for path in Path("runs/photos-aim").iterdir()}
     assert {"recipe.toml", "metrics.jsonl", "checkpoint.pt", "sheets", "model"} <= run
@@ -149,9 +186,89 @@ def test_links_and_figures_lead_somewhere(page):
         assert not anchor or anchor in anchors(place), f"{page} links to {target}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", DOCUMENTS)
 def test_no_placeholder_is_left(page):
-    assert "{{" not in (ROOT / page).read_text(encoding="utf-8")
+    assert not PLACEHOLDER.findall((ROOT / page).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{{ version }}", "a\nTODO: measure", "FIXME", "takes TBD minutes", "XXX", "Lorem ipsum dolor", "<your name>"],
+)
+def test_the_placeholder_check_can_fail(text):
+    assert PLACEHOLDER.search(text)
+
+
+def long_lines(page: str) -> list[str]:
+    """Return the lines of a page that are too long, without those which a study's table.md holds as well."""
+    tables = ROOT.glob("docs/studies/*/table.md") if page == "docs/studies/README.md" else ()
+    generated = {line for table in tables for line in table.read_text(encoding="utf-8").splitlines()}
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if len(line) > LINE_LENGTH and line not in generated]
+
+
+@pytest.mark.parametrize("page", [page for page in DOCUMENTS if not any(Path(page).match(g) for g in GENERATED)])
+def test_lines_are_short(page):
+    assert long_lines(page) == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/speed.md"])
+def test_source_files_that_are_named_exist(page):
+    folders = ("src", "tests", "docs", "benchmarks")
+    known = "\n".join(path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.*"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`(?:python )?([\w/]+\.(?:py|cpp|h))\b", text)
+    assert len(named) > 1
+    assert [name for name in named if not re.search(rf"/{re.escape(name)}$", known, re.MULTILINE)] == []
+
+
+def section(page: str, heading: str) -> str:
+    """Return the text below a heading, up to the next one."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"{page} has no section {heading!r}"
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("heading", "source"), [("Speed", "docs/speed.md"), ("The packaged weights", "docs/models/avatars-64.md")]
+)
+def test_numbers_of_readme_stand_on_the_page_that_says_how_they_were_measured(heading, source):
+    rows = [row.strip("|").split("|")[1:] for row in section("README.md", heading).splitlines() if row.startswith("|")]
+    numbers = {number for row in rows for cell in row for number in re.findall(r"\d[\d.,]*", cell)}
+    measured = set(re.findall(r"\d[\d.,]*\d|\d", (ROOT / source).read_text(encoding="utf-8")))
+    assert len(numbers) > 6
+    assert numbers <= measured
+
+
+@pytest.fixture(scope="module")
+def import_graph() -> ModuleType:
+    """The script that plots the import graph."""
+    spec = importlib.util.spec_from_file_location("import_graph", ROOT / "docs/figures/import_graph.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_import_graph_has_no_upward_edge(import_graph):
+    layers = import_graph.read_layers()
+    edges, _ = import_graph.read_graph()
+    assert ("pipeline", "generation") in edges
+    assert {room for edge in edges for room in edge} <= {room for layer in layers for room in layer}
+    assert import_graph.upward_edges(edges, layers) == []
+    wrong = [("generation", "data"), ("models", "pipeline")]  # sideways and upward
+    assert import_graph.upward_edges([*edges, *wrong], layers) == wrong
+
+
+def test_the_figure_of_the_import_graph_is_up_to_date(import_graph, tmp_path):
+    import_graph.main(tmp_path / "graph.png")
+    imports = []
+    for path in (tmp_path / "graph.png", ROOT / "docs/figures/import-graph.png"):
+        with Image.open(path) as image:
+            imports.append(image.info[import_graph.EDGES_KEY])
+    assert imports[0] == imports[1], "make the figure again: python docs/figures/import_graph.py"
 
 
 def test_every_toml_block_is_a_recipe(tmp_path):

@@ -1,7 +1,7 @@
-"""Draw how-it-works.svg, and how-it-works.png from it: ``.venv/bin/python docs/figures/how_it_works.py``.
+"""Make how-it-works.svg, and how-it-works.png from it: ``.venv/bin/python docs/figures/how_it_works.py``.
 
-The layout is set by hand; the image is an avatar (style sprouts, CC0 1.0), and each code shows the mean colour of the
-part of the image that it stands for. Deterministic, apart from the fonts of the machine.
+The layout is set by hand. The image is an avatar (style sprouts, CC0 1.0), and each code has the mean colour of the
+patch that it stands for. Deterministic, apart from the fonts of the machine.
 """
 
 import io
@@ -23,38 +23,38 @@ BLUE, BLUE_PALE = "#2f6690", "#e8f0f7"
 RUST, RUST_PALE = "#a8502a", "#fbefe7"
 GREEN, GREEN_PALE = "#2f7a55", "#e6f3ec"
 UNKNOWN = "#eef1f4"
-DRAWN = 7 * GRID + 5  # codes of the lower grid that are drawn already
+SAMPLED = 7 * GRID + 5  # tokens of the lower grid that are sampled already
 COLUMNS = [160 + 54 * i for i in range(6)]  # of the tokens
 TOKEN = 30
 
 
 def avatar() -> str:
-    """SVG of the image, without the file's own header and remarks."""
+    """Return the SVG of the image, without header and comments."""
     style = dicebear.Style(json.loads(files("dicebear_styles").joinpath(f"{STYLE}.json").read_text()))
     text = dicebear.Avatar(style, {"seed": SEED, "size": 96}).to_string()
     return re.sub(r"<!--.*?-->|<metadata.*?</metadata>", "", text, flags=re.DOTALL)
 
 
 def colours(svg: str) -> list[str]:
-    """Mean colour of each cell of the grid, in raster order."""
+    """Return the mean colour of each cell of the grid, in raster order."""
     image = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg))).convert("RGB")
     small = image.resize((GRID, GRID), Image.Resampling.BOX)
     return ["#{:02x}{:02x}{:02x}".format(*small.getpixel((i % GRID, i // GRID))) for i in range(GRID * GRID)]
 
 
 def text(x: float, y: float, words: str, *, size: float = 13, fill: str = INK, anchor: str = "middle", more="") -> str:
-    """One line of text."""
+    """Return one line of text."""
     return f'<text x="{x}" y="{y}" font-size="{size}" fill="{fill}" text-anchor="{anchor}" {more}>{words}</text>'
 
 
 def arrow(path: str, *, stroke: str = MUTED, dashed: bool = False) -> str:
-    """A path with a head."""
+    """Return a path with an arrow head."""
     dash = ' stroke-dasharray="4 4"' if dashed else ""
     return f'<path d="{path}" fill="none" stroke="{stroke}" stroke-width="1.6"{dash} marker-end="url(#{stroke[1:]})"/>'
 
 
 def head(stroke: str) -> str:
-    """The head of arrows of one colour."""
+    """Return the head of arrows of one colour."""
     return (
         f'<marker id="{stroke[1:]}" viewBox="0 0 10 10" refX="8.5" refY="5" markerWidth="7" markerHeight="7" '
         f'orient="auto"><path d="M0 1L9 5L0 9Z" fill="{stroke}"/></marker>'
@@ -62,45 +62,45 @@ def head(stroke: str) -> str:
 
 
 def box(x: float, y: float, w: float, h: float, fill: str, stroke: str, *, radius: float = 8, more: str = "") -> str:
-    """A rounded rectangle."""
+    """Return a rounded rectangle."""
     frame = f'fill="{fill}" stroke="{stroke}" stroke-width="1.4"'
     return f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="{radius}" {frame} {more}/>'
 
 
 def grid(x: float, y: float, cells: list[str]) -> str:
-    """Codes as coloured cells."""
+    """Return codes as coloured cells."""
     step = SIDE / GRID
-    drawn = (
+    squares = (
         f'<rect x="{x + i % GRID * step + 0.5:g}" y="{y + i // GRID * step + 0.5:g}" width="{step - 1:g}" '
         f'height="{step - 1:g}" rx="1" fill="{cell}"/>'
         for i, cell in enumerate(cells)
     )
-    return "".join(drawn)
+    return "".join(squares)
 
 
 def token(x: float, y: float, label: str, fill: str, *, stroke: str = LINE, ink: str = INK) -> str:
-    """A token centred at x, its top at y."""
+    """Return a token centred at x, its top at y."""
     square = box(x - TOKEN / 2, y, TOKEN, TOKEN, fill, stroke, radius=5)
     return square + text(x, y + TOKEN / 2 + 4.5, label, size=12.5, fill=ink)
 
 
 def heading(y: float, number: str, name: str, words: str, colour: str) -> str:
-    """Number and name of a half in bold, then what it does."""
+    """Return number and name of a half in bold, then what it does."""
     bold = f'<tspan font-size="16" font-weight="bold" fill="{colour}">{number}</tspan>'
     bold += f'<tspan dx="10" font-size="16" font-weight="bold" fill="{INK}">{name}</tspan>'
     return text(24, y, f'{bold}<tspan dx="9">{words}</tspan>', fill=MUTED, anchor="start")
 
 
 def sub(letter: str, index: str) -> str:
-    """A letter with an index."""
+    """Return a letter with an index."""
     return f'<tspan font-style="italic">{letter}</tspan><tspan font-size="9" dy="3">{index}</tspan>'
 
 
 def tokenizer(cells: list[str]) -> list[str]:
-    """The upper half: image, encoder, codes, decoder, image."""
+    """Return the upper half: image, encoder, codes, decoder, image."""
     top, middle = 56, 112
     return [
-        heading(34, "1", "Tokenizer", "writes an image as a grid of codes and draws it again", BLUE),
+        heading(34, "1", "Tokenizer", "encodes an image as a grid of codes, and decodes codes to an image", BLUE),
         f'<use href="#image" x="24" y="{top}" width="{SIDE}" height="{SIDE}"/>',
         arrow(f"M142 {middle}H176", stroke=BLUE),
         f'<path d="M182 {top + 8}L292 {top + 32}V{top + 80}L182 {top + 104}Z" fill="{BLUE_PALE}" stroke="{BLUE}" '
@@ -121,15 +121,15 @@ def tokenizer(cells: list[str]) -> list[str]:
 
 
 def generator(cells: list[str]) -> list[str]:
-    """The lower half: class and codes so far, blocks, next codes, grid."""
+    """Return the lower half: class and tokens so far, blocks, next tokens, grid."""
     out, block, into = 266, 316, 406
     labels = [sub("c", "1"), sub("c", "2"), sub("c", "3"), "…", sub("c", "t")]
-    shown = [cells[0], cells[1], cells[2], None, cells[DRAWN - 1]]
+    shown = [cells[0], cells[1], cells[2], None, cells[SAMPLED - 1]]
     parts = [
-        heading(238, "2", "Generator", "predicts the codes one after another from a class", RUST),
+        heading(238, "2", "Generator", "predicts one token after another, given a class", RUST),
         box(128, block, 334, 70, RUST_PALE, RUST),
         text(295, block + 28, "Mamba-2 blocks", size=15, fill=RUST),
-        text(295, block + 59, "one state of fixed size, carried from code to code", size=11.5, fill=MUTED),
+        text(295, block + 59, "one state of fixed size, carried from token to token", size=11.5, fill=MUTED),
         arrow(f"M140 {block + 42}H452", stroke=RUST),
         # the condition
         box(24, into, 84, TOKEN, GREEN_PALE, GREEN, radius=15),
@@ -163,15 +163,15 @@ def generator(cells: list[str]) -> list[str]:
     parts += [
         arrow(f"M{right + 3} {level}H476Q484 {level} 484 {level + 8}V{into - 3}", stroke=RUST, dashed=True),
         ghost,
-        text(295, into + 48, "codes so far", size=12, fill=MUTED),
-        text(508, into + 19.5, "what is drawn is the next input", size=12.5, fill=RUST, anchor="start"),
-        grid(x, y, [cell if i < DRAWN else UNKNOWN for i, cell in enumerate(cells)]),
-        f'<rect x="{x + DRAWN % GRID * 7 - 0.5}" y="{y + DRAWN // GRID * 7 - 0.5}" width="8" height="8" rx="1.5" '
+        text(295, into + 48, "tokens so far", size=12, fill=MUTED),
+        text(508, into + 19.5, "the sampled token is the next input", size=12.5, fill=RUST, anchor="start"),
+        grid(x, y, [cell if i < SAMPLED else UNKNOWN for i, cell in enumerate(cells)]),
+        f'<rect x="{x + SAMPLED % GRID * 7 - 0.5}" y="{y + SAMPLED // GRID * 7 - 0.5}" width="8" height="8" rx="1.5" '
         f'fill="{RUST_PALE}" stroke="{RUST}" stroke-width="1.6"/>',
         arrow(f"M560 {y - 6}V{56 + 104}", stroke=BLUE, dashed=True),
-        text(572, 262, "all 256 drawn: to the decoder", size=12.5, fill=BLUE, anchor="start"),
+        text(572, 262, "all 256 sampled: to the decoder", size=12.5, fill=BLUE, anchor="start"),
     ]
-    notes = ("row by row, left to right", "256 steps an image,", "each at the same cost")
+    notes = ("row by row, left to right", "256 steps per image,", "each at the same cost")
     parts += [text(628, y + 34 + 22 * i, note, size=12.5, fill=MUTED, anchor="start") for i, note in enumerate(notes)]
     return parts
 

@@ -1,4 +1,4 @@
-"""Draw the training curves of a packaged model from the metrics of its runs.
+"""Plot the training curves of a packaged model from the metrics of its runs.
 
 python docs/figures/training_curves.py docs/models/avatars-64 docs/figures/avatars-64-curves.png
 
@@ -17,22 +17,22 @@ INK, FIRST, SECOND = "#404040", "#1f6f8b", "#d1495b"
 
 
 def read(path: Path, split: str, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric."""
+    """Return steps and values of one metric."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     found = [(line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def main(folder: Path, out: Path) -> None:
-    """Three panels: fidelity to pixels, to what a network sees, and the generator's loss."""
+    """Plot three panels: PSNR, perceptual distance, and the generator's loss."""
     plt.rcParams |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 9}
     figure, panels = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-    whole, alone = (FIRST, "whole tokenizer"), (SECOND, "decoder alone")
+    whole, alone = (FIRST, "whole tokenizer"), (SECOND, "decoder only")
     first, fresh = (FIRST, "30,000 avatars"), (SECOND, "30,000 others")
     for panel, name, title, stages in (
         (panels[0], "psnr", "PSNR, held out (dB)", {"tokenizer": whole, "decoder": alone}),
         (panels[1], "perceptual", "perceptual distance, held out", {"tokenizer": whole, "decoder": alone}),
-        (panels[2], "bits_per_token", "generator, bits a code", {"generator": first, "generator-fresh": fresh}),
+        (panels[2], "bits_per_token", "generator, bits per token", {"generator": first, "generator-fresh": fresh}),
     ):
         start = 0
         for stage, (colour, label) in stages.items():
