@@ -144,7 +144,7 @@ HARM = {
     missing: "there is no train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz",
     cut_short: "train-images-idx3-ubyte.gz: cannot be read, perhaps cut short",
     not_packed: "train-images-idx3-ubyte.gz: cannot be read, perhaps cut short",
-    cut_short_inside: "train-images-idx3-ubyte: 19,599 bytes where 25 x 28 x 28 are announced",
+    cut_short_inside: "train-images-idx3-ubyte: holds 19,599 bytes, but its header announces 25 x 28 x 28",
     foreign: "this is not an IDX file of bytes with 3 axes",
     header_alone: "this is not an IDX file of bytes with 3 axes",
     labels_for_pictures: "this is not an IDX file of bytes with 3 axes",

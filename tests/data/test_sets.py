@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimamba.data.avatars import Avatars
+from aimamba.data.avatars import AVATARS_PER_CLASS, Avatars
 from aimamba.data.folder import ImageFolder
-from aimamba.data.sets import AVATARS_PER_CLASS, ImageSet, open_images
+from aimamba.data.sets import ImageSet, open_images
 from aimamba.errors import ConfigError, DataError
 
 
@@ -48,8 +48,8 @@ def test_how_many_avatars_there_are_by_default(monkeypatch):
     monkeypatch.setattr("aimamba.data.sets.Avatars", few)
     for split in ("train", "held-out"):
         open_images("avatars", size=8, split=split)
-    assert asked == [("train", 1000, 10), ("held-out", 100, 10)]
-    assert AVATARS_PER_CLASS == {"train": 1000, "held-out": 100}
+    assert asked == [("train", None, 10), ("held-out", None, 10)]
+    assert AVATARS_PER_CLASS == {"train": 3000, "held-out": 500}
 
 
 def test_a_folder(pets):
@@ -72,9 +72,9 @@ def test_the_options_reach_the_folder(pets):
     [
         ("avatar", r"did you mean 'avatars'\?"),
         ("Avatars:thumbs", r"did you mean 'avatars'\?"),
-        ("avatars:", "at least one style"),
+        ("avatars:", "at least one avatar style"),
         ("avatars:tumbs", "'thumbs'"),
-        ("some/where", "there is no such folder"),
+        ("some/where", "no such file, folder or named set"),
     ],
 )
 def test_sources_that_are_refused(source, match):

@@ -181,7 +181,7 @@ def test_views_must_be_known(tokenizer, images, tmp_path):
 
 
 def test_ten_crop_needs_whole_images(tokenizer, tmp_path):
-    class Drawn:
+    class Dots:
         class_names = ("dots",)
         labels = np.zeros(1, np.int64)
         size = 16
@@ -193,5 +193,5 @@ def test_ten_crop_needs_whole_images(tokenizer, tmp_path):
             return np.zeros((16, 16, 3), np.uint8)
 
     with pytest.raises(ConfigError, match="'ten-crop' needs a folder of images"):
-        encode_to_shards(tokenizer, Drawn(), tmp_path, views="ten-crop")
-    assert encode_to_shards(tokenizer, Drawn(), tmp_path).images == 1
+        encode_to_shards(tokenizer, Dots(), tmp_path, views="ten-crop")
+    assert encode_to_shards(tokenizer, Dots(), tmp_path).pictures == 1

@@ -1,7 +1,7 @@
 """Compare samples with real images.
 
-SAMPLES and the reference are each a named set such as avatars-64:held-out, a folder (sub-folders are classes), or an
-.npz of ADM's layout; with --model in place of SAMPLES a model is sampled and measured as it draws. Prints distances,
+SAMPLES and the reference each name a set of images, see below: avatars-64:held-out, a folder (sub-folders are classes)
+or an .npz file; with --model in place of SAMPLES a model is sampled and measured as it draws. Prints distances,
 precision and recall; where both have the same classes, the share of samples that is recognised; and where training
 images are known, whether samples lie too near to them.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimamba.cli.arguments import Parser, add_engine, add_measuring, add_placement, add_sampling, require_positive
+from aimamba.data import spec
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    parser.epilog = spec.__doc__
     parser.add_argument("samples", nargs="?", metavar="SAMPLES", help="avatars-64:held-out, a folder, an .npz file")
     parser.add_argument("--reference", required=True, metavar="SET", help="real images: the same kinds of set")
     parser.add_argument("--model", metavar="MODEL", help="sample this model instead: a folder, a run or a hub id")
@@ -58,12 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     folder = None if arguments.report is None else output_folder(arguments.report, "--report")
     scales = _scales(arguments.sweep)
     samples, drawing = _samples(arguments)
-    size = arguments.size or samples.size or None
-    reference = open_source(arguments.reference, size=size, progress=True)
+    sizes = {"size": arguments.size, "default_size": samples.size or None}
+    reference = open_source(arguments.reference, **sizes, progress=True)
     if arguments.protocol is not None:
         check_paper_reference(reference)
     name = _train_name(arguments)
-    train = None if name is None else open_source(name, size=size, progress=True)
+    train = None if name is None else open_source(name, **sizes, progress=True)
     extractor = open_extractor(arguments.features, device=device)
     found = compare(samples, reference, extractor, train=train, progress=True)
     if scales:
@@ -177,8 +179,7 @@ def _samples(arguments: argparse.Namespace) -> "tuple[Source, dict[str, Any]]":
 
 
 def _train_name(arguments: argparse.Namespace) -> str | None:
-    """The training set given, or that of the same name as a named held-out reference."""
+    """The training set that was given, or the one that belongs to a whole held-out reference."""
     if arguments.train is not None:
         return None if arguments.train == "none" else str(arguments.train)
-    name, colon, rest = arguments.reference.partition(":held-out")
-    return f"{name}:train" if colon and not rest and name.startswith("avatars-") and not Path(name).exists() else None
+    return spec.training_set_of(arguments.reference)

@@ -84,7 +84,7 @@ def _judge(study: "StudyRecipe", samples: int, size: int, device: "torch.device"
     from aimamba.evaluation.sources import open_source
     from aimamba.studies.evaluator import SampleEvaluator
 
-    reference = open_source(study.judging.reference, progress=True)
+    reference = open_source(study.judging.reference, default_size=size, progress=True)
     extractor = open_extractor("lite0", device=device)
     return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)
 

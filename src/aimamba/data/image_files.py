@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from aimamba.config import check
 from aimamba.data.files import find_images, open_image, read_sizes
@@ -23,9 +22,6 @@ class ImageFiles(Images):
 
     Where ``ImageFolder`` prepares images for training and passes over broken ones, this reads every file and reports
     the first that cannot be used. Contact sheets that aimamba wrote (``sheet.png``) are left out.
-
-    Attributes:
-        paths: The files.
     """
 
     def __init__(
@@ -58,26 +54,20 @@ class ImageFiles(Images):
         check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
         self.name = str(root) if name is None else name
         self._root = root
-        found = [path.relative_to(root).as_posix() for path in find_images(root) if path.name != _SHEET]
-        if classes is not None:
-            found = self._of_classes(found, classes)
-        chosen = select(found, split, HELD_OUT)
-        if per_class is not None:
-            chosen = first_of_each(chosen, found, [_class_of(path) for path in found], per_class)
-        self._names = [found[index] for index in chosen]
-        if found and not self._names:
-            raise DataError(f"{self.name}: this split holds no image, as there are only {len(found)} in the folder")
+        found = _list(root)
+        self._names = _choose(root, found, split, classes, per_class)
         if not self._names:
             raise DataError(
                 f"{self.name}: there are no images; give a folder of PNG, JPEG, WebP, BMP, GIF or TIFF files"
             )
-        self.paths = [root / path for path in self._names]
+        self._paths = [root / path for path in self._names]
         self._cropped = size is not None
         self.size = self._check_sizes(size)
         folders = [_class_of(path) for path in self._names]
-        self.class_names = () if "" in folders else tuple(classes or sorted({_class_of(path) for path in found} - {""}))
+        self.class_names = ()
         self.labels = None
-        if self.class_names:
+        if "" not in folders:
+            self.class_names = tuple(classes or _classes(found))
             self.labels = np.array([self.class_names.index(folder) for folder in folders], np.int64)
 
     def __len__(self) -> int:
@@ -98,34 +88,15 @@ class ImageFiles(Images):
             DataError: The file is broken.
             IndexError: ``index`` is out of range.
         """
-        image = self.original(index)
-        return to_array(center_crop(image, self.size) if self._cropped else image)
-
-    def original(self, index: int) -> Image.Image:
-        """Decode one image at its full size; errors as for ``image``."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return open_image(self.paths[index])
-
-    def _of_classes(self, found: list[str], classes: Sequence[str]) -> list[str]:
-        known = sorted({_class_of(path) for path in found} - {""})
-        if not classes or len(set(classes)) < len(classes):
-            raise DataError(
-                f"{self.name}: expected at least one class and none twice, got {', '.join(classes) or 'none'}"
-            )
-        for name in classes:
-            if name not in known:
-                near = suggest(name, [*known, "train", "held-out", "all"])
-                raise DataError(
-                    f"{self.name}: {name!r} is neither a split (train, held-out, all) nor one of the {len(known)} "
-                    f"class folders in {self._root}{near}"
-                )
-        return [path for path in found if _class_of(path) in classes]
+        image = open_image(self._paths[index])
+        return to_array(center_crop(image, self.size) if self._cropped else image)
 
     def _check_sizes(self, wanted: int | None) -> int:
         """Return ``wanted`` if no image is smaller; without it the side that all images have."""
         first: tuple[int, int] | None = None
-        for path, size in zip(self.paths, read_sizes(self.paths), strict=True):
+        for path, size in zip(self._paths, read_sizes(self._paths), strict=True):
             if isinstance(size, DataError):
                 raise size
             first = first or size
@@ -134,13 +105,63 @@ class ImageFiles(Images):
                 raise DataError(f"{image} and would have to be enlarged to {wanted}: remove it, or use a smaller size")
             if wanted is None and (size != first or size[0] != size[1]):
                 raise DataError(
-                    f"{image}, but all must be squares of one size ({self.paths[0].name} is {first[0]} x {first[1]}): "
+                    f"{image}, but all must be squares of one size ({self._paths[0].name} is {first[0]} x {first[1]}): "
                     "give --size to crop and scale them"
                 )
         assert first is not None
         return wanted or first[0]
 
 
+def choose_files(
+    root: Path, split: Split = "all", *, classes: Sequence[str] | None = None, per_class: int | None = None
+) -> list[str]:
+    """Return the image files below a folder, relative to it, with ``/`` between folders, but no contact sheets.
+
+    Args:
+        root: The folder.
+        split: ``"all"``, or ``"train"`` or ``"held-out"`` by the files' names.
+        classes: Take only these sub-folders.
+        per_class: Take at most this many images of each class.
+
+    Raises:
+        DataError: There is no such class, or the folder cannot be read.
+    """
+    return _choose(root, _list(root), split, classes, per_class)
+
+
+def _list(root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in find_images(root) if path.name != _SHEET]
+
+
+def _choose(
+    root: Path, found: list[str], split: Split, classes: Sequence[str] | None, per_class: int | None
+) -> list[str]:
+    if classes is not None:
+        _check_classes(root, classes, _classes(found))
+        found = [path for path in found if _class_of(path) in classes]
+    chosen = select(found, split, HELD_OUT)
+    if per_class is not None:
+        chosen = first_of_each(chosen, found, [_class_of(path) for path in found], per_class)
+    return [found[index] for index in chosen]
+
+
+def _check_classes(root: Path, classes: Sequence[str], known: list[str]) -> None:
+    if not classes or len(set(classes)) < len(classes):
+        raise DataError(f"{root}: expected at least one class and none twice, got {', '.join(classes) or 'none'}")
+    for name in classes:
+        if name not in known:
+            near = suggest(name, [*known, "train", "held-out", "all"])
+            raise DataError(
+                f"{root}: {name!r} is neither a split (train, held-out, all) nor one of its {len(known)} class "
+                f"folders{near}"
+            )
+
+
+def _classes(paths: Sequence[str]) -> list[str]:
+    """Return the sub-folders of some paths, ordered by name."""
+    return sorted({_class_of(path) for path in paths} - {""})
+
+
 def _class_of(path: str) -> str:
-    """The sub-folder that a path begins with; empty for a loose image."""
+    """Return the sub-folder that a path begins with; empty for a loose image."""
     return path.partition("/")[0] if "/" in path else ""

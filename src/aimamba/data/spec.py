@@ -174,4 +174,4 @@ def _refuse(text: str, body: str) -> NoReturn:
 
     name = re.sub(r"(-\d+)?(:.*)?$", "", body, flags=re.DOTALL)
     near = suggest_sibling(Path(body).expanduser()) or suggest(name, NAMES)
-    raise DataError(f"{text}: no such folder, .npz file or named set{near}")
+    raise DataError(f"{text}: no such file, folder or named set{near}")
