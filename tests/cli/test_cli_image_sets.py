@@ -89,7 +89,7 @@ SETS = {
     "avatars-16:planets": (5, 16, ""),
     "avatars-16:train": (12, 16, ""),
     "avatars:thumbs,planets:held-out:2": (4, 16, "--size 16"),
-    "avatars-16:thumbs:train:3": (3, 16, "--size 16"),
+    "avatars-16:thumbs:train:4": (4, 16, "--size 16"),
     "fashion-mnist": (20, 32, ""),
     "fashion-mnist-28:train:1": (10, 28, ""),
     "fashion-mnist:data/fashion-mnist:held-out:1": (10, 32, ""),

@@ -170,8 +170,14 @@ def _holds_fashion_mnist(folder: Path) -> bool:
 
 
 def _refuse(text: str, body: str) -> NoReturn:
-    from aimamba.data.files import suggest_sibling  # noqa: PLC0415 - the table above is also help text: keep it light
-
-    name = re.sub(r"(-\d+)?(:.*)?$", "", body, flags=re.DOTALL)
-    near = suggest_sibling(Path(body).expanduser()) or suggest(name, NAMES)
-    raise DataError(f"{text}: no such file, folder or named set{near}")
+    """Raise the error for an unknown name, with the nearest name or file."""
+    path = Path(body).expanduser()
+    try:
+        known = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):  # no such folder, or none that can be listed
+        known = []
+    word = path.name
+    if "/" not in body:
+        word = re.sub(r"(-\d+)?(:.*)?$", "", body, flags=re.DOTALL)
+        known = [*NAMES, *known]
+    raise DataError(f"{text}: no such file, folder or named set{suggest(word, known)}")
