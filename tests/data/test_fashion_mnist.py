@@ -175,3 +175,13 @@ def test_damage_is_told_in_a_line_with_a_way_out(folder, harm):
 def test_settings_out_of_range(folder, wrong, says):
     with pytest.raises(ConfigError, match=says):
         FashionMNIST(folder, **wrong)
+
+
+def test_identity(folder):
+    about = FashionMNIST(folder, split="held-out", per_class=1).identity
+    assert about["fashion-mnist"] == [32, "held-out", 1]
+    assert about == FashionMNIST(folder, split="held-out", per_class=1).identity
+    for options in ({}, {"size": 28}, {"per_class": 1}, {"split": "held-out"}):
+        assert FashionMNIST(folder, **options).identity != about
+    write(folder, "t10k", PIXELS[:10], LABELS[:10], packed=False)
+    assert FashionMNIST(folder, split="held-out", per_class=1).identity != about

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aimamba.cli.arguments import Parser
+from aimamba.data import spec
 from aimamba.errors import ConfigError
 
 _FLAGS = {
@@ -28,6 +29,7 @@ _FLAGS = {
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    parser.epilog = spec.__doc__
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="without one, those packaged are named")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--data", metavar="SOURCE", help="folder of class sub-folders, codes, avatars or fashion-mnist")
