@@ -8,8 +8,8 @@ import pytest
 from aimamba.pipeline import Pipeline
 
 REFUSALS = {
-    "TOK nowhere --out codes": ["nowhere: there is no such folder"],
-    "TOK photos --out codes --size 18": ["--size must be a multiple of 4, the down-sampling; got 18"],
+    "TOK nowhere --out codes": ["nowhere: no such file, folder or named set"],
+    "TOK photos --out codes --size 18": ["--size must be a multiple of 4, the tokenizer's downsampling; got 18"],
     "TOK photos --out codes --size 0": ["--size", "got 0"],
     "TOK photos --out codes --size 24": ["24 x 20 pixels", "at least 24"],
     "TOK photos --out codes --views all": ["views must be one of center, center-flip, ten-crop, got 'all'"],

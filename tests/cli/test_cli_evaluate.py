@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from aimamba.data import Avatars
-from aimamba.evaluation import protocol, sources
+from aimamba.data import Avatars, sets
+from aimamba.evaluation import protocol
 from aimamba.pipeline import Pipeline
 
 STYLES = ("planets", "thumbs")
@@ -17,7 +17,7 @@ STYLES = ("planets", "thumbs")
 
 @pytest.fixture(autouse=True)
 def few_avatars(monkeypatch):
-    monkeypatch.setattr(sources, "STYLES", STYLES)
+    monkeypatch.setattr(sets, "STYLES", STYLES)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_two_sets(aimamba, here):
 
 
 def test_a_model(aimamba, light, model, here, monkeypatch):
-    monkeypatch.setattr(sources, "AVATARS_PER_CLASS", {"train": 4, "held-out": 5})
+    monkeypatch.setattr(sets, "AVATARS_PER_CLASS", {"train": 4, "held-out": 5})
     options = "--reference avatars-8:held-out -n 20 --cfg-scale 2 --top-k 5 --seed 3 --json found.json"
     status, out, err = aimamba("evaluate", "--model", model, *options.split())
     assert status == 0, err
@@ -93,7 +93,7 @@ def test_a_folder_of_samples_and_one_of_photos(aimamba, light, models, photos):
 REFUSALS = {
     "--reference avatars-8:held-out:2": ["give either SAMPLES or --model"],
     "a --model b --reference c": ["give either SAMPLES or --model"],
-    "nowhere --reference avatars-8:held-out:2": ["nowhere: no such folder, .npz file or named set"],
+    "nowhere --reference avatars-8:held-out:2": ["nowhere: no such file, folder or named set"],
     "nine.npz --reference avatars-8:held-out:2": ["9 x 9 pixels, avatars-8:held-out:2 of 8 x 8"],
     "nine.npz --reference avatars-8:held-out:2 --features vgg": ["--features vgg: no such file"],
     "nine.npz --reference avatars-8:held-out:2 --json .": ["--json", "is a folder"],

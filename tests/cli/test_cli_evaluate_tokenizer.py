@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from aimamba.evaluation import sources
+from aimamba.data import sets
 
 
 @pytest.fixture(autouse=True)
 def few_avatars(monkeypatch):
-    monkeypatch.setattr(sources, "STYLES", ("planets", "thumbs"))
+    monkeypatch.setattr(sets, "STYLES", ("planets", "thumbs"))
 
 
 def test_numbers_and_settings(aimamba, models, here):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from aimamba.cli import reconstruct
-from aimamba.data.folder import open_image
+from aimamba.data.files import open_image
 from aimamba.data.sheets import to_float, to_pil, to_uint8
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.generation.fast_decoder.decoder import FastDecoder
@@ -21,13 +21,13 @@ REFUSALS = {
     "photos --size 22": ["24 x 20 pixels", "give --size 20 or less"],
     "photos --dtype half": ["dtype 'half'", "float32"],
     "photos --device tpu": ["device 'tpu'", "this machine has"],
-    "photoz": ["photoz: there is no such file or folder", "did you mean 'photos'"],
-    "photos/cats/9.png": ["9.png: there is no such file"],
+    "photoz": ["photoz: no such file, folder or named set", "did you mean 'photos'"],
+    "photos/cats/9.png": ["9.png: no such file"],
     "empty": ["no images found in empty", "give files or folders"],
     "text.png": ["text.png: this is not an image in a known format"],
     "nothing.png": ["nothing.png: the file is empty (0 bytes)"],
     "photos broken.png": ["broken.png"],
-    "dot.png": ["1 x 1 pixels", "this tokenizer needs 2 pixels at least"],
+    "dot.png": ["1 x 1 pixels", "this tokenizer needs at least 2 pixels"],
     "photos --out text.png": ["--out text.png", "is a file"],
     "photos --out text.png/below": ["text.png is a file"],
 }

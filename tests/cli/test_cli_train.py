@@ -46,8 +46,8 @@ REFUSALS = {
     "vq.toml --set stage=decoder": ["stage must be one of 'tokenizer', 'generator'", "got 'decoder'"],
     "vq.toml --set fit.steps": ["--set expects KEY=VALUE", "'fit.steps'"],
     "vq.toml --set =4": ["--set expects KEY=VALUE", "'=4'"],
-    "vq.toml --data nowhere": ["nowhere: there is no such folder"],
-    "vq.toml --data 2024": ["2024: there is no such folder"],
+    "vq.toml --data nowhere": ["nowhere: no such file, folder or named set"],
+    "vq.toml --data 2024": ["2024: no such file, folder or named set"],
     "vq.toml --data avatar": ["did you mean 'avatars'"],
     "vq.toml --data avatars:planet": ["no avatar style 'planet'", "did you mean 'planets'"],
     "vq.toml --data empty": ["empty: the folder is empty"],
@@ -237,7 +237,7 @@ class TestSettings:
         assert err.startswith(f"aimamba: {broken}: the file is empty (0 bytes)")
         status, _, err = aimamba(*command)
         assert status == 0
-        assert f"aimamba: {broken}: the file is empty (0 bytes); it is passed over\n" in err
+        assert f"aimamba: {broken}: the file is empty (0 bytes); it is skipped\n" in err
 
     def test_another_recipe_in_the_same_folder(self, trained, refusal, monkeypatch):
         monkeypatch.chdir(trained)

@@ -11,7 +11,7 @@ import pytest
 from aimamba.data import drawing
 from aimamba.data.avatars import STYLES, Avatars
 from aimamba.data.cache import load_images, store_images
-from aimamba.data.drawing import Order, available_styles, draw, draw_all
+from aimamba.data.drawing import DrawRequest, available_styles, draw, draw_all
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import cache_folder
 
@@ -54,12 +54,12 @@ class TestPixels:
     )
     def test_they_never_change(self, style, train, held_out):
         # Drawn on x86-64; they depend on the pinned versions of dicebear-core, dicebear-styles and resvg-py.
-        first = next(draw(Order(style, "train", 0, 1, 32)))
-        other = next(draw(Order(style, "held-out", 17, 18, 32)))
+        first = next(draw(DrawRequest(style, "train", 0, 1, 32)))
+        other = next(draw(DrawRequest(style, "held-out", 17, 18, 32)))
         assert (digest(first), digest(other)) == (train, held_out)
 
     def test_the_ground_is_white(self):
-        image = next(draw(Order("pixel-art", "train", 0, 1, 32)))
+        image = next(draw(DrawRequest("pixel-art", "train", 0, 1, 32)))
         assert image[0, 0].tolist() == [255, 255, 255]
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 5
 
@@ -68,7 +68,7 @@ class TestPixels:
         assert make(1, ("thumbs",), size=size).image(0).shape == (size, size, 3)
 
     def test_several_processes_draw_the_same(self, monkeypatch):
-        orders = [Order("thumbs", "train", 1, 6, 16), Order("landscape", "held-out", 0, 3, 16)]
+        orders = [DrawRequest("thumbs", "train", 1, 6, 16), DrawRequest("landscape", "held-out", 0, 3, 16)]
         here = list(draw_all(orders, processes=1))
         monkeypatch.setattr(drawing, "_WORTH_SHARING", 1)
         apart = list(draw_all(orders, processes=4))
@@ -80,10 +80,10 @@ class TestPixels:
         monkeypatch.setattr(
             drawing, "_CHILD", "import sys; sys.stdout.buffer.write(bytes(16 * 16 * 3 + 5)); raise SystemExit(1)"
         )
-        [images] = draw_all([Order("thumbs", "train", 0, 3, 16)], processes=2)
+        [images] = draw_all([DrawRequest("thumbs", "train", 0, 3, 16)], processes=2)
         pieces = [0, 1]  # first of each piece: what the failing child gave
         assert [not image.any() for image in images] == [index in pieces for index in range(3)]
-        np.testing.assert_array_equal(images[2], next(draw(Order("thumbs", "train", 2, 3, 16))))
+        np.testing.assert_array_equal(images[2], next(draw(DrawRequest("thumbs", "train", 2, 3, 16))))
 
     def test_a_script_without_main_guard_can_draw(self, tmp_path):
         script = tmp_path / "first.py"
@@ -121,7 +121,7 @@ class TestClasses:
         assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
         assert images.labels.dtype == np.int64
         assert (len(images), images.size) == (6, 16)
-        np.testing.assert_array_equal(images.image(4), next(draw(Order("landscape", "train", 1, 2, 16))))
+        np.testing.assert_array_equal(images.image(4), next(draw(DrawRequest("landscape", "train", 1, 2, 16))))
 
     def test_images_can_be_passed_over(self, make):
         every, later = make(per_class=5), make(per_class=2, skip=3)
@@ -164,7 +164,7 @@ class TestClasses:
         ("styles", "match"),
         [
             (("planet",), "no avatar style 'planet' among the 61 .*'planets'"),
-            ((), "at least one style"),
+            ((), "at least one avatar style"),
             (("thumbs", "thumbs"), "none twice"),
         ],
     )
@@ -203,7 +203,7 @@ class TestCache:
         drawn.clear()
         longer = all_images(make(5))
         assert [(order.first, order.last) for order in drawn] == [(3, 5), (3, 5)]
-        np.testing.assert_array_equal(longer[:5], list(draw(Order("thumbs", "train", 0, 5, 16))))
+        np.testing.assert_array_equal(longer[:5], list(draw(DrawRequest("thumbs", "train", 0, 5, 16))))
 
     def test_other_styles_use_the_files_that_are_there(self, make, drawn):
         make(styles=("thumbs",))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimamba.data.codes import CodeSet, encode_images
-from aimamba.data.order import Order
+from aimamba.data.order import ShuffledOrder
 from aimamba.data.sheets import to_float
 from aimamba.errors import ConfigError
 
@@ -112,7 +112,7 @@ def examples(code_set, count, *, batch_size=1, seed=0, start=0):
 
 
 def test_the_order_is_that_of_the_images(code_set):
-    order = Order(5, 9)
+    order = ShuffledOrder(5, 9)
     assert [image for image, _ in examples(code_set, 23, seed=9)] == [order.index(place) for place in range(23)]
 
 

@@ -144,7 +144,7 @@ HARM = {
     missing: "there is no train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz",
     cut_short: "train-images-idx3-ubyte.gz: cannot be read, perhaps cut short",
     not_packed: "train-images-idx3-ubyte.gz: cannot be read, perhaps cut short",
-    cut_short_inside: "train-images-idx3-ubyte: 19,599 bytes where 25 x 28 x 28 are announced",
+    cut_short_inside: "train-images-idx3-ubyte: holds 19,599 bytes, but its header announces 25 x 28 x 28",
     foreign: "this is not an IDX file of bytes with 3 axes",
     header_alone: "this is not an IDX file of bytes with 3 axes",
     labels_for_pictures: "this is not an IDX file of bytes with 3 axes",
@@ -175,3 +175,13 @@ def test_damage_is_told_in_a_line_with_a_way_out(folder, harm):
 def test_settings_out_of_range(folder, wrong, says):
     with pytest.raises(ConfigError, match=says):
         FashionMNIST(folder, **wrong)
+
+
+def test_identity(folder):
+    about = FashionMNIST(folder, split="held-out", per_class=1).identity
+    assert about["fashion-mnist"] == [32, "held-out", 1]
+    assert about == FashionMNIST(folder, split="held-out", per_class=1).identity
+    for options in ({}, {"size": 28}, {"per_class": 1}, {"split": "held-out"}):
+        assert FashionMNIST(folder, **options).identity != about
+    write(folder, "t10k", PIXELS[:10], LABELS[:10], packed=False)
+    assert FashionMNIST(folder, split="held-out", per_class=1).identity != about

@@ -126,7 +126,7 @@ class TestViews:
 class TestBrokenFiles:
     def test_an_empty_file_is_named_and_left_out(self, pets):
         (pets / "cat" / "3.png").write_bytes(b"")
-        with pytest.warns(BrokenImageWarning, match=r"cat/3\.png: the file is empty \(0 bytes\); it is passed over"):
+        with pytest.warns(BrokenImageWarning, match=r"cat/3\.png: the file is empty \(0 bytes\); it is skipped"):
             folder = opened(pets)
         assert len(folder) == 11
         assert "cat/3.png" not in folder.names
@@ -150,7 +150,7 @@ class TestBrokenFiles:
         truncate(tmp_path / f"cat/1.{suffix}")
         truncate(tmp_path / f"dog/2.{suffix}")
         folder = opened(tmp_path, size=32)
-        with pytest.warns(BrokenImageWarning, match=r"cat/[01]\.\w+: .*; it is passed over") as seen:
+        with pytest.warns(BrokenImageWarning, match=r"cat/[01]\.\w+: .*; it is skipped") as seen:
             first = folder.image(0)
         assert len(seen) == 2
         np.testing.assert_array_equal(first, folder.image(2))
@@ -183,10 +183,10 @@ class TestBrokenFiles:
     def test_strict_refuses_the_first_when_opened_and_when_decoded(self, pets):
         truncate(pets / "cat" / "2.png")
         folder = opened(pets, strict=True)
-        with pytest.raises(DataError, match=r"cat/2\.png: .*without strict"):
+        with pytest.raises(DataError, match=r"cat/2\.png: .*leave out strict"):
             folder.image(2)
         (pets / "cat" / "1.png").write_bytes(b"")
-        with pytest.raises(DataError, match=r"cat/1\.png: the file is empty.*without strict"):
+        with pytest.raises(DataError, match=r"cat/1\.png: the file is empty.*leave out strict"):
             opened(pets, strict=True)
 
     def test_too_many_are_refused(self, pets):
@@ -248,7 +248,7 @@ class TestRefusals:
 
     def test_an_image_too_small(self, pets):
         write(pets, ["dog/9.png"], width=30, height=12)
-        self.refused(r"dog/9\.png: the image is 30 x 12 pixels, but .* at least 16: choose a smaller size", pets)
+        self.refused(r"dog/9\.png: the image is 30 x 12 pixels, but .* at least 16: use a smaller size", pets)
         write(pets, ["dog/8.png"], width=15, height=15)
         self.refused(r"at least 16 \(and 1 more like it\)", pets)
 

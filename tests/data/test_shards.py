@@ -9,7 +9,8 @@ from PIL import Image
 
 from aimamba.data.codes import view_names
 from aimamba.data.folder import ImageFolder
-from aimamba.data.shards import encode_to_shards, fingerprint, open_codes
+from aimamba.data.sets import Splits
+from aimamba.data.shards import encode_splits, encode_to_shards, fingerprint, open_code_splits, open_codes
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import center_crop, ten_crop, to_array
 from aimamba.errors import ConfigError, DataError
@@ -79,6 +80,21 @@ def test_ten_crop_is_llamagens_two_ranges(tokenizer, images, tmp_path):
     image = images.original(5)
     expected = [*ten_crop(image, 16, crop_range=1.1), *ten_crop(image, 16, crop_range=1.05)]
     assert codes.take([5] * 20, range(20)).tolist() == [codes_of(tokenizer, crop) for crop in expected]
+
+
+def test_both_splits_are_encoded_as_each_by_itself(tokenizer, folder, tmp_path, capfd):
+    train, held_out = (ImageFolder(folder, size=16, split=split) for split in ("train", "held-out"))
+    metas = encode_splits(tokenizer, Splits(train, held_out), tmp_path / "both", views="center-flip", batch_size=2)
+    assert capfd.readouterr() == ("", "")
+    assert encode_to_shards(tokenizer, train, tmp_path / "train", views="center-flip", batch_size=2) == metas[0]
+    assert encode_to_shards(tokenizer, held_out, tmp_path / "held-out", batch_size=2) == metas[1]
+    for split in ("train", "held-out"):
+        assert bytes_of(tmp_path / "both" / split) == bytes_of(tmp_path / split)
+    codes = open_code_splits(tmp_path / "both", tokenizer)
+    assert (codes.meta, codes.train.views, codes.held_out.views) == (metas[0], 2, 1)
+    assert len(codes.train) + len(codes.held_out) == 7
+    encode_splits(tokenizer, Splits(train, held_out), tmp_path / "both", views="center-flip", progress=True)
+    assert "held-out: 100%" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "interrupted"])
@@ -181,7 +197,7 @@ def test_views_must_be_known(tokenizer, images, tmp_path):
 
 
 def test_ten_crop_needs_whole_images(tokenizer, tmp_path):
-    class Drawn:
+    class Dots:
         class_names = ("dots",)
         labels = np.zeros(1, np.int64)
         size = 16
@@ -193,5 +209,5 @@ def test_ten_crop_needs_whole_images(tokenizer, tmp_path):
             return np.zeros((16, 16, 3), np.uint8)
 
     with pytest.raises(ConfigError, match="'ten-crop' needs a folder of images"):
-        encode_to_shards(tokenizer, Drawn(), tmp_path, views="ten-crop")
-    assert encode_to_shards(tokenizer, Drawn(), tmp_path).images == 1
+        encode_to_shards(tokenizer, Dots(), tmp_path, views="ten-crop")
+    assert encode_to_shards(tokenizer, Dots(), tmp_path).pictures == 1

@@ -50,9 +50,9 @@ def drawn(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_avatars(drawn, monkeypatch) -> None:
-    from aimamba.evaluation import sources
+    from aimamba.data import sets
 
-    monkeypatch.setattr(sources, "STYLES", STYLES)
+    monkeypatch.setattr(sets, "STYLES", STYLES)
     monkeypatch.setenv("AIMAMBA_CACHE", str(drawn))
 
 

@@ -1,22 +1,26 @@
-"""Write images as codes, for a generator to train on.
+"""Encode images into codes, for a generator to train on.
 
-IMAGES is a folder with a sub-folder of images for each class, "avatars" or "fashion-mnist". Training and held-out
-images are encoded apart, into DIR/train and DIR/held-out; held-out ones in their centre view alone. The same command
-continues an encoding that was interrupted, and ends with the same bytes.
+IMAGES names a set of images, see below, without a split: training and held-out images are encoded separately, into
+DIR/train and DIR/held-out; held-out images in their centre view alone. The same command continues an interrupted
+encoding and ends with the same bytes.
 """
 
 import argparse
 from pathlib import Path
 
 from aimamba.cli.arguments import Parser, add_placement, require_positive
+from aimamba.data import spec
+
+_DEFAULT_SIZE = 256
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    parser.epilog = spec.__doc__
     parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
     parser.add_argument("images", metavar="IMAGES", help="folder of class sub-folders, avatars or fashion-mnist")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (default 256)")
+    parser.add_argument("--size", type=int, help=f"side in pixels (default: as in IMAGES, else {_DEFAULT_SIZE})")
     parser.add_argument("--views", default="center", help="center (default), center-flip or ten-crop")
     parser.add_argument("--per-class", type=int, metavar="N", help="at most this many training images of each class")
     parser.add_argument("--held-out-per-class", type=int, metavar="N", help="the same for held-out images")
@@ -28,49 +32,35 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Encode both splits."""
-    from tqdm import tqdm
-
     from aimamba.cli.output import output_folder
     from aimamba.config import check
     from aimamba.data.codes import view_names
-    from aimamba.data.sets import open_images
-    from aimamba.data.shards import encode_to_shards
-    from aimamba.data.splits import Split
+    from aimamba.data.sets import open_splits
+    from aimamba.data.shards import encode_splits
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.models import VQModel
 
-    require_positive(size=arguments.size, batch_size=arguments.batch_size)
+    require_positive(batch_size=arguments.batch_size)
     view_names(arguments.views)
+    size = spec.parse_spec(arguments.images).resolve_size(arguments.size, default=_DEFAULT_SIZE)
+    assert size is not None
+    require_positive(size=size)
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out = output_folder(arguments.out)
     tokenizer = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
     factor = tokenizer.config.downsampling
-    check(
-        arguments.size % factor == 0, f"--size must be a multiple of {factor}, the down-sampling; got {arguments.size}"
+    check(size % factor == 0, f"--size must be a multiple of {factor}, the tokenizer's downsampling; got {size}")
+    splits = open_splits(
+        arguments.images,
+        size=size,
+        per_class=arguments.per_class,
+        held_out_per_class=arguments.held_out_per_class,
+        upscale=arguments.upscale,
+        strict=arguments.strict,
+        progress=True,
     )
-    splits: tuple[tuple[Split, int | None, str], ...] = (
-        ("train", arguments.per_class, arguments.views),
-        ("held-out", arguments.held_out_per_class, "center"),
-    )
-    for split, per_class, views in splits:
-        images = open_images(
-            arguments.images,
-            size=arguments.size,
-            split=split,
-            per_class=per_class,
-            upscale=arguments.upscale,
-            strict=arguments.strict,
-            progress=True,
-        )
-        with tqdm(total=len(images), unit="image", desc=split) as bar:
-            meta = encode_to_shards(
-                tokenizer,
-                images,
-                out / split,
-                views=views,
-                batch_size=arguments.batch_size,
-                progress=lambda done, _, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
-            )
+    metas = encode_splits(tokenizer, splits, out, views=arguments.views, batch_size=arguments.batch_size, progress=True)
+    for split, meta in zip(("train", "held-out"), metas, strict=True):
         print(
             f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
             f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"

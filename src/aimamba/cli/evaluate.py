@@ -1,7 +1,7 @@
 """Compare samples with real images.
 
-SAMPLES and the reference are each a named set such as avatars-64:held-out, a folder (sub-folders are classes), or an
-.npz file in ADM's layout. With --model instead of SAMPLES, a model is sampled and its images are measured as they are
+SAMPLES and the reference each name a set of images, as described below: avatars-64:held-out, a folder (sub-folders are
+classes) or an .npz file. With --model instead of SAMPLES, a model is sampled and its images are measured as they are
 generated. Prints distances, precision and recall; if both sets have the same classes, the 5-NN accuracy of the samples;
 and if training images are known, whether samples are copies of them.
 """
@@ -18,6 +18,7 @@ from aimamba.cli.arguments import (
     add_sampling,
     open_generator,
 )
+from aimamba.data import spec
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    parser.epilog = spec.__doc__
     parser.add_argument("samples", nargs="?", metavar="SAMPLES", help="avatars-64:held-out, a folder, an .npz file")
     parser.add_argument("--reference", required=True, metavar="SET", help="real images: the same kinds of set")
     parser.add_argument("--model", metavar="MODEL", help="sample this model instead: a folder, a run or a hub id")

@@ -1,21 +1,24 @@
 """Measure how well a tokenizer reconstructs images.
 
-IMAGES is a named set such as avatars-64:held-out, a folder (FOLDER:held-out for the images that training holds out), or
-an .npz file in ADM's layout. Prints the distance between images and reconstructions, PSNR, SSIM, LPIPS if its weights
-are given, and how the codebook is used.
+IMAGES names a set of images, as described below: avatars-64:held-out, a folder (FOLDER:held-out for the images that
+training holds out) or an .npz file. Prints the distance between images and reconstructions, PSNR, SSIM, LPIPS if its
+weights are given, and how the codebook is used.
 """
 
 import argparse
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser, add_measuring, add_placement, open_model
+from aimamba.data import spec
 
 if TYPE_CHECKING:
+    from aimamba.checkpoints.checkpoint import Checkpoint
     from aimamba.models import VQModel
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    parser.epilog = spec.__doc__
     parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
     parser.add_argument("images", metavar="IMAGES", help="avatars-64:held-out, a folder, or an .npz file")
     parser.add_argument("--lpips", metavar="PATH", help="weights of VGG16 and LPIPS: a file, or a folder of both")
@@ -25,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Reconstruct, compare, print."""
+    from aimamba.cli.image_size import default_size
     from aimamba.cli.output import output_file, print_table, write_json
     from aimamba.devices import resolve_device
     from aimamba.evaluation.features import open_extractor
@@ -35,8 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
-    model = _load(arguments)
-    images = open_source(arguments.images, size=arguments.size, progress=True)
+    checkpoint = open_model(arguments.model)
+    model = _load(checkpoint, arguments)
+    side = None
+    if arguments.size is None:
+        side = default_size(checkpoint, model.config.downsampling, arguments.images)
+    images = open_source(arguments.images, size=arguments.size, default_size=side, progress=True)
     extractor = open_extractor(arguments.features, device=device)
     lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)
     found = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)
@@ -44,11 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(file, tokenizer_report(found, images, extractor, tokenizer=arguments.model, dtype=arguments.dtype))
 
 
-def _load(arguments: argparse.Namespace) -> "VQModel":
+def _load(checkpoint: "Checkpoint", arguments: argparse.Namespace) -> "VQModel":
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.models import VQModel
 
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    checkpoint = open_model(arguments.model)
     checkpoint.require("tokenizer", "give its tokenizer as MODEL")
     return VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)

@@ -156,7 +156,7 @@ def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", 
     """Generate images of all classes and write them to one file; image i has the seed ``config.seed + i``."""
     from tqdm import tqdm
 
-    from aimamba.evaluation.npz import write_npz
+    from aimamba.data.npz import write_npz
     from aimamba.evaluation.sources import ModelSource, make_labels
 
     how = arguments.labels or "balanced"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aimamba.cli.arguments import Parser
+from aimamba.data import spec
 from aimamba.errors import ConfigError
 
 _FLAGS = {
@@ -28,6 +29,7 @@ _FLAGS = {
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    parser.epilog = spec.__doc__
     parser.add_argument(
         "recipe", metavar="RECIPE", nargs="?", help="name of a packaged recipe, or path of a .toml file"
     )

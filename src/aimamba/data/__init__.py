@@ -1,6 +1,6 @@
-"""Data: avatars that come with the package, Fashion-MNIST, folders of images, and the way from each to batches.
+"""Data: avatars that come with the package, Fashion-MNIST and folders of images, and batches and codes of them.
 
-Each name below is imported when it is first used, so that looking at an image does not wait for torch.
+Each name below is imported when it is first used, so that opening an image does not import torch.
 """
 
 from importlib import import_module
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from aimamba.data.avatars import STYLES, Avatars
     from aimamba.data.fashion_mnist import FashionMNIST
     from aimamba.data.folder import BrokenImageWarning, ImageFolder
+    from aimamba.data.images import Images, ImageSet
     from aimamba.data.loader import Batch, batches
-    from aimamba.data.sets import ImageSet, open_images
+    from aimamba.data.sets import open_images, open_source
     from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 
 _HOMES = {
@@ -21,9 +22,11 @@ _HOMES = {
     "BrokenImageWarning": "folder",
     "FashionMNIST": "fashion_mnist",
     "ImageFolder": "folder",
-    "ImageSet": "sets",
+    "ImageSet": "images",
+    "Images": "images",
     "batches": "loader",
     "open_images": "sets",
+    "open_source": "sets",
     "sheet": "sheets",
     "to_float": "sheets",
     "to_pil": "sheets",
@@ -38,8 +41,10 @@ __all__ = [
     "FashionMNIST",
     "ImageFolder",
     "ImageSet",
+    "Images",
     "batches",
     "open_images",
+    "open_source",
     "sheet",
     "to_float",
     "to_pil",

@@ -1,4 +1,4 @@
-"""Images as codes: what the generator trains on.
+"""Encode images into codes, which a generator trains on.
 
 Shape letters: n images, v views of each, L codes of a view.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from aimamba.config import check
 from aimamba.data.folder import ImageFolder
-from aimamba.data.order import Order
-from aimamba.data.sets import ImageSet
+from aimamba.data.images import ImageSet
+from aimamba.data.order import ShuffledOrder
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import ten_crop, to_array
 from aimamba.models import VQModel
@@ -28,7 +28,7 @@ _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
 
 class CodeBatch(NamedTuple):
-    """Codes in raster order with their classes."""
+    """Codes in raster order with the classes of their images."""
 
     codes: Int[Tensor, "b l"]
     labels: Int[Tensor, " b"]
@@ -38,7 +38,7 @@ class CodeSet:
     """Codes of a set of images, in one or more views of each, in memory or mapped from files.
 
     Attributes:
-        shards: Runs of images, each (some, v, L) with two bytes a code.
+        shards: The codes of consecutive images, each (some, v, L) uint16.
         labels: Class of each image, (n,).
         views: Number of views of an image.
     """
@@ -48,18 +48,18 @@ class CodeSet:
         codes: UInt16[np.ndarray, "n v l"] | Sequence[UInt16[np.ndarray, "_ v l"]],
         labels: Int64[np.ndarray, " n"],
     ) -> None:
-        """Take codes in one piece or in shards of any length."""
+        """Make a set of codes in one piece or in shards of any length."""
         self.shards = [codes] if isinstance(codes, np.ndarray) else list(codes)
         self.labels = labels
         self.views = self.shards[0].shape[1]
         self._ends = np.cumsum([len(shard) for shard in self.shards])
 
     def __len__(self) -> int:
-        """How many images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def take(self, indices: Sequence[int], views: Sequence[int]) -> Int[Tensor, "b l"]:
-        """Codes of some images, each in one of its views."""
+        """Return the codes of some images, each in one of its views."""
         rows = []
         for index, view in zip(indices, views, strict=True):
             number = int(np.searchsorted(self._ends, index, side="right"))
@@ -67,7 +67,7 @@ class CodeSet:
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the labels and of the codes of at most a thousand images, evenly spaced, in their first view."""
+        """Return the SHA-256 of the labels and of the first view of at most a thousand images, evenly spaced."""
         chosen = np.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_IMAGES)).astype(np.int64).tolist()
         digest = hashlib.sha256(f"{self.views}".encode())
         digest.update(self.labels.astype("<i8").tobytes())
@@ -75,8 +75,8 @@ class CodeSet:
         return digest.hexdigest()
 
     def batches(self, *, batch_size: int, seed: int, start: int = 0) -> Iterator[CodeBatch]:
-        """Give shuffled batches for ever; the example at a position is a function of ``(seed, position)`` alone."""
-        order = Order(len(self), seed)
+        """Yield shuffled batches without end; the example at a position depends on ``(seed, position)`` alone."""
+        order = ShuffledOrder(len(self), seed)
         while True:
             positions = range(start, start + batch_size)
             indices = [order.index(position) for position in positions]
@@ -86,10 +86,13 @@ class CodeSet:
 
 
 def view_names(views: str) -> tuple[str, ...]:
-    """Names of the views that a choice stands for.
+    """Return the names of the views that ``views`` stands for.
 
-    ``center`` is the centre crop, ``center-flip`` also its mirror image, ``ten-crop`` LlamaGen's twenty: four corners
-    and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the image.
+    ``center`` is the centre crop; ``center-flip`` adds its mirror image; ``ten-crop`` is LlamaGen's twenty crops: four
+    corners and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the image.
+
+    Raises:
+        ConfigError: There is no such choice.
     """
     check(views in VIEWS, f"views must be one of {', '.join(VIEWS)}, got {views!r}")
     if views == "ten-crop":
@@ -99,7 +102,7 @@ def view_names(views: str) -> tuple[str, ...]:
 
 @torch.no_grad()
 def encode_views(tokenizer: VQModel, images: ImageSet, chosen: range, views: str) -> UInt16[np.ndarray, "n v l"]:
-    """Codes of some images in the views that ``view_names(views)`` lists, as one batch a view.
+    """Encode some images in the views that ``view_names(views)`` lists, one batch for each view.
 
     Raises:
         ConfigError: The codebook has more codes than two bytes can hold.
@@ -133,14 +136,14 @@ def encode_images(
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> CodeSet:
-    """Encode the centre view of every image once, and its mirror image where asked.
+    """Encode the centre view of every image once, and optionally its mirror image.
 
     Args:
-        tokenizer: On the device where the work should be done.
-        images: What to encode.
+        tokenizer: Encodes on its own device.
+        images: The images.
         flip: Add the mirror image as a second view.
-        batch_size: Images at once.
-        progress: Called with (images done, images in all).
+        batch_size: Images encoded at once.
+        progress: Called with (images done, number of images).
 
     Raises:
         ConfigError: The codebook has more codes than two bytes can hold.

@@ -1,7 +1,7 @@
-"""Drawing avatars: a style and a seed give an image, the same pixels on every run.
+"""Draw avatars: a style and a seed make an image, the same pixels on every run.
 
-Large orders are shared out among fresh interpreters that write raw pixels to a pipe. ``multiprocessing`` would run the
-caller's own script again in every worker, which a first script without a ``__main__`` guard does not survive.
+Many images are drawn by several fresh interpreters, which write raw pixels to a pipe. ``multiprocessing`` would run the
+caller's script again in every worker, which fails for a script without a ``__main__`` guard.
 """
 
 import io
@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from aimamba.data.transforms import to_array, to_rgb
 
-_WORTH_SHARING = 300  # images; an interpreter that has built its style could have drawn about as many
+_WORTH_SHARING = 300  # images; starting an interpreter and building a style takes as long as drawing about as many
 
 _CHILD = "from aimamba.data.drawing import main; main()"
 
 
-class Order(NamedTuple):
-    """A run of images to draw: those with the seeds ``{style}-{split}-{number}``, ``first <= number < last``."""
+class DrawRequest(NamedTuple):
+    """Images to draw: those with the seeds ``{style}-{split}-{number}``, ``first <= number < last``."""
 
     style: str
     split: str
@@ -37,48 +37,48 @@ class Order(NamedTuple):
 
     @property
     def amount(self) -> int:
-        """How many images."""
+        """Return the number of images."""
         return self.last - self.first
 
 
 def available_styles() -> tuple[str, ...]:
-    """Names of all styles that can be drawn."""
+    """Return the names of all styles that can be drawn."""
     names = (path.name for path in files("dicebear_styles").iterdir())
     return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
 
 
-def draw(order: Order) -> Iterator[UInt8[np.ndarray, "s s 3"]]:
-    """Draw the images of an order one by one, on a white ground."""
-    import dicebear  # noqa: PLC0415 - only drawing needs these two; images that are cached do without
+def draw(request: DrawRequest) -> Iterator[UInt8[np.ndarray, "s s 3"]]:
+    """Draw the images of a request one by one, on a white background."""
+    import dicebear  # noqa: PLC0415 - cached images do not need these two
     import resvg_py  # noqa: PLC0415
 
-    style = dicebear.Style.from_json(files("dicebear_styles").joinpath(f"{order.style}.json").read_text("utf-8"))
-    for number in range(order.first, order.last):
-        seed = f"{order.style}-{order.split}-{number}"
-        svg = dicebear.Avatar(style, {"seed": seed, "size": order.size}).to_string()
+    style = dicebear.Style.from_json(files("dicebear_styles").joinpath(f"{request.style}.json").read_text("utf-8"))
+    for number in range(request.first, request.last):
+        seed = f"{request.style}-{request.split}-{number}"
+        svg = dicebear.Avatar(style, {"seed": seed, "size": request.size}).to_string()
         yield to_array(to_rgb(Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg)))))
 
 
 def draw_all(
-    orders: Sequence[Order], *, progress: bool = False, processes: int | None = None
+    requests: Sequence[DrawRequest], *, progress: bool = False, processes: int | None = None
 ) -> Iterator[UInt8[np.ndarray, "n s s 3"]]:
-    """Draw several orders, by several processes where that is worth their start.
+    """Draw several requests, in several processes where that is faster.
 
     Args:
-        orders: What to draw.
+        requests: What to draw.
         progress: Show a bar on stderr.
-        processes: How many to draw with; by default one for each core that this process may use.
+        processes: How many processes to use; by default one for each core that this process may use.
 
     Yields:
-        The images of each order, (amount, size, size, 3), in the order of the orders and as soon as they are ready.
+        The images of each request in turn, (amount, size, size, 3), as soon as they are ready.
     """
-    total = sum(order.amount for order in orders)
+    total = sum(request.amount for request in requests)
     if total == 0:
         return
     processes = processes or _cores()
     threads = processes if total >= _WORTH_SHARING and sys.executable else 1
     deliver = _draw_here if threads == 1 else _draw_apart
-    pieces = -(-threads // len(orders))  # as many as keep every process busy
+    pieces = -(-threads // len(requests))  # as many as keep every process busy
     with tqdm(total=total, desc="drawing avatars", unit=" images", disable=not progress) as bar:
 
         def advance() -> None:
@@ -87,7 +87,9 @@ def draw_all(
 
         pool = ThreadPoolExecutor(threads)
         try:
-            tasks = [[pool.submit(deliver, piece, advance) for piece in _split(order, pieces)] for order in orders]
+            tasks = [
+                [pool.submit(deliver, piece, advance) for piece in _split(request, pieces)] for request in requests
+            ]
             for parts in tasks:
                 yield np.concatenate([part.result() for part in parts])
         finally:
@@ -95,26 +97,26 @@ def draw_all(
 
 
 def main() -> None:
-    """Draw the order in ``sys.argv`` and write its pixels to stdout: the worker's side of ``draw_all``."""
+    """Draw the request in ``sys.argv`` and write its pixels to stdout; ``draw_all`` starts workers that run this."""
     style, split, *numbers = sys.argv[1:]
-    for image in draw(Order(style, split, *map(int, numbers))):
+    for image in draw(DrawRequest(style, split, *map(int, numbers))):
         sys.stdout.buffer.write(image.tobytes())
         sys.stdout.buffer.flush()
 
 
-def _draw_here(order: Order, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
-    images = np.empty((order.amount, order.size, order.size, 3), np.uint8)
-    for place, image in enumerate(draw(order)):
+def _draw_here(request: DrawRequest, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
+    images = np.empty((request.amount, request.size, request.size, 3), np.uint8)
+    for place, image in enumerate(draw(request)):
         images[place] = image
         advance()
     return images
 
 
-def _draw_apart(order: Order, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
-    """Draw in another process; what that one fails to deliver is drawn here, so that an error shows where it arises."""
-    shape = (order.size, order.size, 3)
-    length = order.size * order.size * 3
-    command = [sys.executable, "-P", "-c", _CHILD, *map(str, order)]
+def _draw_apart(request: DrawRequest, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
+    """Draw in another process; what it fails to deliver is drawn in this one, where errors are raised."""
+    shape = (request.size, request.size, 3)
+    length = request.size * request.size * 3
+    command = [sys.executable, "-P", "-c", _CHILD, *map(str, request)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     images = []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
@@ -122,15 +124,15 @@ def _draw_apart(order: Order, advance: Callable[[], None]) -> UInt8[np.ndarray, 
         while len(pixels := child.stdout.read(length)) == length:
             images.append(np.frombuffer(pixels, np.uint8).reshape(shape))
             advance()
-    missing = _draw_here(order._replace(first=order.first + len(images)), advance)
+    missing = _draw_here(request._replace(first=request.first + len(images)), advance)
     return np.concatenate([np.array(images, np.uint8).reshape(-1, *shape), missing])
 
 
-def _split(order: Order, pieces: int) -> list[Order]:
-    """Cut an order into at most ``pieces`` runs of about equal length."""
-    pieces = max(1, min(pieces, order.amount))
-    cuts = [order.first + order.amount * piece // pieces for piece in range(pieces + 1)]
-    return [order._replace(first=first, last=last) for first, last in pairwise(cuts)]
+def _split(request: DrawRequest, pieces: int) -> list[DrawRequest]:
+    """Cut a request into at most ``pieces`` requests of about equal length."""
+    pieces = max(1, min(pieces, request.amount))
+    cuts = [request.first + request.amount * piece // pieces for piece in range(pieces + 1)]
+    return [request._replace(first=first, last=last) for first, last in pairwise(cuts)]
 
 
 def _cores() -> int:

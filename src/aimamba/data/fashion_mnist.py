@@ -1,14 +1,17 @@
-"""Fashion-MNIST (Xiao et al., arXiv 1708.07747): 70,000 grey images of clothes, from the official IDX files."""
+"""Fashion-MNIST (Xiao et al., arXiv 1708.07747): 70,000 grey-scale images of clothes, from the official IDX files."""
 
 import gzip
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from aimamba.config import check
+from aimamba.data.images import Images
+from aimamba.data.spec import FASHION_SIDES
 from aimamba.data.splits import Split
 from aimamba.errors import DataError
 
@@ -30,15 +33,15 @@ _PREFIXES = {"train": "train", "held-out": "t10k"}
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _HOW_TO_GET = (
     "install Debian's package dataset-fashion-mnist, or get the four files from "
-    "github.com/zalandoresearch/fashion-mnist and name their folder: fashion-mnist:FOLDER"
+    "github.com/zalandoresearch/fashion-mnist and name their folder, as in fashion-mnist:FOLDER"
 )
 
 
-class FashionMNIST:
-    """The official split: 60,000 images to train on, and the 10,000 test images held out, in the files' order.
+class FashionMNIST(Images):
+    """The official splits: 60,000 images to train on, and the 10,000 test images held out, in the files' order.
 
-    An image of 28 pixels gets two black ones, the colour of its ground, on every side, so that it is 32 wide and can
-    be halved; grey becomes RGB. The pixels themselves are never resampled.
+    Images of 28 pixels get a margin of two pixels in black, the background colour, so that they are 32 pixels wide and
+    can be halved; grey becomes RGB. The pixels themselves are never resampled.
 
     Attributes:
         class_names: The official names; a label is an index into them.
@@ -56,6 +59,7 @@ class FashionMNIST:
         split: Split = "train",
         per_class: int | None = None,
         flip: bool = False,
+        name: str | None = None,
     ) -> None:
         """Read the two files of a split.
 
@@ -66,16 +70,18 @@ class FashionMNIST:
             split: ``"train"`` or ``"held-out"``; there is no ``"all"``.
             per_class: At most this many images of each class, the first ones.
             flip: Mirror a random view half of the time.
+            name: The name that the user gave the set; by default as ``fashion-mnist:train``.
 
         Raises:
             ConfigError: A setting is out of range.
             DataError: A file is missing, truncated, or not one of Fashion-MNIST's.
         """
-        check(size in (_SIDE, 32), f"size must be 32, or 28 for no margin, for Fashion-MNIST, got {size}")
+        check(size in FASHION_SIDES, f"size must be 32, or 28 for no margin, for Fashion-MNIST, got {size}")
         check(split in _PREFIXES, f"split must be 'train' or 'held-out' for Fashion-MNIST, got {split!r}")
         check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
         place = _find() if folder is None else Path(folder).expanduser()
         prefix = _PREFIXES[split]
+        self.name = f"fashion-mnist:{split}" if name is None else name
         images, images_path = _read_idx(place, f"{prefix}-images-idx3-ubyte", axes=3)
         labels, labels_path = _read_idx(place, f"{prefix}-labels-idx1-ubyte", axes=1)
         if images.shape[1:] != (_SIDE, _SIDE):
@@ -88,22 +94,31 @@ class FashionMNIST:
         chosen = np.arange(len(labels)) if per_class is None else _first(labels, per_class)
         self.size = size
         self.labels: Int64[np.ndarray, "n"] = labels[chosen].astype(np.int64)
+        self._files = [images_path, labels_path]
+        self._about = [size, split, per_class]
         self._images: UInt8[np.ndarray, "n 28 28"] = images[chosen]
         self._flip = flip
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.labels)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Size, split and number; place, length and time of the files."""
+        stats = [(path, path.stat()) for path in self._files]
+        files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        return {"fashion-mnist": self._about, "files": files}
+
     def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
-        """Give one image.
+        """Return one image.
 
         Args:
             index: Which one, in [0, n).
-            rng: Draws whether the image is mirrored, if ``flip`` was asked for; nothing is drawn from it otherwise.
+            rng: Chooses whether the image is mirrored, if ``flip`` is set; not used otherwise.
 
         Returns:
-            Bytes of the RGB image, (size, size, 3).
+            RGB image, (size, size, 3) uint8.
 
         Raises:
             IndexError: ``index`` is out of range.
@@ -117,7 +132,7 @@ class FashionMNIST:
 
 
 def _find() -> Path:
-    """The first of the usual places that is there."""
+    """Return the first of the usual places that exists."""
     chosen = os.environ.get("AIMAMBA_DATA")
     places = [Path(chosen).expanduser() / "fashion-mnist"] if chosen else []
     places.append(_DEBIAN)
@@ -128,7 +143,7 @@ def _find() -> Path:
 
 
 def _read_idx(folder: Path, name: str, *, axes: int) -> tuple[np.ndarray, Path]:
-    """An array of bytes in the IDX format (zero, zero, type, axes, then the length of each axis), and its file."""
+    """Read an array of bytes in the IDX format: zero, zero, type, axes, then the length of each axis. Also its path."""
     path = next((place for place in (folder / name, folder / f"{name}.gz") if place.is_file()), None)
     if path is None:
         raise DataError(f"{folder}: there is no {name} or {name}.gz: {_HOW_TO_GET}")
@@ -142,11 +157,12 @@ def _read_idx(folder: Path, name: str, *, axes: int) -> tuple[np.ndarray, Path]:
     shape = tuple(int(length) for length in np.frombuffer(content, ">u4", axes, offset=4))
     if len(content) - start != int(np.prod(shape)):
         raise DataError(
-            f"{path}: {len(content) - start:,} bytes where {' x '.join(map(str, shape))} are announced: {_HOW_TO_GET}"
+            f"{path}: holds {len(content) - start:,} bytes, but its header announces {' x '.join(map(str, shape))}: "
+            f"{_HOW_TO_GET}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape), path
 
 
 def _first(labels: UInt8[np.ndarray, "n"], per_class: int) -> Int64[np.ndarray, "m"]:
-    """Where the first few images of each class are, increasing."""
+    """Return the positions of the first ``per_class`` images of each class, increasing."""
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]))

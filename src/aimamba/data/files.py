@@ -1,4 +1,4 @@
-"""Image files: finding them, reading their headers, decoding them; whatever is wrong with one is a ``DataError``."""
+"""Find image files, read their headers and decode them; every fault of a file is raised as a ``DataError``."""
 
 import os
 import struct
@@ -32,10 +32,10 @@ _UNREADABLE = (
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode a file into upright RGB, as ``transforms.to_rgb`` does; of an animation the first frame.
+    """Decode a file into upright RGB with ``transforms.to_rgb``; of an animation the first frame.
 
     Raises:
-        DataError: The file is missing, empty, truncated or no image; the message names it.
+        DataError: The file is missing, empty, truncated or not an image; the message names it.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -45,7 +45,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
-    """The image files in a folder and all folders below it, in the order of their names; a file is found as it is.
+    """Return the image files in a folder and all folders below it, ordered by name; for a file, the file itself.
 
     Raises:
         DataError: There is no such file or folder, or it cannot be listed.
@@ -59,9 +59,10 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Paths of the image files below a folder, relative to it, with ``/`` between folders, by name at every level.
+    """Return the paths of the image files below a folder, relative to it, with ``/`` between folders.
 
-    Hidden files and folders are ignored; links are followed, but never in a circle.
+    They are ordered by name at every level. Hidden files and folders are ignored; links are followed, but not in a
+    circle.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -73,10 +74,10 @@ def list_images(folder: Path) -> list[str]:
 
 
 def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DataError]:
-    """Read the headers of many files, several at a time, as disks like it.
+    """Read the headers of many files, several at a time.
 
     Returns:
-        For each file the width and height in pixels, or what is wrong with it.
+        For each file its width and height in pixels, or a ``DataError`` with what is wrong with it.
     """
     Image.init()  # loads the formats once, before the threads need them
     blocks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
@@ -87,12 +88,12 @@ def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DataError]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name is that of an image, and not hidden."""
+    """Return whether a file's name is that of an image and not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def suggest_sibling(path: Path) -> str:
-    """Name what lies where ``path`` was looked for and is called almost the same."""
+    """Suggest a file or folder beside ``path`` with a similar name; empty if there is none."""
     return suggest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
@@ -119,7 +120,7 @@ def _read_size(path: Path) -> tuple[int, int] | DataError:
 
 
 def _fault(path: str | os.PathLike[str], error: BaseException) -> str:
-    """What is wrong with a file, in one line."""
+    """Describe in one line what is wrong with a file."""
     if isinstance(error, UnidentifiedImageError):
         empty = os.path.getsize(path) == 0
         reason = "the file is empty (0 bytes)" if empty else "this is not an image in a known format"

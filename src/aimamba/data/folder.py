@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder for each class, read image by image as training asks for them."""
+"""A folder of images with one sub-folder for each class, decoded image by image during training."""
 
 import os
 import warnings
@@ -12,35 +12,26 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from aimamba.config import check
-from aimamba.data.files import (
-    SUFFIXES,
-    find_images,
-    is_image_name,
-    list_images,
-    open_image,
-    read_sizes,
-    suggest_sibling,
-)
-from aimamba.data.splits import Split, draw, select
+from aimamba.data.files import SUFFIXES, is_image_name, list_images, open_image, read_sizes, suggest_sibling
+from aimamba.data.images import Images
+from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, flip, random_crop, to_array
 from aimamba.errors import DataError, suggest
 
 Crop = Literal["center", "random"]
 
-__all__ = ["BrokenImageWarning", "Crop", "ImageFolder", "find_images", "open_image"]
-
 
 class BrokenImageWarning(UserWarning):
-    """A file of the data set cannot be read and is passed over."""
+    """A file of the data set cannot be read and is skipped."""
 
 
-class ImageFolder:
+class ImageFolder(Images):
     """Images in class sub-folders: ``root/cat/1.jpg``, ``root/dog/summer/7.png``.
 
-    Classes are the sub-folders in the order of their names; PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF files are
+    Classes are the sub-folders in the order of their names. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF files are
     found at any depth inside them; hidden files and folders are ignored. Opening reads every header, so unreadable and
-    too small files are known before training starts. A truncated file shows only when it is decoded: it is then named
-    in a ``BrokenPictureWarning`` and the next sound image of its class stands in, the same one in every run.
+    too small files are found before training starts. A truncated file is found only when it is decoded: then a
+    ``BrokenImageWarning`` names it and the next intact image of its class replaces it, the same one in every run.
 
     Which images are held out depends on their names alone (see ``aimamba.data.splits``).
 
@@ -62,34 +53,37 @@ class ImageFolder:
         flip: bool = False,
         classes: Sequence[str] | None = None,
         per_class: int | None = None,
-        held_out: float = 0.05,
+        held_out: float = HELD_OUT,
         upscale: bool = False,
         max_broken: int | None = None,
         strict: bool = False,
+        name: str | None = None,
     ) -> None:
         """Find the images and read their headers.
 
         Args:
             root: Folder whose sub-folders are the classes.
-            size: Side of the images to give, in pixels.
+            size: Side of the images to return, in pixels.
             split: The images to train on, those held out, or all.
-            crop: What a random view shows: the centre, or a random 80 to 100 % of the shorter side.
+            crop: Area of a random view: the centre, or a random square of 80 to 100 % of the shorter side.
             flip: Whether a random view is mirrored half of the time.
             classes: Take only these classes, in this order.
             per_class: Take at most this many images of each class (a fixed choice by name).
             held_out: Share of the images to hold out, in (0, 1).
             upscale: Enlarge images whose shorter side is below ``size`` instead of refusing them.
-            max_broken: How many broken files to pass over; by default 1 % of the files, but at least 10. Each process
-                that decodes counts those it meets.
-            strict: Refuse the first broken file.
+            max_broken: How many broken files to skip; by default 1 % of the files, but at least 10. Each process that
+                decodes counts the ones it finds.
+            strict: Raise an error for the first broken file.
+            name: The name that the user gave the folder; by default its path.
 
         Raises:
             ConfigError: A setting is out of range.
-            DataError: The folder is missing, is empty or has no class sub-folders; a class is unknown or empty; a
+            DataError: The folder is missing, is empty or has no class sub-folders; a class is unknown or empty; an
                 image is too small; too many files are broken; or the split holds no image.
         """
         _check_settings(size, split, crop, per_class=per_class, held_out=held_out, max_broken=max_broken)
         self.root = Path(root).expanduser()
+        self.name = str(root) if name is None else name
         self.size = size
         self._crop = crop
         self._flip = flip
@@ -98,20 +92,20 @@ class ImageFolder:
         names, labels = _find(self.root, self.class_names)
         chosen = select(names, split, held_out)
         if per_class is not None:
-            chosen = _fewer(chosen, names, labels, per_class)
+            chosen = first_of_each(chosen, names, labels, per_class)
         if not chosen:
             raise DataError(
                 f"{self.root}: the {split} split holds no image, as the folder has only {len(names)}: "
-                "add images, or open split 'all'"
+                "at least 2 are needed, one to train on and one to hold out"
             )
         self._max_broken = max(10, len(chosen) // 100) if max_broken is None else max_broken
         self._broken: set[str] = set()
-        sound = self._inspect(chosen, names, upscale)
-        self.names = tuple(names[index] for index in sound)
-        self.labels: Int64[np.ndarray, "n"] = np.array([labels[index] for index in sound], np.int64)
+        intact = self._inspect(chosen, names, upscale)
+        self.names = tuple(names[index] for index in intact)
+        self.labels: Int64[np.ndarray, "n"] = np.array([labels[index] for index in intact], np.int64)
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.names)
 
     def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
@@ -119,14 +113,14 @@ class ImageFolder:
 
         Args:
             index: Which one, in [0, n).
-            rng: Draws the crop and the flip, as far as the folder was opened with them; None gives the centre view,
-                not mirrored.
+            rng: Chooses the crop and the flip, if the folder was opened with them; None returns the centre view, not
+                mirrored.
 
         Returns:
             Bytes of the RGB image, (size, size, 3).
 
         Raises:
-            DataError: The file is broken and ``strict`` is set, or too many are, or its whole class is.
+            DataError: The file is broken and ``strict`` is set; too many files are broken; or all of its class are.
             IndexError: ``index`` is out of range.
         """
         image = self.original(index)
@@ -138,33 +132,33 @@ class ImageFolder:
         return to_array(flip(image) if mirrored else image)
 
     def original(self, index: int) -> Image.Image:
-        """Decode one image at its full size, upright RGB; arguments and errors as of ``image``."""
+        """Decode one image at its full size, as upright RGB; errors as for ``image``."""
         return self._decode(index)
 
     def _inspect(self, chosen: list[int], names: list[str], upscale: bool) -> list[int]:
         """Read the headers of the chosen files; return those that can be used."""
-        sound, small = [], []
+        intact, small = [], []
         sizes = read_sizes([self.root / names[index] for index in chosen])
         for index, size in zip(chosen, sizes, strict=True):
             if isinstance(size, DataError):
-                self._pass_over(names[index], size)
+                self._skip(names[index], size)
             elif min(size) < self.size and not upscale:
                 small.append((names[index], size))
             else:
-                sound.append(index)
+                intact.append(index)
         if small:
             name, (width, height) = small[0]
             others = f" (and {len(small) - 1} more like it)" if len(small) > 1 else ""
             raise DataError(
                 f"{self.root / name}: the image is {width} x {height} pixels, but its shorter side must be at least "
-                f"{self.size}{others}: choose a smaller size, remove it, or allow upscale (data.upscale)"
+                f"{self.size}{others}: use a smaller size, remove it, or allow enlarging (--upscale, data.upscale)"
             )
-        if not sound:
+        if not intact:
             raise DataError(f"{self.root}: all {len(chosen)} images of the split are broken: replace them")
-        return sound
+        return intact
 
     def _decode(self, index: int) -> Image.Image:
-        """The image, or the next sound one of its class."""
+        """Decode the image, or the next intact one of its class."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         label = self.labels[index]
@@ -176,19 +170,19 @@ class ImageFolder:
             try:
                 return open_image(self.root / name)
             except DataError as fault:
-                self._pass_over(name, fault)
+                self._skip(name, fault)
         raise DataError(f"{self.root / self.class_names[label]}: all images of this class are broken: replace them")
 
-    def _pass_over(self, name: str, fault: DataError) -> None:
+    def _skip(self, name: str, fault: DataError) -> None:
         if self._strict:
-            raise DataError(f"{fault}: replace or remove it, or open the folder without strict to pass it over")
+            raise DataError(f"{fault}: replace or remove it, or leave out strict (--strict, data.strict) to skip it")
         self._broken.add(name)
         if len(self._broken) > self._max_broken:
             raise DataError(
                 f"{fault}, which makes {len(self._broken)} broken images where {self._max_broken} are allowed: "
-                "replace or remove them, or raise max_broken"
+                "replace or remove them, or raise max_broken (data.max_broken)"
             )
-        warnings.warn(BrokenImageWarning(f"{fault}; it is passed over"), stacklevel=3)
+        warnings.warn(BrokenImageWarning(f"{fault}; it is skipped"), stacklevel=3)
 
 
 def _check_settings(
@@ -224,7 +218,7 @@ def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
     if wanted is None:
         return tuple(found)
     if not wanted or len(set(wanted)) < len(wanted):
-        raise DataError(f"classes must name at least one class and none twice, got {list(wanted)}")
+        raise DataError(f"{root}: expected at least one class and none twice, got {', '.join(wanted) or 'none'}")
     for name in wanted:
         if name not in found:
             raise DataError(f"{root}: there is no class {name!r} among its {len(found)} folders{suggest(name, found)}")
@@ -240,21 +234,9 @@ def _find(root: Path, class_names: Sequence[str]) -> tuple[list[str], list[int]]
         if not found:
             kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
             raise DataError(
-                f"{root / class_name}: this class folder holds no images ({kinds}): add some, remove it, or leave "
-                "it out by naming the classes to take"
+                f"{root / class_name}: this class folder holds no images ({kinds}): add some, remove it, or name the "
+                f"classes to take, as in {root}:cats,dogs"
             )
         names += [f"{class_name}/{name}" for name in found]
         labels += [label] * len(found)
     return names, labels
-
-
-def _fewer(chosen: list[int], names: list[str], labels: list[int], per_class: int) -> list[int]:
-    """Of every class the images with the smallest draws, in their old order."""
-    taken: dict[int, int] = {}
-    kept = []
-    for index in sorted(chosen, key=lambda index: draw(names[index])):
-        label = labels[index]
-        if taken.get(label, 0) < per_class:
-            taken[label] = taken.get(label, 0) + 1
-            kept.append(index)
-    return sorted(kept)

@@ -1,4 +1,4 @@
-"""Batches without end, in an order that is a function of (seed, position) alone, so that training resumes exactly."""
+"""Endless batches in an order that depends on (seed, position) alone, so that training resumes exactly."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -11,35 +11,35 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aimamba.config import check
-from aimamba.data.order import Order
-from aimamba.data.sets import ImageSet
+from aimamba.data.images import ImageSet
+from aimamba.data.order import ShuffledOrder
 from aimamba.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Images with their classes."""
+    """Images and their classes."""
 
     images: UInt8[Tensor, "b 3 s s"]
     labels: Int64[Tensor, "b"]
 
 
 def batches(images: ImageSet, *, batch_size: int, seed: int, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-    """Give batches of shuffled images for ever.
+    """Yield batches of shuffled images without end.
 
-    The example at global position ``p`` is a pure function of ``(seed, p)``: epoch ``p // n`` goes through the n
-    images in a permutation of its own, and the random view of each example has a generator of its own. So a run that
-    stopped after ``p`` examples goes on with ``start=p`` as if it had never stopped, whatever the number of workers,
-    and even with another batch size. Batches run on across the end of an epoch; none is short.
+    The example at global position ``p`` is a pure function of ``(seed, p)``: epoch ``p // n`` is a permutation of the n
+    images, and the random view of each example has its own generator. So a run that stopped after ``p`` examples
+    continues with ``start=p`` as if it had never stopped, with any number of workers and even with another batch size.
+    A batch may span two epochs; none is short.
 
     Args:
         images: At least one image.
         batch_size: Examples in a batch, B.
-        seed: Decides order and views.
+        seed: Of the order and the views.
         start: Position of the first example.
-        workers: Processes that decode ahead; 0 decodes in this one.
+        workers: Processes that decode ahead; 0 decodes in this process.
 
     Yields:
-        ``Batch(images, labels)``: bytes (B, 3, size, size) and class indices (B,).
+        ``Batch(images, labels)``: uint8 images (B, 3, size, size) and class indices (B,).
 
     Raises:
         ConfigError: A number is out of range.
@@ -57,11 +57,11 @@ def batches(images: ImageSet, *, batch_size: int, seed: int, start: int = 0, wor
 def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         examples,
-        batch_size=None,  # an item is a whole batch, named by the position of its first example
+        batch_size=None,  # an item is a whole batch, indexed by the position of its first example
         sampler=count(start, examples.batch_size),
         num_workers=workers,
         collate_fn=_as_it_is,
-        generator=torch.Generator(),  # of no effect on the batches; keeps torch's global generator untouched
+        generator=torch.Generator(),  # does not affect the batches; keeps torch's global generator untouched
     )
     for batch in loader:
         if isinstance(batch, DataError):
@@ -70,15 +70,15 @@ def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]
 
 
 class _Examples(Dataset[Batch | DataError]):
-    """Batches by the position of their first example."""
+    """Batches, indexed by the position of their first example."""
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int) -> None:
         self.batch_size = batch_size
         self._images = images
-        self._order = Order(len(images), seed)
+        self._order = ShuffledOrder(len(images), seed)
 
     def __getitem__(self, start: int) -> Batch | DataError:
-        """Make a batch. A DataError is handed over, since torch would wrap one raised in a worker in its traceback."""
+        """Make a batch. A DataError is returned: raised in a worker, torch would wrap it in a traceback."""
         indices = []
         images = []
         try:

@@ -5,10 +5,10 @@ import numpy as np
 _ORDER, _VIEW = 0, 1  # what a stream of random numbers is for
 
 
-class Order:
-    """Which of ``count`` examples stands at a global position, and the randomness of its view.
+class ShuffledOrder:
+    """Which of ``count`` examples is at a global position, and the randomness of its view.
 
-    Epoch ``position // count`` goes through the examples in a permutation of its own.
+    Epoch ``position // count`` is a permutation of all examples, another one in every epoch.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -18,7 +18,7 @@ class Order:
         self._permutation = np.arange(0)
 
     def index(self, position: int) -> int:
-        """The example at a position; positions mostly come in order, so the permutation in use is kept."""
+        """Return the example at a position. The permutation of the last epoch asked for is kept."""
         epoch, place = divmod(position, self.count)
         if epoch != self._epoch:
             self._permutation = self._stream(_ORDER, epoch).permutation(self.count)
@@ -26,7 +26,7 @@ class Order:
         return int(self._permutation[place])
 
     def generator(self, position: int) -> np.random.Generator:
-        """Randomness for the view at a position: crop, flip, choice of crop."""
+        """Return the random generator of the view at a position: crop, flip, choice of crop."""
         return self._stream(_VIEW, position)
 
     def _stream(self, purpose: int, number: int) -> np.random.Generator:

@@ -1,51 +1,25 @@
-"""What the rest of the package knows about a data set: square images with labels, opened by one name."""
+"""Open a set of images by its name; see ``aimamba.data.spec`` for the names."""
 
-from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import numpy as np
-from jaxtyping import Int64, UInt8
+from typing import NamedTuple
 
 from aimamba.config import check
-from aimamba.data.avatars import STYLES, Avatars
+from aimamba.data.avatars import AVATARS_PER_CLASS, STYLES, Avatars
 from aimamba.data.fashion_mnist import FashionMNIST
 from aimamba.data.folder import Crop, ImageFolder
+from aimamba.data.image_files import ImageFiles
+from aimamba.data.images import Images, ImageSet
+from aimamba.data.npz import NpzImages
+from aimamba.data.spec import ImageSpec, parse_spec
 from aimamba.data.splits import Split
-from aimamba.errors import DataError, suggest
+from aimamba.errors import DataError
 
-# How many avatars of each style make a data set, where nobody says.
-AVATARS_PER_CLASS = {"train": 1000, "held-out": 100}
-
-_NAMES = ("avatars", "fashion-mnist")
-
-
-@runtime_checkable
-class ImageSet(Protocol):
-    """Labelled square images, each at hand by its index."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; a label is an index into them."""
-
-    @property
-    def labels(self) -> Int64[np.ndarray, "n"]:
-        """Class index of every image."""
-
-    @property
-    def size(self) -> int:
-        """Side of every image in pixels."""
-
-    def __len__(self) -> int:
-        """How many images there are."""
-
-    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
-        """Image ``index``: a random view (crop, flip) drawn from ``rng``; without it the centre view, unmirrored."""
+__all__ = ["ImageSet", "Images", "Splits", "open_images", "open_source", "open_splits"]
 
 
 def open_images(
     source: str,
     *,
-    size: int,
+    size: int | None = None,
     split: Split,
     crop: Crop = "center",
     flip: bool = False,
@@ -56,46 +30,180 @@ def open_images(
     strict: bool = False,
     progress: bool = False,
 ) -> ImageSet:
-    """Open a data set by its name.
+    """Open one split of a set of labelled images, to train on or to encode.
 
     Args:
-        source: ``"avatars"`` for the ten avatar styles that come with the package, ``"avatars:planets,sprouts"`` for
-            chosen ones, ``"fashion-mnist"`` or ``"fashion-mnist:FOLDER"`` for its official files, or the path of a
-            folder with a sub-folder for each class. (A folder that is itself called ``avatars`` is ``"./avatars"``.)
-        size: Side of the images in pixels.
+        source: Name of the set, see ``aimamba.data.spec``; without a split, and not an ``.npz`` file. A folder needs a
+            sub-folder for each class.
+        size: Side of the images in pixels; may be left out where the name has it, and for Fashion-MNIST.
         split: ``"train"`` or ``"held-out"``; a folder also has ``"all"``.
-        crop: What a random view of an image from a folder shows; the named sets are always shown whole.
-        flip: Whether a random view is mirrored half of the time.
-        per_class: At most this many images of each class; by default every one there is, and of the avatars 1,000 to
-            train on or 100 held out.
-        skip_per_class: Avatars of each class to pass over first; other data has no more than it has.
+        crop: Area of a random view of an image from a folder; images of named sets are always shown whole.
+        flip: Mirror a random view half of the time.
+        per_class: Take at most this many images of each class; by default all, and of the avatars 3,000 to train on or
+            500 held out.
+        skip_per_class: How many avatars of each class to skip first.
         upscale: Enlarge a folder's images that are smaller than ``size`` instead of refusing them.
-        max_broken: How many broken files of a folder to pass over; by default 1 %, but at least 10.
-        strict: Refuse a folder's first broken file instead of passing it over with a warning.
+        max_broken: How many broken files of a folder to skip; by default 1 %, but at least 10.
+        strict: Raise an error for a folder's first broken file instead of skipping it with a warning.
         progress: Show a bar on stderr while avatars are drawn for the first time.
 
     Raises:
         ConfigError: A setting is out of range.
-        DataError: The source cannot be used; the message says why.
+        DataError: The name has a split, there is no such set, or it cannot be used for training.
     """
-    name, colon, chosen = source.partition(":")
-    if name == "avatars":
-        styles = tuple(style.strip() for style in chosen.split(",") if style.strip()) if colon else STYLES
-        amount = AVATARS_PER_CLASS.get(split, 1) if per_class is None else per_class
-        return Avatars(size, split, amount, styles, skip=skip_per_class, flip=flip, progress=progress)
+    spec = parse_spec(source)
+    if spec.split is not None:
+        raise DataError(
+            f"{source}: training and encoding choose the split themselves; "
+            f"leave out ':{spec.split}' and what follows (--per-class or data.per_class limits the number of images)"
+        )
+    if spec.kind == "avatars":
+        styles = STYLES if spec.which is None else spec.which
+        return Avatars(
+            _avatar_size(spec, size), split, per_class, styles, skip=skip_per_class, flip=flip, progress=progress
+        )
     check(skip_per_class == 0, f"skip_per_class is for avatars alone, got {skip_per_class} for {source}")
-    if name == "fashion-mnist":
-        return FashionMNIST(chosen or None, size=size, split=split, per_class=per_class, flip=flip)
-    if not Path(source).expanduser().exists() and suggest(name, _NAMES):
-        raise DataError(f"{source}: there is no such folder{suggest(name, _NAMES)}")
+    if spec.kind == "fashion-mnist":
+        pixels = spec.resolve_size(size)
+        assert pixels is not None
+        return FashionMNIST(spec.path, size=pixels, split=split, per_class=per_class, flip=flip)
+    assert spec.path is not None
+    if spec.kind != "folder":
+        raise DataError(
+            f"{source}: this is a file, but training and encoding need a folder with a sub-folder for each class, "
+            "or a named set such as avatars"
+        )
+    if size is None:
+        raise DataError(f"{source}: the size of the images is missing; give it in pixels (--size or data.size)")
     return ImageFolder(
-        source,
+        spec.path,
         size=size,
         split=split,
         crop=crop,
         flip=flip,
+        classes=spec.which,
         per_class=per_class,
         upscale=upscale,
         max_broken=max_broken,
         strict=strict,
     )
+
+
+class Splits(NamedTuple):
+    """The two parts of a set of labelled images."""
+
+    train: ImageSet
+    held_out: ImageSet
+
+
+def open_splits(
+    source: str,
+    *,
+    size: int | None = None,
+    crop: Crop = "center",
+    flip: bool = False,
+    per_class: int | None = None,
+    held_out_per_class: int | None = None,
+    skip_per_class: int = 0,
+    upscale: bool = False,
+    max_broken: int | None = None,
+    strict: bool = False,
+    progress: bool = False,
+) -> Splits:
+    """Open the images to train on, and the held-out ones in their centre view.
+
+    Args:
+        source: Name of the set, see ``open_images``.
+        size: Side of the images in pixels.
+        crop: Area of a random view of a training image from a folder.
+        flip: Mirror a random view of a training image half of the time.
+        per_class: Take at most this many training images of each class.
+        held_out_per_class: Take at most this many held-out images of each class.
+        skip_per_class: How many training avatars of each class to skip first.
+        upscale: See ``open_images``, as for the rest.
+        max_broken: For each split.
+        strict: For both splits.
+        progress: For both splits.
+
+    Raises:
+        ConfigError: A setting is out of range.
+        DataError: There is no such set, or it cannot be used for training.
+    """
+    train = open_images(
+        source,
+        size=size,
+        split="train",
+        crop=crop,
+        flip=flip,
+        per_class=per_class,
+        skip_per_class=skip_per_class,
+        upscale=upscale,
+        max_broken=max_broken,
+        strict=strict,
+        progress=progress,
+    )
+    held_out = open_images(
+        source,
+        size=size,
+        split="held-out",
+        per_class=held_out_per_class,
+        upscale=upscale,
+        max_broken=max_broken,
+        strict=strict,
+        progress=progress,
+    )
+    return Splits(train, held_out)
+
+
+def open_source(
+    source: str, *, size: int | None = None, default_size: int | None = None, progress: bool = False
+) -> Images:
+    """Open a set of images to measure or to show.
+
+    Args:
+        source: Name of the set, see ``aimamba.data.spec``. Without a split, the held-out images of a named set and all
+            images of a folder.
+        size: Side in pixels: of avatars, and to which a folder's images are cropped and scaled. An ``.npz`` file and a
+            name with a size must agree with it.
+        default_size: The side where neither ``size`` nor the name has one.
+        progress: Show a bar on stderr while avatars are drawn for the first time.
+
+    Raises:
+        ConfigError: The size is below 1.
+        DataError: There is no such set, it cannot be read, or its size is unknown or another one.
+    """
+    check(size is None or size >= 1, f"--size must be at least 1 pixel, got {size}")
+    spec = parse_spec(source)
+    split = spec.split or ("all" if spec.kind == "folder" else "held-out")
+    if spec.kind == "avatars":
+        styles = STYLES if spec.which is None else spec.which
+        amount = AVATARS_PER_CLASS.get(split) if spec.per_class is None else spec.per_class
+        side = _avatar_size(spec, size, default_size)
+        return Avatars(side, split, amount, styles, progress=progress, name=source)
+    if spec.kind == "fashion-mnist":
+        pixels = spec.resolve_size(size, default=default_size)
+        assert pixels is not None
+        return FashionMNIST(spec.path, size=pixels, split=split, per_class=spec.per_class, name=source)
+    assert spec.path is not None
+    if spec.kind == "folder":
+        pixels = spec.resolve_size(size, default=default_size)
+        return ImageFiles(spec.path, split, size=pixels, classes=spec.which, per_class=spec.per_class, name=source)
+    if spec.kind == "file":
+        raise DataError(f"{source}: expected a folder of images, an .npz file or a named set such as avatars-64:train")
+    images = NpzImages(spec.path, name=source)
+    if size is not None and len(images) and images.size != size:
+        raise DataError(
+            f"{source}: its images are {images.size} x {images.size} pixels and are not scaled, but the size is set to "
+            f"{size}; leave --size out"
+        )
+    return images
+
+
+def _avatar_size(spec: ImageSpec, size: int | None, default: int | None = None) -> int:
+    side = spec.resolve_size(size, default=default)
+    if side is None:
+        named = spec.text.replace("avatars", "avatars-64", 1)
+        raise DataError(
+            f"{spec.text}: the size of the images is missing; write it in the name, as in {named}, or give --size"
+        )
+    return side

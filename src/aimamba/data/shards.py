@@ -1,8 +1,8 @@
 """Codes on disk: memory-mapped shards from which a generator trains without the images.
 
-A folder of codes holds, for each split, ``meta.json``, ``labels.npy`` and ``codes-00000.npy`` and so on, each shard
-(images, views, L) in two bytes a code. ``meta.json`` is written first and says what the shards will hold, so an
-encoding that was interrupted goes on where it stopped and ends with the same bytes.
+A folder of codes has a sub-folder for each split with ``meta.json``, ``labels.npy``, ``codes-00000.npy`` and so on;
+each shard is (images, views, L) with two bytes a code. ``meta.json`` is written first and describes all shards, so an
+interrupted encoding continues where it stopped and ends with the same bytes.
 
 Shape letters: n images, v views of each, L codes of a view.
 """
@@ -11,15 +11,18 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
+from tqdm import tqdm
 
 from aimamba.config import check, first_difference, from_mapping, to_mapping
 from aimamba.data.cache import store_array
 from aimamba.data.codes import CodeSet, encode_views, view_names
 from aimamba.data.folder import ImageFolder
-from aimamba.data.sets import ImageSet
+from aimamba.data.images import ImageSet
+from aimamba.data.sets import Splits
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import write_atomically
 from aimamba.models import VQModel
@@ -29,17 +32,17 @@ META_FILE, LABELS_FILE = "meta.json", "labels.npy"
 
 @dataclass(frozen=True, kw_only=True)
 class CodesMeta:
-    """What a folder of codes holds.
+    """Description of the codes of one split.
 
     Attributes:
-        tokenizer: Fingerprint of the tokenizer that wrote the codes, see ``fingerprint``.
-        codebook_size: Codes lie below it.
+        tokenizer: Fingerprint of the tokenizer that made the codes, see ``fingerprint``.
+        codebook_size: All codes are below it.
         grid: Rows and columns of codes.
         size: Side of the images in pixels.
         class_names: Names of the labels.
         views: Names of the views of an image, in the order of their axis.
-        pictures: How many images there are.
-        shard_pictures: Images of a shard; the last one may have fewer.
+        pictures: Number of images.
+        shard_pictures: Images in a shard; the last one may have fewer.
     """
 
     tokenizer: str
@@ -52,15 +55,15 @@ class CodesMeta:
     shard_pictures: int
 
     def shards(self) -> Iterator[tuple[str, int, int]]:
-        """Name of every shard, its first image, and the one behind its last."""
+        """Yield the name of every shard, its first image, and its last image plus one."""
         for number, start in enumerate(range(0, self.pictures, self.shard_pictures)):
             yield f"codes-{number:05d}.npy", start, min(start + self.shard_pictures, self.pictures)
 
 
 def fingerprint(tokenizer: VQModel) -> str:
-    """SHA-256 of a tokenizer's config and of the float32 weights that decide an image's codes.
+    """Return the SHA-256 of a tokenizer's config and of the float32 weights that decide an image's codes.
 
-    It is the same for equal models, wherever they are stored, and for those that differ in the decoder alone.
+    It is the same for equal models, wherever they are stored, and for models that differ in the decoder alone.
     """
     return tokenizer.fingerprint(("encoder.", "to_code.", "codebook"))
 
@@ -75,26 +78,29 @@ def encode_to_shards(
     shard_pictures: int = 4096,
     progress: Callable[[int, int], None] | None = None,
 ) -> CodesMeta:
-    """Encode every image into ``folder``, or what is missing there.
+    """Encode the images whose codes ``folder`` does not hold yet.
 
-    Batches start with the shard, so the bytes do not depend on where an earlier run was interrupted.
+    A new batch starts with every shard, so the bytes do not depend on where an earlier run was interrupted.
 
     Args:
-        tokenizer: On the device where the work should be done.
-        images: What to encode; ``ten-crop`` needs a folder of images.
-        folder: Where to write; made if need be.
-        views: Which views of each image.
-        batch_size: Images at once.
-        shard_pictures: Images of a shard.
-        progress: Called with (images done, images in all).
+        tokenizer: Encodes on its own device.
+        images: The images; ``ten-crop`` needs an ``ImageFolder``.
+        folder: Where to write; made if needed.
+        views: Which views of each image, see ``view_names``.
+        batch_size: Images encoded at once.
+        shard_pictures: Images in a shard.
+        progress: Called with (images done, number of images).
+
+    Returns:
+        The content of ``meta.json``.
 
     Raises:
-        ConfigError: The folder holds other codes, or the views cannot be had of these images.
+        ConfigError: The folder holds other codes, or these images do not have such views.
     """
     check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one image")
     names = view_names(views)
     if views == "ten-crop" and not isinstance(images, ImageFolder):
-        raise ConfigError("views 'ten-crop' needs a folder of images; those of the named sets have just one size")
+        raise ConfigError("views 'ten-crop' needs a folder of images; the named sets have images of one size only")
     side = images.size // tokenizer.config.downsampling
     meta = CodesMeta(
         tokenizer=fingerprint(tokenizer),
@@ -122,20 +128,88 @@ def encode_to_shards(
     return meta
 
 
-def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMeta, CodeSet]:
-    """Open a finished folder of codes, memory-mapped.
+def encode_splits(
+    tokenizer: VQModel,
+    images: Splits,
+    folder: Path,
+    *,
+    views: str = "center",
+    batch_size: int = 32,
+    progress: bool = False,
+) -> tuple[CodesMeta, CodesMeta]:
+    """Encode training and held-out images into ``folder/train`` and ``folder/held-out``.
 
     Args:
-        folder: Of one split.
-        tokenizer: Refuse codes that another one wrote.
+        tokenizer: Encodes on its own device.
+        images: Both splits.
+        folder: Where to write; made if needed. An interrupted encoding is continued.
+        views: Which views of each training image, see ``view_names``; of held-out images the centre view alone.
+        batch_size: Images encoded at once.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The descriptions of both.
 
     Raises:
-        DataError: The folder is missing, unfinished or damaged, its labels are out of range, or its codes are another
-            tokenizer's.
+        ConfigError: The folder holds other codes, or these images do not have such views.
+    """
+    metas = []
+    for split, part, chosen in (("train", images.train, views), ("held-out", images.held_out, "center")):
+        with tqdm(total=len(part), unit="image", desc=split, disable=not progress) as bar:
+            metas.append(
+                encode_to_shards(
+                    tokenizer,
+                    part,
+                    folder / split,
+                    views=chosen,
+                    batch_size=batch_size,
+                    progress=lambda done, _, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
+                )
+            )
+    return metas[0], metas[1]
+
+
+class CodeSplits(NamedTuple):
+    """Both splits of a folder of codes.
+
+    Attributes:
+        meta: Description of the training codes; grid and classes are those of both.
+        train: The codes to train on.
+        held_out: The codes to evaluate on.
+    """
+
+    meta: CodesMeta
+    train: CodeSet
+    held_out: CodeSet
+
+
+def open_code_splits(folder: Path, tokenizer: VQModel | None = None) -> CodeSplits:
+    """Open both splits that ``encode_splits`` wrote.
+
+    Raises:
+        DataError: See ``open_codes``; or the two differ in grid or classes.
+    """
+    meta, train = open_codes(folder / "train", tokenizer)
+    meta_of_held_out, held_out = open_codes(folder / "held-out", tokenizer)
+    if (meta.grid, meta.class_names) != (meta_of_held_out.grid, meta_of_held_out.class_names):
+        raise DataError(f"{folder}: train and held-out differ in grid or classes; encode both together")
+    return CodeSplits(meta, train, held_out)
+
+
+def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMeta, CodeSet]:
+    """Open the codes of one split, memory-mapped.
+
+    Args:
+        folder: The folder of the split.
+        tokenizer: Refuse codes that another tokenizer made.
+
+    Raises:
+        DataError: The folder is missing, unfinished or damaged, its labels are out of range, or another tokenizer made
+            its codes.
     """
     meta = _read_meta(folder)
     if meta is None:
-        raise DataError(f"{folder}: no {META_FILE} there; make codes with 'aimamba encode'")
+        raise DataError(f"{folder}: there is no {META_FILE}; make codes with 'aimamba encode'")
     if tokenizer is not None and meta.tokenizer != fingerprint(tokenizer):
         raise DataError(
             f"{folder}: these codes were written by another tokenizer ({meta.tokenizer[:12]}) than the one given "
@@ -143,7 +217,7 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
         )
     labels = _load(folder / LABELS_FILE)
     if labels is None or labels.shape != (meta.pictures,) or labels.dtype != np.int64:
-        raise DataError(f"{folder / LABELS_FILE}: missing or cut short; encode again to mend it")
+        raise DataError(f"{folder / LABELS_FILE}: missing or cut short; encode again to replace it")
     if labels.min() < 0 or labels.max() >= len(meta.class_names):
         raise DataError(f"{folder / LABELS_FILE}: labels must lie in 0 to {len(meta.class_names) - 1}; encode again")
     shards = []
@@ -156,7 +230,7 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
 
 
 def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
-    """Write what the shards will hold, or check that the folder is about the same."""
+    """Write the description of the shards, or check that the folder has the same one."""
     before = _read_meta(folder)
     difference = None if before is None else first_difference(to_mapping(before), to_mapping(meta))
     if difference is not None:
@@ -175,11 +249,11 @@ def _read_meta(folder: Path) -> CodesMeta | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         return from_mapping(CodesMeta, values, where=str(path))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ConfigError) as error:
-        raise DataError(f"{path}: not the description of a folder of codes; encode again in another --out") from error
+        raise DataError(f"{path}: this does not describe a folder of codes; encode again with another --out") from error
 
 
 def _load(path: Path) -> np.ndarray | None:
-    """Map an array, if it is there and whole."""
+    """Map an array into memory; None if the file is missing or damaged."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

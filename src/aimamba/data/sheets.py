@@ -11,7 +11,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 _SMALLEST_CELL = 64  # pixels; smaller images are magnified
-_ROOM_FOR_NAMES = 128  # to which they are magnified further where column names are long
+_ROOM_FOR_NAMES = 128  # pixels, to which images are magnified further if column names are long
 _LONGEST_ROW_NAME = 240
 _SMALLEST_FONT = 12
 _INK = (64, 64, 64)
@@ -47,20 +47,20 @@ def sheet(
 ) -> Image.Image:
     """Arrange images in a labelled grid on white.
 
-    Images below 64 pixels (up to 128 where long column names want it) are magnified by a whole factor without
-    smoothing, so that every pixel can be seen. Rows may differ in length. Text that does not fit ends in an ellipsis.
+    Images below 64 pixels (up to 128 if column names are long) are magnified by a whole factor without smoothing, so
+    that every pixel can be seen. Rows may differ in length. Text that does not fit ends in an ellipsis.
 
     Args:
         rows: Images, row by row.
-        row_names: Written to the left of the rows.
-        column_names: Written above the columns.
-        title: Written above the sheet, small and grey.
+        row_names: Text to the left of the rows.
+        column_names: Text above the columns.
+        title: Small grey text above the sheet.
 
     Returns:
         RGB image.
 
     Raises:
-        ValueError: There is no image, or the names are not as many as the rows or columns.
+        ValueError: There is no image, or the number of names is not that of the rows or columns.
     """
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
@@ -84,7 +84,7 @@ def sheet(
 
 
 class _Grid(NamedTuple):
-    """Where everything on a sheet lies, in pixels."""
+    """The layout of a sheet, in pixels."""
 
     width: int  # of a cell
     height: int
@@ -101,7 +101,7 @@ class _Grid(NamedTuple):
         column_names: Sequence[str],
         title: str | None,
     ) -> "_Grid":
-        """Leave each cell room for the largest image and, up to 1.5 times that, for the longest column name."""
+        """Make cells as large as the largest image and, up to twice as wide, as the longest column name."""
         widest = max(image.width for row in shown for image in row)
         tallest = max(image.height for row in shown for image in row)
         font = ImageFont.load_default(min(18, max(_SMALLEST_FONT, tallest // 9)))
@@ -118,11 +118,11 @@ class _Grid(NamedTuple):
         )
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Left and top of a cell."""
+        """Return left and top of a cell."""
         return self.left + column * (self.width + self.gutter), self.top + row * (self.height + self.gutter)
 
     def extent(self, rows: int, columns: int) -> tuple[int, int]:
-        """Width and height of the whole sheet."""
+        """Return width and height of the whole sheet."""
         right, bottom = self.corner(rows, columns)
         return right + self.gutter, bottom + self.gutter
 
@@ -145,7 +145,7 @@ def _write(
 
 
 def _magnify(image: Image.Image, least: int) -> Image.Image:
-    """Repeat pixels until the longer side has ``least``."""
+    """Repeat pixels so that the longer side has at least ``least``."""
     factor = -(-least // max(image.size))
     image = image.convert("RGB")
     if factor <= 1:
@@ -158,7 +158,7 @@ def _longest(names: Sequence[str], font: _Font) -> int:
 
 
 def _fit(text: str, font: _Font, width: int) -> str:
-    """The text, or as much of its beginning as fits in ``width`` pixels with an ellipsis."""
+    """Return the text, or as much of its beginning as fits in ``width`` pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

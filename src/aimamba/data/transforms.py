@@ -1,6 +1,6 @@
 """From any image to square 8-bit RGB: colour modes, resizing, crops and flips, with Pillow and numpy alone.
 
-The geometry is that of ADM's and LlamaGen's loaders, pixel for pixel, so that numbers measured with either compare.
+The results equal those of ADM's and LlamaGen's loaders pixel for pixel, so measurements can be compared.
 """
 
 import math
@@ -23,20 +23,20 @@ _UPRIGHT = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an image of any mode into upright 8-bit RGB.
+    """Convert an image of any mode to upright 8-bit RGB.
 
-    The EXIF orientation is applied; whatever is transparent (alpha channel, transparent palette entry or colour key) is
-    pasted on white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; CMYK and the rest are converted.
+    The EXIF orientation is applied. Transparent parts (alpha channel, transparent palette entry or colour key) become
+    white. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; CMYK and other modes are converted.
 
     Args:
-        image: An image as ``Image.open`` gives it, loaded or not.
+        image: An image that ``Image.open`` returned, loaded or not.
 
     Returns:
         A new image of mode ``"RGB"``.
 
     Raises:
         OSError: The file is truncated or damaged.
-        ValueError: Pillow knows no way from this mode to RGB.
+        ValueError: Pillow cannot convert this mode to RGB.
     """
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
@@ -54,7 +54,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def resize(image: Image.Image, size: int) -> Image.Image:
     """Scale an image so that its shorter side is ``size`` pixels, keeping its proportions.
 
-    Halved by box averaging while the shorter side is at least twice too long, then bicubic: fast, and free of aliasing.
+    It is halved by box averaging while the shorter side is at least twice ``size``, then scaled by bicubic
+    interpolation: fast and without aliasing.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
@@ -63,7 +64,7 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """``resize`` to ``size``, then cut the square in the middle: the view that every evaluation uses."""
+    """Resize to ``size`` and crop the square in the middle: the view that every evaluation uses."""
     image = resize(image, size)
     return _square(image, (image.width - size) // 2, (image.height - size) // 2, size)
 
@@ -71,12 +72,12 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def random_crop(
     image: Image.Image, size: int, rng: np.random.Generator, *, least: float = 0.8, most: float = 1.0
 ) -> Image.Image:
-    """Cut a random square that covers a random fraction of the shorter side, and give it ``size`` pixels a side.
+    """Crop a random square that covers a random fraction of the shorter side, scaled to ``size`` pixels a side.
 
     Args:
         image: RGB image.
         size: Side of the crop in pixels.
-        rng: Draws the length to which the shorter side is scaled, then the row, then the column of the crop.
+        rng: Chooses the length to which the shorter side is scaled, then the row, then the column of the crop.
         least: The smallest fraction of the shorter side that a crop covers, in (0, 1].
         most: The largest such fraction, at least ``least``.
 
@@ -96,39 +97,39 @@ def flip(image: Image.Image) -> Image.Image:
 
 
 def ten_crop(image: Image.Image, size: int, *, crop_range: float = 1.1) -> list[Image.Image]:
-    """The ten views from which LlamaGen's generators learn: four corners and the centre, plain and mirrored.
+    """Return the ten views that LlamaGen's generators train on: four corners and the centre, plain and mirrored.
 
     Args:
         image: RGB image.
         size: Side of each crop in pixels.
-        crop_range: The crops are cut from a centre crop of ``int(size * crop_range)``; at least 1.
+        crop_range: The crops are taken from a centre crop of ``int(size * crop_range)``; at least 1.
 
     Returns:
         Ten images of ``size`` x ``size`` in the order of torchvision's ``TenCrop``: top left, top right, bottom left,
         bottom right, centre; then the same five places of the mirrored image.
     """
     whole = center_crop(image, int(size * crop_range))
-    far = whole.width - size
-    middle = round(far / 2)
-    places = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
+    end = whole.width - size
+    middle = round(end / 2)
+    places = [(0, 0), (end, 0), (0, end), (end, end), (middle, middle)]
     return [_square(image, left, top, size) for image in (whole, flip(whole)) for left, top in places]
 
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Copy an RGB image into an array of bytes, rows first.
+    """Copy an RGB image into a uint8 array, rows first.
 
     Raises:
-        ValueError: The image is not RGB; ``to_rgb`` makes it so.
+        ValueError: The image is not RGB.
     """
     if image.mode != "RGB":
-        raise ValueError(f"to_array wants an RGB image, got mode {image.mode!r}: pass it through to_rgb first")
+        raise ValueError(f"to_array needs an RGB image, got mode {image.mode!r}: convert it with to_rgb first")
     return np.array(image)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Pillow meets a damaged EXIF block with half a dozen kinds of error; the pixels are sound
+    except Exception:  # a damaged EXIF block makes Pillow raise half a dozen kinds of error; the pixels are intact
         return 1
 
 

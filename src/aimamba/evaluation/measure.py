@@ -20,7 +20,7 @@ from aimamba.data.cache import store_array
 from aimamba.errors import DataError
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.inception_score import InceptionScore
-from aimamba.evaluation.npz import NpzSource
+from aimamba.evaluation.npz import stored_statistics
 from aimamba.evaluation.sources import Source
 from aimamba.evaluation.statistics import Gaussian, Moments, check_finite
 from aimamba.files import cache_folder, write_atomically
@@ -170,7 +170,7 @@ def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: b
     Raises:
         DataError: There are too few images, or only stored statistics of another network.
     """
-    stored = source.statistics if isinstance(source, NpzSource) else None
+    stored = stored_statistics(source)
     if stored is None or extractor.name != "inception":
         if stored is not None and not len(source):
             raise DataError(

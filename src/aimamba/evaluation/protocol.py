@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from aimamba.config import check
 from aimamba.errors import DataError
-from aimamba.evaluation.npz import NpzSource
+from aimamba.evaluation.npz import stored_statistics
 from aimamba.evaluation.sources import Source
 from aimamba.generation import SamplingConfig
 from aimamba.models import AIM_PRESETS, AiMConfig
@@ -51,7 +51,7 @@ def check_paper_reference(reference: Source) -> None:
     Raises:
         DataError: Images, ``mu``, ``sigma``, ``mu_s`` or ``sigma_s`` are missing.
     """
-    stored = reference.statistics if isinstance(reference, NpzSource) else None
+    stored = stored_statistics(reference)
     if not len(reference) or stored is None or stored.spatial is None:
         raise DataError(
             f"{reference.name}: aim-paper needs images and Inception's statistics (arr_0, mu, sigma, mu_s, sigma_s), "

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from aimamba.config import check, to_mapping
+from aimamba.data.spec import training_set_of
 from aimamba.errors import ConfigError
 from aimamba.evaluation import protocol
 from aimamba.evaluation.compare import Comparison, compare
@@ -106,7 +106,7 @@ class EvaluationRequest:
         """The training set, or None for no search for copies."""
         if self.train is not None:
             return None if self.train == NO_TRAINING_SET else self.train
-        return default_training_set(self.reference)
+        return training_set_of(self.reference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +153,12 @@ def evaluate(
         CheckpointError: Inception's weights are missing, cannot be downloaded, or are not the published ones.
     """
     samples, settings = _open_samples(request, pipeline, progress=progress)
-    size = request.size or samples.size or None
-    reference = open_source(request.reference, size=size, progress=progress)
+    size, default_size = request.size, samples.size or None
+    reference = open_source(request.reference, size=size, default_size=default_size, progress=progress)
     if request.protocol is not None:
         protocol.check_paper_reference(reference)
     name = request.training_set
-    train = None if name is None else open_source(name, size=size, progress=progress)
+    train = None if name is None else open_source(name, size=size, default_size=default_size, progress=progress)
     extractor = open_extractor(request.network, device=device)
     found = compare(samples, reference, extractor, train=train, progress=progress)
     if request.sweep and isinstance(samples, ModelSource):
@@ -177,12 +177,6 @@ def evaluate(
         reference=reference,
         train=train,
     )
-
-
-def default_training_set(reference: str) -> str | None:
-    """Return the training set that belongs to a named held-out reference, or None for any other reference."""
-    name, colon, rest = reference.partition(":held-out")
-    return f"{name}:train" if colon and not rest and name.startswith("avatars-") and not Path(name).exists() else None
 
 
 def _open_samples(

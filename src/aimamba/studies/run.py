@@ -144,6 +144,6 @@ def _begin(request: StudyRequest, parts: Iterable[PretrainedModel[Any]]) -> Resu
 
 
 def _evaluator(study: StudyRecipe, samples: int, size: int, device: torch.device) -> SampleEvaluator:
-    reference = open_source(study.judging.reference, progress=True)
+    reference = open_source(study.judging.reference, default_size=size, progress=True)
     extractor = open_extractor(_NETWORK, device=device)
     return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)

@@ -1,5 +1,6 @@
 """Training, evaluation and timing of the generators of a study, on codes that are encoded once."""
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Callable
@@ -8,13 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet
-from aimamba.data.sets import open_images
-from aimamba.data.shards import encode_to_shards, open_codes
-from aimamba.data.splits import Split
+from aimamba.data.sets import open_splits
+from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.studies.evaluator import Evaluator, evaluate_sampling
 from aimamba.studies.ordered import OrderedPipeline, OrderedTask, reorder
@@ -155,38 +154,14 @@ class StudyRunner:
     def codes(self) -> StudyCodes:
         """Codes of all images, encoded on first use and kept in the folder ``codes``."""
         data = self.study.data
-        sets: list[CodeSet] = []
-        names: tuple[str, ...] = ()
-        splits: tuple[tuple[Split, int | None], ...] = (
-            ("train", data.per_class),
-            ("held-out", data.held_out_per_class),
-        )
-        for split, per_class in splits:
-            folder = self._out / "codes" / split
-            images = open_images(
-                data.source,
-                size=data.size,
-                split=split,
-                per_class=per_class,
-                upscale=data.upscale,
-                max_broken=data.max_broken,
-                strict=data.strict,
-                progress=True,
-            )
-            self._log(f"codes of {len(images):,} {split} images in {folder}")
-            views = "center-flip" if data.flip and split == "train" else "center"
-            with tqdm(total=len(images), unit="image", desc=split, disable=not sys.stderr.isatty()) as bar:
-                encode_to_shards(
-                    self._tokenizer,
-                    images,
-                    folder,
-                    views=views,
-                    progress=lambda done, _, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
-                )
-            meta, codes = open_codes(folder, self._tokenizer)
-            sets.append(codes)
-            names = meta.class_names
-        return StudyCodes(sets[0], sets[1], names)
+        folder = self._out / "codes"
+        images = open_splits(**dataclasses.asdict(data), progress=True)
+        for split, part in (("train", images.train), ("held-out", images.held_out)):
+            self._log(f"codes of {len(part):,} {split} images in {folder / split}")
+        views = "center-flip" if data.flip else "center"
+        encode_splits(self._tokenizer, images, folder, views=views, progress=sys.stderr.isatty())
+        codes = open_code_splits(folder, self._tokenizer)
+        return StudyCodes(codes.train, codes.held_out, codes.meta.class_names)
 
     def _recipe(self, variant: Variant, budget: int, seed: int, lr: float | None) -> Recipe:
         return training_recipe(self.study, variant, tokenizer=self._name, budget=budget, seed=seed, lr=lr)

@@ -1,8 +1,9 @@
 """Turn a recipe into a task: open the images, build the model, load the tokenizer."""
 
+import dataclasses
 import shutil
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,10 +11,9 @@ import torch
 
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet, encode_images
-from aimamba.data.sets import ImageSet, open_images
-from aimamba.data.shards import META_FILE, encode_to_shards, open_codes
-from aimamba.data.splits import Split
-from aimamba.errors import CheckpointError, ConfigError, DataError, suggest
+from aimamba.data.sets import Splits, open_splits
+from aimamba.data.shards import META_FILE, encode_splits, open_code_splits
+from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
@@ -74,22 +74,8 @@ def make_task(
     return _generator_task(recipe, device, codes, log)
 
 
-def _images(recipe: Recipe, split: Split) -> ImageSet:
-    data = recipe.data
-    held_out = split == "held-out"
-    return open_images(
-        data.source,
-        size=data.size,
-        split=split,
-        crop="center" if held_out else data.crop,
-        flip=data.flip and not held_out,
-        per_class=data.held_out_per_class if held_out else data.per_class,
-        skip_per_class=0 if held_out else data.skip_per_class,
-        upscale=data.upscale,
-        max_broken=data.max_broken,
-        strict=data.strict,
-        progress=True,
-    )
+def _open(data: DataConfig) -> Splits:
+    return open_splits(**dataclasses.asdict(data), progress=True)
 
 
 def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
@@ -106,7 +92,7 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
         "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
     )
     _check_size(recipe, config)
-    train, held_out = _images(recipe, "train"), _images(recipe, "held-out")
+    train, held_out = _open(recipe.data)
     if initial is not None:
         return TokenizerTask(initial, train, held_out, task, seed=recipe.fit.seed)
     model = VQModel(config)
@@ -163,7 +149,7 @@ def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> A
             f"{fixed[name]}; use the tokenizer and data.size that it was trained with",
         )
     # Official weights decode with positions shifted by one; training continues without the shift.
-    model = AiM(replace(given.config, num_classes=fixed["num_classes"], decode_position_shift=0))
+    model = AiM(dataclasses.replace(given.config, num_classes=fixed["num_classes"], decode_position_shift=0))
     model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
     tensors = given.state_dict()
     if fixed["num_classes"] != given.config.num_classes:
@@ -180,7 +166,7 @@ class _CodeSource(NamedTuple):
     Attributes:
         class_names: Names of the labels.
         num_tokens: Codes of an image.
-        load: Gives training and held-out codes; this is what may take long.
+        load: Return training and held-out codes; this may take long.
     """
 
     class_names: tuple[str, ...]
@@ -189,40 +175,37 @@ class _CodeSource(NamedTuple):
 
 
 def _code_source(recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Callable[[str], None]) -> _CodeSource:
-    """Codes on disk, perhaps those that the run has kept in ``kept``; or images that are encoded now."""
+    """Find codes on disk (the recipe's own, or those that the run keeps in ``kept``), or images to encode."""
     given = Path(recipe.data.source).expanduser()
     if (given / "train" / META_FILE).is_file():
         return _codes_on_disk(given, tokenizer)
     _check_size(recipe, tokenizer.config)
     if kept is not None and _has_kept(kept, recipe.data):
         return _codes_on_disk(kept, tokenizer)
-    images, judged = _images(recipe, "train"), _images(recipe, "held-out")
+    images = _open(recipe.data)
 
     def encode() -> tuple[CodeSet, CodeSet]:
-        say(f"encoding {len(images) + len(judged):,} images with {recipe.task['tokenizer']}")
+        count = len(images.train) + len(images.held_out)
+        say(f"encoding {count:,} images with {recipe.task['tokenizer']}")
         if kept is None:
-            return encode_images(tokenizer, images, flip=recipe.data.flip), encode_images(tokenizer, judged)
+            train = encode_images(tokenizer, images.train, flip=recipe.data.flip)
+            return train, encode_images(tokenizer, images.held_out)
         draft = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(draft, ignore_errors=True)
-        for split, part, views in (
-            ("train", images, "center-flip" if recipe.data.flip else "center"),
-            ("held-out", judged, "center"),
-        ):
-            encode_to_shards(tokenizer, part, draft / split, views=views, batch_size=64)
+        views = "center-flip" if recipe.data.flip else "center"
+        encode_splits(tokenizer, images, draft, views=views, batch_size=64, progress=sys.stderr.isatty())
         (draft / _NOTE).write_text(to_toml(to_mapping(recipe.data)), encoding="utf-8")
         draft.rename(kept)
         return _codes_on_disk(kept, tokenizer).load()
 
     tokens = (recipe.data.size // tokenizer.config.downsampling) ** 2
-    return _CodeSource(images.class_names, tokens, encode)
+    return _CodeSource(images.train.class_names, tokens, encode)
 
 
 def _codes_on_disk(folder: Path, tokenizer: VQModel) -> _CodeSource:
-    meta, train = open_codes(folder / "train", tokenizer)
-    meta_of_held_out, held_out = open_codes(folder / "held-out", tokenizer)
-    if (meta.grid, meta.class_names) != (meta_of_held_out.grid, meta_of_held_out.class_names):
-        raise DataError(f"{folder}: train and held-out differ in grid or classes; encode both together")
-    return _CodeSource(meta.class_names, meta.grid[0] * meta.grid[1], lambda: (train, held_out))
+    codes = open_code_splits(folder, tokenizer)
+    grid = codes.meta.grid
+    return _CodeSource(codes.meta.class_names, grid[0] * grid[1], lambda: (codes.train, codes.held_out))
 
 
 def _has_kept(folder: Path, data: DataConfig) -> bool:

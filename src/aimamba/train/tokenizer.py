@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.config import check
+from aimamba.data.images import ImageSet
 from aimamba.data.loader import Batch, batches
-from aimamba.data.sets import ImageSet
 from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 from aimamba.models import VQModel
 from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weight, adversarial_losses

@@ -1,4 +1,4 @@
-"""ADM's files: images in a stream, statistics, and what is refused."""
+"""ADM's files: images in a stream, and what is refused."""
 
 import tracemalloc
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from aimamba.data.npz import write_npz
+from aimamba.data.sets import open_source
 from aimamba.errors import DataError
-from aimamba.evaluation.npz import write_npz
-from aimamba.evaluation.sources import open_source
 
 
 def test_what_is_written_is_what_numpy_reads(tmp_path, pixels):
@@ -19,6 +19,12 @@ def test_what_is_written_is_what_numpy_reads(tmp_path, pixels):
         assert content["arr_0"].dtype == np.uint8
         assert_array_equal(content["arr_0"], images)
         assert_array_equal(content["arr_1"], labels)
+
+
+@pytest.fixture
+def pixels():
+    """Random images of 8 pixels."""
+    return lambda n, seed=0: np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -51,17 +57,6 @@ def test_memory_stays_bounded(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3_000_000  # of 25 MB
-
-
-def test_statistics(tmp_path, pixels):
-    stored = {"mu": np.arange(3.0), "sigma": np.eye(3), "mu_s": np.ones(2, np.float32), "sigma_s": np.eye(2)}
-    np.savez(tmp_path / "both.npz", arr_0=pixels(3), **stored)
-    np.savez(tmp_path / "alone.npz", mu=stored["mu"], sigma=stored["sigma"])
-    both, alone = (open_source(str(tmp_path / f"{name}.npz")) for name in ("both", "alone"))
-    assert (len(both), len(alone), alone.size) == (3, 0, 0)
-    assert both.statistics.pooled.mean.tolist() == [0, 1, 2]
-    assert both.statistics.spatial.covariance.tolist() == [[1, 0], [0, 1]]
-    assert alone.statistics.spatial is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""The image files of a folder, to be measured or shown: every one of them, with or without classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from aimamba.config import check
+from aimamba.data.files import find_images, open_image, read_sizes
+from aimamba.data.images import Images
+from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
+from aimamba.data.transforms import center_crop, to_array
+from aimamba.errors import DataError, suggest
+
+_SHEET = "sheet.png"  # the contact sheet that aimamba writes beside images
+
+
+class ImageFiles(Images):
+    """The image files below a folder, ordered by path; sub-folders are classes, and loose images have no class.
+
+    Where ``ImageFolder`` prepares images for training and passes over broken ones, this reads every file and reports
+    the first that cannot be used. Contact sheets that aimamba wrote (``sheet.png``) are left out.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: Split = "all",
+        *,
+        size: int | None = None,
+        classes: Sequence[str] | None = None,
+        per_class: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Find the files and read their headers.
+
+        Args:
+            root: The folder.
+            split: ``"all"``, or ``"train"`` or ``"held-out"`` by the files' names, as in training.
+            size: Crop every image to its centre square and scale it down to this side in pixels. By default the images
+                must all be squares of one size.
+            classes: Take only these sub-folders.
+            per_class: Take at most this many images of each class (a fixed choice by name).
+            name: The name that the user gave the folder; by default its path.
+
+        Raises:
+            ConfigError: A number is below 1.
+            DataError: There is no image or no such class, an image is broken or smaller than ``size``, or the images
+                differ in size and ``size`` is not given.
+        """
+        check(size is None or size >= 1, f"size must be at least 1 pixel, got {size}")
+        check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
+        self.name = str(root) if name is None else name
+        self._root = root
+        found = _list(root)
+        self._names = _choose(root, found, split, classes, per_class)
+        if not self._names:
+            raise DataError(
+                f"{self.name}: there are no images; give a folder of PNG, JPEG, WebP, BMP, GIF or TIFF files"
+            )
+        self._paths = [root / path for path in self._names]
+        self._cropped = size is not None
+        self.size = self._check_sizes(size)
+        folders = [_class_of(path) for path in self._names]
+        self.class_names = ()
+        self.labels = None
+        if "" not in folders:
+            self.class_names = tuple(classes or _classes(found))
+            self.labels = np.array([self.class_names.index(folder) for folder in folders], np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._names)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The folder, and names, lengths and times of the files."""
+        stats = [(name, (self._root / name).stat()) for name in self._names]
+        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        return {"folder": str(self._root.resolve()), "size": self.size, "cropped": self._cropped, "files": files}
+
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Decode one image; ``rng`` is not used.
+
+        Raises:
+            DataError: The file is broken.
+            IndexError: ``index`` is out of range.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        image = open_image(self._paths[index])
+        return to_array(center_crop(image, self.size) if self._cropped else image)
+
+    def _check_sizes(self, wanted: int | None) -> int:
+        """Return ``wanted`` if no image is smaller; without it the side that all images have."""
+        first: tuple[int, int] | None = None
+        for path, size in zip(self._paths, read_sizes(self._paths), strict=True):
+            if isinstance(size, DataError):
+                raise size
+            first = first or size
+            image = f"{path}: the image is {size[0]} x {size[1]} pixels"
+            if wanted is not None and min(size) < wanted:
+                raise DataError(f"{image} and would have to be enlarged to {wanted}: remove it, or use a smaller size")
+            if wanted is None and (size != first or size[0] != size[1]):
+                raise DataError(
+                    f"{image}, but all must be squares of one size ({self._paths[0].name} is {first[0]} x {first[1]}): "
+                    "give --size to crop and scale them"
+                )
+        assert first is not None
+        return wanted or first[0]
+
+
+def choose_files(
+    root: Path, split: Split = "all", *, classes: Sequence[str] | None = None, per_class: int | None = None
+) -> list[str]:
+    """Return the image files below a folder, relative to it, with ``/`` between folders, but no contact sheets.
+
+    Args:
+        root: The folder.
+        split: ``"all"``, or ``"train"`` or ``"held-out"`` by the files' names.
+        classes: Take only these sub-folders.
+        per_class: Take at most this many images of each class.
+
+    Raises:
+        DataError: There is no such class, or the folder cannot be read.
+    """
+    return _choose(root, _list(root), split, classes, per_class)
+
+
+def _list(root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in find_images(root) if path.name != _SHEET]
+
+
+def _choose(
+    root: Path, found: list[str], split: Split, classes: Sequence[str] | None, per_class: int | None
+) -> list[str]:
+    if classes is not None:
+        _check_classes(root, classes, _classes(found))
+        found = [path for path in found if _class_of(path) in classes]
+    chosen = select(found, split, HELD_OUT)
+    if per_class is not None:
+        chosen = first_of_each(chosen, found, [_class_of(path) for path in found], per_class)
+    return [found[index] for index in chosen]
+
+
+def _check_classes(root: Path, classes: Sequence[str], known: list[str]) -> None:
+    if not classes or len(set(classes)) < len(classes):
+        raise DataError(f"{root}: expected at least one class and none twice, got {', '.join(classes) or 'none'}")
+    for name in classes:
+        if name not in known:
+            near = suggest(name, [*known, "train", "held-out", "all"])
+            raise DataError(
+                f"{root}: {name!r} is neither a split (train, held-out, all) nor one of its {len(known)} class "
+                f"folders{near}"
+            )
+
+
+def _classes(paths: Sequence[str]) -> list[str]:
+    """Return the sub-folders of some paths, ordered by name."""
+    return sorted({_class_of(path) for path in paths} - {""})
+
+
+def _class_of(path: str) -> str:
+    """Return the sub-folder that a path begins with; empty for a loose image."""
+    return path.partition("/")[0] if "/" in path else ""

@@ -1,0 +1,72 @@
+"""What all sets of images share: a name, a size, labels, and three ways to read them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """Labelled square images that can be read in any order: what training and encoding need."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; a label is an index into them."""
+
+    @property
+    def labels(self) -> Int64[np.ndarray, "n"]:
+        """Class index of every image."""
+
+    @property
+    def size(self) -> int:
+        """Side of every image in pixels."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Return image ``index``: a random view (crop, flip) chosen by ``rng``, or without it the centre view."""
+
+
+class Images(ABC):
+    """The base of every set of images that can be opened by name.
+
+    Attributes:
+        name: The name that the user gave it.
+        size: Side of the images in pixels.
+        class_names: Names of the classes; empty where the images have no classes or the classes no names.
+        labels: Class index of every image, (n,) int64, or None.
+    """
+
+    name: str
+    size: int
+    class_names: tuple[str, ...]
+    labels: Int64[np.ndarray, "n"] | None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Return image ``index``: a random view chosen by ``rng``, or without it the centre view."""
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """Everything that the centre views depend on, as JSON values; None where that is not known.
+
+        Features measured on the images are kept under it.
+        """
+        return None
+
+    def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
+        """Return the centre views of some images."""
+        return np.stack([self.image(index) for index in indices])
+
+    def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the centre views of all images in order."""
+        for start in range(0, len(self), batch_size):
+            yield self.take(range(start, min(start + batch_size, len(self))))

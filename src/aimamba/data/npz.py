@@ -1,0 +1,192 @@
+"""The ``.npz`` files of ADM's evaluator, read and written in a stream, so that memory does not grow with the file.
+
+``arr_0`` holds images and ``arr_1`` their labels; ``mu``, ``sigma``, ``mu_s`` and ``sigma_s`` hold Inception's
+statistics.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+
+from aimamba.data.images import Images
+from aimamba.errors import DataError
+from aimamba.files import write_atomically
+
+_IMAGES, _LABELS = "arr_0", "arr_1"
+_DAMAGED = (zipfile.BadZipFile, ValueError, EOFError, KeyError, RuntimeError)
+"""What reading can raise; RuntimeError where the file has a password or a rare compression."""
+
+
+class NpzStatistics(NamedTuple):
+    """Inception's statistics of the images, or of the larger set that the images are a part of.
+
+    Attributes:
+        mean: Of ``pool_3``, (D,).
+        covariance: (D, D).
+        spatial_mean: Of seven channels of ``mixed_6/conv``, (E,), where the file has them.
+        spatial_covariance: (E, E), likewise.
+    """
+
+    mean: Float64[np.ndarray, " d"]
+    covariance: Float64[np.ndarray, "d d"]
+    spatial_mean: Float64[np.ndarray, " e"] | None = None
+    spatial_covariance: Float64[np.ndarray, "e e"] | None = None
+
+
+class NpzImages(Images):
+    """The images of a file; a file may also hold statistics alone, and then has no images.
+
+    Attributes:
+        size: Side of the images in pixels; 0 where there are none.
+        labels: ``arr_1``, or None.
+        class_names: Empty, as the file has no names.
+        statistics: The stored statistics, or None.
+    """
+
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
+        """Read the headers.
+
+        Args:
+            path: The file.
+            name: The name that the user gave it; by default its path.
+
+        Raises:
+            DataError: The file is damaged, holds neither images nor statistics, or its images are not square uint8.
+        """
+        self.name = str(path) if name is None else name
+        self._path = path
+        self.class_names = ()
+        try:
+            with path.open("rb") as file, np.load(file) as content:
+                keys = set(content.files)
+                self.statistics = _statistics(content)
+                labels = content[_LABELS] if _LABELS in keys else None
+            shape, dtype = self._header() if _IMAGES in keys else ((0, 0, 0, 3), np.dtype(np.uint8))
+        except _DAMAGED as error:
+            raise DataError(f"{self.name}: not a readable .npz file ({error}); fetch or write it again") from error
+        if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise DataError(
+                f"{self.name}: arr_0 holds {dtype} of shape {shape}; expected square images as uint8 (n, s, s, 3)"
+            )
+        if _IMAGES not in keys and self.statistics is None:
+            raise DataError(
+                f"{self.name}: holds {', '.join(sorted(keys)) or 'no array'}; expected arr_0, or mu and sigma"
+            )
+        self._count, self.size = shape[0], shape[1]
+        self.labels = None
+        if labels is not None and labels.shape == (self._count,) and np.issubdtype(labels.dtype, np.integer):
+            self.labels = labels.astype(np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._count
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Place, length and time of the file."""
+        stat = self._path.stat()
+        return {"npz": str(self._path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
+
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Return one image; ``rng`` is not used.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self.take([index])[0]
+
+    def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield all images in order, in one pass through the file."""
+        with self._open() as file:
+            _read_header(file)
+            for start in range(0, self._count, batch_size):
+                yield self._read(file, min(batch_size, self._count - start))
+
+    def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
+        """Return some images, in one pass through the file."""
+        found: dict[int, np.ndarray] = {}
+        with self._open() as file:
+            _read_header(file)
+            begin = file.tell()
+            for index in sorted(set(indices)):
+                file.seek(begin + index * self.size**2 * 3)
+                found[index] = self._read(file, 1)[0]
+        return np.stack([found[index] for index in indices])
+
+    def _header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        with self._open() as file:
+            shape, fortran, dtype = _read_header(file)
+        if fortran:
+            raise ValueError("arr_0 is stored column by column")
+        return shape, dtype
+
+    @contextmanager
+    def _open(self) -> Iterator[zipfile.ZipExtFile]:
+        with zipfile.ZipFile(self._path) as archive, archive.open(f"{_IMAGES}.npy") as file:
+            assert isinstance(file, zipfile.ZipExtFile)
+            yield file
+
+    def _read(self, file: zipfile.ZipExtFile, count: int) -> UInt8[np.ndarray, "b s s 3"]:
+        length = count * self.size**2 * 3
+        try:
+            content = file.read(length)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{self.name}: arr_0 is damaged ({error}); fetch or write it again") from error
+        if len(content) < length:
+            raise DataError(f"{self.name}: arr_0 ends before its {self._count} images; fetch or write it again")
+        return np.frombuffer(content, np.uint8).reshape(count, self.size, self.size, 3)
+
+
+def write_npz(
+    path: Path, batches: Iterable[UInt8[np.ndarray, "b s s 3"]], labels: Int64[np.ndarray, " n"], size: int
+) -> None:
+    """Write images batch by batch, for ADM's evaluator and everything that reads its files.
+
+    Args:
+        path: The file; it is either whole or absent.
+        batches: As many images as there are labels.
+        labels: Their classes.
+        size: Their side in pixels.
+    """
+
+    def write(draft: Path) -> None:
+        with zipfile.ZipFile(draft, "w") as archive:
+            with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
+                shape = (len(labels), size, size, 3)
+                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                count = 0
+                for images in batches:
+                    file.write(np.ascontiguousarray(images).tobytes())
+                    count += len(images)
+                assert count == len(labels), f"{count} images, {len(labels)} labels"
+            with archive.open(f"{_LABELS}.npy", "w") as file:
+                np.save(file, labels)
+
+    write_atomically(path, write)
+
+
+def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _statistics(content: Any) -> NpzStatistics | None:
+    if "mu" not in content.files or "sigma" not in content.files:
+        return None
+    spatial = _moments(content, "_s") if "mu_s" in content.files and "sigma_s" in content.files else (None, None)
+    return NpzStatistics(*_moments(content, ""), *spatial)
+
+
+def _moments(content: Any, suffix: str) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
+    mean, covariance = (content[f"{key}{suffix}"].astype(np.float64) for key in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(f"mu{suffix} and sigma{suffix} have shapes {mean.shape} and {covariance.shape}")
+    return mean, covariance

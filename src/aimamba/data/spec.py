@@ -1,0 +1,183 @@
+"""How a set of images is named, in every command and recipe: NAME[-SIZE][:WHICH][:SPLIT[:N]].
+
+  avatars                       ten styles of avatars that come with the package
+  avatars-64                    the same at 64 pixels
+  avatars:planets,sprouts       chosen styles
+  fashion-mnist                 the official files, where Debian's package or $AIMAMBA_DATA has them
+  fashion-mnist:FOLDER          the official files in a folder; -28 leaves out the margin, -32 is the default
+  FOLDER                        image files; sub-folders are classes
+  FOLDER:cats,dogs              chosen classes
+  FILE.npz                      images as ADM's evaluator reads them; without WHICH, SPLIT and N
+
+SPLIT is train, held-out or, for a folder, all; N takes that many images of each class, as in
+avatars-64:planets,sprouts:held-out:6 or photos:held-out. Commands that train or encode use both splits, so there the
+name has none. Commands that measure or show images take the held-out images of a named set and all of a folder where
+no split is given. Of avatars there are 3,000 train and 500 held-out images of each style, or N. A path that exists
+goes before a name.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from aimamba.data.splits import Split
+from aimamba.errors import DataError, suggest
+
+Kind = Literal["avatars", "fashion-mnist", "folder", "npz", "file"]
+
+NAMES = ("avatars", "fashion-mnist")
+FASHION_SIDES = (28, 32)
+"""Sides of Fashion-MNIST's images in pixels, without and with a margin."""
+
+_NAMED = re.compile(rf"({'|'.join(NAMES)})(?:-(\d+))?(?::(.*))?", re.DOTALL)
+_SPLIT = re.compile(r"(.*):(train|held-out|all)(?::([^:]*))?", re.DOTALL)
+_IDX_FILE = re.compile(r"(train|t10k)-images-idx3-ubyte(\.gz)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """The parsed name of a set of images; ``parse_spec`` makes it.
+
+    Attributes:
+        text: The name as the user wrote it.
+        kind: ``"file"`` is a single file that is not an ``.npz``.
+        path: The folder or file; of ``fashion-mnist`` the folder of its files, where it is given.
+        size: Side in pixels, where the name has it.
+        which: Styles or classes, where the name has them.
+        split: The split, where the name has it.
+        per_class: How many images of each class, where the name has it.
+    """
+
+    text: str
+    kind: Kind
+    path: Path | None = None
+    size: int | None = None
+    which: tuple[str, ...] | None = None
+    split: Split | None = None
+    per_class: int | None = None
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether the images can have any size and the name does not say which."""
+        return self.kind == "avatars" and self.size is None
+
+    def resolve_size(self, size: int | None, *, default: int | None = None) -> int | None:
+        """Return the side of the images: the one in the name, else ``size``, else ``default``.
+
+        The default of Fashion-MNIST is 32 pixels, unless ``default`` is 28.
+
+        Raises:
+            DataError: The name has one size and ``size`` is another.
+        """
+        if self.size is not None and size is not None and size != self.size:
+            raise DataError(
+                f"{self.text}: the name says {self.size} pixels, but the size is set to {size}; "
+                "leave one out, or make them equal"
+            )
+        if self.kind == "fashion-mnist" and default not in FASHION_SIDES:
+            default = FASHION_SIDES[-1]
+        return self.size if self.size is not None else size if size is not None else default
+
+
+def parse_spec(text: str) -> ImageSpec:
+    """Parse the name of a set of images (see the table above).
+
+    Raises:
+        DataError: There is no such path and no such name; the nearest is suggested.
+    """
+    if (path := _existing(text)) is not None:
+        return _of_path(text, path)
+    body, split, per_class = _cut_split(text)
+    if body != text and (path := _existing(body)) is not None:
+        return _of_path(text, path, None, split, per_class)
+    folder, _, which = body.rpartition(":")
+    if (path := _existing(folder)) is not None and not _holds_fashion_mnist(path):
+        return _of_path(text, path, _names(which), split, per_class)
+    named = _NAMED.fullmatch(body)
+    if named is None:
+        _refuse(text, body)
+    name, size, rest = named.groups()
+    side = None if size is None else int(size)
+    if name == "avatars":
+        styles = None if rest is None else _names(rest)
+        return ImageSpec(text=text, kind="avatars", size=side, which=styles, split=split, per_class=per_class)
+    files = Path(rest).expanduser() if rest else None
+    return ImageSpec(text=text, kind="fashion-mnist", path=files, size=side, split=split, per_class=per_class)
+
+
+def training_set_of(text: str) -> str | None:
+    """Return the name of the training images that belong to a whole held-out set.
+
+    Returns:
+        ``"avatars-64:train"`` for ``"avatars-64:held-out"``; None for a folder, a file, a part of a set and a set that
+        is not held out.
+    """
+    spec = parse_spec(text)
+    if spec.kind not in NAMES or spec.split not in (None, "held-out") or spec.per_class is not None:
+        return None
+    return f"{text.removesuffix(':held-out')}:train"
+
+
+def _existing(text: str) -> Path | None:
+    """The path, if there is one and it can be looked up."""
+    if not text:
+        return None
+    path = Path(text).expanduser()
+    try:
+        return path if path.exists() else None
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return None
+
+
+def _cut_split(text: str) -> tuple[str, Split | None, int | None]:
+    """The name without split and number, the split, the number."""
+    found = _SPLIT.fullmatch(text)
+    if found is None:
+        return text, None, None
+    body, split, amount = found.groups()
+    if amount is not None and not (amount.isascii() and amount.isdigit() and int(amount) > 0):
+        raise DataError(
+            f"{text}: expected a number of images of each class after {split}, as in {body}:{split}:10, got {amount!r}"
+        )
+    return body, split, None if amount is None else int(amount)  # type: ignore[return-value]  # a Split, as matched
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _of_path(
+    text: str,
+    path: Path,
+    which: tuple[str, ...] | None = None,
+    split: Split | None = None,
+    per_class: int | None = None,
+) -> ImageSpec:
+    kind: Kind = "folder" if path.is_dir() else "npz" if path.suffix == ".npz" else "file"
+    if kind == "folder" and which is None and _holds_fashion_mnist(path):
+        kind = "fashion-mnist"
+    if kind in ("npz", "file") and (which, split) != (None, None):
+        raise DataError(f"{text}: a file has no classes or splits to choose from; give {path} alone")
+    return ImageSpec(text=text, kind=kind, path=path, which=which, split=split, per_class=per_class)
+
+
+def _holds_fashion_mnist(folder: Path) -> bool:
+    try:
+        return any(_IDX_FILE.fullmatch(path.name) for path in folder.iterdir())
+    except OSError:  # a file, or a folder that cannot be listed; whoever opens it reports that
+        return False
+
+
+def _refuse(text: str, body: str) -> NoReturn:
+    """Raise the error for an unknown name, with the nearest name or file."""
+    path = Path(body).expanduser()
+    try:
+        known = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):  # no such folder, or none that can be listed
+        known = []
+    word = path.name
+    if "/" not in body:
+        word = re.sub(r"(-\d+)?(:.*)?$", "", body, flags=re.DOTALL)
+        known = [*NAMES, *known]
+    raise DataError(f"{text}: no such file, folder or named set{suggest(word, known)}")
