@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from aimamba import AiM
 from aimamba.generation.engines.recorded_step import bytes_per_row
 from aimamba.models import AIM_PRESETS
-from aimamba.ops.mixer import step as decoding
+from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.sampling import logits as plain
 
 ROWS = (2, 16, 128)  # guided images have two rows each
@@ -66,12 +66,12 @@ def bandwidth() -> float:
     return 2 * source.nbytes / microseconds([lambda: target.copy_(source)]) * 1e6
 
 
-def mixing_weights(heads: int) -> decoding.MixerWeights:
+def mixing_weights(heads: int) -> MixerWeights:
     """Random weights of a mixer's middle, as a bfloat16 model holds them."""
     inner, channels = heads * WIDTH, heads * WIDTH + 2 * STATES
     made = functools.partial(torch.randn, device=DEVICE)
     narrow = functools.partial(made, dtype=DTYPE)
-    return decoding.MixerWeights(
+    return MixerWeights(
         narrow(channels, TAPS), narrow(channels), made(heads) - 4, made(heads), made(heads), made(inner)
     )
 
@@ -126,7 +126,7 @@ def time_mixing(form: str, model: AiM, rows: int, position: int) -> list[dict[st
 
 def time_modulation(model: AiM, rows: int) -> list[dict[str, object]]:
     """Every layout of the kernel between blocks."""
-    from aimamba.ops.norm.triton import modulated as modulation  # noqa: PLC0415 - not for an estimate
+    from aimamba.ops.norm.triton import residual as modulation  # noqa: PLC0415 - not for an estimate
 
     width = model.config.width
     size = rows * width * (4 + 4 + 5 * 2)
@@ -140,7 +140,7 @@ def time_modulation(model: AiM, rows: int) -> list[dict[str, object]]:
     for warps in (2, 4, 8, 16):
         calls = [
             functools.partial(
-                modulation.modulated_norm_step, residual, weight, three[:, 0], three[:, 1],
+                modulation.residual_norm_step, residual, weight, three[:, 0], three[:, 1],
                 mixed=mixed, gate=three[:, 2], squares=squares, inner=2 * width, launch=modulation.Launch(warps),
             )
             for residual, three, mixed, squares in sets
@@ -190,7 +190,7 @@ def modulated_products(model: AiM, rows: int) -> dict[str, Callable[..., object]
     mixed = made(rows, width, dtype=DTYPE)
 
     def product(_: torch.Tensor, weight: torch.Tensor, *, launch: products.Launch) -> object:
-        return products.modulated_linear_step(
+        return products.residual_linear_step(
             residual, norm_weight, shift, scale, weight,
             mixed=mixed, gate=gate, squares=squares, inner=2 * width, launch=launch,
         )  # fmt: skip
@@ -207,7 +207,7 @@ def time_sampling(rows: int) -> list[dict[str, object]]:
     logits = torch.randn(rows, 16384, device=DEVICE, dtype=DTYPE)
     given = {
         "uniform": torch.rand(images, device=DEVICE, dtype=torch.float64),
-        "twins": images + torch.arange(images, device=DEVICE),
+        "unconditional_rows": images + torch.arange(images, device=DEVICE),
         "scale": torch.full((images,), 2.0, device=DEVICE),
     }
     found = []

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from aimamba.models.mamba2 import MixerState
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.mixer.cache import Position, seen, write
+from aimamba.ops.cache import Position, seen, write
 
 _ROTARY_BASE = 10_000.0
 

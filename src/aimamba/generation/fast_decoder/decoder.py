@@ -1,6 +1,6 @@
 """The tokenizer's decoder made ready to draw: the same images for less work. It cannot be trained.
 
-On CPU convolutions go through a native kernel where it can be had (``aimamba.ops.conv.winograd``), which takes
+On CPU convolutions go through a native kernel where it can be had (``aimamba.ops.conv.native.winograd``), which takes
 a quarter of the products and does norms, swish and residuals on the way. Elsewhere they are PyTorch's, channels last in
 memory, and a repetition followed by a convolution is one convolution on the small grid (see ``folded``).
 

@@ -1,4 +1,4 @@
-"""The tokenizer's decoder on CPU through the kernel of ``aimamba.ops.conv.winograd``, in float32.
+"""The tokenizer's decoder on CPU through the kernel of ``aimamba.ops.conv.native.winograd``, in float32.
 
 The kernel reads four times as many weights as a convolution has. So the widest convolutions, which stand at the
 coarsest grids and take little time, stay with PyTorch.
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from aimamba.generation.fast_decoder.folded import FoldedUpsample
 from aimamba.models.vq import Decoder, Level, ResidualBlock, SpatialAttention, Upsample
-from aimamba.ops.conv.winograd import Convolved, PackedConvolution, convolve, fits, load_kernel, pack
+from aimamba.ops.conv.native.winograd import Convolved, convolve, load_kernel, unsupported
+from aimamba.ops.conv.winograd import PackedConvolution, pack
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PANEL = 32
@@ -45,7 +46,7 @@ class NativeDecoder:
     def make(cls, decoder: Decoder) -> "NativeDecoder | None":
         """Prepare ``decoder``, or say None where the kernel cannot be had or cannot compute it."""
         widths = {part.num_channels for part in decoder.modules() if isinstance(part, nn.GroupNorm)}
-        if decoder.stem.weight.dtype not in _DTYPES or not fits(decoder.stem.in_channels):
+        if decoder.stem.weight.dtype not in _DTYPES or unsupported(decoder.stem.in_channels):
             return None
         if any(width % _PANEL for width in widths):
             return None

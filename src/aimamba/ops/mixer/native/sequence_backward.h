@@ -17,7 +17,7 @@ struct Gate {
 
 // Where gradients go. Those of parameters come in parts, which are yet to be summed.
 template <typename T>
-struct MixingGradients {
+struct SequenceGradients {
     T* projected;        // (B, L, E + C + H)
     float* conv_weight;  // (B, TAPS, C)
     float* conv_bias;    // (B, C)
@@ -28,10 +28,10 @@ struct MixingGradients {
 };
 
 template <typename T>
-class MixingBackward {
+class SequenceBackward {
   public:
-    MixingBackward(const Mixer<T>& mixer, const Team& team, const float* ssd, const float* inverse, const T* out,
-                   const T* dout, const MixingGradients<T>& into)
+    SequenceBackward(const Mixer<T>& mixer, const Team& team, const float* ssd, const float* inverse, const T* out,
+                   const T* dout, const SequenceGradients<T>& into)
         : mixer_(mixer), ssd_(ssd), inverse_(inverse), dout_(dout), into_(into) {
         const Shape& shape = mixer.shape;
         const int tiles = shape.tiles(), padded = shape.padded(), pitch = shape.pitch();
@@ -360,7 +360,7 @@ class MixingBackward {
     const float* const ssd_;
     const float* const inverse_;
     const T* const dout_;
-    const MixingGradients<T>& into_;
+    const SequenceGradients<T>& into_;
     std::vector<Shared<Unit>> shared_;
     Buffer<float> common_;  // (B, L)
 };

@@ -6,10 +6,10 @@
 namespace aim {
 
 template <typename T>
-class MixingForward {
+class SequenceForward {
   public:
     // `ssd`: (B, L, E), y before the skip, and `inverse`: (B, L), one over the root mean square, for the backward pass.
-    MixingForward(const Mixer<T>& mixer, const Team& team, float* ssd, float* inverse, T* out)
+    SequenceForward(const Mixer<T>& mixer, const Team& team, float* ssd, float* inverse, T* out)
         : mixer_(mixer), ssd_(ssd) {
         const Shape& shape = mixer.shape;
         shared_ = shared_parts(mixer, team, Layout::joined);

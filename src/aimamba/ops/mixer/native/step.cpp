@@ -94,14 +94,14 @@ class Stepper {
         });
     }
 
-    // A code for every image; `twins` are the rows that images are guided away from.
-    void draw_all(int images, const float* logits, const int64_t* twins, const float* scales,
-                  const float* temperatures, const double* uniforms, int64_t* codes) {
+    // Sample a token for every image; `unconditional` holds the index of each image's unconditional row.
+    void sample_all(int images, const float* logits, const int64_t* unconditional, const float* scales,
+                    const float* temperatures, const double* uniforms, int64_t* tokens) {
         const int count = shape.vocabulary;
         threads_.run(1, [&](Course& course) {
             course.share(images, [&](int i) {
-                codes[i] = draw(logits + size_t(i) * count, logits + size_t(twins[i]) * count, scales[i],
-                                temperatures[i], uniforms[i], count);
+                tokens[i] = sample(logits + size_t(i) * count, logits + size_t(unconditional[i]) * count, scales[i],
+                                   temperatures[i], uniforms[i], count);
             });
         });
     }
@@ -326,8 +326,6 @@ std::vector<float> copied(const float* from, size_t count) { return std::vector<
 
 extern "C" {
 
-int aim_lanes() { return aim::W; }
-
 void* aim_create(const int* shape, int kind, int threads) {
     aim::Shape all;
     static_assert(sizeof all == 10 * sizeof(int), "the fields of Shape");
@@ -366,8 +364,10 @@ void aim_step(void* stepper, int rows, float* residual, const float* modulation,
                                               reinterpret_cast<const aim::Memories*>(memories), positions, logits);
 }
 
-void aim_draw(void* stepper, int images, const float* logits, const int64_t* twins, const float* scales,
-              const float* temperatures, const double* uniforms, int64_t* codes) {
-    static_cast<aim::Stepper*>(stepper)->draw_all(images, logits, twins, scales, temperatures, uniforms, codes);
+// `unconditional`: for every image the index of its unconditional row of logits, or of its own row.
+void aim_sample(void* stepper, int images, const float* logits, const int64_t* unconditional, const float* scales,
+                const float* temperatures, const double* uniforms, int64_t* tokens) {
+    static_cast<aim::Stepper*>(stepper)->sample_all(images, logits, unconditional, scales, temperatures, uniforms,
+                                                    tokens);
 }
 }
