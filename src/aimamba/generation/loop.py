@@ -90,9 +90,7 @@ def generate(
         if prefix is not None and t < known:
             codes[:, t] = prefix[:, t]
         else:
-            codes[:, t] = draw(
-                logits, uniforms[t], unconditional_rows=unconditional_rows, scale=scales[t], **settings
-            )
+            codes[:, t] = draw(logits, uniforms[t], unconditional_rows=unconditional_rows, scale=scales[t], **settings)
         inputs = torch.cat([codes[:, t], codes[guided, t]])
         yield codes[:, : t + 1]
     if not bool(logits.isfinite().all()):  # asked once, at the end: what a row remembers stays not finite

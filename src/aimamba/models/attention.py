@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.mamba2 import MixerState
-from aimamba.ops.linear.linear import linear
 from aimamba.ops.cache import Position, seen, write
+from aimamba.ops.linear.linear import linear
 
 _ROTARY_BASE = 10_000.0
 

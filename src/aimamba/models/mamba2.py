@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
+from aimamba.ops.cache import Position
 from aimamba.ops.conv.causal import causal_conv_step
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.cache import Position
 from aimamba.ops.mixer.dispatch import mixer_sequence
 from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.norm.rms import gated_rms_norm

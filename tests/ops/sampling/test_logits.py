@@ -1,4 +1,4 @@
-"""Filters against the official sampler, and the draw against its definition."""
+"""Filters against the official sampler, and sampling against its definition."""
 
 import re
 
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from aimamba.ops.sampling.logits import draw, guide, sample, top_k_filter, top_p_filter
+from aimamba.ops.sampling.logits import guide, sample, sample_categorical, top_k_filter, top_p_filter
 
 VOCABULARY = 12
 
@@ -20,7 +20,7 @@ def some_logits(rows=6, *, seed=0, scale=2.0):
 
 
 def evenly(count):
-    """The midpoints of ``count`` equal parts of [0, 1): drawing at all of them counts every code exactly."""
+    """The midpoints of ``count`` equal parts of [0, 1): sampling at all of them counts every token exactly."""
     return (torch.arange(count, dtype=torch.float64) + 0.5) / count
 
 
@@ -56,7 +56,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p):
     probabilities, order = logits.softmax(dim=-1)[0].sort(descending=True)
     kept = top_p_filter(logits, p).isfinite()[0][order]
     count = int(kept.sum())
-    assert kept[:count].all(), "the likeliest codes are the ones kept"
+    assert kept[:count].all(), "the likeliest tokens are kept"
     assert float(probabilities[:count].sum()) >= p - 1e-9
     assert float(probabilities[: count - 1].sum()) < p + 1e-9
 
@@ -94,7 +94,7 @@ def test_temperature_comes_before_the_filters():
     assert (frequencies(logits, temperature=3.0, top_p=0.8) - expected).abs().max() < 1e-4
 
 
-def test_temperature_zero_takes_the_likeliest_code():
+def test_temperature_zero_takes_the_likeliest_token():
     logits = some_logits(50)
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sample(logits, uniform, temperature=0.0), logits.argmax(dim=-1))
@@ -122,48 +122,48 @@ def test_guidance():
     hnp.arrays("float64", (3, 7), elements=st.one_of(st.just(0.0), st.floats(1e-6, 1.0))),
     hnp.arrays("float64", 3, elements=st.floats(0, 1, exclude_max=True)),
 )
-def test_draw_inverts_the_cumulative_distribution(weights, uniform):
-    weights[:, 3] = 0.5  # at least one code in every row
+def test_sampling_inverts_the_cumulative_distribution(weights, uniform):
+    weights[:, 3] = 0.5  # at least one token in every row
     probabilities = torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
-    drawn = draw(probabilities, torch.from_numpy(uniform))
+    sampled = sample_categorical(probabilities, torch.from_numpy(uniform))
     for row in range(3):
-        code = int(drawn[row])
+        code = int(sampled[row])
         assert probabilities[row, code] > 0
         below, upto = float(probabilities[row, :code].sum()), float(probabilities[row, : code + 1].sum())
         assert below - 1e-12 <= uniform[row] <= upto + 1e-12
-        alone = draw(probabilities[row : row + 1], torch.from_numpy(uniform[row : row + 1]))
-        assert int(alone) == code, "a row draws alike alone and in company"
+        alone = sample_categorical(probabilities[row : row + 1], torch.from_numpy(uniform[row : row + 1]))
+        assert int(alone) == code, "a row does not depend on its batch"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draw_at_both_ends(dtype):
+def test_sampling_at_both_ends(dtype):
     probabilities = torch.tensor([[0.0, 0.0, 0.2, 0.0, 0.8, 0.0], [0.1] * 5 + [0.5]], dtype=dtype)
-    assert draw(probabilities, torch.zeros(2, dtype=dtype)).tolist() == [2, 0]
+    assert sample_categorical(probabilities, torch.zeros(2, dtype=dtype)).tolist() == [2, 0]
     almost = torch.full((2,), torch.nextafter(torch.tensor(1.0, dtype=dtype), torch.tensor(0.0, dtype=dtype)).item())
-    assert draw(probabilities, almost.to(dtype)).tolist() == [4, 5]
+    assert sample_categorical(probabilities, almost.to(dtype)).tolist() == [4, 5]
 
 
-def test_draw_even_at_one_gives_a_possible_code():
-    assert draw(torch.tensor([[0.5, 0.5, 0.0]]), torch.ones(1)).item() == 1
+def test_sampling_even_at_one_gives_a_possible_token():
+    assert sample_categorical(torch.tensor([[0.5, 0.5, 0.0]]), torch.ones(1)).item() == 1
 
 
-def test_draw_from_what_is_no_number_stays_in_the_vocabulary():
-    drawn = draw(torch.tensor([[0.25, torch.nan, 0.25], [0.0, 1.0, 0.0]]), torch.tensor([0.9, 0.9]))
-    assert 0 <= drawn[0] < 3
-    assert drawn[1] == 1, "the other rows see nothing of it"
+def test_sampling_from_nan_stays_in_the_vocabulary():
+    sampled = sample_categorical(torch.tensor([[0.25, torch.nan, 0.25], [0.0, 1.0, 0.0]]), torch.tensor([0.9, 0.9]))
+    assert 0 <= sampled[0] < 3
+    assert sampled[1] == 1, "the other rows are not affected"
 
 
-def test_draw_frequencies():
+def test_sampling_frequencies():
     probabilities = some_logits(1, seed=4).softmax(dim=-1)
     probabilities[0, 3] = 0
     probabilities /= probabilities.sum()
     count = 50_000
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    seen = draw(probabilities.expand(count, -1), uniform).bincount(minlength=VOCABULARY)
+    seen = sample_categorical(probabilities.expand(count, -1), uniform).bincount(minlength=VOCABULARY)
     expected = probabilities[0] * count
     assert seen[3] == 0
     possible = expected > 0
     chi_square = ((seen - expected).square()[possible] / expected[possible]).sum()
     assert chi_square < 29.6, "beyond the 0.999 quantile with 10 degrees of freedom"
-    even = draw(probabilities.expand(count, -1), evenly(count)).bincount(minlength=VOCABULARY)
+    even = sample_categorical(probabilities.expand(count, -1), evenly(count)).bincount(minlength=VOCABULARY)
     assert (even - expected).abs().max() <= 1.1

@@ -26,9 +26,6 @@ from torch.nn import functional as F
 from aimamba.ops.mixer.weights import MixerWeights
 
 
-
-
-
 class _Token(NamedTuple):
     """One token after the convolution, in float32 or better."""
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5) -> Float[Tensor, "*b d"]:
-    """Scale ``x`` to unit root mean square, then by ``weight``; computed in float32 or better, in the dtype of ``x``."""
+    """Scale ``x`` to unit root mean square, then by ``weight``. Computed in float32 or better; ``x`` sets the dtype."""
     wide = x if x.dtype == torch.float64 else x.float()
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)

@@ -201,9 +201,9 @@ def _try_triton(
     except Exception as error:  # whatever a compiler, a driver or another version of Triton may raise
         return f"{type(error).__name__}: {error}".splitlines()[0]
     for name, ours, plain in zip(("y", "x", "dt", "A", "B", "C"), *results, strict=True):
-        error = float((ours - plain).abs().max() / plain.abs().max())
-        if not error <= _TOLERANCE[dtype]:
-            return f"{name} or its gradient is off by {error:.1g} of its largest number"
+        deviation = float((ours - plain).abs().max() / plain.abs().max())
+        if not deviation <= _TOLERANCE[dtype]:
+            return f"{name} or its gradient is off by {deviation:.1g} of its largest number"
     return None
 
 

@@ -58,7 +58,7 @@ def _silu(x):
 @triton.jit
 @no_type_check
 def _softplus(x):
-    """Return ``log(1 + exp(x))``; the quotient corrects the rounding of ``1 + small``, which matters for small steps."""
+    """Return ``log(1 + exp(x))``; the quotient corrects the rounding of ``1 + small``, which small steps need."""
     small = tl.exp(-tl.abs(x))
     one = 1 + small
     exact = tl.where(one == 1, small, tl.log(one) * (small / tl.where(one == 1, 1.0, one - 1)))
