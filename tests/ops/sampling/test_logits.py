@@ -25,8 +25,8 @@ def evenly(count):
 
 
 def frequencies(logits, count=20_000, **settings):
-    codes = sample(logits.expand(count, -1), evenly(count), **settings)
-    return codes.bincount(minlength=logits.shape[-1]) / count
+    tokens = sample(logits.expand(count, -1), evenly(count), **settings)
+    return tokens.bincount(minlength=logits.shape[-1]) / count
 
 
 def test_filters_equal_the_official_sampler(golden):
@@ -59,6 +59,76 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p):
     assert kept[:count].all(), "the likeliest tokens are kept"
     assert float(probabilities[:count].sum()) >= p - 1e-9
     assert float(probabilities[: count - 1].sum()) < p + 1e-9
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [
+        (0.25, 2),
+        (0.25 + 2**-20, 3),
+        (0.125, 1),
+        (0.5, 4),
+        (0.5 - 2**-20, 4),
+        (0.75, 6),
+        (0.875, 7),
+        (0.875 + 2**-20, 8),
+    ],
+)
+def test_top_p_exactly_at_its_boundary(p, kept, per_row):
+    """Eight tokens of probability 1/8: every sum of them, p and 1 - p are exact in float32."""
+    logits = torch.tensor([[0.0, -torch.inf, *[0.0] * 7]])
+    assert logits.softmax(dim=-1)[0].unique().tolist() == [0.0, 0.125]
+    got = top_p_filter(logits, torch.tensor([p]) if per_row else p)
+    assert int(got.isfinite().sum()) == kept
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [
+        (0.0, [1]),
+        (2**-20, [1]),
+        (0.5 - 2**-20, [1]),
+        (0.5 + 2**-20, [1, 3]),
+        (0.75 - 2**-20, [1, 3]),
+        (0.75 + 2**-20, [0, 1, 3]),
+        (1.0, [0, 1, 2, 3, 4]),
+        (2.0, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_top_p_near_its_boundaries(p, kept, per_row):
+    logits = torch.tensor([[0.125, 0.5, 0.0625, 0.25, 0.0625]]).log()
+    got = top_p_filter(logits, torch.tensor([p]) if per_row else p)
+    assert got.isfinite()[0].nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize("p", [1.0, torch.tensor([1.0])], ids=["number", "per row"])
+def test_top_p_of_one_keeps_even_what_float32_cannot_resolve(p):
+    logits = torch.tensor([[0.0, -300.0]])
+    assert logits.softmax(dim=-1)[0, 1] == 0
+    assert torch.equal(top_p_filter(logits, p), logits)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("k", "kept"),
+    [
+        (1, [[1, 3], [0]]),
+        (2, [[1, 3], [0, 1]]),
+        (3, [[1, 3, 4], [0, 1, 2]]),
+        (4, [[1, 2, 3, 4], [0, 1, 2, 3]]),
+        (5, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+        (6, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+        (0, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+    ],
+)
+def test_top_k_at_every_boundary(k, kept, per_row):
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    got = top_k_filter(logits, torch.full((2,), k) if per_row else k)
+    assert [row.isfinite().nonzero().flatten().tolist() for row in got] == kept
+    finite = got.isfinite()
+    assert torch.equal(got[finite], logits[finite]), "what is kept does not change"
 
 
 def test_filters_leave_their_input_alone():
@@ -127,12 +197,12 @@ def test_sampling_inverts_the_cumulative_distribution(weights, uniform):
     probabilities = torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
     sampled = sample_categorical(probabilities, torch.from_numpy(uniform))
     for row in range(3):
-        code = int(sampled[row])
-        assert probabilities[row, code] > 0
-        below, upto = float(probabilities[row, :code].sum()), float(probabilities[row, : code + 1].sum())
+        token = int(sampled[row])
+        assert probabilities[row, token] > 0
+        below, upto = float(probabilities[row, :token].sum()), float(probabilities[row, : token + 1].sum())
         assert below - 1e-12 <= uniform[row] <= upto + 1e-12
         alone = sample_categorical(probabilities[row : row + 1], torch.from_numpy(uniform[row : row + 1]))
-        assert int(alone) == code, "a row does not depend on its batch"
+        assert int(alone) == token, "a row does not depend on its batch"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -141,6 +211,14 @@ def test_sampling_at_both_ends(dtype):
     assert sample_categorical(probabilities, torch.zeros(2, dtype=dtype)).tolist() == [2, 0]
     almost = torch.full((2,), torch.nextafter(torch.tensor(1.0, dtype=dtype), torch.tensor(0.0, dtype=dtype)).item())
     assert sample_categorical(probabilities, almost.to(dtype)).tolist() == [4, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sampling_at_the_boundary_between_tokens(dtype):
+    """A token owns its interval of the cumulative distribution from its start, included, to its end, excluded."""
+    probabilities = torch.tensor([0.25, 0.0, 0.5, 0.25], dtype=dtype)
+    uniform = torch.tensor([0.0, 0.25 - 2**-24, 0.25, 0.75 - 2**-24, 0.75], dtype=torch.float64)
+    assert sample_categorical(probabilities.expand(5, -1), uniform).tolist() == [0, 0, 2, 2, 3]
 
 
 def test_sampling_even_at_one_gives_a_possible_token():

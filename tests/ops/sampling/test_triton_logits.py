@@ -32,9 +32,7 @@ def test_samples_the_same(guided, settings, dtype):
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(2 * IMAGES, VOCABULARY, generator=generator)).to(device=device, dtype=dtype)
     if guided:
-        settings["unconditional_rows"] = torch.tensor(
-            [6, 1, 7, 8, 9, 5], device=device
-        )  # the second and the last are not guided
+        settings["unconditional_rows"] = torch.tensor([6, 1, 7, 8, 9, 5], device=device)  # not the second and the last
         settings["scale"] = torch.tensor([2.0, 1.0, 0.5, 1.0, 4.0, 1.0], device=device)
     for _ in range(3):
         uniform = torch.rand(IMAGES, generator=generator, dtype=torch.float64).to(device)
