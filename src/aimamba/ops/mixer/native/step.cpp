@@ -1,20 +1,21 @@
-// One decoding step of AiM on Mamba-2, from the residual of every row to its logits (see
+// One decoding step of AiM with Mamba-2, from the residual of every row to its logits (see
 // aimamba/generation/engines/native.py).
 //
-// Shape letters: R rows, D width, E inner width, H heads, P head width, N state, K tokens that the cache holds.
+// Shape letters: R rows, D width, E inner width, H heads, P head width, N state size, K slots of the cache,
+// V vocabulary.
 
 #include <memory>
 
-#include "sampling/native/sample.h"
 #include "native/panels.h"
 #include "native/threads.h"
+#include "sampling/native/sample.h"
 
 namespace aim {
 
 struct Shape {
     int layers, width, inner, heads, state, taps, vocabulary;
-    int first, later;  // tokens cached before they are folded into the state, the first time and from then on
-    int slots;         // K, which is `first` or `later`, whichever is more, or less where no image is that long
+    int first, later;  // number of cached tokens when they are folded into the state: the first time, and afterwards
+    int slots;         // K: the larger of `first` and `later`, or less if no image is that long
     int head() const { return inner / heads; }
     int convolved() const { return inner + 2 * state; }
 };
@@ -24,14 +25,14 @@ struct Layer {
     std::vector<float> norm, conv_weight, conv_bias, dt_bias, A, D, gate_norm;  // conv_weight (taps, E + 2 N)
 };
 
-// What one block remembers of all rows. `inputs`, `B`, `weights` are the dual form's cache: x and B of past tokens and,
-// for every head, dt times the decay since. `folded` is the state of older tokens, and `carry` its decay since.
+// The memory of one block for all rows. `inputs`, `B` and `weights` are the cache of the dual form: x and B of past
+// tokens and, for every head, dt times the decay since. `folded` is the state of older tokens, `carry` its decay since.
 struct Memories {
     float* window;   // (R, taps - 1, E + 2 N), oldest first
     void* inputs;    // (R, H, K, P), in float32 or bfloat16
-    void* B;         // (R, K, N), the same
+    void* B;         // (R, K, N), likewise
     float* weights;  // (R, H, K)
-    float* folded;   // (R, H, N, P); absent where no image is long enough
+    float* folded;   // (R, H, N, P); null if no image is long enough
     float* carry;    // (R, H)
 };
 
@@ -110,7 +111,7 @@ class Stepper {
     Threads threads_;
     int rows_ = 0;
     std::unique_ptr<Inputs> narrow_, wide_;             // inputs of in_proj and head (R, D), and of out_proj (R, E)
-    std::vector<float> gate_, convolved_, dt_, mixed_;  // silu(z) (R, E), (R, E + 2 N), (R, H), (R, E)
+    std::vector<float> gate_, convolved_, dt_, gated_;  // silu(z) (R, E), (R, E + 2 N), (R, H), (R, E)
 
     void reserve(int rows) {
         if (rows <= rows_) return;
@@ -119,7 +120,7 @@ class Stepper {
         gate_.resize(size_t(rows) * shape.inner);
         convolved_.resize(size_t(rows) * shape.convolved());
         dt_.resize(size_t(rows) * shape.heads);
-        mixed_.resize(size_t(rows) * shape.inner);
+        gated_.resize(size_t(rows) * shape.inner);
         rows_ = rows;
     }
 
@@ -146,8 +147,8 @@ class Stepper {
         course.share(rows * parts, [&](int task) {
             const int row = task / parts, part = task % parts;
             const int from = shape.heads * part / parts, to = shape.heads * (part + 1) / parts;
-            if (kind == Kind::float32) mix<float>(layer, memory, row, positions[row], from, to);
-            else mix<bfloat16>(layer, memory, row, positions[row], from, to);
+            if (kind == Kind::float32) ssd<float>(layer, memory, row, positions[row], from, to);
+            else ssd<bfloat16>(layer, memory, row, positions[row], from, to);
             if (parts == 1) normalise(layer, row);
         });
         if (parts > 1) course.share(rows, [&](int row) { normalise(layer, row); });
@@ -161,12 +162,12 @@ class Stepper {
         });
     }
 
-    // Tokens that a row's cache holds when it takes the one at `position`.
+    // Number of tokens in a row's cache before the one at `position`, which is also the slot of that one.
     int cached(int64_t position) const {
         return int(position < shape.first ? position : (position - shape.first) % shape.later);
     }
 
-    // W numbers of the projection (z, x, B, C, dt): gate, convolve and remember, or turn into step sizes.
+    // Handle W numbers of the projection (z, x, B, C, dt): apply silu, convolve and cache, or compute step sizes.
     void take_projection(const Layer& layer, const Memories& memory, int row, int64_t position, int place,
                          Floats value) {
         const int inner = shape.inner, channels = shape.convolved(), past = shape.taps - 1;
@@ -207,9 +208,10 @@ class Stepper {
         }
     }
 
-    // y_t = sum over cached s of (C_t . B_s) weight_s x_s, plus what the folded state gives; heads `from` to `to` - 1.
+    // y_t = sum over cached s of (C_t . B_s) weight_s x_s, plus the part of the folded state; then the skip and the
+    // gate. For heads from ... to - 1.
     template <typename T>
-    void mix(const Layer& layer, const Memories& memory, int row, int64_t position, int from, int to) {
+    void ssd(const Layer& layer, const Memories& memory, int row, int64_t position, int from, int to) {
         const int P = shape.head(), N = shape.state, K = shape.slots, count = cached(position) + 1;
         const bool has_state = position >= shape.first;
         const bool full = memory.folded && count == (has_state ? shape.later : shape.first);
@@ -236,7 +238,7 @@ class Stepper {
             const size_t to = size_t(row) * shape.inner + head * P;
             for (int p = 0; p < P; p += W) {
                 const Floats all = load_floats(y + p) + layer.D[head] * load_floats(x + head * P + p);
-                store(&mixed_[to + p], all * load_floats(&gate_[to + p]));
+                store(&gated_[to + p], all * load_floats(&gate_[to + p]));
             }
             if (full) {
                 fold(cache, B, weight, count, has_state ? memory.carry[place] : 0.0f, folded);
@@ -245,7 +247,7 @@ class Stepper {
         }
     }
 
-    // y (P) = sum over s of share_s x_s, of `count` rows of x; of as much of a row at once as registers hold.
+    // y (P) = sum over s of share_s x_s, for `count` rows of x. Sums as much of a row at once as registers hold.
     template <typename T>
     static void weighted_sum(const T* x, const float* share, int count, int P, float* y) {
         constexpr int MOST = 64 / W;
@@ -257,7 +259,7 @@ class Stepper {
 
     template <int V, typename T>
     static void weighted_sum(const T* x, const float* share, int count, int P, float* y) {
-        constexpr int APART = V < 8 ? 2 : 1;  // rows that are summed apart, so that enough sums are in flight
+        constexpr int APART = V < 8 ? 2 : 1;  // rows with separate sums, so that enough additions are in flight
         Floats total[APART][V] = {};
         int s = 0;
         for (; s + APART <= count; s += APART)
@@ -271,7 +273,7 @@ class Stepper {
         }
     }
 
-    // Ask for what V vectors of a later row will be read from. Where vectors are wider it was not measured.
+    // Prefetch V vectors of a later row. Not done for wider vectors, where it was not measured.
     template <int V, typename T>
     static void foresee(const T* x) {
         constexpr int AHEAD = 1024, LINE = 64;
@@ -294,7 +296,7 @@ class Stepper {
     }
 
     void normalise(const Layer& layer, int row) {
-        float* x = &mixed_[size_t(row) * shape.inner];
+        float* x = &gated_[size_t(row) * shape.inner];
         const float factor = root_mean_square(x, shape.inner);
         for (int i = 0; i < shape.inner; i += W)
             store(x + i, load_floats(x + i) * factor * load_floats(layer.gate_norm.data() + i));
@@ -335,7 +337,7 @@ void* aim_create(const int* shape, int kind, int threads) {
 
 void aim_destroy(void* stepper) { delete static_cast<aim::Stepper*>(stepper); }
 
-// The weights of the next block, in float32; everything is copied.
+// Add the weights of the next block, in float32; everything is copied.
 void aim_add_layer(void* stepper, const float* in_proj, const float* out_proj, const float* norm,
                    const float* conv_weight, const float* conv_bias, const float* dt_bias, const float* A,
                    const float* D, const float* gate_norm) {
