@@ -28,6 +28,7 @@ Weights = Literal["float32", "bfloat16", "int8"]
 
 _SOURCES = (
     "mixer/native/step.cpp",
+    "mixer/native/step_sums.h",
     "sampling/native/sample.h",
     "native/panels.h",
     "native/matrix.h",

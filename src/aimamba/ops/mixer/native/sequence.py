@@ -25,6 +25,7 @@ _SOURCES = (
     "mixer/native/sequence.cpp",
     "mixer/native/sequence_forward.h",
     "mixer/native/sequence_backward.h",
+    "mixer/native/sequence_gradients.h",
     "mixer/native/sequence.h",
     "native/products.h",
     "native/simd.h",
