@@ -1,4 +1,4 @@
-"""Triton compiles for a device that is not there: what the interpreter accepts the compiler must take as well."""
+"""Triton compiles the kernels for a GPU, without one: the interpreter accepts more than the compiler."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-# Compiled in a process of its own, for here the kernels are interpreted.
+# Compiled in a separate process, because here the kernels are interpreted.
 PROGRAM = """
 import torch
 import triton

@@ -75,7 +75,7 @@ def both(projected, weights, state, dtype):
 
 
 def close(got, wanted, share, sums):
-    """Within ``share`` of the largest number; ``sums`` is the share for sums over all tokens of a head.
+    """Compare within ``share`` of the largest number; ``sums`` is the share for sums over all tokens of a head.
 
     The output hardly depends on the scale of what is normalised, so such sums may all but cancel: hence a least bound.
     """

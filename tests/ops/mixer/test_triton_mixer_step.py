@@ -52,7 +52,7 @@ def make_memory(form, dtype, device):
 
 
 def run(step, form, weights, dtype, device, **options):
-    """Outputs of all tokens, divided by the norm's root as ``residual_norm_step`` does; and the memory after them."""
+    """Return the outputs of all tokens, divided by the norm's root as in ``residual_norm_step``, and the memory."""
     generator = torch.Generator().manual_seed(1)
     memory, outputs = make_memory(form, dtype, device), []
     for token in range(TOKENS):
@@ -111,7 +111,7 @@ def test_launches_follow_the_number_of_rows_and_heads(device):
 @pytest.mark.parametrize("launch", kernels.DUAL.values(), ids=lambda launch: f"{launch.heads} heads")
 @pytest.mark.parametrize("decay", [-2.0, 3.0])
 def test_the_published_shape_with_a_full_cache(device, launch, decay):
-    """Heads of 64, states of 128, a row far on and one that begins; heads that forget within a block, and slow ones."""
+    """Heads of 64, states of 128, a late and an early row; heads that forget within a block, and slow ones."""
     heads, width, states, capacity, rows = 8, 64, 128, 257, 2
     inner, channels = heads * width, heads * width + 2 * states
     generator = torch.Generator().manual_seed(3)

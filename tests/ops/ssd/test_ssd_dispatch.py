@@ -148,7 +148,7 @@ def test_names(cuda, monkeypatch):
 
 
 def module(monkeypatch, name, **members):
-    """Put a package in the place of one that is not installed."""
+    """Install a fake package."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
