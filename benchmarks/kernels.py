@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from aimamba import AiM
 from aimamba.generation.engines.recorded_step import Form, bytes_per_row
-from aimamba.ops.mixer import step as decoding
+from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.sampling import logits as plain
 from benchmarks.measurement import LAYOUTS, Measurement, SkippedError, first_line
 from benchmarks.ours import aim_config
@@ -148,7 +148,7 @@ def mixing_launches(step: Step, form: Form, layout: Callable[..., Any]) -> list[
 
 def time_modulation(step: Step) -> list[Piece]:
     """Time the kernel between blocks: residual, norm and modulation."""
-    from aimamba.ops.norm.triton import modulated as modulation  # noqa: PLC0415 - imports Triton
+    from aimamba.ops.norm.triton import residual as norms  # noqa: PLC0415 - imports Triton
 
     rows, width = step.rows, step.model.config.width
     size = rows * width * (4 + 4 + 5 * 2)
@@ -159,11 +159,11 @@ def time_modulation(step: Step) -> list[Piece]:
     ]
     weight = made(width)
     pieces = []
-    for launch in (modulation.Launch(warps) for warps in (2, 4, 8, 16)) if step.layouts else (None,):
+    for launch in (norms.Launch(warps) for warps in (2, 4, 8, 16)) if step.layouts else (None,):
         settings: dict[str, Any] = {} if launch is None else {"launch": launch}
         calls = [
             functools.partial(
-                modulation.modulated_norm_step, residual, weight, three[:, 0], three[:, 1],
+                norms.residual_norm_step, residual, weight, three[:, 0], three[:, 1],
                 mixed=mixed, gate=three[:, 2], squares=squares, inner=step.inner, **settings,
             )
             for residual, three, mixed, squares in sets
@@ -188,7 +188,7 @@ def time_products(step: Step) -> list[Piece]:
             launches = _product_launches(step, products.Launch)
             kinds |= {label: functools.partial(products.linear, **settings) for label, settings in launches.items()}
             if name == "in_proj":
-                fused = _modulated_product(step)
+                fused = _residual_product(step)
                 kinds |= {
                     f"with norm {label}": functools.partial(fused, **settings) for label, settings in launches.items()
                 }
@@ -206,7 +206,7 @@ def time_sampling(step: Step) -> list[Piece]:
     logits = torch.randn(step.rows, step.model.config.vocab_size, device=step.device, dtype=DTYPE)
     given = {
         "uniform": torch.rand(images, device=step.device, dtype=torch.float64),
-        "twins": images + torch.arange(images, device=step.device),
+        "unconditional_rows": images + torch.arange(images, device=step.device),
         "scale": torch.full((images,), 2.0, device=step.device),
     }
     pieces = []
@@ -238,13 +238,13 @@ def _time(
     return piece
 
 
-def _mixer_weights(step: Step) -> decoding.MixerWeights:
+def _mixer_weights(step: Step) -> MixerWeights:
     """Random weights of a mixer, as a bfloat16 model holds them."""
     heads, config = step.heads, step.model.config
     channels = step.inner + 2 * config.state_size
     made = functools.partial(torch.randn, device=step.device)
     narrow = functools.partial(made, dtype=DTYPE)
-    return decoding.MixerWeights(
+    return MixerWeights(
         narrow(channels, config.conv_width),
         narrow(channels),
         made(heads) - 4,
@@ -278,7 +278,7 @@ def _product_launches(step: Step, layout: Callable[..., Any]) -> dict[str, dict[
     return {str(tuple(launch)): {"launch": launch} for launch in launches}
 
 
-def _modulated_product(step: Step) -> Callable[..., object]:
+def _residual_product(step: Step) -> Callable[..., object]:
     """Our input projection with the norm before it in the same kernel."""
     from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - imports Triton
 
@@ -289,7 +289,7 @@ def _modulated_product(step: Step) -> Callable[..., object]:
     mixed = made(rows, width, dtype=DTYPE)
 
     def product(_: Tensor, weight: Tensor, **settings: Any) -> object:
-        return products.modulated_linear_step(
+        return products.residual_linear_step(
             residual, norm_weight, shift, scale, weight,
             mixed=mixed, gate=gate, squares=squares, inner=step.inner, **settings,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.generation.fast_decoder.folded import FoldedUpsample
 from aimamba.models import VQ_PRESETS, VQModel
 from aimamba.models.vq import Upsample
-from aimamba.ops.conv.winograd import load_kernel
+from aimamba.ops.conv.native.winograd import load_kernel
 
 NATIVE = {"channels": 32, "z_channels": 16, "num_res_blocks": 2}
 SHAPES = [

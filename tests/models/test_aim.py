@@ -8,7 +8,8 @@ from aimamba.errors import ConfigError
 from aimamba.models import AIM_PRESETS, AiM, AiMConfig
 from aimamba.models.adaln import GroupAdaLN, NoAdaLN, make_adaln
 from aimamba.models.attention import rotary_2d
-from aimamba.ops.mixer import sequence as mixing
+from aimamba.ops.mixer import dispatch as mixer_dispatch
+from aimamba.ops.mixer.native import sequence as native_mixer
 from aimamba.ops.ssd.dispatch import ssd_scan
 
 VARIANTS = [
@@ -245,8 +246,8 @@ def test_step_sizes_are_computed_in_float32(make_aim, monkeypatch):
         seen.append((x.dtype, dt.dtype, A.dtype))
         return ssd_scan(x, dt, A, *rest, **options)
 
-    monkeypatch.setattr(mixing, "ssd_scan", watched)
-    monkeypatch.setattr(mixing, "_the_kernel", lambda: None)
+    monkeypatch.setattr(mixer_dispatch, "ssd_scan", watched)
+    monkeypatch.setattr(native_mixer, "_kernel", lambda: None)
     model = make_aim(dtype=torch.bfloat16)
     model(random_codes(model, 2, 8), torch.tensor([0, 5]))
     assert set(seen) == {(torch.bfloat16, torch.float32, torch.float32)}

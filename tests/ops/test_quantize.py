@@ -1,4 +1,4 @@
-"""Nearest code against brute force, whatever the slices."""
+"""The nearest code against brute force, with slices of every size."""
 
 import pytest
 import torch

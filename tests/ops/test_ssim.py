@@ -1,4 +1,4 @@
-"""SSIM against its formula, place by place."""
+"""SSIM against its formula, window by window."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from aimamba.ops.ssim import gaussian_window, ssim, uniform_window
 
 
-def by_places(x, y, window, data_range, unbiased):
+def by_windows(x, y, window, data_range, unbiased):
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     k, n = len(window), window.size
     factor = n / (n - 1) if unbiased else 1
@@ -32,7 +32,7 @@ def test_it_is_the_formula(window, data_range, unbiased):
     y = np.clip(x + rng.normal(0, 0.1, x.shape) * data_range, 0, data_range)
     found = ssim(torch.from_numpy(x), torch.from_numpy(y), window, data_range=data_range, unbiased=unbiased)
     for value, a, b in zip(found.tolist(), x, y, strict=True):
-        assert value == pytest.approx(by_places(a, b, window.numpy(), data_range, unbiased), rel=1e-9)
+        assert value == pytest.approx(by_windows(a, b, window.numpy(), data_range, unbiased), rel=1e-9)
 
 
 def test_the_windows():

@@ -1,4 +1,4 @@
-"""Triton compiles for a device that is not there: what the interpreter accepts the compiler must take as well."""
+"""Triton compiles the kernels for a GPU, without one: the interpreter accepts more than the compiler."""
 
 import os
 import subprocess
@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-# Compiled in a process of its own, for here the kernels are interpreted.
+# Compiled in a separate process, because here the kernels are interpreted.
 PROGRAM = """
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from aimamba.ops.linear.triton import linear as products
-from aimamba.ops.mixer.triton import step as mixing
-from aimamba.ops.norm.triton import modulated as modulation
+from aimamba.ops.mixer.triton import step as mixer
+from aimamba.ops.norm.triton import residual as norms
 from aimamba.ops.sampling.triton import logits as sampling
 from aimamba.ops.ssd.triton import backward as scan_backward
 from aimamba.ops.ssd.triton import chunked as scan
@@ -43,22 +43,22 @@ def build(kernel, narrow, wide, sizes, numbers, launch):
 narrow = "projected conv_weight conv_bias window B_cache x_cache gated"
 wide = "dt_bias A_log D norm_weight ssm dt_cache squares"
 xl = {"H": 48, "P": 64, "N": 128, "TAPS": 4}
-build(mixing._state_kernel, narrow, wide, xl | {"GROUP": mixing.STATE.heads}, {}, mixing.STATE)
-for launch in mixing.DUAL.values():
+build(mixer._state_kernel, narrow, wide, xl | {"GROUP": mixer.STATE.heads}, {}, mixer.STATE)
+for launch in mixer.DUAL.values():
     sizes = xl | {"GROUP": launch.heads, "BLOCK": launch.tokens}
-    build(mixing._dual_kernel, narrow, wide, sizes, {"capacity": "i32"}, launch)
+    build(mixer._dual_kernel, narrow, wide, sizes, {"capacity": "i32"}, launch)
 numbers = dict.fromkeys("shift_stride scale_stride gate_stride parts inner outputs".split(), "i32") | {"eps": "fp32"}
 narrow, wide = "shift scale mixed gate hidden weight x y", "residual norm_weight final_weight squares new_residual"
 sizes = {"D": 1536, "ADD": True, "DIVIDE": True, "PARTS": 64}
-launch = modulation.DEFAULT
-build(modulation._kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True}, numbers, launch)
+launch = norms.DEFAULT
+build(norms._kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True}, numbers, launch)
 sizes |= {"ROWS": 2, "WIDE": 2048, "BLOCK": products.DEFAULT.numbers // 2048}
-build(products._modulated_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
+build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"D": 3072, "ROWS": 2, "WIDE": 4096, "BLOCK": products.DEFAULT.numbers // 4096}
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
-numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "twins": "*i64", "codes": "*i64"}
-build(sampling._kernel, "logits", "scales temperatures ks", sizes, numbers, modulation.Launch(16))
+numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "unconditional_rows": "*i64", "tokens": "*i64"}
+build(sampling._kernel, "logits", "scales temperatures ks", sizes, numbers, norms.Launch(16))
 numbers = dict.fromkeys("L chunks".split(), "i32")
 numbers |= dict.fromkeys("x_row x_token x_head B_row B_token C_row C_token".split(), "i32:16")
 narrow, wide = "x B C y carried dy after dx", "dt A first last dlast dfirst ddt dA dB dC"
@@ -80,7 +80,7 @@ def test_kernels_compile_for_hopper(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM], check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
-    names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_modulated_kernel", "_linear_kernel", "_kernel"]
+    names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_residual_kernel", "_linear_kernel", "_kernel"]
     names += ["_forward_kernel", "_states_kernel", "_chunk_kernel"] * 2
     assert [name for name, _ in built] == names
     assert {local for _, local in built} == {"False"}, "no kernel keeps its numbers in memory"

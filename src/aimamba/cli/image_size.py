@@ -1,8 +1,12 @@
 """The size at which to draw avatars for a model, where neither their name nor --size has one."""
 
 import math
+from typing import TYPE_CHECKING
 
 from aimamba.data.spec import parse_spec
+
+if TYPE_CHECKING:
+    from aimamba.checkpoints.checkpoint import Checkpoint
 
 
 def default_size(checkpoint: "Checkpoint", downsampling: int, *images: str) -> int | None:

@@ -70,7 +70,7 @@ def generate(
     scales = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)])
     guided = (scales != 1).any(dim=0).nonzero().squeeze(-1)  # images that need an unconditional row
     others = torch.arange(count).index_copy(0, guided, count + torch.arange(len(guided)))
-    twins = others.to(device) if len(guided) else None
+    unconditional_rows = others.to(device) if len(guided) else None
     guided, scales = guided.to(device), scales.to(device)
     uniforms = torch.stack([_uniform_numbers(seed, length) for seed in seeds], dim=1)  # (L, B)
     uniforms = uniforms.to(uniform_dtype(device)).to(device)
@@ -89,7 +89,9 @@ def generate(
         if prefix is not None and t < known:
             codes[:, t] = prefix[:, t]
         else:
-            codes[:, t] = sample(logits, uniforms[t], twins=twins, scale=scales[t], **settings)
+            codes[:, t] = sample(
+                logits, uniforms[t], unconditional_rows=unconditional_rows, scale=scales[t], **settings
+            )
         inputs = torch.cat([codes[:, t], codes[guided, t]])
         yield codes[:, : t + 1]
     if not bool(logits.isfinite().all()):  # once, at the end: a state that is not finite stays so

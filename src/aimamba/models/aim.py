@@ -26,8 +26,8 @@ from aimamba.models.mamba2 import Mamba2
 from aimamba.models.norm import RMSNorm
 from aimamba.models.pretrained import PretrainedModel
 from aimamba.models.state import AiMState, MixerState
+from aimamba.ops.cache import Position, common
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.mixer.cache import Position, common
 from aimamba.ops.norm.rms import modulated_rms_norm, modulated_rms_norm_step
 
 MixerKind = Literal["mamba2", "attention"]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.models.state import MixerState
+from aimamba.ops.cache import Position, seen, write
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.mixer.cache import Position, seen, write
 
 _ROTARY_BASE = 10_000.0
 

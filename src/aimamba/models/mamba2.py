@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from aimamba.models.norm import RMSNorm
 from aimamba.models.state import MixerState
+from aimamba.ops.cache import Position
 from aimamba.ops.conv.causal import causal_conv_step
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.mixer.cache import Position
-from aimamba.ops.mixer.sequence import MixerWeights, mix
+from aimamba.ops.mixer.dispatch import mixer_sequence
+from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.norm.rms import gated_rms_norm
 from aimamba.ops.ssd.reference import ssd_step, ssd_step_dual
 
@@ -81,12 +82,16 @@ class Mamba2(nn.Module):
         y = gated_rms_norm(y.flatten(-2), z, self.norm.weight)
         return linear(y.to(self.out_proj.weight.dtype), self.out_proj.weight)
 
+    @property
+    def mixer_weights(self) -> MixerWeights:
+        """The parameters except the two projections, as the operators of ``aimamba.ops.mixer`` take them."""
+        return MixerWeights(self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D, self.norm.weight)
+
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix all tokens in parallel."""
-        weights = MixerWeights(
-            self.conv_weight, self.conv_bias, self.dt_bias, -self.A_log.exp(), self.D, self.norm.weight
+        mixed = mixer_sequence(
+            self.in_proj(x), self.mixer_weights, state_size=self.state_size, chunk_size=self.chunk_size
         )
-        mixed = mix(self.in_proj(x), weights, state_size=self.state_size, chunk_size=self.chunk_size)
         return self.out_proj(mixed)
 
     def init_state(self, batch: int, length: int) -> MixerState:

@@ -1,4 +1,4 @@
-"""Cross entropy of a linear head in slices of tokens, so that the logits never exist whole.
+"""Cross entropy of a linear head in slices of tokens, so that all logits never exist at once.
 
 Shape letters: M tokens, D width, V vocabulary.
 """
@@ -16,14 +16,14 @@ def sliced_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Compute ``cross_entropy((hidden @ weight.T).float(), targets)``, the mean over tokens, slice by slice.
 
-    The gradients of a slice are computed along with its loss, while its logits exist: no product is made twice, and
-    what is kept for the backward pass has the shape of ``hidden`` and ``weight``. Differentiable once. Under autocast
-    the products have its dtype; the rest is float32 or better.
+    The gradients of a slice are computed together with its loss, while its logits exist. So no product is computed
+    twice, and only tensors of the shapes of ``hidden`` and ``weight`` are kept for the backward pass. Differentiable
+    once. Under autocast the products have its dtype; everything else is float32 or better.
 
     Args:
-        hidden: What the head is applied to.
-        weight: The head.
-        targets: The right class of each token.
+        hidden: Inputs of the head.
+        weight: Weight of the head.
+        targets: The correct class of each token.
         logits_at_once: Logits that may exist at a time; a slice has at least one token.
     """
     device = hidden.device.type
@@ -72,5 +72,5 @@ class _SlicedCrossEntropy(torch.autograd.Function):
 
 
 def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
-    """Multiply; a factor of 1, the rule, costs nothing where it can be seen without waiting for a device."""
+    """Multiply, except by the usual factor of 1 if it can be read without waiting for a device."""
     return tensor if factor.device.type == "cpu" and factor == 1 else tensor * factor.to(tensor.dtype)

@@ -1,6 +1,6 @@
-"""Nearest entry of an L2-normalised codebook.
+"""The nearest vector of an L2-normalised codebook.
 
-Shape letters: M vectors, V codebook size, E code width.
+Shape letters: M vectors, V codebook size, E width of a codebook vector.
 """
 
 import torch
@@ -14,10 +14,14 @@ _SCORES_AT_ONCE = 1 << 24  # 64 MB of float32
 def nearest_code(
     vectors: Float[Tensor, "m e"], codebook: Float[Tensor, "v e"], *, scores_at_once: int = _SCORES_AT_ONCE
 ) -> Int[Tensor, " m"]:
-    """Find for each vector the codebook entry at the smallest distance.
+    """Return the code of each vector: the index of the nearest codebook vector.
 
-    Both sides must have unit rows: the nearest entry is then the one with the largest inner product. Vectors are
-    compared in slices, so that no more than about ``scores_at_once`` products exist at a time.
+    All rows must have unit length, so that the nearest codebook vector has the largest inner product.
+
+    Args:
+        vectors: Vectors to quantize.
+        codebook: Codebook vectors.
+        scores_at_once: Inner products that may exist at a time; at least one vector is compared at a time.
 
     Returns:
         Indices into the codebook; the lowest one on a tie.

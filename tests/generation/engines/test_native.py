@@ -170,12 +170,12 @@ def test_samples_equal_those_of_pytorch(make, filters, temperature):
     """Also of codes that cannot be told from one another by their place, and at both ends of the uniform numbers."""
     engine = NativeEngine(make())
     generator = torch.Generator().manual_seed(2)
-    twins, scale = torch.tensor([5, 1, 6, 3, 7]), torch.tensor([2.0, 1.0, 0.0, 1.0, 4.0])
+    unconditional_rows, scale = torch.tensor([5, 1, 6, 3, 7]), torch.tensor([2.0, 1.0, 0.0, 1.0, 4.0])
     for _ in range(40):
         logits = 3 * torch.randn(8, 70, generator=generator)
         uniform = torch.rand(5, dtype=torch.float64, generator=generator)
         uniform[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-        options = {"twins": twins, "scale": scale, "temperature": temperature, **filters}
+        options = {"unconditional_rows": unconditional_rows, "scale": scale, "temperature": temperature, **filters}
         assert torch.equal(engine.guided_sample(logits, uniform, **options), guided_sample(logits, uniform, **options))
     assert torch.equal(engine.guided_sample(logits, uniform), guided_sample(logits, uniform))
 

@@ -94,7 +94,7 @@ def test_gradients_with_silu():
 
 
 def test_with_silu_of_a_slice():
-    """The model hands it some columns of a wider projection."""
+    """The model passes some columns of a wider projection."""
     x, weight, bias = (tensor.float() for tensor in make(2, 9, 4, 3))
     wider = torch.cat([x, x + 1, x], dim=-1)
     assert_close(causal_conv_silu(wider[..., 4:8], weight, bias), with_silu(x + 1, weight, bias))

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from aimamba.ops.conv.winograd import convolve, fits, load_kernel, pack
+from aimamba.ops.conv.native.winograd import convolve, load_kernel, unsupported
+from aimamba.ops.conv.winograd import pack
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,8 @@ def test_older_machines(flags):
     close(got, expected(x, weight, bias, norm=norm))
 
 
-def test_widths():
-    assert fits(16)
-    assert fits(48)
-    assert not fits(8)
-    assert not fits(24)
+def test_numbers_of_channels_that_are_unsupported():
+    assert unsupported(16) is None
+    assert unsupported(48) is None
+    assert unsupported(8) == "the number of channels must be a multiple of 16, got 8"
+    assert "got 24" in unsupported(24)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from aimamba.ops.linear import modulated as decoding
+from aimamba.ops.linear import residual as plain
 from aimamba.ops.linear.linear import linear
 
 products = pytest.importorskip("aimamba.ops.linear.triton.linear", reason="Triton is not installed")
@@ -38,13 +38,13 @@ def test_linear(normal, rows, numbers, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [2, 9])
 @pytest.mark.parametrize("given", [(), ("mixed", "gate"), ("mixed", "gate", "squares")], ids=len)
-def test_modulated_linear(normal, given, rows, dtype):
+def test_residual_linear(normal, given, rows, dtype):
     shift, scale, gate = normal(rows, 2, 3, WIDTH, dtype=dtype)[:, 1].unbind(1)
     parts = {"gate": gate, "mixed": normal(rows, WIDTH, dtype=dtype), "squares": normal(rows, 5).square()}
     options = {name: parts[name] for name in given} | {"inner": 20}
     residual, norm_weight = normal(rows, WIDTH), normal(WIDTH)
     weight = normal(OUTPUTS, WIDTH, dtype=dtype)
-    expected = decoding.modulated_linear_step(residual.clone(), norm_weight, shift, scale, weight, **options)
+    expected = plain.residual_linear_step(residual.clone(), norm_weight, shift, scale, weight, **options)
     launch = products.Launch(128, 4)
-    found = products.modulated_linear_step(residual, norm_weight, shift, scale, weight, **options, launch=launch)
+    found = products.residual_linear_step(residual, norm_weight, shift, scale, weight, **options, launch=launch)
     assert_close(found, expected, **CLOSE[dtype])

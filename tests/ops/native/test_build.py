@@ -1,4 +1,4 @@
-"""Compiling on first use, and going without."""
+"""Compiling on first use, and running without a compiler."""
 
 import logging
 
@@ -11,7 +11,7 @@ SOURCES = ("conv/native/winograd.cpp", "native/threads.h", "native/simd.h")
 
 @pytest.fixture
 def load(tmp_path, monkeypatch, caplog):
-    """The function without its memory, in an empty cache folder."""
+    """Return ``load_library`` without its memory, with an empty cache folder."""
     monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path))
     caplog.set_level(logging.INFO, "aimamba")
     return load_library.__wrapped__

@@ -1,4 +1,4 @@
-"""Filters against the official sampler, and the draw against its definition."""
+"""Filters against the official sampler, and sampling against its definition."""
 
 import re
 
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from aimamba.ops.sampling.logits import draw, guide, sample, top_k_filter, top_p_filter
+from aimamba.ops.sampling.logits import guide, sample, sample_categorical, top_k_filter, top_p_filter
 
 VOCABULARY = 12
 
@@ -20,13 +20,13 @@ def some_logits(rows=6, *, seed=0, scale=2.0):
 
 
 def evenly(count):
-    """The midpoints of ``count`` equal parts of [0, 1): drawing at all of them counts every code exactly."""
+    """The midpoints of ``count`` equal parts of [0, 1): sampling at all of them counts every token exactly."""
     return (torch.arange(count, dtype=torch.float64) + 0.5) / count
 
 
 def frequencies(logits, count=20_000, **settings):
-    codes = sample(logits.expand(count, -1), evenly(count), **settings)
-    return codes.bincount(minlength=logits.shape[-1]) / count
+    tokens = sample(logits.expand(count, -1), evenly(count), **settings)
+    return tokens.bincount(minlength=logits.shape[-1]) / count
 
 
 def test_filters_equal_the_official_sampler(golden):
@@ -56,9 +56,79 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p):
     probabilities, order = logits.softmax(dim=-1)[0].sort(descending=True)
     kept = top_p_filter(logits, p).isfinite()[0][order]
     count = int(kept.sum())
-    assert kept[:count].all(), "the likeliest codes are the ones kept"
+    assert kept[:count].all(), "the likeliest tokens are kept"
     assert float(probabilities[:count].sum()) >= p - 1e-9
     assert float(probabilities[: count - 1].sum()) < p + 1e-9
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [
+        (0.25, 2),
+        (0.25 + 2**-20, 3),
+        (0.125, 1),
+        (0.5, 4),
+        (0.5 - 2**-20, 4),
+        (0.75, 6),
+        (0.875, 7),
+        (0.875 + 2**-20, 8),
+    ],
+)
+def test_top_p_exactly_at_its_boundary(p, kept, per_row):
+    """Eight tokens of probability 1/8: every sum of them, p and 1 - p are exact in float32."""
+    logits = torch.tensor([[0.0, -torch.inf, *[0.0] * 7]])
+    assert logits.softmax(dim=-1)[0].unique().tolist() == [0.0, 0.125]
+    got = top_p_filter(logits, torch.tensor([p]) if per_row else p)
+    assert int(got.isfinite().sum()) == kept
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [
+        (0.0, [1]),
+        (2**-20, [1]),
+        (0.5 - 2**-20, [1]),
+        (0.5 + 2**-20, [1, 3]),
+        (0.75 - 2**-20, [1, 3]),
+        (0.75 + 2**-20, [0, 1, 3]),
+        (1.0, [0, 1, 2, 3, 4]),
+        (2.0, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_top_p_near_its_boundaries(p, kept, per_row):
+    logits = torch.tensor([[0.125, 0.5, 0.0625, 0.25, 0.0625]]).log()
+    got = top_p_filter(logits, torch.tensor([p]) if per_row else p)
+    assert got.isfinite()[0].nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize("p", [1.0, torch.tensor([1.0])], ids=["number", "per row"])
+def test_top_p_of_one_keeps_even_what_float32_cannot_resolve(p):
+    logits = torch.tensor([[0.0, -300.0]])
+    assert logits.softmax(dim=-1)[0, 1] == 0
+    assert torch.equal(top_p_filter(logits, p), logits)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("k", "kept"),
+    [
+        (1, [[1, 3], [0]]),
+        (2, [[1, 3], [0, 1]]),
+        (3, [[1, 3, 4], [0, 1, 2]]),
+        (4, [[1, 2, 3, 4], [0, 1, 2, 3]]),
+        (5, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+        (6, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+        (0, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+    ],
+)
+def test_top_k_at_every_boundary(k, kept, per_row):
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    got = top_k_filter(logits, torch.full((2,), k) if per_row else k)
+    assert [row.isfinite().nonzero().flatten().tolist() for row in got] == kept
+    finite = got.isfinite()
+    assert torch.equal(got[finite], logits[finite]), "what is kept does not change"
 
 
 def test_filters_leave_their_input_alone():
@@ -94,7 +164,7 @@ def test_temperature_comes_before_the_filters():
     assert (frequencies(logits, temperature=3.0, top_p=0.8) - expected).abs().max() < 1e-4
 
 
-def test_temperature_zero_takes_the_likeliest_code():
+def test_temperature_zero_takes_the_likeliest_token():
     logits = some_logits(50)
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sample(logits, uniform, temperature=0.0), logits.argmax(dim=-1))
@@ -122,48 +192,56 @@ def test_guidance():
     hnp.arrays("float64", (3, 7), elements=st.one_of(st.just(0.0), st.floats(1e-6, 1.0))),
     hnp.arrays("float64", 3, elements=st.floats(0, 1, exclude_max=True)),
 )
-def test_draw_inverts_the_cumulative_distribution(weights, uniform):
-    weights[:, 3] = 0.5  # at least one code in every row
+def test_sampling_inverts_the_cumulative_distribution(weights, uniform):
+    weights[:, 3] = 0.5  # at least one token in every row
     probabilities = torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
-    drawn = draw(probabilities, torch.from_numpy(uniform))
+    sampled = sample_categorical(probabilities, torch.from_numpy(uniform))
     for row in range(3):
-        code = int(drawn[row])
-        assert probabilities[row, code] > 0
-        below, upto = float(probabilities[row, :code].sum()), float(probabilities[row, : code + 1].sum())
+        token = int(sampled[row])
+        assert probabilities[row, token] > 0
+        below, upto = float(probabilities[row, :token].sum()), float(probabilities[row, : token + 1].sum())
         assert below - 1e-12 <= uniform[row] <= upto + 1e-12
-        alone = draw(probabilities[row : row + 1], torch.from_numpy(uniform[row : row + 1]))
-        assert int(alone) == code, "a row draws alike alone and in company"
+        alone = sample_categorical(probabilities[row : row + 1], torch.from_numpy(uniform[row : row + 1]))
+        assert int(alone) == token, "a row does not depend on its batch"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draw_at_both_ends(dtype):
+def test_sampling_at_both_ends(dtype):
     probabilities = torch.tensor([[0.0, 0.0, 0.2, 0.0, 0.8, 0.0], [0.1] * 5 + [0.5]], dtype=dtype)
-    assert draw(probabilities, torch.zeros(2, dtype=dtype)).tolist() == [2, 0]
+    assert sample_categorical(probabilities, torch.zeros(2, dtype=dtype)).tolist() == [2, 0]
     almost = torch.full((2,), torch.nextafter(torch.tensor(1.0, dtype=dtype), torch.tensor(0.0, dtype=dtype)).item())
-    assert draw(probabilities, almost.to(dtype)).tolist() == [4, 5]
+    assert sample_categorical(probabilities, almost.to(dtype)).tolist() == [4, 5]
 
 
-def test_draw_even_at_one_gives_a_possible_code():
-    assert draw(torch.tensor([[0.5, 0.5, 0.0]]), torch.ones(1)).item() == 1
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sampling_at_the_boundary_between_tokens(dtype):
+    """A token owns its interval of the cumulative distribution from its start, included, to its end, excluded."""
+    probabilities = torch.tensor([0.25, 0.0, 0.5, 0.25], dtype=dtype)
+    uniform = torch.tensor([0.0, 0.25 - 2**-24, 0.25, 0.75 - 2**-24, 0.75], dtype=torch.float64)
+    assert sample_categorical(probabilities.expand(5, -1), uniform).tolist() == [0, 0, 2, 2, 3]
 
 
-def test_draw_from_what_is_no_number_stays_in_the_vocabulary():
-    drawn = draw(torch.tensor([[0.25, torch.nan, 0.25], [0.0, 1.0, 0.0]]), torch.tensor([0.9, 0.9]))
-    assert 0 <= drawn[0] < 3
-    assert drawn[1] == 1, "the other rows see nothing of it"
+def test_sampling_even_at_one_gives_a_possible_token():
+    assert sample_categorical(torch.tensor([[0.5, 0.5, 0.0]]), torch.ones(1)).item() == 1
 
 
-def test_draw_frequencies():
+def test_sampling_from_nan_stays_in_the_vocabulary():
+    sampled = sample_categorical(torch.tensor([[0.25, torch.nan, 0.25], [0.0, 1.0, 0.0]]), torch.tensor([0.9, 0.9]))
+    assert 0 <= sampled[0] < 3
+    assert sampled[1] == 1, "the other rows are not affected"
+
+
+def test_sampling_frequencies():
     probabilities = some_logits(1, seed=4).softmax(dim=-1)
     probabilities[0, 3] = 0
     probabilities /= probabilities.sum()
     count = 50_000
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    seen = draw(probabilities.expand(count, -1), uniform).bincount(minlength=VOCABULARY)
+    seen = sample_categorical(probabilities.expand(count, -1), uniform).bincount(minlength=VOCABULARY)
     expected = probabilities[0] * count
     assert seen[3] == 0
     possible = expected > 0
     chi_square = ((seen - expected).square()[possible] / expected[possible]).sum()
     assert chi_square < 29.6, "beyond the 0.999 quantile with 10 degrees of freedom"
-    even = draw(probabilities.expand(count, -1), evenly(count)).bincount(minlength=VOCABULARY)
+    even = sample_categorical(probabilities.expand(count, -1), evenly(count)).bincount(minlength=VOCABULARY)
     assert (even - expected).abs().max() <= 1.1

@@ -1,4 +1,4 @@
-"""The kernel that draws, against the plain functions: the same codes from the same logits and numbers."""
+"""The Triton kernel that samples against the plain function: the same tokens from the same logits and numbers."""
 
 import pytest
 import torch
@@ -26,13 +26,13 @@ SETTINGS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("guided", [False, True])
-def test_draws_the_same(guided, settings, dtype):
+def test_samples_the_same(guided, settings, dtype):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = {name: value.to(device) if torch.is_tensor(value) else value for name, value in settings.items()}
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(2 * IMAGES, VOCABULARY, generator=generator)).to(device=device, dtype=dtype)
     if guided:
-        settings["twins"] = torch.tensor([6, 1, 7, 8, 9, 5], device=device)  # the second and the last have none
+        settings["unconditional_rows"] = torch.tensor([6, 1, 7, 8, 9, 5], device=device)  # not the second and the last
         settings["scale"] = torch.tensor([2.0, 1.0, 0.5, 1.0, 4.0, 1.0], device=device)
     for _ in range(3):
         uniform = torch.rand(IMAGES, generator=generator, dtype=torch.float64).to(device)

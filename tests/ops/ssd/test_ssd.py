@@ -1,5 +1,7 @@
 """The forms of the SSD operator against each other; ``ssd_recurrent`` is the oracle."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from torch.testing import assert_close
 
 from aimamba.ops.ssd.autograd import ssd_autograd
 from aimamba.ops.ssd.chunked import ssd_chunked
+from aimamba.ops.ssd.dispatch import ssd_scan
 from aimamba.ops.ssd.reference import ssd_recurrent, ssd_step, ssd_step_dual
 
 NAMES = ("x", "dt", "A", "B", "C", "initial_state")
@@ -63,6 +66,21 @@ def extreme_inputs(dtype: torch.dtype) -> Inputs:
 
 
 CHUNKED = [ssd_chunked, ssd_autograd]
+
+
+def parameters(form) -> list[str]:
+    return [str(parameter) for parameter in inspect.signature(form).parameters.values()]
+
+
+def test_all_forms_have_one_signature():
+    for form in CHUNKED:
+        assert parameters(form) == parameters(ssd_recurrent)
+    assert parameters(ssd_scan) == [*parameters(ssd_recurrent), "backend: str | None = None"]
+
+
+def test_the_kernels_have_the_same_signature():
+    kernels = pytest.importorskip("aimamba.ops.ssd.triton.chunked", reason="Triton is not installed")
+    assert parameters(kernels.ssd_chunked) == parameters(ssd_recurrent)
 
 
 @pytest.mark.parametrize("form", CHUNKED)

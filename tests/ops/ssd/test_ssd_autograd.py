@@ -1,4 +1,4 @@
-"""The gradients and the precision of the efficient chunked SSD; its outputs are compared in ``test_ssd``."""
+"""Gradients and precision of ``ssd_autograd``; its outputs are compared in ``test_ssd``."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_bfloat16_is_as_near_as_the_plain_form(seed):
 
 
 def first_gradients(form, inputs, **options):
-    """Gradients of the outputs alone: what training asks for."""
+    """Return the gradients of the outputs alone, as training uses them."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs if tensor is not None]
     y, _ = form(*leaves, **options)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -38,7 +38,7 @@ def first_gradients(form, inputs, **options):
 @pytest.mark.parametrize("length", [1, 16, 37])
 @pytest.mark.parametrize("whole", [False, True])
 def test_gradients(length, chunk_size, whole):
-    """Of outputs and last state with a first state, and of outputs alone without one."""
+    """Of outputs and last state with a first state, and only of outputs without one."""
     inputs = make_inputs(length, length=length, with_state=whole)
     measure = gradients if whole else first_gradients
     expected = measure(ssd_recurrent, inputs if whole else inputs[:-1])

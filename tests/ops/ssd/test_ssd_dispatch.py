@@ -1,4 +1,4 @@
-"""Which backend the scan takes, and that each is handed what it understands."""
+"""Which backend the scan chooses, and that each gets the arguments it documents."""
 
 import sys
 import types
@@ -15,10 +15,10 @@ from aimamba.ops.ssd.reference import ssd_recurrent
 
 
 @pytest.fixture(autouse=True)
-def afresh(monkeypatch):
-    """What was tried is forgotten, and nothing is chosen from outside."""
+def no_memory(monkeypatch):
+    """Forget earlier trials and ignore the environment."""
     monkeypatch.delenv(scan.ENVIRONMENT, raising=False)
-    caches = scan.fault, scan._triton, scan._mamba_ssm, scan._fla
+    caches = scan.unsupported, scan._triton, scan._mamba_ssm, scan._fla
     for each in caches:
         each.cache_clear()
     yield
@@ -28,7 +28,7 @@ def afresh(monkeypatch):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Take this device for one with CUDA; the kernels are interpreted."""
+    """Treat the CPU as a CUDA device; the kernels are interpreted."""
     monkeypatch.setattr(scan, "_on_cuda", lambda x: True)
 
 
@@ -43,7 +43,7 @@ def make(dtype=torch.float32, *, length=20, heads=2, first=True):
     return x, dt, A, B, C, normal(2, heads, 16, 16) if first else None
 
 
-def test_on_a_cpu_it_is_the_efficient_form_whatever_is_chosen(monkeypatch):
+def test_a_cpu_ignores_the_named_backend(monkeypatch):
     monkeypatch.setenv(scan.ENVIRONMENT, "mamba-ssm")
     inputs = make()
     assert_close(scan.ssd_scan(*inputs, chunk_size=8), ssd_autograd(*inputs, chunk_size=8), rtol=0, atol=0)
@@ -66,7 +66,7 @@ def test_triton_is_the_default_for_bfloat16_alone(cuda, caplog):
     assert not caplog.records
 
 
-def test_a_kernel_that_breaks_is_left_alone_with_one_line(cuda, caplog, monkeypatch):
+def test_a_kernel_that_breaks_is_not_used_and_logged_once(cuda, caplog, monkeypatch):
     def broken():
         raise RuntimeError("ptxas is gone\nand more")
 
@@ -79,7 +79,7 @@ def test_a_kernel_that_breaks_is_left_alone_with_one_line(cuda, caplog, monkeypa
     assert "more" not in record.message
 
 
-def test_a_kernel_whose_gradient_is_wrong_is_left_alone(cuda, caplog, monkeypatch):
+def test_a_kernel_with_a_wrong_gradient_is_not_used(cuda, caplog, monkeypatch):
     def wrong(x, dt, A, B, C, *rest, **options):
         return ssd_autograd(x, dt, A, B + 0.2 * (B - B.detach()), C, *rest, **options)
 
@@ -105,7 +105,7 @@ def test_the_trial_works_inside_autocast_checkpoint_and_inference(cuda):
         y = torch.utils.checkpoint.checkpoint(lambda x: scan.ssd_scan(x, *rest)[0], x, use_reentrant=False)
     y.float().sum().backward()
     assert x.grad.isfinite().all()
-    scan.fault.cache_clear()
+    scan.unsupported.cache_clear()
     with torch.inference_mode():
         assert scan.choose(None, x, 16, 64) is scan._triton()
 
@@ -127,7 +127,7 @@ def test_a_model_trains_by_the_kernels(cuda, make_aim, monkeypatch):
     assert (ours - expected).norm() <= 0.03 * expected.norm()
 
 
-def test_the_compiler_is_left_with_plain_operations(cuda, monkeypatch):
+def test_the_compiler_gets_plain_operations(cuda, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     inputs = make(torch.bfloat16)
     assert_close(scan.ssd_scan(*inputs, backend="triton"), ssd_chunked(*inputs), rtol=0, atol=0)
@@ -148,7 +148,7 @@ def test_names(cuda, monkeypatch):
 
 
 def module(monkeypatch, name, **members):
-    """Put a package in the place of one that is not installed."""
+    """Install a fake package."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
@@ -156,7 +156,7 @@ def module(monkeypatch, name, **members):
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_mamba_ssm_is_handed_what_it_documents(cuda, monkeypatch, first):
+def test_mamba_ssm_gets_what_it_documents(cuda, monkeypatch, first):
     def combined(x, dt, A, B, C, chunk_size, *, initial_states, return_final_states):
         assert return_final_states
         assert (B.shape, C.shape, chunk_size) == ((2, 20, 1, 16), (2, 20, 1, 16), 8)
@@ -169,7 +169,7 @@ def test_mamba_ssm_is_handed_what_it_documents(cuda, monkeypatch, first):
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_fla_is_handed_what_it_documents(cuda, monkeypatch, first):
+def test_fla_gets_what_it_documents(cuda, monkeypatch, first):
     def simple_gla(q, k, v, g, *, scale, initial_state, output_final_state):
         """The recurrence h = exp(g) h + k v^T, o = q h of its documentation, (B, T, H, ...)."""
         assert output_final_state

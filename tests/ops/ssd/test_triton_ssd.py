@@ -1,4 +1,4 @@
-"""The kernels of the training scan against the plain form: outputs, last states and every gradient."""
+"""The Triton kernels of the SSD against the plain form: outputs, last states and every gradient."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def make(batch, length, heads, width, states, *, dtype=torch.float32, first=True
 
 
 def outcome(form, inputs, *, through="both", **options):
-    """Outputs, last state and gradients; ``through`` names what the gradients come from."""
+    """Return outputs, last state and gradients; ``through`` names the results they are gradients of."""
     leaves = [None if tensor is None else tensor.detach().clone().requires_grad_() for tensor in inputs]
     found = form(*leaves, **options)
     generator = torch.Generator().manual_seed(9)
@@ -43,7 +43,7 @@ def exact(inputs, **options):
 
 
 def assert_near(found, expected, bound):
-    """Within ``bound`` of the largest number of each."""
+    """Compare within ``bound`` times the largest number of each."""
     for name, wanted in expected.items():
         if wanted is None:
             assert found[name] is None or not found[name].any(), name
@@ -66,8 +66,8 @@ def test_float32(width, states, length, first):
 
 @pytest.mark.parametrize(("width", "states", "chunk"), [(64, 128, 64), (16, 16, 32), (5, 20, 100)])
 @pytest.mark.parametrize("length", [3, 70])
-def test_bfloat16_is_as_near_as_the_plain_forms_have_to_be(width, states, chunk, length):
-    """The interpreter cuts bfloat16 off where a device rounds it: there the errors are about half as large."""
+def test_bfloat16_within_the_bound_of_the_plain_forms(width, states, chunk, length):
+    """The interpreter truncates bfloat16 where a device rounds: errors on a device are about half as large."""
     inputs = make(1, length, 3, width, states, dtype=torch.bfloat16)
     found = outcome(scan.ssd_chunked, inputs, chunk_size=chunk)
     assert [found[name].dtype for name in ("y", "x", "B", "C")] == [torch.bfloat16] * 4
@@ -108,7 +108,7 @@ def test_extreme_decays():
     assert gradients["dt"].any()
 
 
-def test_slices_of_one_projection_go_in_as_they_are():
+def test_slices_of_one_projection_need_no_copy():
     inputs = make(2, 20, 2, 16, 16)
     both = torch.cat([inputs[0].flatten(2), inputs[3], inputs[4]], dim=-1)
     x, B, C = both.split([32, 16, 16], dim=-1)

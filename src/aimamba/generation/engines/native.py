@@ -29,6 +29,7 @@ Weights = Literal["float32", "bfloat16", "int8"]
 
 _SOURCES = (
     "mixer/native/step.cpp",
+    "mixer/native/step_sums.h",
     "sampling/native/sample.h",
     "native/panels.h",
     "native/matrix.h",
@@ -52,7 +53,7 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
         library.aim_destroy.argtypes = [pointer]
         library.aim_add_layer.argtypes = [pointer] * 10
         library.aim_set_head.argtypes = [pointer] * 4
-        library.aim_step.argtypes = library.aim_draw.argtypes = [pointer, number, *([pointer] * 6)]
+        library.aim_step.argtypes = library.aim_sample.argtypes = [pointer, number, *([pointer] * 6)]
     return library
 
 
@@ -177,7 +178,7 @@ class NativeEngine:
         logits: Float[Tensor, "r v"],
         uniform: Float[Tensor, " b"],
         *,
-        twins: Int[Tensor, " b"] | None = None,
+        unconditional_rows: Int[Tensor, " b"] | None = None,
         scale: Float[Tensor, " b"] | None = None,
         temperature: Setting = 1.0,
         top_k: Setting = 0,
@@ -188,15 +189,15 @@ class NativeEngine:
         After a parallel loop, these threads spin for longer than a step takes, on the cores that the kernel needs.
         """
         count = len(uniform)
-        twins = torch.arange(count) if twins is None else twins
+        unconditional_rows = torch.arange(count) if unconditional_rows is None else unconditional_rows
         scale = torch.ones(count) if scale is None else scale
         if not _is_off(top_k, 0) or not _is_off(top_p, 1):  # row by row: so small that PyTorch uses one thread
             return torch.cat(
                 [
                     guided_sample(
-                        logits[[row, int(twins[row])]],
+                        logits[[row, int(unconditional_rows[row])]],
                         uniform[row : row + 1],
-                        twins=torch.ones(1, dtype=torch.long),
+                        unconditional_rows=torch.ones(1, dtype=torch.long),
                         scale=scale[row : row + 1],
                         **{
                             name: setting[row : row + 1] if isinstance(setting, Tensor) else setting
@@ -209,14 +210,14 @@ class NativeEngine:
         codes = torch.empty(count, dtype=torch.long)
         arguments = (
             logits.contiguous(),
-            twins.contiguous(),
+            unconditional_rows.contiguous(),
             scale.float().contiguous(),
             torch.as_tensor(temperature, dtype=torch.float32).expand(count).contiguous(),
             uniform.double().contiguous(),
             codes,
         )
         with self._lock:
-            self._kernel.aim_draw(self._handle, count, *(tensor.data_ptr() for tensor in arguments))
+            self._kernel.aim_sample(self._handle, count, *(tensor.data_ptr() for tensor in arguments))
         return codes
 
     @staticmethod

@@ -19,9 +19,9 @@ from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
 from aimamba.ops import triton as triton_kernels
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.linear.modulated import modulated_linear_step
+from aimamba.ops.linear.residual import residual_linear_step
 from aimamba.ops.mixer import step as mixer_ops
-from aimamba.ops.norm.modulated import modulated_norm_step
+from aimamba.ops.norm.residual import residual_norm_step
 from aimamba.ops.sampling import logits
 
 Memory = dict[str, Tensor]
@@ -38,8 +38,8 @@ class Operators:
 
     state_mixer_step: Callable[..., tuple[Tensor, Tensor]] = mixer_ops.state_mixer_step
     dual_mixer_step: Callable[..., tuple[Tensor, Tensor]] = mixer_ops.dual_mixer_step
-    modulated_norm_step: Callable[..., Tensor] = modulated_norm_step
-    modulated_linear_step: Callable[..., tuple[Tensor, Tensor]] = modulated_linear_step
+    residual_norm_step: Callable[..., Tensor] = residual_norm_step
+    residual_linear_step: Callable[..., tuple[Tensor, Tensor]] = residual_linear_step
     linear: Callable[..., Tensor] = linear
     guided_sample: Callable[..., Tensor] = logits.guided_sample
 
@@ -57,15 +57,15 @@ def unsupported(model: AiM) -> str | None:
 def triton_operators() -> Operators:
     """Return the functions as Triton kernels, for models that are not ``unsupported``."""
     from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - imports Triton
-    from aimamba.ops.mixer.triton import step as mixing  # noqa: PLC0415
-    from aimamba.ops.norm.triton import modulated as modulation  # noqa: PLC0415
+    from aimamba.ops.mixer.triton import step as mixer  # noqa: PLC0415
+    from aimamba.ops.norm.triton import residual as norms  # noqa: PLC0415
     from aimamba.ops.sampling.triton import logits as sampling  # noqa: PLC0415
 
     return Operators(
-        mixing.state_mixer_step,
-        mixing.dual_mixer_step,
-        modulation.modulated_norm_step,
-        products.modulated_linear_step,
+        mixer.state_mixer_step,
+        mixer.dual_mixer_step,
+        norms.residual_norm_step,
+        products.residual_linear_step,
         products.linear,
         sampling.guided_sample,
     )
@@ -173,12 +173,12 @@ class RecordedStep:
             mixer = block.mixer
             if isinstance(mixer, Mamba2):
                 weight = mixer.in_proj.weight
-                projected, residual = operators.modulated_linear_step(residual, *start, weight, **options)
+                projected, residual = operators.residual_linear_step(residual, *start, weight, **options)
                 gated, squares = self._mix(mixer, projected, memory, index)
                 mixed = operators.linear(gated, mixer.out_proj.weight)
                 before = {"mixed": mixed, "squares": squares, "inner": mixer.inner}
             else:
-                hidden = operators.modulated_norm_step(residual, *start, **options)
+                hidden = operators.residual_norm_step(residual, *start, **options)
                 if isinstance(mixer, Attention):
                     cache = {name: memory[f"{index}.{name}"] for name in ("keys", "values")}
                     before = {"mixed": mixer.step_among(hidden, cache, memory["position"], places)}
@@ -187,7 +187,7 @@ class RecordedStep:
             gate = next_gate
         shift, scale = memory["final_modulation"].unbind(1)
         final = model.final_norm.weight
-        hidden = operators.modulated_norm_step(
+        hidden = operators.residual_norm_step(
             residual, model.norm.weight, shift, scale, gate=gate, final_weight=final, **before
         )
         return operators.linear(hidden, model.word_embedding.weight)
@@ -203,10 +203,7 @@ class RecordedStep:
 
     def _mix(self, mixer: Mamba2, projected: Tensor, memory: Memory, index: int) -> tuple[Tensor, Tensor]:
         """Compute the middle of a Mamba-2 mixer: its inner features, and their squares for the norm."""
-        weights = mixer_ops.MixerWeights(
-            mixer.conv_weight, mixer.conv_bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight
-        )
-        position = memory["position"]
+        weights, position = mixer.mixer_weights, memory["position"]
         if self.form == "state":
             caches = [memory[f"{index}.{name}"] for name in ("window", "ssm")]
             return self.operators.state_mixer_step(projected, weights, *caches, position)

@@ -1,6 +1,6 @@
 """The same images as ``VQModel.decode`` with fewer operations, for inference only.
 
-On CPUs, a native kernel computes the convolutions if it supports the model (``aimamba.ops.conv.winograd``): with a
+On CPUs, a native kernel computes the convolutions if it supports the model (``aimamba.ops.conv.native``): with a
 quarter of the products, and norms, swish and residuals in the same pass. Otherwise PyTorch computes them, channels
 last, and each upsampling and the convolution after it become one convolution on the small grid (``folded``).
 

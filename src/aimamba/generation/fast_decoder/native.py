@@ -1,4 +1,4 @@
-"""The tokenizer's decoder on CPUs, with the convolution kernel of ``aimamba.ops.conv.winograd``, in float32.
+"""The tokenizer's decoder on CPUs, with the convolution kernel of ``aimamba.ops.conv.native``, in float32.
 
 The kernel reads four times as many weights as a convolution has. So the widest convolutions, which work on the coarsest
 grids and take little time, are computed by PyTorch.
@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from aimamba.generation.fast_decoder.folded import FoldedUpsample
 from aimamba.models.vq import Decoder, Level, ResidualBlock, SpatialAttention, Upsample
-from aimamba.ops.conv.winograd import Convolved, PackedConvolution, convolve, fits, load_kernel, pack
+from aimamba.ops.conv.native import winograd
+from aimamba.ops.conv.native.winograd import Convolved, convolve, load_kernel
+from aimamba.ops.conv.winograd import PackedConvolution, pack
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PANEL = 32
@@ -30,8 +32,8 @@ def unsupported(decoder: Decoder) -> str | None:
         return f"it runs on the CPU, and the model is on {weight.device.type}"
     if weight.dtype not in _DTYPES:
         return f"it takes float32, bfloat16 or float16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
-    if not fits(decoder.stem.in_channels):
-        return f"it does not take {decoder.stem.in_channels} input channels"
+    if reason := winograd.unsupported(decoder.stem.in_channels):
+        return reason
     widths = {part.num_channels for part in decoder.modules() if isinstance(part, nn.GroupNorm)}
     if any(width % _PANEL for width in widths):
         return f"the width of every level must be a multiple of {_PANEL}"

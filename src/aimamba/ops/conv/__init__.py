@@ -1,1 +1,1 @@
-"""Convolutions: causal ones over tokens, and 3 x 3 ones over images by Winograd's algorithm."""
+"""Convolutions: causal ones over tokens, and 3 x 3 ones over images with Winograd's algorithm."""

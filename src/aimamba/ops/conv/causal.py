@@ -1,4 +1,4 @@
-"""Causal depthwise convolution over tokens, whole and one step at a time.
+"""The causal depthwise convolution over tokens: whole sequences and single steps.
 
 Shape letters: B batch, L tokens, C channels, K taps.
 """
@@ -19,7 +19,7 @@ def causal_conv(
     Written as K shifted products, which on CPU is faster than a grouped convolution and works in every dtype.
     """
     length, taps = x.shape[1], weight.shape[1]
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # else every product of narrow inputs would be widened
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # keeps products of narrow inputs narrow
     padded = torch.nn.functional.pad(x, (0, 0, taps - 1, 0))
     y = torch.addcmul(bias, padded[:, :length], weight[:, 0])
     for k in range(1, taps):
@@ -30,21 +30,21 @@ def causal_conv(
 def causal_conv_silu(
     x: Float[Tensor, "b l c"], weight: Float[Tensor, "c k"], bias: Float[Tensor, " c"]
 ) -> Float[Tensor, "b l c"]:
-    """Compute ``silu(causal_conv(x, weight, bias))``; the backward pass keeps ``x`` alone. Differentiable once."""
-    if torch.compiler.is_compiling():  # the compiler joins the plain operations itself
+    """Compute ``silu(causal_conv(x, weight, bias))``, keeping only ``x`` for the backward pass; differentiable once."""
+    if torch.compiler.is_compiling():  # the compiler fuses the plain operations itself
         return F.silu(causal_conv(x, weight, bias))
     return _CausalConvSiLU.apply(x, weight, bias)  # type: ignore[no-untyped-call]
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute ``causal_conv`` by what is fastest there."""
+    """Compute ``causal_conv`` with the fastest operation for ``x``."""
     if not _grouped_is_fast(x):
         return causal_conv(x, weight, bias)
     return _grouped(x, weight, bias)[:, : x.shape[1]]
 
 
 def _correlate(dy: Tensor, weight: Tensor) -> Tensor:
-    """Take a gradient of ``causal_conv`` back to its input: the same against time."""
+    """Return the gradient of ``causal_conv`` with respect to its input: the same convolution, reversed in time."""
     zeros = weight.new_zeros(weight.shape[0])
     if not _grouped_is_fast(dy):
         return causal_conv(dy.flip(1), weight, zeros).flip(1)
@@ -52,7 +52,7 @@ def _correlate(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 def _grouped_is_fast(x: Tensor) -> bool:
-    """Say whether oneDNN convolves: without it a grouped convolution goes through the channels one by one."""
+    """Return whether oneDNN can convolve ``x``; without it a grouped convolution runs channel by channel."""
     if x.device.type != "cpu" or x.numel() == 0 or not torch.backends.mkldnn.is_available():
         return False
     narrow = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -62,9 +62,9 @@ def _grouped_is_fast(x: Tensor) -> bool:
 def _grouped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve with K - 1 zeros on both sides: (B, L + K - 1, C)."""
     channels, taps = weight.shape
-    image = x.mT[:, :, None]  # (B, C, 1, L), channels last in memory
+    rows = x.mT[:, :, None]  # (B, C, 1, L), channels last in memory
     weight, bias = weight.to(x.dtype)[:, None, None], bias.to(x.dtype)
-    return F.conv2d(image, weight, bias, padding=(0, taps - 1), groups=channels)[:, :, 0].mT
+    return F.conv2d(rows, weight, bias, padding=(0, taps - 1), groups=channels)[:, :, 0].mT
 
 
 class _CausalConvSiLU(torch.autograd.Function):

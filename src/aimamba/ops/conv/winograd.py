@@ -1,44 +1,28 @@
-"""Convolutions of 3 x 3 on the CPU with a quarter of the products: Winograd's F(4 x 4, 3 x 3) (arXiv 1509.09308).
+"""The weights of a 3 x 3 convolution for Winograd's algorithm F(4 x 4, 3 x 3) (Lavin and Gray, arXiv 1509.09308).
 
-The kernel is C++ (``aimamba.ops.native``). It computes in float32; against ``torch.nn.functional.conv2d`` it is off by
-about 1e-5 of the largest output, not more than a direct convolution in another order of sums.
+The convolution itself is a kernel, ``aimamba.ops.conv.native.winograd``.
 
-Shape letters: C inputs, K outputs, H W image. Channels stand last.
+Shape letters: C inputs, K outputs.
 """
 
-import ctypes
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from aimamba.ops.native.build import load_library
-
-_SOURCES = ("conv/native/winograd.cpp", "native/threads.h", "native/simd.h")
 _PANEL = 32  # outputs side by side in the kernel
-_LANES = 16  # the widest vector of floats
 _A, _B = 0.5**0.5, 2**0.5  # the points are 0, +-A, +-B and infinity
-
-
-def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
-    """The compiled kernel, or None where it cannot be had; see ``aimamba.ops.native.build.load_library``."""
-    library = load_library(_SOURCES, flags)
-    if library is not None:
-        library.aim_convolve.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int] * 6
-        library.aim_convolve.restype = None
-    return library
 
 
 @dataclass(frozen=True)
 class PackedConvolution:
-    """Weights of a 3 x 3 convolution with padding 1, as the kernel reads them.
+    """Weights of a 3 x 3 convolution with padding 1, in the order in which the kernel reads them.
 
     Attributes:
-        weight: (phases, panels, 36, C, 32); the four phases of a doubling convolution are the parities of the rows
-            and columns that it draws.
+        weight: (phases, panels, 36, C, 32). A convolution that doubles has four phases: the parities of the row and
+            the column of an output pixel.
         bias: (K rounded up to whole panels).
         doubles: Whether height and width double.
     """
@@ -48,30 +32,19 @@ class PackedConvolution:
     doubles: bool
 
 
-class Convolved(NamedTuple):
-    """What a convolution gives.
-
-    Attributes:
-        output: (H, W, K), K rounded up to whole panels; the channels beyond are 0.
-        moments: Sum and sum of squares of every channel, float64, for the norm that follows.
-    """
-
-    output: Float[Tensor, "h w k"]
-    moments: Float[Tensor, "2 k"]
-
-
-def fits(inputs: int) -> bool:
-    """Whether the kernel takes so many input channels."""
-    return inputs % _LANES == 0
-
-
 def pack(
     weight: Float[Tensor, "k c 3 3"], bias: Float[Tensor, " k"], *, after_doubling: bool = False
 ) -> PackedConvolution:
-    """Prepare a convolution; with ``after_doubling`` one that follows a repetition of every place, 2 x 2 times."""
+    """Transform the weights of a convolution for the kernel.
+
+    Args:
+        weight: Weights of the convolution.
+        bias: Bias of the convolution.
+        after_doubling: The convolution follows a nearest-neighbour upsampling by 2, which becomes part of it.
+    """
     kernels = weight.detach()[None]  # (phases, K, C, 3, 3)
     if after_doubling:
-        # Two neighbouring taps fall on the same place of the small grid, and one place is not seen at all.
+        # Of three neighbouring taps two fall on the same pixel of the small grid.
         places = weight.new_tensor([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]])
         kernels = torch.einsum("aip,bjq,kcpq->abkcij", places, places, weight.detach()).flatten(0, 1)
     phases, outputs, inputs = kernels.shape[:3]
@@ -84,48 +57,8 @@ def pack(
     )
 
 
-def convolve(
-    kernel: ctypes.CDLL,
-    x: Float[Tensor, "h w c"],
-    packed: PackedConvolution,
-    *,
-    norm: tuple[Float[Tensor, " c"], Float[Tensor, " c"]] | None = None,
-    residual: Float[Tensor, "h2 w2 k"] | None = None,
-    out: Float[Tensor, "h2 w2 k"] | None = None,
-) -> Convolved:
-    """Convolve one image.
-
-    Args:
-        kernel: From ``load_kernel``.
-        x: The image, float32.
-        packed: From ``pack``.
-        norm: Scale and shift of every input channel; ``silu(x * scale + shift)`` is convolved in place of ``x``.
-        residual: Added to the output.
-        out: Where to write the output; may be ``residual``, not ``x``.
-
-    Returns:
-        The output and its moments. They do not depend on the number of threads.
-    """
-    height, width, inputs = x.shape
-    outputs, factor = packed.bias.shape[0], 2 if packed.doubles else 1
-    assert fits(inputs)
-    assert packed.weight.shape[3] == inputs
-    shape = (factor * height, factor * width, outputs)
-    output = x.new_empty(shape) if out is None else out
-    scale, shift = (None, None) if norm is None else norm
-    moments = torch.empty(2, outputs, dtype=torch.float64)
-    for tensor in (x, scale, shift, residual, output):
-        assert tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous())
-    assert output.shape == shape
-    assert residual is None or residual.shape == shape
-    tensors = (x, scale, shift, packed.weight, packed.bias, residual, output, moments)
-    numbers = (height, width, inputs, outputs, packed.doubles, torch.get_num_threads())
-    kernel.aim_convolve(*(None if tensor is None else tensor.data_ptr() for tensor in tensors), *numbers)
-    return Convolved(output, moments)
-
-
 def _weight_map() -> Float[Tensor, "6 3"]:
-    """G of the paper: a kernel's polynomial at each point, over the product of the distances to the other points."""
+    """Return G of the paper: a kernel's polynomial at each point, divided by the distances to the other points."""
     near, far = 2 * _A**2 * (_A**2 - _B**2), 2 * _B**2 * (_B**2 - _A**2)
     rows = [[1.0, 0.0, 0.0]]
     rows += [

@@ -1,1 +1,1 @@
-"""Matrix products of decoding, which has few rows."""
+"""Matrix products for decoding, which has few rows."""

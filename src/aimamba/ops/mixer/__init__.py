@@ -1,1 +1,1 @@
-"""The middle of a Mamba-2 mixer, between its two projections: whole sequences and single steps."""
+"""The part of a Mamba-2 mixer between its two projections: whole sequences and single decoding steps."""

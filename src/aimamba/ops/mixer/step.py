@@ -1,8 +1,9 @@
-"""One token through a block, between its matrix products: memories that stay in place, and no waiting for a device.
+"""The part of a Mamba-2 mixer between its two projections, for one token a row.
 
-The functions here are ``causal_conv_step``, ``ssd_step`` and the norms once more, in the form that a captured graph
-needs: shapes never change, memories are updated where they lie, and every row has its own position, which stays on the
-device. They are the plain versions of the kernels in ``aimamba.ops.triton``, which have the same signatures.
+The functions here compute what ``causal_conv_step``, ``ssd_step`` and the gated norm do, in the form that a recorded
+graph needs: shapes never change, memory is updated in place, every row has its own position, and no value is read back
+from the device. They are the plain versions of the kernels in ``aimamba.ops.mixer.triton.step``, which have the same
+signatures.
 
 SSD has two forms of a step (Dao and Gu, arXiv 2405.21060, section 5). With a_u = exp(dt_u A),
 
@@ -11,8 +12,8 @@ SSD has two forms of a step (Dao and Gu, arXiv 2405.21060, section 5). With a_u 
 
 The first reads and writes a state of H P N numbers, the second reads t tokens of N + H P + H numbers and writes one.
 
-Shape letters: B rows, D width, E = H P inner width, H heads, P head width, N state size, C = E + 2N convolved channels,
-K taps, T tokens that a cache holds, F = E + C + H projected features, G parts of a sum.
+Shape letters: B rows, E = H P inner width, H heads, P head width, N state size, C = E + 2 N convolved channels, K taps,
+T tokens that a cache holds, F = E + C + H projected features, G partial sums.
 """
 
 from typing import NamedTuple
@@ -22,25 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class MixerWeights(NamedTuple):
-    """What the middle of a Mamba-2 mixer needs, as ``aimamba.models.Mamba2`` holds it.
-
-    Attributes:
-        conv_weight: Taps of the causal convolution, (C, K), oldest first.
-        conv_bias: Its bias, (C,).
-        dt_bias: Bias of the step sizes, (H,).
-        A_log: Log of the decay rates, (H,).
-        D: Skip weights, (H,).
-        norm_weight: Scale of the gated norm, (E,).
-    """
-
-    conv_weight: Tensor
-    conv_bias: Tensor
-    dt_bias: Tensor
-    A_log: Tensor
-    D: Tensor
-    norm_weight: Tensor
+from aimamba.ops.mixer.weights import MixerWeights
 
 
 class _Token(NamedTuple):
@@ -58,16 +41,16 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _convolve(projected: Tensor, weights: MixerWeights, window: Tensor, position: Tensor) -> _Token:
-    """Take the new input into the ring, convolve, and split."""
+    """Write the new input into the ring, convolve and split."""
     dtype = _wide(projected.dtype)
     heads, inner = weights.D.shape[0], weights.norm_weight.shape[0]
     taps, channels = window.shape[1:]
     rows = torch.arange(len(projected), device=projected.device)
-    fresh, dt = projected[:, inner:].split([channels, heads], dim=-1)
-    window[rows, position % taps] = fresh.to(window.dtype)
-    age = torch.arange(taps - 1, -1, -1, device=projected.device)  # of the input that each tap meets
-    seen = position[:, None] - age  # (B, K)
-    inputs = window[rows[:, None], seen % taps].to(dtype).masked_fill(seen[..., None] < 0, 0.0)  # (B, K, C)
+    new, dt = projected[:, inner:].split([channels, heads], dim=-1)
+    window[rows, position % taps] = new.to(window.dtype)
+    age = torch.arange(taps - 1, -1, -1, device=projected.device)  # of the input that each tap is multiplied with
+    read = position[:, None] - age  # (B, K)
+    inputs = window[rows[:, None], read % taps].to(dtype).masked_fill(read[..., None] < 0, 0.0)  # (B, K, C)
     convolved = weights.conv_bias.to(dtype) + (inputs * weights.conv_weight.to(dtype).t()).sum(dim=1)
     states = (channels - inner) // 2
     x, B, C = F.silu(convolved).split([inner, states, states], dim=-1)
@@ -76,7 +59,7 @@ def _convolve(projected: Tensor, weights: MixerWeights, window: Tensor, position
 
 
 def _gate(y: Tensor, token: _Token, projected: Tensor, weights: MixerWeights) -> tuple[Tensor, Tensor]:
-    """Skip, gate, and the parts of the norm that need no more than one head: its scale and its sum of squares."""
+    """Add the skip, gate, and do the part of the norm that needs one head alone: its scale and its sum of squares."""
     z = projected[:, : weights.norm_weight.shape[0]].to(y.dtype)
     y = (y + weights.D.to(y.dtype)[:, None] * token.x).flatten(1) * F.silu(z)  # (B, E)
     return (y * weights.norm_weight.to(y.dtype)).to(projected.dtype), y.square().sum(dim=-1, keepdim=True)
@@ -89,19 +72,19 @@ def state_mixer_step(
     ssm: Float[Tensor, "b h p n"],
     position: Int[Tensor, " b"],
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
-    """Convolution, SSD by its state, skip and gate.
+    """Convolve, apply the SSD in its state form, add the skip and gate.
 
     Args:
-        projected: What the input projection gives: z, (x, B, C) and dt.
-        weights: See ``MixerWeights``.
-        window: The last K inputs of the convolution, a ring: the input at position p lies in slot p mod K. Updated.
-            What lies in slots of before the start is never looked at.
-        ssm: State, float32 or wider. Updated; that of a row at position 0 is never looked at.
-        position: Tokens that each row has taken before.
+        projected: Output of the input projection: z, (x, B, C) and dt.
+        weights: Weights of the mixer.
+        window: The last K inputs of the convolution, as a ring: the input at position p is in slot p mod K. Updated in
+            place. Slots from before the first token are not read.
+        ssm: State, float32 or wider. Updated in place; not read for a row at position 0.
+        position: Tokens that each row has consumed before.
 
     Returns:
         ``y * silu(z) * norm_weight``, (B, E), still to be divided by the root mean square of ``y * silu(z)``, and the
-        sum of the squares of ``y * silu(z)`` in parts, (B, G).
+        sum of the squares of ``y * silu(z)`` as G partial sums, (B, G).
     """
     token = _convolve(projected, weights, window, position)
     decay = torch.exp(token.dt * token.A)[..., None, None]  # (B, H, 1, 1)
@@ -120,12 +103,11 @@ def dual_mixer_step(
     dt_cache: Float[Tensor, "b h t"],
     position: Int[Tensor, " b"],
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
-    """Convolution, SSD by its dual form, skip and gate.
+    """Convolve, apply the SSD in its dual form, add the skip and gate.
 
-    Arguments and results are those of ``state_mixer_step``, with caches of B, x and dt in place of the state. The
-    token at position p lies at place p of the caches, so positions must stay below T; places of a row's future are
-    never looked at. ``dt_cache`` is float32 or wider, the others may be narrow: what enters the sums is exact but for
-    the rounding of B and x themselves.
+    Takes and returns what ``state_mixer_step`` does, with caches of B, x and dt instead of the state. The token at
+    position p is in slot p of the caches, so positions must be below T; slots behind a row's position are not read.
+    ``dt_cache`` is float32 or wider. The other caches may be narrower: only B and x themselves are rounded.
     """
     token = _convolve(projected, weights, window, position)
     rows = torch.arange(len(projected), device=projected.device)
@@ -133,11 +115,11 @@ def dual_mixer_step(
     B_cache[rows, position] = token.B.to(B_cache.dtype)
     x_cache[rows, :, position] = token.x.to(x_cache.dtype)
     dt_cache[rows, :, position] = token.dt.to(dt_cache.dtype)
-    place = torch.arange(B_cache.shape[1], device=projected.device)
-    future = place > position[:, None]  # (B, T)
+    slot = torch.arange(B_cache.shape[1], device=projected.device)
+    future = slot > position[:, None]  # (B, T)
     past = future.logical_not()[:, None]
     log_decay = (dt_cache.to(dtype) * token.A[:, None]).where(past, 0.0)  # (B, H, T)
-    after = log_decay.flip(-1).cumsum(dim=-1).flip(-1) - log_decay  # of all tokens behind each one
+    after = log_decay.flip(-1).cumsum(dim=-1).flip(-1) - log_decay  # of all tokens after each one
     similarity = (B_cache.to(dtype) @ token.C[..., None]).squeeze(-1)  # (B, T)
     weight = (similarity[:, None] * after.exp() * dt_cache.to(dtype)).where(past, 0.0)  # (B, H, T)
     values = x_cache.to(dtype).masked_fill(future[:, None, :, None], 0.0)

@@ -1,4 +1,4 @@
-"""Compiling a kernel: once a machine, with whatever C++ compiler is there."""
+"""Compiling C++ kernels on first use, with any C++ compiler found on the machine."""
 
 import ctypes
 import hashlib
@@ -27,19 +27,19 @@ _log = logging.getLogger(__name__)
 
 @cache
 def load_library(sources: tuple[str, ...], flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
-    """A kernel of this folder, compiled: from the cache folder or made now, which takes a few seconds.
+    """Load a compiled kernel from the cache folder, compiling it first if needed, which takes a few seconds.
 
-    The compiler is ``$CXX``, else ``c++``, ``clang++`` or ``g++``, else the one in the package ``ziglang``.
+    The compiler is ``$CXX`` if set, else ``c++``, ``clang++`` or ``g++``, else the one in the package ``ziglang``.
 
     Args:
-        sources: The file to compile, then those it includes.
-        flags: What to compile for, e.g. ``("-march=x86-64-v3",)``; by default all that this machine can do.
+        sources: The file to compile, then those it includes, relative to ``aimamba/ops``.
+        flags: Flags for the processor, e.g. ``("-march=x86-64-v3",)``; by default those for this machine.
 
     Returns:
-        The library, or None where there is no compiler or it fails; the log says why.
+        The library, or None if there is no compiler or it fails; the reason is logged. Repeated calls return the same.
     """
     if sys.platform == "win32":
-        _log.info("no native kernel: it is not made for Windows")
+        _log.info("no native kernel: Windows is not supported")
         return None
     compilers = _compilers()
     if not compilers:
@@ -63,7 +63,7 @@ def _compilers() -> list[Sequence[str]]:
 
 
 def _compiled(sources: tuple[str, ...], compiler: Sequence[str], target: tuple[str, ...]) -> Path:
-    """Path of the library for this compiler, these flags, this processor and these sources."""
+    """Return the path of the library for this compiler, these flags, this processor and these sources."""
     folder = files("aimamba.ops")
     about = [*compiler, *_FLAGS, *target, _processor(), *(folder.joinpath(name).read_text() for name in sources)]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:24]
@@ -71,17 +71,17 @@ def _compiled(sources: tuple[str, ...], compiler: Sequence[str], target: tuple[s
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Moved into place when it is whole, so that several processes may compile at once.
-    with as_file(folder) as place, tempfile.TemporaryDirectory(dir=path.parent) as draft:
-        made = Path(draft) / path.name
-        command = [*compiler, *_FLAGS, *target, f"-I{place}", str(place / sources[0]), "-o", str(made)]
+    # Moved into place when complete, so that several processes can compile at the same time.
+    with as_file(folder) as root, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        library = Path(scratch) / path.name
+        command = [*compiler, *_FLAGS, *target, f"-I{root}", str(root / sources[0]), "-o", str(library)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
-        made.replace(path)
+        library.replace(path)
     return path
 
 
 def _processor() -> str:
-    """What the processor can do: a home folder may be shared by different machines."""
+    """Return the features of the processor: different machines may share a cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -90,5 +90,5 @@ def _processor() -> str:
 
 
 def _reason(error: Exception) -> str:
-    told = getattr(error, "stderr", None)
-    return str(told or error).strip().splitlines()[0]
+    output = getattr(error, "stderr", None)
+    return str(output or error).strip().splitlines()[0]

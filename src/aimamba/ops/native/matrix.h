@@ -1,8 +1,8 @@
-// Weight matrices packed for products with a few rows, and those rows.
+// Weight matrices packed for products with a few rows, and these rows.
 //
-// A matrix (outputs, inputs) is cut into panels of 2 W outputs. Within a panel the weights stand in the order in which
+// A matrix (outputs, inputs) is cut into panels of 2 W outputs. Within a panel the weights are in the order in which
 // the product reads them: group by group of inputs (1 in float32, 2 in bfloat16, 2 or 4 in int8), output by output. So
-// they stream through once, whatever the number of rows.
+// they are read once, in order, whatever the number of rows.
 #pragma once
 
 #include <algorithm>
@@ -23,14 +23,14 @@ enum class Kind : int { float32 = 0, bfloat16 = 1, int8 = 2 };
 
 constexpr int PANEL = 2 * W;
 
-// How inputs are kept for a kind of weights: as the instructions of this machine want them.
+// The form of inputs for each kind of weights depends on the instructions of this machine.
 #if defined(__AVX512BF16__)
 constexpr bool BFLOAT16_DOTS = true;
 #else
 constexpr bool BFLOAT16_DOTS = false;
 #endif
 
-// int8 weights meet inputs of 15 bits: as four bytes twice, high and low; as two words; or not, and both are floats.
+// int8 weights are multiplied with inputs of 15 bits: as four bytes twice, high and low; as two words; or as floats.
 #if defined(__AVX512VNNI__)
 constexpr bool INT8_BYTES = true, INT8_WORDS = false;
 #elif defined(__AVX2__) && !defined(__AVX512F__)
@@ -39,7 +39,7 @@ constexpr bool INT8_BYTES = false, INT8_WORDS = true;
 constexpr bool INT8_BYTES = false, INT8_WORDS = false;
 #endif
 
-class Memory {  // aligned to large pages, which the system is asked for
+class Memory {  // aligned to large pages, which it asks the system for
   public:
     explicit Memory(size_t bytes = 0) {
         constexpr size_t page = size_t{1} << 21;
@@ -72,16 +72,16 @@ struct Panels {
     const char* weights;
     const float* scales;
     size_t apart;  // numbers of a panel
-    size_t ahead;  // bytes from here to what will be read soon
+    size_t ahead;  // distance in bytes to prefetch at
     int output;    // the first one
 
-    // Where the weights of vector v begin, of which each takes `SIZE` numbers.
+    // Offset of the weights of vector v, if each vector takes `SIZE` numbers.
     template <int SIZE>
     size_t place(int v) const {
         return v / 2 * apart + v % 2 * SIZE;
     }
 
-    // Ask for what will be read soon. Where vectors are wider it was found not to pay.
+    // Prefetch what will be read soon. Measurements showed no gain for wider vectors.
     template <int S, typename N>
     void foresee(const N* w) const {
         constexpr int SECOND_LEVEL = 2;
@@ -95,7 +95,7 @@ struct Matrix {
     Kind kind = Kind::float32;
     int outputs = 0, inputs = 0;
     Memory weights;
-    std::vector<float> scales;  // of every output, padded to whole panels; int8 alone
+    std::vector<float> scales;  // of every output, padded to whole panels; only for int8
 
     int panels() const { return (outputs + PANEL - 1) / PANEL; }
     size_t panel_bytes() const {
@@ -118,7 +118,7 @@ struct Matrix {
         if (kind == Kind::int8) scales.assign(size_t(panels()) * PANEL, 1.0f);
     }
 
-    // Fill one panel from `values` (outputs, inputs); int8 has one scale an output, so that its largest weight is 127.
+    // Fill one panel from `values` (outputs, inputs). int8 has one scale an output, which makes its largest weight 127.
     void pack(int panel, const float* values) {
         const int group = kind == Kind::float32 ? 1 : kind == Kind::bfloat16 || INT8_WORDS ? 2 : 4;
         for (int i = 0; i < PANEL; ++i) {
@@ -144,14 +144,14 @@ struct Matrix {
   private:
     static bfloat16 rounded(float value) { return round_to_bfloat16(floats(value))[0]; }
 
-    // The dot products of x86 take one unsigned operand: there the weights are kept 128 too large.
+    // The dot products of x86 take one unsigned operand, so there weights are stored with 128 added.
     static int8_t flip() { return INT8_BYTES ? int8_t(-128) : int8_t(0); }
 };
 
 // Rows of inputs in the form that the products of one kind of weights take.
 //
-// For int8 weights a row becomes whole numbers of 15 bits times a scale, kept as high and low bytes, so that the inputs
-// lose next to nothing; the sum undoes that the weights are 128 too large.
+// For int8 weights a row becomes integers of 15 bits times a scale, stored as high and low bytes, so that the inputs
+// lose little precision. Their sums are kept to correct for the 128 added to the weights.
 class Inputs {
   public:
     Inputs(Kind kind, int rows, int width)

@@ -1,12 +1,12 @@
-// Products of packed matrices with a few rows. Every number of a product is summed in one order, the same for every
-// number of rows and threads.
+// Products of packed matrices with a few rows. Every number is summed in the same order for every number of rows and
+// threads.
 #pragma once
 
 #include "native/matrix.h"
 
 namespace aim {
 
-// ---- products of S panels with M rows: out[m] gets 2 S vectors ----
+// Products of S panels with M rows: out[m] gets 2 S vectors.
 
 template <int M, int S>
 inline void multiply_float32(const float* w, const Panels& panels, const Inputs& x, int row, Floats (*out)[2 * S]) {
@@ -90,13 +90,13 @@ inline void multiply_int8(const int8_t* w, const Panels& panels, const Inputs& x
             std::memcpy(&lower, &low[m][v], sizeof lower);
             upper -= 128 * x.high_sum(row + m);
             lower -= 128 * x.low_sum(row + m);
-            // 256 upper + lower can pass 32 bits: they meet as floats.
+            // 256 upper + lower can overflow 32 bits, so they are added as floats.
             const Floats total =
                 __builtin_convertvector(upper, Floats) * 256.0f + __builtin_convertvector(lower, Floats);
             out[m][v] = total * load<Floats>(panels.scales + W * v) * x.scale(row + m);
         }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-    constexpr int STRETCH = 512;  // sums of so many products of 8 and 15 bits fit into 32 bits
+    constexpr int STRETCH = 512;  // a sum of this many products of 8 and 15 bits fits into 32 bits
     Floats total[M][2 * S] = {};
     const int16_t* from[M];
     for (int m = 0; m < M; ++m) from[m] = x.words(row + m);
@@ -154,7 +154,7 @@ inline int multiply_blocks(const Panels& panels, const Inputs& x, int row, int r
     return row;
 }
 
-// A panel of bfloat16 in float32.
+// Convert a panel of bfloat16 to float32.
 inline Panels unpacked(const Panels& panel, int inputs) {
     static thread_local std::vector<float> numbers;
     numbers.resize(size_t(PANEL) * inputs);
@@ -170,8 +170,7 @@ inline Panels unpacked(const Panels& panel, int inputs) {
     return {Kind::float32, reinterpret_cast<const char*>(numbers.data()), nullptr, panel.apart, 0, panel.output};
 }
 
-// Panels that one task multiplies. With one or two rows it takes them together: more sums in flight, and more places
-// that are read at once.
+// Panels of one task. With one or two rows it multiplies them together, so that more sums and more reads are in flight.
 constexpr int TOGETHER = W == 16 ? 1 : 2;
 
 inline int tasks_of(const Matrix& matrix) { return (matrix.panels() + TOGETHER - 1) / TOGETHER; }
@@ -179,7 +178,7 @@ inline int tasks_of(const Matrix& matrix) { return (matrix.panels() + TOGETHER -
 template <typename Take>
 inline void multiply(const Matrix& matrix, int task, const Inputs& x, int rows, const Take& take) {
     constexpr size_t NEAR = 768;
-    constexpr int MOST = REGISTERS == 32 ? 8 : 6;  // rows whose sums are in registers: 2 vectors each
+    constexpr int MOST = REGISTERS == 32 ? 8 : 6;  // rows whose sums, 2 vectors each, fit into registers
     const int first = task * TOGETHER, last = std::min(first + TOGETHER, matrix.panels());
     if (rows <= 2 && last - first == TOGETHER) {
         const Panels panels = matrix.at(first, NEAR);
@@ -192,7 +191,7 @@ inline void multiply(const Matrix& matrix, int task, const Inputs& x, int rows, 
         if (matrix.kind == Kind::bfloat16 && !BFLOAT16_DOTS && rows > MOST) panel = unpacked(panel, matrix.inputs);
         int row = 0;
         if constexpr (MOST == 8)
-            if (!x.bytewise()) row = multiply_blocks<8>(panel, x, row, rows, take);  // bytes have two sums each
+            if (!x.bytewise()) row = multiply_blocks<8>(panel, x, row, rows, take);  // bytes need two sums each
         row = multiply_blocks<6>(panel, x, row, rows, take);
         row = multiply_blocks<4>(panel, x, row, rows, take);
         row = multiply_blocks<2>(panel, x, row, rows, take);

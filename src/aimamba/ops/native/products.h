@@ -1,5 +1,5 @@
-// Blocks of matrix products out of the cache: of numbers in float32, or of pairs of bfloat16 where there is an
-// instruction for them. Sums are float32.
+// Blocks of matrix products whose operands are in the cache: numbers in float32, or pairs of bfloat16 if the processor
+// has an instruction for them. Sums are float32.
 #pragma once
 
 #include <cstddef>
@@ -11,26 +11,26 @@
 
 namespace aim {
 
-constexpr int ROWS = W == 16 ? 8 : 4, BLOCK = 2, SPAN = BLOCK * W;  // numbers of a product that stay in registers
+constexpr int ROWS = W == 16 ? 8 : 4, BLOCK = 2, SPAN = BLOCK * W;  // a block of (ROWS, SPAN) sums fits into registers
 
 struct Freed {
     void operator()(void* memory) const { std::free(memory); }
 };
 
-// Aligned to lines of the cache.
+// Memory aligned to cache lines.
 template <typename N>
 using Buffer = std::unique_ptr<N[], Freed>;
 
 template <typename N = float>
 Buffer<N> buffer(size_t count) {
-    constexpr size_t LINE = 64, APART = 5 * LINE;  // else equal places of equal buffers would share a page offset
+    constexpr size_t LINE = 64, APART = 5 * LINE;  // so that buffers of equal size do not share their page offsets
     return Buffer<N>(static_cast<N*>(std::aligned_alloc(LINE, (count * sizeof(N) + LINE - 1) / LINE * LINE + APART)));
 }
 
 // Two terms of a product, the earlier one in the lower half.
 using Pair = uint32_t;
 
-// What matrices of type T are multiplied as, and how many terms that holds.
+// The unit in which matrices of type T are multiplied, and the number of terms in a unit.
 #if defined(__AVX512BF16__)
 template <typename T>
 using UnitOf = std::conditional_t<std::is_same_v<T, float>, float, Pair>;
@@ -56,7 +56,7 @@ using Sums = Floats[ROWS][BLOCK];
 // The sums over `depth` units of a[row r, unit k] b[unit k, vector n], where `a` has any strides.
 template <typename Unit>
 inline void multiply(const Unit* a, size_t row, size_t step, const Unit* b, size_t stride, int depth, Sums& sums) {
-    Sums own = {};  // of its own, so that the compiler keeps it in registers
+    Sums own = {};  // local, so that the compiler keeps it in registers
     for (int k = 0; k < depth; ++k) {
         Units<Unit> right[BLOCK];
         for (int n = 0; n < BLOCK; ++n) right[n] = load<Units<Unit>>(b + k * stride + n * W);
@@ -67,7 +67,7 @@ inline void multiply(const Unit* a, size_t row, size_t step, const Unit* b, size
     std::memcpy(&sums, &own, sizeof own);
 }
 
-// The same, added to `sums` times a factor.
+// Like `multiply`, but adds the product times a factor to `sums`.
 template <typename Unit>
 inline void multiply_add(float factor, const Unit* a, size_t row, size_t step, const Unit* b, size_t stride, int depth,
                          Sums& sums) {
@@ -82,7 +82,7 @@ inline Words rounded_bits(Floats v) {
     return bits + 0x7fff + ((bits >> 16) & 1);
 }
 
-// Units of neighbouring rows: (rows, columns) to (rows / TERMS, columns).
+// Pack neighbouring rows into units: (rows, columns) to (rows / TERMS, columns).
 template <typename Unit>
 void stack(const float* from, size_t stride, int rows, int columns, Unit* to, size_t to_stride) {
     for (int r = 0; r < rows; r += TERMS<Unit>)
@@ -96,7 +96,7 @@ void stack(const float* from, size_t stride, int rows, int columns, Unit* to, si
         }
 }
 
-// Units of neighbouring columns: (rows, columns) to (rows, columns / TERMS).
+// Pack neighbouring columns into units: (rows, columns) to (rows, columns / TERMS).
 template <typename Unit>
 void join(const float* from, size_t stride, int rows, int columns, Unit* to, size_t to_stride) {
     using Number = std::conditional_t<TERMS<Unit> == 1, float, bfloat16>;
@@ -105,7 +105,7 @@ void join(const float* from, size_t stride, int rows, int columns, Unit* to, siz
             store_floats(reinterpret_cast<Number*>(to + r * to_stride) + c, load<Floats>(from + r * stride + c));
 }
 
-// (rows, columns) to (columns, rows).
+// Transpose (rows, columns) to (columns, rows).
 template <typename Unit>
 void transpose(const Unit* from, size_t stride, int rows, int columns, Unit* to, size_t to_stride) {
     for (int c = 0; c < columns; ++c)

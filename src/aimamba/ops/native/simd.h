@@ -1,8 +1,9 @@
-// Vectors of floats as wide as the machine's registers, in the vector extensions of GCC and Clang.
+// Vectors of floats as wide as the machine's registers, with the vector extensions of GCC and Clang.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -45,7 +46,7 @@ inline void store(T* to, V v) {
     std::memcpy(to, &v, sizeof v);
 }
 
-inline Floats floats(float value) { return value - Floats{}; }  // not a sum: -0 + 0 is 0
+inline Floats floats(float value) { return value - Floats{}; }  // a difference, because -0 + 0 is +0
 
 inline Floats as_floats(Words bits) {
     Floats v;
@@ -78,7 +79,7 @@ inline int sum(Ints v) {
     return sum_of_parts(part);
 }
 
-// Rounded to whole numbers, ties to even; of less than 2^22. The sum with 1.5 * 2^23 holds them in its last bits.
+// Round numbers below 2^22 to integers, ties to even. The sum with 1.5 * 2^23 has them in its last bits.
 inline Ints whole(Floats v) {
     const Floats shifted = v + 12582912.0f;
     Ints bits;
@@ -86,14 +87,14 @@ inline Ints whole(Floats v) {
     return bits - 0x4b400000;
 }
 
-// W numbers from memory in float32, whatever they are kept in.
+// Load W numbers of either dtype as float32.
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
 
 inline Floats load_floats(const bfloat16* from) {
     return as_floats(__builtin_convertvector(load<Halves>(from), Words) << 16);
 }
 
-// Rounded to the nearest, ties to even. No number here is infinite or not a number.
+// Round to the nearest bfloat16, ties to even. Numbers must be finite.
 inline Halves round_to_bfloat16(Floats v) {
     const Words bits = as_words(v);
     return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
@@ -107,12 +108,12 @@ inline void store_floats(float* to, Floats v) { store(to, v); }
 
 inline void store_floats(bfloat16* to, Floats v) { store(to, round_to_bfloat16(v)); }
 
-// exp to a relative error of 2e-7: 2^n 2^f with |f| <= 1/2, the second factor by its Taylor polynomial.
+// exp with a relative error of 2e-7: 2^n 2^f with |f| <= 1/2, the second factor by its Taylor polynomial.
 inline Floats exponential(Floats x) {
     x = x > 88.0f ? floats(88.0f) : x;
     x = x < -87.0f ? floats(-87.0f) : x;
     const Floats scaled = x * 1.44269504f;
-    const Floats shifted = scaled + 12582912.0f;  // 1.5 * 2^23: the sum is rounded to a whole number
+    const Floats shifted = scaled + 12582912.0f;  // 1.5 * 2^23: the sum is rounded to an integer
     const Floats n = shifted - 12582912.0f;
     const Floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
     Floats p = floats(1.0f / 5040);

@@ -1,4 +1,4 @@
-// Tasks for the threads that PyTorch computes with.
+// Running tasks in PyTorch's threads.
 #pragma once
 
 #include <algorithm>
@@ -8,14 +8,14 @@
 
 namespace aim {
 
-// PyTorch's threads wait busily for a while after each of its operations, and would hold up threads of our own; so the
-// work goes to them, through the OpenMP library that they belong to. Where that is not at hand there are other threads.
+// PyTorch's threads spin for a while after each of its operations and would compete with threads of our own. So tasks
+// run in them, through the OpenMP library that they belong to. Without that library, tasks run in new threads.
 class Team {
   public:
     // `parallel`: the address of GOMP_parallel, or null.
     Team(void* parallel, int threads) : parallel_(reinterpret_cast<Parallel>(parallel)), threads_(threads) {}
 
-    // `task` for 0 ... count - 1, in any order. Returns when all of them are done.
+    // Run `task` for 0 ... count - 1, in any order. Returns when all are done.
     template <typename Task>
     void share(int count, const Task& task) const {
         const int threads = std::min(threads_, count);

@@ -1,4 +1,4 @@
-"""PyTorch's own threads, for kernels to compute with."""
+"""Running kernels in PyTorch's own threads."""
 
 import ctypes
 from functools import cache
@@ -6,9 +6,9 @@ from functools import cache
 
 @cache
 def parallel_regions() -> int | None:
-    """Address of ``GOMP_parallel`` in the OpenMP library that PyTorch has loaded, or None where that has no such.
+    """Return the address of ``GOMP_parallel`` in the OpenMP library that PyTorch has loaded, or None without one.
 
-    PyTorch's threads wait busily between operations; a kernel with threads of its own would compete with them.
+    PyTorch's threads spin between operations, so a kernel with its own threads would compete with them.
     """
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value

@@ -1,4 +1,4 @@
-// A few threads that share the work of a step.
+// A few threads that share the work of a kernel.
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,7 @@
 
 namespace aim {
 
-// Tiny numbers count as zero while this lives: a decay that has all but erased a token would slow everything down.
+// While an instance lives, denormal numbers count as zero: products with very strong decays would otherwise be slow.
 class FlushedDenormals {
   public:
     FlushedDenormals() : before_(control()) { set(before_ | FLAGS); }
@@ -42,9 +42,9 @@ class FlushedDenormals {
     uint64_t before_;
 };
 
-// Threads that go through the same phases side by side. Of the tasks of a phase each thread has a stretch, so that it
-// reads on in memory where it left off; when that is done it helps the others. A phase is over when its tasks are done:
-// a thread that the system has put aside holds nobody up unless it has a task in hand.
+// Threads that run the same phases in parallel. Each thread owns a range of the tasks of a phase, so that it reads
+// memory in order, and helps the others when its range is done. A phase ends when all its tasks are done, so a thread
+// that the system has suspended delays the others only if it is in the middle of a task.
 class Threads {
   public:
     explicit Threads(int count) {
@@ -58,12 +58,12 @@ class Threads {
 
     int count() const { return int(workers_.size()) + 1; }
 
-    // What a thread goes through in a call of `run`, counted.
+    // The progress of one thread through the phases of a call of `run`.
     class Course {
       public:
         Course(Threads& threads, int thread) : threads_(threads), thread_(thread) {}
 
-        // The next phase: `task` for 0 ... count - 1. Returns when all of them are done, whoever did them.
+        // Run the next phase: `task` for 0 ... count - 1. Returns when all tasks are done, by any thread.
         template <typename Task>
         void share(int count, const Task& task) {
             const int threads = threads_.count();
@@ -88,7 +88,7 @@ class Threads {
         int next_ = 0;
     };
 
-    // Run `job`, which has at most `phases` phases, in every thread, this one among them.
+    // Run `job`, which has at most `phases` phases, in every thread including the calling one.
     void run(int phases, const std::function<void(Course&)>& job) {
         if (phases > int(done_.size())) {
             done_ = std::vector<std::atomic<int>>(phases);
@@ -148,7 +148,7 @@ class Threads {
     }
 
     std::vector<std::thread> workers_;
-    std::vector<std::atomic<int>> done_, given_;  // tasks of every phase, and of every phase and owner
+    std::vector<std::atomic<int>> done_, given_;  // tasks done in every phase; tasks started, by phase and owner
     std::atomic<int> working_{0};
     std::mutex mutex_;
     std::condition_variable wake_;

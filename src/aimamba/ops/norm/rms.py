@@ -1,4 +1,8 @@
-"""Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467), plain, gated and modulated."""
+"""Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467): plain, gated and modulated.
+
+The norms keep up to 16 constant tensors of one number between calls, because creating one would take a decoding step as
+long as computing with it.
+"""
 
 from functools import lru_cache
 from typing import Any
@@ -10,7 +14,7 @@ from torch.nn import functional as F
 
 
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5) -> Float[Tensor, "*b d"]:
-    """Scale ``x`` to unit root mean square, then by ``weight``; computed in float32 or better, returned as given."""
+    """Scale ``x`` to unit root mean square, then by ``weight``. Computed in float32 or better; ``x`` sets the dtype."""
     wide = x if x.dtype == torch.float64 else x.float()
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
@@ -20,7 +24,7 @@ def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: floa
 def gated_rms_norm(
     x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5
 ) -> Float[Tensor, "*b d"]:
-    """Normalise ``x * silu(gate)``: Mamba-2 gates before it normalises."""
+    """Compute ``rms_norm(x * silu(gate), weight)``: Mamba-2 gates before it normalises."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return rms_norm(x.to(wide) * F.silu(gate.to(wide)), weight, eps=eps).to(x.dtype)
 
@@ -34,7 +38,7 @@ def modulated_rms_norm(
     eps: float = 1e-5,
 ) -> Float[Tensor, "b l d"]:
     """Compute ``rms_norm(x, weight) * (1 + scale) + shift`` in the dtype of ``scale``; differentiable once."""
-    if torch.compiler.is_compiling():  # the compiler joins the plain operations itself
+    if torch.compiler.is_compiling():  # the compiler fuses the plain operations itself
         return (rms_norm(x, weight, eps=eps).to(scale.dtype) * (1 + scale[:, None]) + shift[:, None]).to(scale.dtype)
     return _ModulatedRMSNorm.apply(x, weight, scale, shift, eps)  # type: ignore[no-untyped-call]
 
@@ -47,7 +51,7 @@ def modulated_rms_norm_step(
     *,
     eps: float = 1e-5,
 ) -> Float[Tensor, "b d"]:
-    """Compute ``modulated_rms_norm`` of one token a row in few operations; everything has the dtype of ``x``."""
+    """Compute ``modulated_rms_norm`` for one token a row, in few operations; all tensors have the dtype of ``x``."""
     factor = torch.addcmul(weight, weight, scale)
     return torch.addcmul(shift, x / _padded_length(x, eps), factor, value=x.shape[-1] ** 0.5)
 
@@ -55,21 +59,21 @@ def modulated_rms_norm_step(
 def gated_rms_norm_efficient(
     x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], *, eps: float = 1e-5
 ) -> Float[Tensor, "*b d"]:
-    """Compute ``gated_rms_norm``; the backward pass keeps ``x`` and ``gate`` alone. Differentiable once."""
+    """Compute ``gated_rms_norm``, keeping only its inputs for the backward pass; differentiable once."""
     if torch.compiler.is_compiling():
         return gated_rms_norm(x, gate, weight, eps=eps)
     return _GatedRMSNorm.apply(x, gate, weight, eps)  # type: ignore[no-untyped-call]
 
 
 def _padded_length(x: Tensor, eps: float) -> Tensor:
-    """``sqrt(D (mean(x^2) + eps))`` of every row. Small operations are what a step of decoding takes its time for."""
+    """Return ``sqrt(D (mean(x^2) + eps))`` of every row, in few operations: their number bounds a decoding step."""
     pad = _scalar((x.shape[-1] * eps) ** 0.5, x.dtype, x.device)
     return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), pad)
 
 
 @lru_cache(maxsize=16)
 def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(mode=False):  # whoever asks first, anyone may use it
+    with torch.inference_mode(mode=False):  # a normal tensor, which later calls can use in every mode
         return torch.full((), value, dtype=dtype, device=device)
 
 
@@ -92,7 +96,7 @@ class _ModulatedRMSNorm(torch.autograd.Function):
         x, inverse, weight, scale = ctx.saved_tensors
         dy = dy.to(x.dtype)
         normal = x * inverse
-        product = (dy * normal).sum(dim=1)  # (B, D): gradient of the factor
+        product = (dy * normal).sum(dim=1)  # (B, D): the gradient of the factor
         factor = 1 + scale.to(x.dtype)
         dnormal = dy * (weight * factor)[:, None]
         inner = (dnormal * normal).mean(dim=-1, keepdim=True)

@@ -1,1 +1,1 @@
-"""From logits to sampled tokens."""
+"""From logits to sampled tokens: guidance, filters and the choice at random."""

@@ -1,8 +1,8 @@
-"""The chunked SSD with a backward pass of its own: same function as ``ssd_chunked``, faster to train.
+"""The chunked SSD with a hand-written backward pass: the same function as ``ssd_chunked``, faster to train.
 
-Autograd would keep a dozen arrays of the size of the inputs or larger for every block. Here the backward pass begins
-from the inputs and the states at the chunks' starts and computes the decays again. Products with ``B`` and ``C``, which
-all heads share, are one matrix product a chunk over all heads, with the state laid out as (N, H P).
+Autograd would keep a dozen tensors of the size of the inputs or larger for every block. Here the backward pass starts
+from the inputs and the states at the start of each chunk, and computes the decays again. Products with ``B`` and ``C``,
+which all heads share, are one matrix product a chunk over all heads, with the state laid out as (N, H P).
 
 With ``total`` the running sum of log-decays in a chunk, ``M_ts = (C_t . B_s) exp(total_t - total_s)`` for ``s <= t``
 and ``h`` the state before the chunk (arXiv 2405.21060, section 6), a chunk computes
@@ -10,7 +10,7 @@ and ``h`` the state before the chunk (arXiv 2405.21060, section 6), a chunk comp
     y_t = sum_s M_ts dt_s x_s + exp(total_t) h C_t
     h'  = exp(total_Q) h + sum_s exp(total_Q - total_s) dt_s x_s B_s^T
 
-and the gradient of ``total_t`` is what its row of each exponential receives less what its column does.
+and the gradient of ``total_t`` is the sum over its row of the exponents' gradients minus the sum over its column.
 
 Shape letters: B batch, L tokens, H heads, P head width, N state size, Q chunk length, K chunks.
 """
@@ -39,7 +39,7 @@ def ssd_autograd(
     """Compute ``ssd_chunked``, with its arguments and results, in less time and memory; differentiable once."""
     if x.shape[1] == 0:
         return ssd_recurrent(x, dt, A, B, C, initial_state)
-    if torch.compiler.is_compiling():  # the compiler joins the plain operations itself
+    if torch.compiler.is_compiling():  # the compiler fuses the plain operations itself
         return ssd_chunked(x, dt, A, B, C, initial_state, chunk_size=chunk_size)
     y, state = _SSD.apply(  # type: ignore[no-untyped-call]
         x, dt, A, B, C, initial_state, min(chunk_size, x.shape[1])
@@ -48,11 +48,11 @@ def ssd_autograd(
 
 
 class _Chunks(NamedTuple):
-    """The inputs in chunks: the chunk is the first axis, so that the states between chunks are slices."""
+    """The inputs in chunks. The chunk is the first axis, so that the states between chunks are slices."""
 
     x: Tensor  # (K, B, Q, H, P), a view
     dt: Tensor  # (K, B, Q, H), wide
-    total: Tensor  # (K, B, Q, H), wide: log-decay from the chunk's start up to each token
+    total: Tensor  # (K, B, Q, H), wide: log-decay from the start of the chunk up to each token
     B: Tensor  # (K, B, Q, N)
     C: Tensor  # (K, B, Q, N)
     dt_x: Tensor  # (K, B, Q, H, P)
@@ -79,13 +79,13 @@ def _joined(tensor: Tensor, length: int) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices (K, B, ., .) chunk by chunk; a last pair of axes (H, P) counts as one."""
+    """Multiply matrices (K, B, ., .) chunk by chunk."""
     left, right = (tensor.flatten(0, 1) for tensor in (left, right))
     return torch.bmm(left, right)
 
 
 def _decay(total: Tensor) -> Tensor:
-    """Give exp(total_t - total_s) for s <= t, else 0: (K, B, H, Q, Q). Masked before the exponential."""
+    """Return exp(total_t - total_s) for s <= t, else 0: (K, B, H, Q, Q). Masked before the exponential."""
     total = total.transpose(2, 3).contiguous()  # (K, B, H, Q)
     length = total.shape[-1]
     ahead = torch.full((length, length), -torch.inf, dtype=total.dtype, device=total.device).triu(1)
@@ -103,9 +103,9 @@ class _SSD(torch.autograd.Function):
         count, batch, _, heads, width = parts.x.shape
 
         similarity = _product(parts.C, parts.B.mT).view(count, batch, 1, chunk, chunk)
-        mixing = _decay(total).mul_(similarity).to(narrow)  # (K, B, H, Q, Q)
+        weights = _decay(total).mul_(similarity).to(narrow)  # (K, B, H, Q, Q)
         dt_x = parts.dt_x.transpose(2, 3).flatten(0, 2)  # (K B H, Q, P)
-        y = torch.bmm(mixing.flatten(0, 2), dt_x).view(count, batch, heads, chunk, width).transpose(2, 3)
+        y = torch.bmm(weights.flatten(0, 2), dt_x).view(count, batch, heads, chunk, width).transpose(2, 3)
 
         to_end = (total[:, :, -1:] - total).exp().to(narrow)[..., None]
         added = _product(parts.B.mT, (parts.dt_x * to_end).flatten(3)).view(count, batch, -1, heads, width)
@@ -113,7 +113,7 @@ class _SSD(torch.autograd.Function):
         state = None if initial_state is None else initial_state.to(total.dtype).permute(0, 3, 1, 2)
         before = []  # each (B, N, H, P)
         for k in range(count):
-            if state is None:  # nothing is carried into a first chunk that begins from zeros
+            if state is None:  # the first chunk starts from a state of zeros
                 state = added[0].to(total.dtype)
             else:
                 before.append(state.to(narrow))
@@ -156,22 +156,22 @@ class _SSD(torch.autograd.Function):
 
 
 def _across(total: Tensor) -> Tensor:
-    """Give what is left of a state at the chunk's end: (K, B, 1, H, 1)."""
+    """Return the decay of a state over a whole chunk: (K, B, 1, H, 1)."""
     return total[:, :, -1].exp()[:, :, None, :, None]
 
 
 def _backward_within(parts: _Chunks, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give the gradients of dt_x, total, B and C from what stays within a chunk."""
+    """Return the gradients of dt_x, total, B and C through the products within chunks."""
     count, batch, chunk, heads, width = dy.shape
     similarity = _product(parts.C, parts.B.mT).view(count, batch, 1, chunk, chunk).to(parts.total.dtype)
     decay = _decay(parts.total)  # (K, B, H, Q, Q)
     dy = dy.transpose(2, 3).flatten(0, 2)  # (K B H, Q, P)
     dt_x = parts.dt_x.transpose(2, 3).flatten(0, 2)
 
-    mixing = (decay * similarity).to(dy.dtype).flatten(0, 2)
-    ddt_x = torch.bmm(mixing.mT, dy).view(count, batch, heads, chunk, width).transpose(2, 3).contiguous()
-    dmixing = torch.bmm(dy, dt_x.mT).view_as(decay).to(decay.dtype)
-    dsimilarity = decay.mul_(dmixing)  # per head
+    weights = (decay * similarity).to(dy.dtype).flatten(0, 2)
+    ddt_x = torch.bmm(weights.mT, dy).view(count, batch, heads, chunk, width).transpose(2, 3).contiguous()
+    dweights = torch.bmm(dy, dt_x.mT).view_as(decay).to(decay.dtype)
+    dsimilarity = decay.mul_(dweights)  # per head
     shared = dsimilarity.sum(dim=2).to(dy.dtype)  # (K, B, Q, Q)
     dexponent = dsimilarity.mul_(similarity)
     dtotal = (dexponent.sum(dim=-1) - dexponent.sum(dim=-2)).transpose(2, 3).contiguous()  # (K, B, Q, H)
@@ -183,15 +183,16 @@ def _backward_within(parts: _Chunks, dy: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _backward_across(
     parts: _Chunks, dy: Tensor, carried: Tensor, dstate: Tensor | None, into: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> Tensor | None:
-    """Add to the gradients ``into`` what goes through the states; give that of the first state.
+    """Add the gradients through the states to ``into``, and return the gradient of the first state.
 
-    ``dstate`` (B, N, H, P) is the gradient of the last state; ``carried`` are the states before the last chunks.
+    ``dstate`` (B, N, H, P) is the gradient of the last state. ``carried`` are the states before the chunks, without the
+    first one if it is zero.
     """
     ddt_x, dtotal, dB, dC = into
     count = len(dy)
     first, narrow = count - len(carried), dy.dtype
     across = _across(parts.total)
-    after: list[Tensor] = []  # gradients of the states after each chunk, backwards from the last that has one
+    after: list[Tensor] = []  # gradients of the states after each chunk, from the last chunk that has one backwards
     dbefore = carried
     if len(carried):
         dread = dy[first:] * parts.total[first:].exp().to(narrow)[..., None]

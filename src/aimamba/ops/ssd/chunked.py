@@ -1,4 +1,4 @@
-"""SSD in parallel over chunks of tokens, in plain PyTorch (Dao and Gu, arXiv 2405.21060, section 6).
+"""The SSD in parallel over chunks of tokens, in PyTorch's operations (Dao and Gu, arXiv 2405.21060, section 6).
 
 Shape letters: B batch, L tokens, H heads, P head width, N state size, Q chunk length, K chunks.
 """
@@ -20,10 +20,10 @@ def ssd_chunked(
     *,
     chunk_size: int = 64,
 ) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
-    """Compute the recurrence in parallel over chunks of ``chunk_size`` tokens.
+    """Compute ``ssd_recurrent``, with its arguments and results, in parallel over chunks of ``chunk_size`` tokens.
 
-    Arguments and results are those of ``ssd_recurrent``; any length and any chunk size will do. The causal mask is
-    applied before the exponential, so gradients are finite for every decay.
+    Any length and any chunk size work. The causal mask is applied before the exponential, so gradients are finite for
+    every decay.
     """
     batch, length, heads, width = x.shape
     wide = accumulation_dtype(x)
@@ -47,7 +47,7 @@ def ssd_chunked(
     similarity = C @ B.transpose(-1, -2)  # (B, K, Q, Q), shared by the heads
     y = (similarity[:, :, None] * decay) @ dt_x  # (B, K, H, Q, P)
 
-    # What each chunk adds to the state at its end, then the recurrence over chunks.
+    # The contribution of each chunk to the state at its end, then the recurrence over chunks.
     to_end = (total[..., -1:] - total).exp()[..., None]  # (B, K, H, Q, 1)
     added = (dt_x * to_end).to(x.dtype).transpose(-1, -2) @ B[:, :, None]  # (B, K, H, P, N)
     state = initial_state
@@ -59,7 +59,7 @@ def ssd_chunked(
         before.append(state)
         state = torch.addcmul(added[:, k].to(state.dtype), state, across[:, k].to(state.dtype))
 
-    # What the state before the chunk contributes to each of its tokens; nothing, in a lone chunk from a state of zeros.
+    # The contribution of the state before a chunk to each of its tokens; zero for a single chunk without a first state.
     if len(before) > 1 or initial_state is not None:
         carried = torch.stack(before, dim=1).to(C.dtype)  # (B, K, H, P, N)
         y = y + total.exp()[..., None] * (C[:, :, None] @ carried.transpose(-1, -2))

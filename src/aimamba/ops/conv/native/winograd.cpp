@@ -1,9 +1,9 @@
-// 3 x 3 convolutions by Winograd's F(4 x 4, 3 x 3) in float32, with what stands before and after them in one pass.
+// 3 x 3 convolutions by Winograd's F(4 x 4, 3 x 3) in float32, with the norm before and the residual after in one pass.
 //
-// A tile of 4 x 4 outputs depends on 6 x 6 inputs. Inputs, weights and outputs go through small linear maps, between
-// which 36 products stand for 144 (Lavin and Gray, arXiv 1509.09308). The points 0, +-sqrt(1/2), +-sqrt(2) and infinity
-// round least. An image (H, W, C) is cut into regions of a few tiles whose numbers stay in the cache of one core.
-// Regions and the order of every sum depend on the shape alone, so results are the same for every number of threads.
+// A tile of 4 x 4 outputs depends on 6 x 6 inputs. Inputs, weights and outputs are mapped linearly, so that 36 products
+// replace 144 (Lavin and Gray, arXiv 1509.09308). The points 0, +-sqrt(1/2), +-sqrt(2) and infinity have the smallest
+// rounding error. An image (H, W, C) is cut into regions of a few tiles whose numbers stay in the cache of one core.
+// Regions and the order of every sum depend only on the shape, so results are the same for every number of threads.
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
@@ -19,8 +19,8 @@ namespace {
 using namespace aim;
 
 constexpr int SIDE = 6, POINTS = SIDE * SIDE, TILE = 4;
-constexpr int PANEL = 32, VECTORS = PANEL / W;  // outputs that are computed side by side
-constexpr int ROWS = REGISTERS == 32 ? 8 : 6;   // tiles that are, at most
+constexpr int PANEL = 32, VECTORS = PANEL / W;  // outputs that are computed together
+constexpr int ROWS = REGISTERS == 32 ? 8 : 6;   // maximum number of tiles that are computed together
 constexpr int BLOCK = 2;                        // vectors of a product
 constexpr int LINE = 16;                        // floats of a cache line
 constexpr float A = 0.70710678118654752f, A2 = 0.5f, A3 = A2 * A;
@@ -28,13 +28,13 @@ constexpr float B = 1.41421356237309505f, B2 = 2.0f, B3 = B2 * B;
 
 struct Convolution {
     const float* input;          // (H, W, C)
-    const float *scale, *shift;  // (C), or null: take silu(input * scale + shift) in place of the input
+    const float *scale, *shift;  // (C), or null: convolve silu(input * scale + shift) instead of the input
     const float* weights;        // (phases, K / PANEL, POINTS, C, PANEL)
     const float* bias;           // (K)
-    const float* residual;       // like output and added to it, may be the same memory; or null
+    const float* residual;       // added to the output, of the same shape, may be the same memory; or null
     float* output;               // (H, W, K); doubled: (2 H, 2 W, K)
     int height, width, inputs, outputs;
-    int doubled;  // every input place gives 2 x 2 output places, each with its own weights (4 phases)
+    int doubled;  // every input pixel becomes 2 x 2 output pixels, each with its own weights (4 phases)
 };
 
 inline void map_input(const Floats d[6], Floats v[6]) {
@@ -56,8 +56,8 @@ inline void map_output(const Floats m[6], Floats y[4]) {
     y[3] = A3 * odd_a + B3 * odd_b + m[5];
 }
 
-// Tiles (COUNT, C) times weights (C, PANEL), of which BLOCK vectors, into (COUNT, PANEL). Where that is a part of a
-// panel the processor does not foresee the weights that are needed `next`.
+// Multiply tiles (COUNT, C) by BLOCK vectors of the weights (C, PANEL), into (COUNT, PANEL). If these are a part of a
+// panel, the weights that are needed `next` are prefetched, as the processor does not foresee them.
 template <int COUNT>
 void multiply(const float* tiles, const float* weights, const float* next, float* products, int inputs) {
     Floats sums[COUNT][BLOCK] = {};
@@ -94,8 +94,8 @@ class Region {
         products_ = mapped_ + POINTS * tiles * inputs;
     }
 
-    // Outputs of panels first ... last - 1 for tile rows `top` ... and columns `left` ...; their sums and sums of
-    // squares by output go to `moments` (2, K) where that is not null.
+    // Compute the outputs of panels first ... last - 1 for the tiles from row `top` and column `left` on. Their sums
+    // and sums of squares by output go to `moments` (2, K).
     void run(int top, int left, int first, int last, float* moments) {
         top_ = top, left_ = left;
         down_ = std::min(down(), (job_.height + TILE - 1) / TILE - top);
@@ -112,7 +112,7 @@ class Region {
   private:
     int tiles() const { return down_ * across_; }
 
-    // The inputs of all tiles after norm and swish; zero outside the image.
+    // Compute the inputs of all tiles after norm and swish; zero outside the image.
     void activate() {
         const int width = TILE * across_ + 2, inputs = job_.inputs;
         float* to = active_;
@@ -183,12 +183,12 @@ class Region {
             }
             const int top = TILE * (top_ + t / across_), left = TILE * (left_ + t % across_);
             for (int y = 0; y < TILE && top + y < job_.height; ++y) {
-                Floats drawn[TILE];
-                map_output(half[y], drawn);
+                Floats mapped_row[TILE];
+                map_output(half[y], mapped_row);
                 const size_t row = size_t(top + y) * step + phase / 2;
                 for (int x = 0; x < TILE && left + x < job_.width; ++x) {
                     const size_t place = row * job_.width * step + (left + x) * step + phase % 2;
-                    Floats value = drawn[x] + bias;
+                    Floats value = mapped_row[x] + bias;
                     if (job_.residual) value += load<Floats>(job_.residual + place * job_.outputs + panel + k);
                     store(job_.output + place * job_.outputs + panel + k, value);
                     sum += value;
@@ -196,7 +196,6 @@ class Region {
                 }
             }
         }
-        if (moments == nullptr) return;
         for (float* to : {moments + panel + k, moments + job_.outputs + panel + k}) {
             store(to, phase ? load<Floats>(to) + sum : sum);
             sum = squares;
@@ -213,7 +212,7 @@ class Region {
 
 extern "C" {
 
-// See Convolution; `moments` (2, K) gets the sum and the sum of squares of every output channel, unless null.
+// See Convolution; `moments` (2, K) gets the sum and the sum of squares of every output channel.
 void aim_convolve(const float* input, const float* scale, const float* shift, const float* weights, const float* bias,
                   const float* residual, float* output, double* moments, int height, int width, int inputs, int outputs,
                   int doubled, int threads) {
@@ -222,19 +221,17 @@ void aim_convolve(const float* input, const float* scale, const float* shift, co
     const int rows = (height + TILE - 1) / TILE, columns = (width + TILE - 1) / TILE, panels = outputs / PANEL;
     const int across = (columns + Region::across(inputs) - 1) / Region::across(inputs);
     const int regions = (rows + Region::down() - 1) / Region::down() * across;
-    // Where regions are few, panels are dealt out too: mapping inputs again costs little beside many products.
+    // With few regions, panels are split into groups too: mapping inputs again costs little beside many products.
     const int groups = std::min(panels, (2 * threads + regions - 1) / regions), tasks = regions * groups;
-    std::vector<float> parts(moments ? size_t(regions) * 2 * outputs : 0);
+    std::vector<float> parts(size_t(regions) * 2 * outputs);
     Threads(std::min(threads, tasks)).run(1, [&](Threads::Course& course) {
         Region region(job);
         course.share(tasks, [&](int i) {
             const int place = i / groups, group = i % groups;
             region.run(place / across * Region::down(), place % across * Region::across(inputs),
-                       panels * group / groups, panels * (group + 1) / groups,
-                       moments ? &parts[size_t(place) * 2 * outputs] : nullptr);
+                       panels * group / groups, panels * (group + 1) / groups, &parts[size_t(place) * 2 * outputs]);
         });
     });
-    if (moments == nullptr) return;
     std::fill(moments, moments + 2 * outputs, 0.0);
     for (int i = 0; i < regions; ++i)
         for (int k = 0; k < 2 * outputs; ++k) moments[k] += parts[size_t(i) * 2 * outputs + k];

@@ -1,1 +1,1 @@
-"""Matrix products with few rows as Triton kernels."""
+"""Matrix products with few rows as Triton kernels. Importing a module here imports Triton."""

@@ -1,10 +1,10 @@
-"""Matrix products with few rows, which read every weight once and compute next to nothing.
+"""Matrix products with few rows as Triton kernels, which read every weight once and are bound by that.
 
-A program takes some outputs and all inputs, so a weight goes from memory to registers once and no sum is split. With
-a block's beginning inside (``modulated_linear_step``), every program does the norm of the rows again while its
-weights are on their way: that costs less than waiting for another kernel. More rows go to torch.
+A program computes some outputs from all inputs, so a weight is loaded once and no sum is split. In
+``residual_linear_step`` every program computes the norm of the rows again while its weights are being loaded, which
+costs less than waiting for another kernel. More than ``MOST_ROWS`` rows go to torch.
 
-Shape letters: B rows, D inputs, O outputs, G parts of a sum.
+Shape letters: B rows, D inputs, O outputs, G partial sums.
 """
 
 from typing import NamedTuple, no_type_check
@@ -16,18 +16,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from aimamba.ops.norm.triton.modulated import modulated_norm_step
+from aimamba.ops.norm.triton.residual import residual_norm_step
 
 
 class Launch(NamedTuple):
-    """How a kernel is laid out: numbers of the weight that a program holds, a power of two, and its warps."""
+    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
+
+    Attributes:
+        numbers: Numbers of the weight that a program holds, a power of two.
+        warps: Warps of a program.
+    """
 
     numbers: int
     warps: int
 
 
 MOST_ROWS = 4
-DEFAULT = Launch(numbers=16384, warps=8)  # 32 KiB of bfloat16 under way on every multiprocessor hide the latency
+DEFAULT = Launch(numbers=16384, warps=8)  # 32 KiB of bfloat16 in flight on every multiprocessor hide the latency
 
 
 @triton.jit
@@ -48,7 +53,7 @@ def _linear_kernel(
 
 @triton.jit
 @no_type_check
-def _modulated_kernel(
+def _residual_kernel(
     residual, norm_weight, shift, scale, mixed, gate, squares, weight, y, new_residual,
     shift_stride, scale_stride, gate_stride, parts, inner, eps, outputs,
     ROWS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
@@ -59,7 +64,7 @@ def _modulated_kernel(
     column = tl.arange(0, WIDE)
     known = column < D
     inside = (output < outputs)[:, None] & known[None, :]
-    tile = tl.load(weight + output[:, None] * D + column[None, :], mask=inside, other=0.0)  # on its way from here on
+    tile = tl.load(weight + output[:, None] * D + column[None, :], mask=inside, other=0.0)  # loads during the norm
     scales = tl.load(norm_weight + column, mask=known, other=0.0)
     for row in tl.static_range(ROWS):
         values = tl.load(residual + row * D + column, mask=known, other=0.0)
@@ -79,7 +84,7 @@ def _modulated_kernel(
 
 
 def linear(x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"], *, launch: Launch = DEFAULT) -> Float[Tensor, "b o"]:
-    """See ``aimamba.ops.linear.linear.linear``."""
+    """Compute ``aimamba.ops.linear.linear.linear``."""
     rows, (outputs, inputs) = x.shape[0], weight.shape
     if rows > MOST_ROWS:
         return F.linear(x, weight)
@@ -92,7 +97,7 @@ def linear(x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"], *, launch: Lau
     return y
 
 
-def modulated_linear_step(
+def residual_linear_step(
     residual: Float[Tensor, "b d"],
     norm_weight: Float[Tensor, " d"],
     shift: Float[Tensor, "b d"],
@@ -106,13 +111,13 @@ def modulated_linear_step(
     eps: float = 1e-5,
     launch: Launch = DEFAULT,
 ) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b d"]]:
-    """See ``aimamba.ops.mixer.step.modulated_linear_step``; the residual must be float32.
+    """Compute ``aimamba.ops.linear.residual.residual_linear_step``; the residual must be float32.
 
-    With few rows the residual that is given stays as it is, for programs read it while one of them writes the new.
+    With few rows ``residual`` is not changed, because programs read it while one of them writes the new one.
     """
     rows, (outputs, inputs) = residual.shape[0], weight.shape
     if rows > MOST_ROWS:
-        hidden = modulated_norm_step(
+        hidden = residual_norm_step(
             residual, norm_weight, shift, scale, mixed=mixed, gate=gate, squares=squares, inner=inner, eps=eps
         )
         return F.linear(hidden, weight), residual
@@ -121,8 +126,8 @@ def modulated_linear_step(
     wide = triton.next_power_of_2(inputs)
     block = max(1, launch.numbers // wide)
     parts = 1 if squares is None else squares.shape[1]
-    gate = shift if gate is None else gate  # what is not asked for is not read: any pointer will do
-    _modulated_kernel[(triton.cdiv(outputs, block),)](
+    gate = shift if gate is None else gate  # any pointer will do for what is not read
+    _residual_kernel[(triton.cdiv(outputs, block),)](
         residual, norm_weight, shift, scale,
         shift if mixed is None else mixed, gate, residual if squares is None else squares, weight, y, new_residual,
         shift.stride(0), scale.stride(0), gate.stride(0), parts, inner, eps, outputs,

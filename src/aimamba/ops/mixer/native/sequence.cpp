@@ -1,5 +1,5 @@
-// The middle of a Mamba-2 mixer for all tokens at once, forward and backward: convolution, SSD, skip, gate and norm
-// between the two projections. What is computed on the way stays in the cache of one core; see mixing.h.
+// The part of a Mamba-2 mixer between its two projections, for all tokens at once, forward and backward: convolution,
+// SSD, skip, gate and norm. Intermediate numbers stay in the cache of one core; see sequence.h.
 #include "mixer/native/sequence_backward.h"
 #include "mixer/native/sequence_forward.h"
 
@@ -33,33 +33,33 @@ Mixer<T> mixer_of(const Shape& shape, const Inputs& from, float eps) {
 template <typename T>
 void forward(const Shape& shape, const Inputs& from, float eps, float* ssd, float* inverse, void* out,
              const Team& team) {
-    MixingForward<T>(mixer_of<T>(shape, from, eps), team, ssd, inverse, static_cast<T*>(out));
+    SequenceForward<T>(mixer_of<T>(shape, from, eps), team, ssd, inverse, static_cast<T*>(out));
 }
 
 template <typename T>
 void backward(const Shape& shape, const Inputs& from, float eps, const float* ssd, const float* inverse,
               const void* out, const void* dout, const Outputs& to, const Team& team) {
-    const MixingGradients<T> into = {
+    const SequenceGradients<T> into = {
         static_cast<T*>(to.projected), to.conv_weight, to.conv_bias, to.dt_bias, to.rates, to.skip, to.norm_weight};
-    MixingBackward<T>(mixer_of<T>(shape, from, eps), team, ssd, inverse, static_cast<const T*>(out),
-                      static_cast<const T*>(dout), into);
+    SequenceBackward<T>(mixer_of<T>(shape, from, eps), team, ssd, inverse, static_cast<const T*>(out),
+                        static_cast<const T*>(dout), into);
 }
 
 }  // namespace
 
-// `shape`, `from` and `to` point to numbers and addresses in the order of the structures; `narrow` says that
-// `projected` and the output are bfloat16.
-extern "C" void aim_mix(int narrow, const int* shape, const void* from, float eps, float* ssd, float* inverse,
-                        void* out, void* parallel, int threads) {
+// `shape`, `from` and `to` point to the fields of Shape, Inputs and Outputs, in their order. With `narrow`, `projected`
+// and the output are bfloat16, else float32.
+extern "C" void aim_mixer_sequence(int narrow, const int* shape, const void* from, float eps, float* ssd,
+                                   float* inverse, void* out, void* parallel, int threads) {
     const auto& sizes = *reinterpret_cast<const Shape*>(shape);
     const auto& inputs = *static_cast<const Inputs*>(from);
     const Team team(parallel, threads);
     (narrow ? forward<bfloat16> : forward<float>)(sizes, inputs, eps, ssd, inverse, out, team);
 }
 
-extern "C" void aim_mix_backward(int narrow, const int* shape, const void* from, float eps, const float* ssd,
-                                 const float* inverse, const void* out, const void* dout, const void* to,
-                                 void* parallel, int threads) {
+extern "C" void aim_mixer_sequence_backward(int narrow, const int* shape, const void* from, float eps, const float* ssd,
+                                            const float* inverse, const void* out, const void* dout, const void* to,
+                                            void* parallel, int threads) {
     const auto& sizes = *reinterpret_cast<const Shape*>(shape);
     const auto& inputs = *static_cast<const Inputs*>(from);
     const auto& outputs = *static_cast<const Outputs*>(to);

@@ -1,14 +1,14 @@
-// What both passes of the kernel for mixers share: products, decays, the convolution.
+// Shared by the forward and the backward pass of the kernel for whole sequences: products, decays, the convolution.
 //
 // SSD is computed in its dual form (Dao and Gu, arXiv 2405.21060, section 3): with total_t the running sum of
 // log-decays and u_s = dt_s x_s,
 //
 //     y_t = sum over s <= t of (C_t . B_s) exp(total_t - total_s) u_s.
 //
-// Tokens come in tiles. Between two tiles the exponential is a factor of t, one of s and one of the two tiles, so that
-// what remains is a matrix product with (C_t . B_s), which all heads share. Without a state this takes fewer operations
-// than the chunked form up to about 4 N tokens. Tasks and the order of every sum depend on the shape alone, so results
-// are the same for every number of threads.
+// Tokens are split into tiles. Between two tiles the exponential factors into one part of t, one of s and one of the
+// two tiles, which leaves a matrix product with (C_t . B_s), shared by all heads. Up to about 4 N tokens this takes
+// fewer operations than the chunked form with its states. Tasks and the order of every sum depend only on the shape, so
+// results are the same for every number of threads.
 //
 // Shape letters: B batch, L tokens, S tokens rounded up to whole tiles, H heads, P head width, E = H P, N state size,
 // C = E + 2 N convolved channels.
@@ -34,7 +34,7 @@ struct Shape {
 
     int tiles() const { return (length + TILE - 1) / TILE; }
     int padded() const { return tiles() * TILE; }
-    int pitch() const { return padded() + 16; }  // of rows of tokens, so that columns do not share lines of the cache
+    int pitch() const { return padded() + 16; }  // between rows of tokens; keeps columns out of the same cache sets
     int inner() const { return heads * width; }
     int channels() const { return inner() + 2 * state; }
     int projected() const { return inner() + channels() + heads; }
@@ -44,14 +44,14 @@ inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
 
 inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
-// `value` of places from `first` on, 0 beyond `last`.
+// `value` in the lanes first, first + 1, ... up to `last`, and 0 beyond.
 inline Floats up_to(int last, int first, Floats value) {
     Ints lane;
     for (int i = 0; i < W; ++i) lane[i] = i;
     return lane + first <= last ? value : Floats{};
 }
 
-// Rows of a few numbers each, far apart, are not foreseen by the processor: it must be told of them some rows ahead.
+// The processor does not prefetch short rows that are far apart, so rows are prefetched this many rows ahead.
 constexpr int AHEAD = 6;
 
 template <bool WRITTEN = false, typename N>
@@ -62,9 +62,9 @@ inline void prefetch(const N* row, int count) {
 
 // Step sizes and decays of one head of one row.
 struct Decays {
-    float raw[MOST_TILES * TILE];    // what softplus is taken of
+    float raw[MOST_TILES * TILE];    // step sizes before softplus
     float dt[MOST_TILES * TILE];     // 0 beyond the last token
-    float local[MOST_TILES * TILE];  // log-decay from the tile's start up to each token, that one included
+    float local[MOST_TILES * TILE];  // log-decay from the start of the tile to each token, included
     float left[MOST_TILES * TILE];   // its exponential
     float right[MOST_TILES * TILE];  // the decay from after a token to the end of its tile
     float across[MOST_TILES];        // the decay through a whole tile
@@ -87,14 +87,14 @@ struct Decays {
         }
     }
 
-    // What is left of tile `from` at the start of the later tile `to`.
+    // The decay from the end of tile `from` to the start of the later tile `to`.
     float between(int from, int to) const {
         float product = 1.0f;
         for (int tile = from + 1; tile < to; ++tile) product *= across[tile];
         return product;
     }
 
-    // `weights` (TILE, stride) times exp(total_t - total_s) of a tile for s <= t, else 0: (TILE, TILE).
+    // `weights` (TILE, stride) times exp(total_t - total_s) for s <= t in a tile, else 0: (TILE, TILE).
     void within(int tile, const float* weights, size_t stride, float* out) const {
         const float* own = local + tile * TILE;
         for (int t = 0; t < TILE; ++t)
@@ -107,14 +107,14 @@ struct Decays {
     }
 };
 
-// Gradients of the exponents total_t - total_s of one head, summed as they are needed: numbers that cancel, those of
-// pairs on the same side of a token, are added only within a tile.
+// Gradients of the exponents total_t - total_s of one head, kept as sums over pairs of tokens. Pairs on the same side
+// of a token cancel; such numbers are only added within a tile, to lose little precision.
 struct Exponents {
-    float row[MOST_TILES * TILE] = {}, column[MOST_TILES * TILE] = {};    // of a token, with its own tile
-    float before[MOST_TILES * TILE] = {}, later[MOST_TILES * TILE] = {};  // with earlier tiles, with later tiles
-    float pairs[MOST_TILES][MOST_TILES] = {};                             // of a tile with an earlier one
+    float row[MOST_TILES * TILE] = {}, column[MOST_TILES * TILE] = {};    // of a token and its own tile
+    float before[MOST_TILES * TILE] = {}, later[MOST_TILES * TILE] = {};  // of a token and earlier or later tiles
+    float pairs[MOST_TILES][MOST_TILES] = {};                             // of a tile and an earlier one
 
-    // The gradient of each token's log-decay: the sum of all pairs with that token in between.
+    // The gradient of each token's log-decay: the sum over all pairs that span the token.
     void around(int tiles, double* dlogs) const {
         for (int tile = 0; tile < tiles; ++tile) {
             const int begin = tile * TILE, end = begin + TILE;
@@ -134,12 +134,12 @@ struct Exponents {
     }
 };
 
-// The inputs of the mixer; T is float or bfloat16.
+// The inputs of the kernel; T is float or bfloat16.
 template <typename T>
 struct Mixer {
     Shape shape;
     const T* projected;        // (B, L, E + C + H): gate z, convolved part (x, B, C), step sizes
-    const float* conv_weight;  // (TAPS, C), the oldest first
+    const float* conv_weight;  // (TAPS, C), oldest first
     const float* conv_bias;    // (C)
     const float* dt_bias;      // (H)
     const float* rates;        // (H), A
@@ -153,7 +153,7 @@ struct Mixer {
         return {shape, row(b) + shape.inner() + shape.channels() + h, dt_bias[h], rates[h]};
     }
 
-    // The convolution of `count` channels from `first` on, before swish, from token `begin` to `end`: (., count); zeros
+    // Convolve channels first ... first + count - 1, before the swish, of tokens begin ... end - 1: (., count). Zeros
     // beyond the last token.
     void convolve(int b, int first, int count, int begin, int end, float* out) const {
         const T* from = row(b) + shape.inner() + first;
@@ -177,12 +177,12 @@ struct Mixer {
     }
 };
 
-// B, C and their products for one row, which all heads share.
+// B, C and their products for one row of the batch, which all heads share.
 template <typename Unit>
 struct Shared {
     Buffer<float> B, C;        // (S, N)
     Buffer<float> similarity;  // C_t . B_s: (S, pitch), tiles on and below the diagonal
-    Buffer<Unit> units;        // the same in units, stacked or joined
+    Buffer<Unit> units;        // `similarity` in units, stacked or joined
 
     explicit Shared(const Shape& shape)
         : B(buffer(size_t(shape.padded()) * shape.state)),

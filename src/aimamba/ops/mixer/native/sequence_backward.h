@@ -1,37 +1,15 @@
-// The backward pass of the kernel for mixers.
+// The backward pass of the kernel for whole sequences.
 #pragma once
 
-#include "mixer/native/sequence.h"
+#include "mixer/native/sequence_gradients.h"
 
 namespace aim {
 
-struct Gate {
-    Floats opening, slope;  // silu(z) and its derivative
-
-    explicit Gate(Floats z) {
-        const Floats share = sigmoid(z);
-        opening = z * share;
-        slope = share * (1.0f + z * (1.0f - share));
-    }
-};
-
-// Where gradients go. Those of parameters come in parts, which are yet to be summed.
 template <typename T>
-struct MixingGradients {
-    T* projected;        // (B, L, E + C + H)
-    float* conv_weight;  // (B, TAPS, C)
-    float* conv_bias;    // (B, C)
-    float* dt_bias;      // (B, H)
-    float* rates;        // (B, H)
-    float* skip;         // (B, H)
-    float* norm_weight;  // (B, E)
-};
-
-template <typename T>
-class MixingBackward {
+class SequenceBackward {
   public:
-    MixingBackward(const Mixer<T>& mixer, const Team& team, const float* ssd, const float* inverse, const T* out,
-                   const T* dout, const MixingGradients<T>& into)
+    SequenceBackward(const Mixer<T>& mixer, const Team& team, const float* ssd, const float* inverse, const T* out,
+                     const T* dout, const SequenceGradients<T>& into)
         : mixer_(mixer), ssd_(ssd), inverse_(inverse), dout_(dout), into_(into) {
         const Shape& shape = mixer.shape;
         const int tiles = shape.tiles(), padded = shape.padded(), pitch = shape.pitch();
@@ -70,9 +48,9 @@ class MixingBackward {
   private:
     using Unit = UnitOf<T>;
     static constexpr int K = TERMS<Unit>;
-    static constexpr int TASKS = 16;  // as many at least, for as many threads
+    static constexpr int TASKS = 16;  // at least this many, to keep up to as many threads busy
 
-    // What all features of a token have in common in the gradient of the norm.
+    // The part of the gradient of the norm that all features of a token share.
     void norm(size_t token, const T* out) const {
         const int inner = mixer_.shape.inner();
         Floats products{};
@@ -81,13 +59,13 @@ class MixingBackward {
         common_[token] = sum(products) / inner * inverse_[token];
     }
 
-    // What one head has in memory. Matrices of units are what products are made of.
+    // The memory of one head. Matrices of units are the operands of products.
     struct Head {
         int b, index, channel;
         Decays decays;
-        Buffer<float> x, slope, dy, du;      // (S, P); slope of the swish after the convolution
-        Buffer<Unit> u, faded_u;             // (P, pitch), joined and turned; decayed to the end of its tile
-        Buffer<Unit> dy_rows, faded_rows;    // (S, P), joined; decayed back to the start of its tile
+        Buffer<float> x, slope, dy, du;      // (S, P); `slope` is that of the swish after the convolution
+        Buffer<Unit> u, faded_u;             // (P, pitch), joined and transposed; faded: decayed to the end of its tile
+        Buffer<Unit> dy_rows, faded_rows;    // (S, P), joined; faded: decayed back to the start of its tile
         Buffer<Unit> dy_terms, faded_terms;  // (S, P), stacked
         Exponents exponents;
 
@@ -101,21 +79,21 @@ class MixingBackward {
         }
     };
 
-    // All gradients of one head but those of B and C, for which `dsimilarity` is added to.
+    // Compute all gradients of one head except those of B and C, for which its part is added to `dsimilarity`.
     void head(int b, int h, float* dsimilarity) const {
         const Shape& shape = mixer_.shape;
         const int P = shape.width;
         Head head(mixer_, b, h);
         enter(head);
         open_gates(head);
-        const Buffer<float> mixing = buffer(TILE * TILE), decay = buffer(TILE * TILE), ones = buffer(TILE * TILE);
+        const Buffer<float> weights = buffer(TILE * TILE), decay = buffer(TILE * TILE), ones = buffer(TILE * TILE);
         std::fill_n(ones.get(), TILE * TILE, 1.0f);
         for (int tile = 0; tile < shape.tiles(); ++tile) {
             const size_t begin = size_t(tile) * TILE;
             const float* similarity = shared_[b].similarity.get() + begin * shape.pitch() + begin;
-            head.decays.within(tile, similarity, shape.pitch(), mixing.get());
+            head.decays.within(tile, similarity, shape.pitch(), weights.get());
             head.decays.within(tile, ones.get(), TILE, decay.get());
-            inputs(head, tile, mixing.get());
+            inputs(head, tile, weights.get());
             pairs(head, tile, decay.get(), dsimilarity);
         }
         steps(head);
@@ -125,10 +103,10 @@ class MixingBackward {
                                   mixer_.skip[h] * load<Floats>(head.dy.get() + p);
                 store(head.du.get() + p, dx * load<Floats>(head.slope.get() + p));
             }
-        convolution(b, head.channel, P, head.du.get());
+        convolution_gradients(mixer_, into_, b, head.channel, P, head.du.get());
     }
 
-    // What enters the SSD: x and u.
+    // Compute the inputs of the SSD: x and u.
     void enter(Head& head) const {
         const int P = mixer_.shape.width, pitch = mixer_.shape.pitch();
         const Buffer<float> scaled = buffer(TILE * P), faded = buffer(TILE * P);
@@ -151,7 +129,7 @@ class MixingBackward {
         }
     }
 
-    // The gradient of y, and what is found on the way to it: those of z, of the norm's weight and of the skip.
+    // Compute the gradient of y, and those of z, of the weight of the norm and of the skip.
     void open_gates(Head& head) const {
         const Shape& shape = mixer_.shape;
         const int P = shape.width;
@@ -186,6 +164,7 @@ class MixingBackward {
         into_.skip[size_t(head.b) * shape.heads + head.index] = float(dskip);
     }
 
+    // Prefetch what `open_gates` reads and writes for token t.
     void foresee(const Head& head, int t) const {
         const Shape& shape = mixer_.shape;
         if (t >= shape.length) return;
@@ -196,13 +175,13 @@ class MixingBackward {
         prefetch<true>(into_.projected + token * shape.projected() + head.channel, shape.width);
     }
 
-    // The gradients of u in a tile, given its own (C_t . B_s) with decays.
-    void inputs(Head& head, int tile, const float* mixing) const {
+    // Compute the gradients of u in a tile, given its decayed products (C_t . B_s) in `weights`.
+    void inputs(Head& head, int tile, const float* weights) const {
         const Shape& shape = mixer_.shape;
         const int P = shape.width, pitch = shape.pitch(), begin = tile * TILE;
         const Unit* similarity = shared_[head.b].units.get();
         const Buffer<Unit> own = buffer<Unit>(TILE * TILE / K);
-        stack(mixing, TILE, TILE, TILE, own.get(), TILE);
+        stack(weights, TILE, TILE, TILE, own.get(), TILE);
         for (int s = 0; s < TILE; s += ROWS)
             for (int p = 0; p < P; p += SPAN) {
                 Sums within, later = {};
@@ -218,7 +197,7 @@ class MixingBackward {
             }
     }
 
-    // The gradients of C_t . B_s and of the exponents, for t in a tile.
+    // Add the gradients of C_t . B_s, and compute those of the exponents, for t in a tile.
     void pairs(Head& head, int tile, const float* decay, float* dsimilarity) const {
         const Shape& shape = mixer_.shape;
         const int P = shape.width, pitch = shape.pitch(), begin = tile * TILE;
@@ -233,7 +212,7 @@ class MixingBackward {
                         const size_t pair = size_t(t + r) * pitch + place;
                         const Floats value = weight(r, place) * sums[r][n];
                         store(dsimilarity + pair, load<Floats>(dsimilarity + pair) + value);
-                        // A token's product with itself does not decay.
+                        // The product of a token with itself does not decay.
                         const Floats exponent = up_to(t + r - 1, place, value * load<Floats>(similarity + pair));
                         rows[r] += exponent;
                         column += exponent;
@@ -263,7 +242,7 @@ class MixingBackward {
         }
     }
 
-    // The gradient of y at one place from that of the output; on the way that of z and of the norm's weight.
+    // Return the gradient of W features of y, given that of the output; write that of z, add that of the norm's weight.
     Floats open_gate(int b, int t, int feature, Floats skipped, float* dweight) const {
         const Shape& shape = mixer_.shape;
         const size_t token = size_t(b) * shape.length + t, place = token * shape.inner() + feature;
@@ -277,7 +256,7 @@ class MixingBackward {
         return dgated * gate.opening;
     }
 
-    // Step sizes and the decay rate.
+    // Compute the gradients of the step sizes, of their bias and of the decay rate.
     void steps(const Head& head) const {
         const Shape& shape = mixer_.shape;
         const Decays& decays = head.decays;
@@ -290,18 +269,18 @@ class MixingBackward {
             for (int p = t * P; p < (t + 1) * P; p += W)
                 written += load<Floats>(head.du.get() + p) * load<Floats>(head.x.get() + p);
             const double dlog = decays.dt[t] * rate < LOWEST_LOG_DECAY ? 0.0 : dlogs[t];
-            const double draw = (sum(written) + dlog * rate) / (1.0 + std::exp(-double(decays.raw[t])));
+            const double dstep = (sum(written) + dlog * rate) / (1.0 + std::exp(-double(decays.raw[t])));
             drate += dlog * decays.dt[t];
-            dbias += draw;
+            dbias += dstep;
             T narrow[W];
-            store_floats(narrow, floats(float(draw)));
+            store_floats(narrow, floats(float(dstep)));
             into_.projected[(size_t(head.b) * shape.length + t) * shape.projected() + column] = narrow[0];
         }
         into_.rates[size_t(head.b) * shape.heads + head.index] = float(drate);
         into_.dt_bias[size_t(head.b) * shape.heads + head.index] = float(dbias);
     }
 
-    // LANES channels of B and C, from `first` on, from the gradient of their products.
+    // Compute the gradients of LANES channels of (B, C), from `first` on, given those of the products C_t . B_s.
     void projections(int b, int first, const float* dsimilarity) const {
         const Shape& shape = mixer_.shape;
         const int padded = shape.padded(), pitch = shape.pitch(), state = shape.state;
@@ -323,44 +302,14 @@ class MixingBackward {
                         store(gradient.get() + place, sums[r][n] * Gate(load<Floats>(pre.get() + place)).slope);
                     }
             }
-        convolution(b, shape.inner() + first, LANES, gradient.get());
-    }
-
-    // What goes through the convolution of `count` channels from `first` on, given the gradient (S, count) of its
-    // output.
-    void convolution(int b, int first, int count, const float* gradient) const {
-        const Shape& shape = mixer_.shape;
-        const int length = shape.length, channels = shape.channels();
-        const size_t step = shape.projected();
-        const T* inputs = mixer_.row(b) + shape.inner() + first;
-        T* dinputs = into_.projected + size_t(b) * length * step + shape.inner() + first;
-        for (int c = 0; c < count; c += W) {
-            Floats weight[TAPS], dweight[TAPS] = {}, dbias{};
-            for (int k = 0; k < TAPS; ++k) weight[k] = load<Floats>(mixer_.conv_weight + k * channels + first + c);
-            for (int t = 0; t < length; ++t) {
-                const Floats input = load_floats(inputs + t * step + c);
-                Floats dinput{};
-                for (int k = 0; k < TAPS; ++k) {
-                    const int reader = t + TAPS - 1 - k;
-                    if (reader >= length) continue;
-                    const Floats value = load<Floats>(gradient + size_t(reader) * count + c);
-                    dinput += weight[k] * value;
-                    dweight[k] += input * value;
-                }
-                dbias += load<Floats>(gradient + size_t(t) * count + c);
-                store_floats(dinputs + t * step + c, dinput);
-            }
-            for (int k = 0; k < TAPS; ++k)
-                store(into_.conv_weight + (size_t(b) * TAPS + k) * channels + first + c, dweight[k]);
-            store(into_.conv_bias + size_t(b) * channels + first + c, dbias);
-        }
+        convolution_gradients(mixer_, into_, b, shape.inner() + first, LANES, gradient.get());
     }
 
     const Mixer<T>& mixer_;
     const float* const ssd_;
     const float* const inverse_;
     const T* const dout_;
-    const MixingGradients<T>& into_;
+    const SequenceGradients<T>& into_;
     std::vector<Shared<Unit>> shared_;
     Buffer<float> common_;  // (B, L)
 };

@@ -1,4 +1,4 @@
-// The forward pass of the kernel for mixers.
+// The forward pass of the kernel for whole sequences.
 #pragma once
 
 #include "mixer/native/sequence.h"
@@ -6,10 +6,10 @@
 namespace aim {
 
 template <typename T>
-class MixingForward {
+class SequenceForward {
   public:
-    // `ssd`: (B, L, E), y before the skip, and `inverse`: (B, L), one over the root mean square, for the backward pass.
-    MixingForward(const Mixer<T>& mixer, const Team& team, float* ssd, float* inverse, T* out)
+    // For the backward pass `ssd` (B, L, E) gets y before the skip, and `inverse` (B, L) one over the root mean square.
+    SequenceForward(const Mixer<T>& mixer, const Team& team, float* ssd, float* inverse, T* out)
         : mixer_(mixer), ssd_(ssd) {
         const Shape& shape = mixer.shape;
         shared_ = shared_parts(mixer, team, Layout::joined);
@@ -34,11 +34,11 @@ class MixingForward {
         const float* similarity = shared_[b].similarity.get();
         const Unit* units = shared_[b].units.get();
         const Buffer<float> x = buffer(TILE * P), scaled = buffer(TILE * P), decayed = buffer(TILE * TILE);
-        const Buffer<Unit> u = buffer<Unit>(TILE / K * P), mixing = buffer<Unit>(TILE * TILE / K);
+        const Buffer<Unit> u = buffer<Unit>(TILE / K * P), weights = buffer<Unit>(TILE * TILE / K);
         const Buffer<Unit> faded = buffer<Unit>(size_t(shape.padded()) / K * P);  // u, decayed to the end of its tile
         for (int tile = 0; tile < shape.tiles(); ++tile) {
             const int begin = tile * TILE;
-            for (int t = begin; t < begin + TILE && t < shape.length; ++t)  // the gate, which is read at the end
+            for (int t = begin; t < begin + TILE && t < shape.length; ++t)  // the gate, which `keep` reads
                 prefetch(mixer_.row(b) + size_t(t) * shape.projected() + channel, P);
             mixer_.convolve(b, channel, P, begin, begin + TILE, x.get());
             for (int i = 0; i < TILE * P; i += W) {
@@ -51,11 +51,11 @@ class MixingForward {
                 store(scaled.get() + i, load<Floats>(scaled.get() + i) * decays.right[begin + i / P]);
             stack(scaled.get(), P, TILE, P, faded.get() + size_t(begin) / K * P, P);
             decays.within(tile, similarity + size_t(begin) * pitch + begin, pitch, decayed.get());
-            join(decayed.get(), TILE, TILE, TILE, mixing.get(), TILE / K);
+            join(decayed.get(), TILE, TILE, TILE, weights.get(), TILE / K);
             for (int t = 0; t < TILE && begin + t < shape.length; t += ROWS)
                 for (int p = 0; p < P; p += SPAN) {
                     Sums y, earlier = {};
-                    multiply(mixing.get() + t * TILE / K, TILE / K, 1, u.get() + p, P, (t + ROWS) / K, y);
+                    multiply(weights.get() + t * TILE / K, TILE / K, 1, u.get() + p, P, (t + ROWS) / K, y);
                     for (int from = 0; from < tile; ++from)
                         multiply_add(decays.between(from, tile), units + (size_t(begin + t) * pitch + from * TILE) / K,
                                      pitch / K, 1, faded.get() + size_t(from) * TILE / K * P + p, P, TILE / K, earlier);
@@ -67,6 +67,7 @@ class MixingForward {
         }
     }
 
+    // Store y for the backward pass, and y with the skip and the gate.
     void keep(int b, int t, int h, int p, Floats y, Floats x) const {
         const Shape& shape = mixer_.shape;
         const size_t place = (size_t(b) * shape.length + t) * shape.inner() + h * shape.width + p;

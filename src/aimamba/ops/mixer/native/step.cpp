@@ -1,20 +1,22 @@
-// One decoding step of AiM on Mamba-2, from the residual of every row to its logits (see
+// One decoding step of AiM with Mamba-2, from the residual of every row to its logits (see
 // aimamba/generation/engines/native.py).
 //
-// Shape letters: R rows, D width, E inner width, H heads, P head width, N state, K tokens that the cache holds.
+// Shape letters: R rows, D width, E inner width, H heads, P head width, N state size, K slots of the cache,
+// V vocabulary.
 
 #include <memory>
 
-#include "sampling/native/sample.h"
+#include "mixer/native/step_sums.h"
 #include "native/panels.h"
 #include "native/threads.h"
+#include "sampling/native/sample.h"
 
 namespace aim {
 
 struct Shape {
     int layers, width, inner, heads, state, taps, vocabulary;
-    int first, later;  // tokens cached before they are folded into the state, the first time and from then on
-    int slots;         // K, which is `first` or `later`, whichever is more, or less where no image is that long
+    int first, later;  // number of cached tokens when they are folded into the state: the first time, and afterwards
+    int slots;         // K: the larger of `first` and `later`, or less if no image is that long
     int head() const { return inner / heads; }
     int convolved() const { return inner + 2 * state; }
 };
@@ -24,45 +26,18 @@ struct Layer {
     std::vector<float> norm, conv_weight, conv_bias, dt_bias, A, D, gate_norm;  // conv_weight (taps, E + 2 N)
 };
 
-// What one block remembers of all rows. `inputs`, `B`, `weights` are the dual form's cache: x and B of past tokens and,
-// for every head, dt times the decay since. `folded` is the state of older tokens, and `carry` its decay since.
+// The memory of one block for all rows. `inputs`, `B` and `weights` are the cache of the dual form: x and B of past
+// tokens and, for every head, dt times the decay since. `folded` is the state of older tokens, `carry` its decay since.
 struct Memories {
     float* window;   // (R, taps - 1, E + 2 N), oldest first
     void* inputs;    // (R, H, K, P), in float32 or bfloat16
-    void* B;         // (R, K, N), the same
+    void* B;         // (R, K, N), likewise
     float* weights;  // (R, H, K)
-    float* folded;   // (R, H, N, P); absent where no image is long enough
+    float* folded;   // (R, H, N, P); null if no image is long enough
     float* carry;    // (R, H)
 };
 
-constexpr float EPSILON = 1e-5f;
 constexpr int MOST_IN_HEAD = 256;
-
-inline float root_mean_square(const float* x, int width) {
-    Floats squares{};
-    for (int i = 0; i < width; i += W) squares += load_floats(x + i) * load_floats(x + i);
-    return 1.0f / std::sqrt(sum(squares) / width + EPSILON);
-}
-
-template <typename T>
-inline float dot(const float* a, const T* b, int width) {
-    Floats even{}, odd{};
-    int i = 0;
-    for (; i + W < width; i += 2 * W) {
-        even += load_floats(a + i) * load_floats(b + i);
-        odd += load_floats(a + i + W) * load_floats(b + i + W);
-    }
-    if (i < width) even += load_floats(a + i) * load_floats(b + i);
-    return sum(even + odd);
-}
-
-// out = norm(x) * (1 + scale) + shift
-inline void modulate(const float* x, const float* norm, const float* shift, const float* scale, int width, float* out) {
-    const float factor = root_mean_square(x, width);
-    for (int i = 0; i < width; i += W)
-        store(out + i, load_floats(x + i) * factor * load_floats(norm + i) * (1.0f + load_floats(scale + i)) +
-                           load_floats(shift + i));
-}
 
 using Course = Threads::Course;
 
@@ -94,14 +69,14 @@ class Stepper {
         });
     }
 
-    // A code for every image; `twins` are the rows that images are guided away from.
-    void draw_all(int images, const float* logits, const int64_t* twins, const float* scales,
-                  const float* temperatures, const double* uniforms, int64_t* codes) {
+    // Sample a token for every image; `unconditional` holds the index of each image's unconditional row.
+    void sample_all(int images, const float* logits, const int64_t* unconditional, const float* scales,
+                    const float* temperatures, const double* uniforms, int64_t* tokens) {
         const int count = shape.vocabulary;
         threads_.run(1, [&](Course& course) {
             course.share(images, [&](int i) {
-                codes[i] = draw(logits + size_t(i) * count, logits + size_t(twins[i]) * count, scales[i],
-                                temperatures[i], uniforms[i], count);
+                tokens[i] = sample(logits + size_t(i) * count, logits + size_t(unconditional[i]) * count, scales[i],
+                                   temperatures[i], uniforms[i], count);
             });
         });
     }
@@ -110,7 +85,7 @@ class Stepper {
     Threads threads_;
     int rows_ = 0;
     std::unique_ptr<Inputs> narrow_, wide_;             // inputs of in_proj and head (R, D), and of out_proj (R, E)
-    std::vector<float> gate_, convolved_, dt_, mixed_;  // silu(z) (R, E), (R, E + 2 N), (R, H), (R, E)
+    std::vector<float> gate_, convolved_, dt_, gated_;  // silu(z) (R, E), (R, E + 2 N), (R, H), (R, E)
 
     void reserve(int rows) {
         if (rows <= rows_) return;
@@ -119,7 +94,7 @@ class Stepper {
         gate_.resize(size_t(rows) * shape.inner);
         convolved_.resize(size_t(rows) * shape.convolved());
         dt_.resize(size_t(rows) * shape.heads);
-        mixed_.resize(size_t(rows) * shape.inner);
+        gated_.resize(size_t(rows) * shape.inner);
         rows_ = rows;
     }
 
@@ -146,8 +121,8 @@ class Stepper {
         course.share(rows * parts, [&](int task) {
             const int row = task / parts, part = task % parts;
             const int from = shape.heads * part / parts, to = shape.heads * (part + 1) / parts;
-            if (kind == Kind::float32) mix<float>(layer, memory, row, positions[row], from, to);
-            else mix<bfloat16>(layer, memory, row, positions[row], from, to);
+            if (kind == Kind::float32) ssd<float>(layer, memory, row, positions[row], from, to);
+            else ssd<bfloat16>(layer, memory, row, positions[row], from, to);
             if (parts == 1) normalise(layer, row);
         });
         if (parts > 1) course.share(rows, [&](int row) { normalise(layer, row); });
@@ -161,12 +136,12 @@ class Stepper {
         });
     }
 
-    // Tokens that a row's cache holds when it takes the one at `position`.
+    // Number of tokens in a row's cache before the one at `position`, which is also the slot of that one.
     int cached(int64_t position) const {
         return int(position < shape.first ? position : (position - shape.first) % shape.later);
     }
 
-    // W numbers of the projection (z, x, B, C, dt): gate, convolve and remember, or turn into step sizes.
+    // Handle W numbers of the projection (z, x, B, C, dt): apply silu, convolve and cache, or compute step sizes.
     void take_projection(const Layer& layer, const Memories& memory, int row, int64_t position, int place,
                          Floats value) {
         const int inner = shape.inner, channels = shape.convolved(), past = shape.taps - 1;
@@ -207,9 +182,10 @@ class Stepper {
         }
     }
 
-    // y_t = sum over cached s of (C_t . B_s) weight_s x_s, plus what the folded state gives; heads `from` to `to` - 1.
+    // y_t = sum over cached s of (C_t . B_s) weight_s x_s, plus the part of the folded state; then the skip and the
+    // gate. For heads from ... to - 1.
     template <typename T>
-    void mix(const Layer& layer, const Memories& memory, int row, int64_t position, int from, int to) {
+    void ssd(const Layer& layer, const Memories& memory, int row, int64_t position, int from, int to) {
         const int P = shape.head(), N = shape.state, K = shape.slots, count = cached(position) + 1;
         const bool has_state = position >= shape.first;
         const bool full = memory.folded && count == (has_state ? shape.later : shape.first);
@@ -236,48 +212,13 @@ class Stepper {
             const size_t to = size_t(row) * shape.inner + head * P;
             for (int p = 0; p < P; p += W) {
                 const Floats all = load_floats(y + p) + layer.D[head] * load_floats(x + head * P + p);
-                store(&mixed_[to + p], all * load_floats(&gate_[to + p]));
+                store(&gated_[to + p], all * load_floats(&gate_[to + p]));
             }
             if (full) {
                 fold(cache, B, weight, count, has_state ? memory.carry[place] : 0.0f, folded);
                 memory.carry[place] = 1.0f;
             }
         }
-    }
-
-    // y (P) = sum over s of share_s x_s, of `count` rows of x; of as much of a row at once as registers hold.
-    template <typename T>
-    static void weighted_sum(const T* x, const float* share, int count, int P, float* y) {
-        constexpr int MOST = 64 / W;
-        int p = 0;
-        for (; p + MOST * W <= P; p += MOST * W) weighted_sum<MOST>(x + p, share, count, P, y + p);
-        for (; p + 4 * W <= P; p += 4 * W) weighted_sum<4>(x + p, share, count, P, y + p);
-        for (; p < P; p += W) weighted_sum<1>(x + p, share, count, P, y + p);
-    }
-
-    template <int V, typename T>
-    static void weighted_sum(const T* x, const float* share, int count, int P, float* y) {
-        constexpr int APART = V < 8 ? 2 : 1;  // rows that are summed apart, so that enough sums are in flight
-        Floats total[APART][V] = {};
-        int s = 0;
-        for (; s + APART <= count; s += APART)
-            for (int i = 0; i < APART; ++i, x += P) {
-                foresee<V>(x);
-                for (int v = 0; v < V; ++v) total[i][v] += share[s + i] * load_floats(x + v * W);
-            }
-        for (int v = 0; v < V; ++v) {
-            if (s < count) total[0][v] += share[s] * load_floats(x + v * W);
-            store(y + v * W, APART == 2 ? total[0][v] + total[APART - 1][v] : total[0][v]);
-        }
-    }
-
-    // Ask for what V vectors of a later row will be read from. Where vectors are wider it was not measured.
-    template <int V, typename T>
-    static void foresee(const T* x) {
-        constexpr int AHEAD = 1024, LINE = 64;
-        if constexpr (W < 16 && V > 1)
-            for (int byte = 0; byte < int(V * W * sizeof(T)); byte += LINE)
-                __builtin_prefetch(reinterpret_cast<const char*>(x) + AHEAD + byte);
     }
 
     // state (N, P) = carry state + sum over cached s of weight_s B_s x_s^T
@@ -294,7 +235,7 @@ class Stepper {
     }
 
     void normalise(const Layer& layer, int row) {
-        float* x = &mixed_[size_t(row) * shape.inner];
+        float* x = &gated_[size_t(row) * shape.inner];
         const float factor = root_mean_square(x, shape.inner);
         for (int i = 0; i < shape.inner; i += W)
             store(x + i, load_floats(x + i) * factor * load_floats(layer.gate_norm.data() + i));
@@ -326,8 +267,6 @@ std::vector<float> copied(const float* from, size_t count) { return std::vector<
 
 extern "C" {
 
-int aim_lanes() { return aim::W; }
-
 void* aim_create(const int* shape, int kind, int threads) {
     aim::Shape all;
     static_assert(sizeof all == 10 * sizeof(int), "the fields of Shape");
@@ -337,7 +276,7 @@ void* aim_create(const int* shape, int kind, int threads) {
 
 void aim_destroy(void* stepper) { delete static_cast<aim::Stepper*>(stepper); }
 
-// The weights of the next block, in float32; everything is copied.
+// Add the weights of the next block, in float32; everything is copied.
 void aim_add_layer(void* stepper, const float* in_proj, const float* out_proj, const float* norm,
                    const float* conv_weight, const float* conv_bias, const float* dt_bias, const float* A,
                    const float* D, const float* gate_norm) {
@@ -366,8 +305,10 @@ void aim_step(void* stepper, int rows, float* residual, const float* modulation,
                                               reinterpret_cast<const aim::Memories*>(memories), positions, logits);
 }
 
-void aim_draw(void* stepper, int images, const float* logits, const int64_t* twins, const float* scales,
-              const float* temperatures, const double* uniforms, int64_t* codes) {
-    static_cast<aim::Stepper*>(stepper)->draw_all(images, logits, twins, scales, temperatures, uniforms, codes);
+// `unconditional`: for every image the index of its unconditional row of logits, or of its own row.
+void aim_sample(void* stepper, int images, const float* logits, const int64_t* unconditional, const float* scales,
+                const float* temperatures, const double* uniforms, int64_t* tokens) {
+    static_cast<aim::Stepper*>(stepper)->sample_all(images, logits, unconditional, scales, temperatures, uniforms,
+                                                    tokens);
 }
 }

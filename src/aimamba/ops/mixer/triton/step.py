@@ -1,10 +1,10 @@
-"""The middle of a Mamba-2 mixer as one kernel, in both forms of SSD: see ``aimamba.ops.mixer.step``.
+"""A decoding step of a mixer as one Triton kernel, in both forms of the SSD: see ``aimamba.ops.mixer.step``.
 
-A program takes one row and a few heads. Each computes B and C of its token anew (256 channels of four taps, out of
-the level-2 cache), which is cheaper than a kernel of its own. Programs of one row share what they read and write
-disjoint parts, so their order does not matter and no number is added atomically: results are the same in every run.
+A program handles one row and a few heads. Each program computes B and C of its token again (256 channels of four taps,
+read from the level-2 cache), which is cheaper than a separate kernel. Programs of one row read the same inputs and
+write disjoint parts, so their order does not matter. There are no atomic additions: results are the same in every run.
 
-Shape letters: see ``aimamba.ops.mixer.step``; here heads come in groups, of which a row has G.
+Shape letters: see ``aimamba.ops.mixer.step``; heads come in G groups a row.
 """
 
 import math
@@ -16,17 +16,17 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from aimamba.ops.mixer.step import MixerWeights
+from aimamba.ops.mixer.weights import MixerWeights
 
 
 class Launch(NamedTuple):
-    """How a kernel is laid out on the device; changes speed, not results beyond rounding.
+    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
 
     Attributes:
-        heads: Most heads of a program, a power of two; fewer where that does not divide the model's.
-        tokens: Cached tokens that a program looks at together, a power of two; plays no part in the state form.
+        heads: Maximum number of heads of a program, a power of two; fewer if it does not divide the model's heads.
+        tokens: Cached tokens that a program reads at once, a power of two; unused in the state form.
         warps: Warps of a program.
-        stages: Loads that are kept under way, in loop passes.
+        stages: Pipeline stages of the loop over tokens.
     """
 
     heads: int
@@ -38,11 +38,11 @@ class Launch(NamedTuple):
 # A log decay below which nothing of a token is left: e^-30 = 1e-13, where float32 resolves 6e-8.
 FORGOTTEN = tl.constexpr(-30.0)
 
-# Chosen by the instructions and registers of what the compiler makes of them, not yet by measurement. With few rows the
-# time of one program counts, so there are many small ones; with many rows all instructions count, and several heads
-# share one reading of B.
+# Chosen by the instructions and registers of the compiled code, not yet by measurement. With few rows the time of one
+# program matters, so programs are small and many. With many rows the number of instructions matters, so several heads
+# share one load of B.
 STATE = Launch(heads=1, tokens=1, warps=8, stages=1)
-DUAL: dict[int, Launch] = {  # up to so many rows
+DUAL: dict[int, Launch] = {  # by the maximum number of rows
     8: Launch(heads=1, tokens=64, warps=8, stages=2),
     32: Launch(heads=4, tokens=16, warps=4, stages=2),
     2**31: Launch(heads=8, tokens=16, warps=4, stages=2),
@@ -58,7 +58,7 @@ def _silu(x):
 @triton.jit
 @no_type_check
 def _softplus(x):
-    """``log(1 + exp(x))``; the quotient mends the rounding of ``1 + small``, which small steps would feel."""
+    """Return ``log(1 + exp(x))``; the quotient corrects the rounding of ``1 + small``, which small steps need."""
     small = tl.exp(-tl.abs(x))
     one = 1 + small
     exact = tl.where(one == 1, small, tl.log(one) * (small / tl.where(one == 1, 1.0, one - 1)))
@@ -67,16 +67,16 @@ def _softplus(x):
 
 @triton.jit
 @no_type_check
-def _convolve(fresh_row, window_row, conv_weight, conv_bias, channel, position, TAPS: tl.constexpr, C: tl.constexpr):
-    """Convolve some channels of one row's token, and give its input as well; ``window_row`` is a ring."""
-    fresh = tl.load(fresh_row + channel)
+def _convolve(new_row, window_row, conv_weight, conv_bias, channel, position, TAPS: tl.constexpr, C: tl.constexpr):
+    """Convolve some channels of one row's token; return the result and the input. ``window_row`` is a ring."""
+    new = tl.load(new_row + channel)
     sums = tl.load(conv_bias + channel).to(tl.float32)
-    sums += fresh.to(tl.float32) * tl.load(conv_weight + channel * TAPS + TAPS - 1).to(tl.float32)
+    sums += new.to(tl.float32) * tl.load(conv_weight + channel * TAPS + TAPS - 1).to(tl.float32)
     for age in tl.static_range(1, TAPS):
         slot = (position + TAPS - age) % TAPS
         earlier = tl.load(window_row + slot * C + channel, mask=position >= age, other=0.0)
         sums += earlier.to(tl.float32) * tl.load(conv_weight + channel * TAPS + TAPS - 1 - age).to(tl.float32)
-    return _silu(sums), fresh
+    return _silu(sums), new
 
 
 @triton.jit
@@ -85,21 +85,21 @@ def _token(
     projected, window, conv_weight, conv_bias, dt_bias, A_log, row, group, position,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One row's token for the heads of a group: x (GROUP P,), B, C, dt, decay rate; its input goes into the window."""
+    """Return one row's token for the heads of a group: x (GROUP P,), B, C, dt, A. Write its input into the window."""
     E: tl.constexpr = H * P
     C: tl.constexpr = E + 2 * N
     own = group * GROUP * P + tl.arange(0, GROUP * P)
     shared = E + tl.arange(0, 2 * N)  # B, then C
-    fresh_row = projected + row * (E + C + H) + E
+    new_row = projected + row * (E + C + H) + E
     window_row = window + row * TAPS * C
     slot = window_row + (position % TAPS) * C
-    x, fresh = _convolve(fresh_row, window_row, conv_weight, conv_bias, own, position, TAPS, C)
-    tl.store(slot + own, fresh)
-    both, fresh = _convolve(fresh_row, window_row, conv_weight, conv_bias, shared, position, TAPS, C)
-    tl.store(slot + shared, fresh, mask=group == 0)
+    x, new = _convolve(new_row, window_row, conv_weight, conv_bias, own, position, TAPS, C)
+    tl.store(slot + own, new)
+    both, new = _convolve(new_row, window_row, conv_weight, conv_bias, shared, position, TAPS, C)
+    tl.store(slot + shared, new, mask=group == 0)
     b, c = tl.split(tl.trans(tl.reshape(both, (2, N))))
     head = group * GROUP + tl.arange(0, GROUP)
-    dt = _softplus(tl.load(fresh_row + C + head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32))
+    dt = _softplus(tl.load(new_row + C + head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32))
     A = -tl.exp(tl.load(A_log + head).to(tl.float32))
     return x, b, c, dt, A
 
@@ -110,7 +110,7 @@ def _finish(
     y, x, projected, D, norm_weight, gated, squares, row, group,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Skip, gate, scale of the norm; y is (GROUP, P), x is (GROUP P,)."""
+    """Add the skip, gate and apply the norm's scale; y is (GROUP, P), x is (GROUP P,)."""
     E: tl.constexpr = H * P
     own = group * GROUP * P + tl.arange(0, GROUP * P)
     z = tl.load(projected + row * (2 * E + 2 * N + H) + own).to(tl.float32)
@@ -132,11 +132,11 @@ def _state_kernel(
     )
     head = group * GROUP + tl.arange(0, GROUP)
     channel = head[:, None] * P + tl.arange(0, P)[None, :]
-    place = (ssm + row * H * P * N) + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
-    state = tl.load(place, mask=position > 0, other=0.0)
+    cell = (ssm + row * H * P * N) + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
+    state = tl.load(cell, mask=position > 0, other=0.0)
     update = dt[:, None] * tl.reshape(x, (GROUP, P))
     state = state * tl.exp(dt * A)[:, None, None] + update[:, :, None] * b[None, None, :]
-    tl.store(place, state)
+    tl.store(cell, state)
     y = tl.sum(state * c[None, None, :], axis=2)
     _finish(y, x, projected, D, norm_weight, gated, squares, row, group, H, P, N, GROUP)
 
@@ -164,27 +164,27 @@ def _dual_kernel(
     tl.store(dt_rows + position, dt)
     tl.store(B_row + position * N + state, b.to(B_cache.dtype.element_ty), mask=group == 0)
 
-    # From the latest token back to the first, so that sums of log decays begin near and lose nothing where it counts.
-    # No program reads what another one writes in this step: places of the past alone.
-    sums = tl.zeros((BLOCK, GROUP, P), dtype=tl.float32)  # added up at the end, so that a pass needs no other thread
-    nearer = dt * A  # log decay of the tokens between the block and the present one, which is counted
+    # From the latest token back to the first, so that sums of log-decays start with the recent tokens, where precision
+    # matters. Programs read only slots of past tokens, which no program writes in this step.
+    sums = tl.zeros((BLOCK, GROUP, P), dtype=tl.float32)  # added up at the end: no sum over threads within the loop
+    later = dt * A  # log-decay of the tokens from the block to the present one, included
     for start in range(0, position, BLOCK):
-        place = position - 1 - start - tl.arange(0, BLOCK)
-        known = place >= 0
-        # What a head has forgotten is not read. (BLOCK, GROUP), as everything for tokens and heads.
-        felt = known[:, None] & (nearer > FORGOTTEN)[None, :]
-        keys = tl.load(B_row + place[:, None] * N + state[None, :], mask=known[:, None], other=0.0)
+        slot = position - 1 - start - tl.arange(0, BLOCK)
+        known = slot >= 0
+        # Tokens that a head has forgotten are not read. (BLOCK, GROUP), like everything for tokens and heads.
+        remembered = known[:, None] & (later > FORGOTTEN)[None, :]
+        keys = tl.load(B_row + slot[:, None] * N + state[None, :], mask=known[:, None], other=0.0)
         values = tl.load(
-            x_rows[None, :, None] + place[:, None, None] * P + inside[None, None, :],
-            mask=felt[:, :, None],
+            x_rows[None, :, None] + slot[:, None, None] * P + inside[None, None, :],
+            mask=remembered[:, :, None],
             other=0.0,
         )  # (BLOCK, GROUP, P)
-        steps = tl.load(dt_rows[None, :] + place[:, None], mask=felt, other=0.0)
-        # The decay of a token is that of all behind it: its neighbour's step, not its own.
-        behind = felt & (place + 1 < position)[:, None]
-        following = tl.load(dt_rows[None, :] + place[:, None] + 1, mask=behind, other=0.0) * A[None, :]
-        decay = tl.exp(nearer[None, :] + tl.cumsum(following, axis=0))
-        nearer += tl.sum(following, axis=0)
+        steps = tl.load(dt_rows[None, :] + slot[:, None], mask=remembered, other=0.0)
+        # A token decays by the steps of all later tokens, so its own step is left out.
+        has_next = remembered & (slot + 1 < position)[:, None]
+        following = tl.load(dt_rows[None, :] + slot[:, None] + 1, mask=has_next, other=0.0) * A[None, :]
+        decay = tl.exp(later[None, :] + tl.cumsum(following, axis=0))
+        later += tl.sum(following, axis=0)
         similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (BLOCK,)
         weight = similarity[:, None] * steps * decay
         sums += weight[:, :, None] * values.to(tl.float32)
@@ -202,7 +202,7 @@ def state_mixer_step(
     *,
     launch: Launch = STATE,
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
-    """See ``aimamba.ops.mixer.step.state_mixer_step``; P and N must be powers of two and the state float32."""
+    """Compute ``aimamba.ops.mixer.step.state_mixer_step``; P and N must be powers of two, and the state float32."""
     rows, heads, width, states = ssm.shape
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
@@ -224,9 +224,9 @@ def dual_mixer_step(
     *,
     launch: Launch | None = None,
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
-    """See ``aimamba.ops.mixer.step.dual_mixer_step``; P and N must be powers of two and ``dt_cache`` float32.
+    """Compute ``aimamba.ops.mixer.step.dual_mixer_step``; P and N must be powers of two, and ``dt_cache`` float32.
 
-    ``launch`` is chosen by the number of rows when absent.
+    Without ``launch`` the number of rows decides.
     """
     rows, heads, capacity, width = x_cache.shape
     if launch is None:
@@ -242,7 +242,7 @@ def dual_mixer_step(
 
 
 def _results(projected: Tensor, heads: int, width: int, group: int) -> tuple[Tensor, Tensor]:
-    """Room for what the kernels give; the projection must lie row after row, as they address it."""
+    """Return empty tensors for the results. ``projected`` must be contiguous, as the kernels address it."""
     assert projected.is_contiguous()
     rows = projected.shape[0]
     gated = projected.new_empty(rows, heads * width)

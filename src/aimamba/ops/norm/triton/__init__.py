@@ -1,1 +1,1 @@
-"""Modulated norms as Triton kernels."""
+"""The norm between two blocks as a Triton kernel. Importing a module here imports Triton."""

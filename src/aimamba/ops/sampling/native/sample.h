@@ -1,4 +1,4 @@
-// From the logits of an image and its unguided twin to a drawn code.
+// Sampling a token from the logits of an image and of its unconditional row.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,11 @@
 namespace aim {
 
 // Guide (u + scale (c - u)), divide by the temperature, and invert the cumulative distribution at `uniform`;
-// temperature 0 takes the most likely code. A sum runs in float64, in one order.
-inline int draw(const float* logits, const float* twin, float scale, float temperature, double uniform, int count) {
+// temperature 0 chooses the most likely token. The sum is in float64, in a fixed order.
+inline int sample(const float* logits, const float* unconditional, float scale, float temperature, double uniform,
+                  int count) {
     std::vector<float> weights(count + W, -std::numeric_limits<float>::infinity());
-    for (int i = 0; i < count; ++i) weights[i] = twin[i] + (logits[i] - twin[i]) * scale;
+    for (int i = 0; i < count; ++i) weights[i] = unconditional[i] + (logits[i] - unconditional[i]) * scale;
     const int best = int(std::max_element(weights.begin(), weights.begin() + count) - weights.begin());
     if (temperature == 0.0f) return best;
     const float largest = weights[best], sharpness = 1.0f / temperature;

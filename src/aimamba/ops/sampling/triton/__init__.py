@@ -1,1 +1,1 @@
-"""Guided sampling as Triton kernels."""
+"""Guided sampling as a Triton kernel. Importing a module here imports Triton."""

@@ -1,6 +1,6 @@
-"""From logits to codes as one kernel: guidance, temperature, top-k and the draw. See ``aimamba.ops.sampling.logits``.
+"""Guidance, temperature, top-k and sampling as one Triton kernel: see ``aimamba.ops.sampling.logits``.
 
-A program takes one image and holds all its logits in registers. Shape letters: R rows of logits, B images,
+A program handles one image and holds all its logits in registers. Shape letters: R rows of logits, B images,
 V vocabulary.
 """
 
@@ -22,9 +22,9 @@ _WARPS = 16
 @triton.jit
 @no_type_check
 def _kth_largest(x, k, inside):
-    """The k-th largest number, bit by bit: of the thresholds that at least k reach, the highest."""
+    """Return which numbers are at least the k-th largest, whose bits are found from the highest to the lowest."""
     bits = x.to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # whole numbers in the order of the floats
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
     ordered = tl.where(inside, ordered, -2147483648)
     threshold = tl.full((), -2147483648, tl.int64)
     for bit in tl.static_range(32):
@@ -37,18 +37,18 @@ def _kth_largest(x, k, inside):
 @triton.jit
 @no_type_check
 def _kernel(
-    logits, twins, scales, uniforms, temperatures, temperature, ks, k, codes,
+    logits, unconditional_rows, scales, uniforms, temperatures, temperature, ks, k, tokens,
     V: tl.constexpr, BLOCK: tl.constexpr, GUIDED: tl.constexpr, TEMPERATURES: tl.constexpr, KS: tl.constexpr,
     TOP_K: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    code = tl.arange(0, BLOCK)
-    inside = code < V
-    x = tl.load(logits + row * V + code, mask=inside, other=0.0).to(tl.float32)
+    token = tl.arange(0, BLOCK)
+    inside = token < V
+    x = tl.load(logits + row * V + token, mask=inside, other=0.0).to(tl.float32)
     if GUIDED:
-        twin = tl.load(twins + row)
-        null_class = tl.load(logits + twin * V + code, mask=inside, other=0.0).to(tl.float32)
-        x = null_class + (x - null_class) * tl.load(scales + row).to(tl.float32)
+        other_row = tl.load(unconditional_rows + row)
+        unconditional = tl.load(logits + other_row * V + token, mask=inside, other=0.0).to(tl.float32)
+        x = unconditional + (x - unconditional) * tl.load(scales + row).to(tl.float32)
     if TEMPERATURES:
         temperature = tl.load(temperatures + row).to(tl.float32)
     if KS:
@@ -62,44 +62,48 @@ def _kernel(
     weight = tl.where(kept, tl.exp(x - tl.max(x, axis=0)), 0.0).to(tl.float64)
     below = tl.cumsum(weight, axis=0)
     target = tl.load(uniforms + row) * tl.sum(weight, axis=0)
-    drawn = tl.sum((inside & (below <= target)).to(tl.int32), axis=0)
-    last = tl.max(tl.where(weight > 0, code, 0), axis=0)
-    tl.store(codes + row, tl.where(temperature == 0, likeliest, tl.minimum(drawn, last)).to(tl.int64))
+    sampled = tl.sum((inside & (below <= target)).to(tl.int32), axis=0)
+    last = tl.max(tl.where(weight > 0, token, 0), axis=0)
+    tl.store(tokens + row, tl.where(temperature == 0, likeliest, tl.minimum(sampled, last)).to(tl.int64))
 
 
 def guided_sample(
     logits: Float[Tensor, "r v"],
     uniform: Float[Tensor, " b"],
     *,
-    twins: Int[Tensor, " b"] | None = None,
+    unconditional_rows: Int[Tensor, " b"] | None = None,
     scale: Float[Tensor, " b"] | None = None,
     temperature: Setting = 1.0,
     top_k: Setting = 0,
     top_p: Setting = 1.0,
 ) -> Int[Tensor, " b"]:
-    """See ``aimamba.ops.sampling.logits.guided_sample``. Top-p, which has to sort, and huge vocabularies go there."""
+    """Compute ``aimamba.ops.sampling.logits.guided_sample``.
+
+    The plain function handles top-p, which has to sort, float64, and vocabularies above ``LARGEST_VOCABULARY``.
+    """
     vocabulary = logits.shape[1]
-    whole = isinstance(top_p, int | float) and top_p >= 1
-    if not whole or vocabulary > LARGEST_VOCABULARY or logits.dtype == torch.float64:
+    without_top_p = isinstance(top_p, int | float) and top_p >= 1
+    if not without_top_p or vocabulary > LARGEST_VOCABULARY or logits.dtype == torch.float64:
         return plain.guided_sample(
-            logits, uniform, twins=twins, scale=scale, temperature=temperature, top_k=top_k, top_p=top_p
-        )
-    codes = torch.empty(uniform.shape[0], dtype=torch.long, device=logits.device)
-    # Numbers are handed to the kernel, tensors are read by it; what is not asked for is not read.
+            logits, uniform, unconditional_rows=unconditional_rows, scale=scale,
+            temperature=temperature, top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+    tokens = torch.empty(uniform.shape[0], dtype=torch.long, device=logits.device)
+    # Numbers are passed to the kernel by value, tensors as pointers; any pointer will do for what is not read.
     temperatures = temperature if isinstance(temperature, Tensor) else None
     ks = top_k if isinstance(top_k, Tensor) else None
-    _kernel[(len(codes),)](
+    _kernel[(len(tokens),)](
         logits.contiguous(),
-        uniform if twins is None else twins,
+        uniform if unconditional_rows is None else unconditional_rows,
         uniform if scale is None else scale,
         uniform,
         uniform if temperatures is None else temperatures,
         1.0 if isinstance(temperature, Tensor) else float(temperature),
         uniform if ks is None else ks,
         0 if isinstance(top_k, Tensor) else min(int(top_k), vocabulary),
-        codes,
+        tokens,
         vocabulary, triton.next_power_of_2(vocabulary),
-        twins is not None, temperatures is not None, ks is not None, ks is not None or int(top_k) > 0,
+        unconditional_rows is not None, temperatures is not None, ks is not None, ks is not None or int(top_k) > 0,
         num_warps=_WARPS,
     )  # fmt: skip
-    return codes
+    return tokens

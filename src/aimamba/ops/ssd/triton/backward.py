@@ -1,9 +1,9 @@
 """The backward pass of the chunked SSD as two kernels: see ``aimamba.ops.ssd.triton.chunked``.
 
-The first walks over the chunks from the last to the first and writes the gradient of every state between them. The
-second takes one chunk of a few heads of a row and gives everything else. ``B`` and ``C`` are shared by all heads: what
-a few heads give is added up inside a program, and the sums of a row's programs by torch, so no number is added
-atomically and results are the same in every run.
+The first kernel walks over the chunks from the last to the first and writes the gradient of every state between them.
+A program of the second kernel handles one chunk of a few heads of a row and computes everything else. ``B`` and ``C``
+are shared by all heads: a program adds up the gradients of its heads, and torch those of a row's programs. There are no
+atomic additions, so results are the same in every run.
 """
 
 import functools
@@ -28,12 +28,12 @@ from aimamba.ops.ssd.triton.forward import (
 
 
 class Launch(NamedTuple):
-    """How the second kernel is laid out; changes speed, not results beyond rounding.
+    """How the second kernel is launched. Changes speed, and results by no more than rounding.
 
     Attributes:
-        heads: Most heads of a program; fewer where that does not divide the model's.
+        heads: Maximum number of heads of a program; fewer if it does not divide the model's heads.
         warps: Warps of a program.
-        stages: Loads that are kept under way, in loop passes.
+        stages: Pipeline stages of the loop over heads.
     """
 
     heads: int
@@ -41,12 +41,12 @@ class Launch(NamedTuple):
     stages: int
 
 
-# The second kernel has more numbers to hold than registers: of all layouts tried this one has the fewest in memory.
+# The second kernel needs more numbers than fit into registers: of all layouts tried, this one spills the fewest.
 CHUNK = Launch(heads=8, warps=8, stages=1)
 
 
 class Gradients(NamedTuple):
-    """In the order of the forward pass's arguments; that of the first state only where there was one."""
+    """Gradients of the arguments of the forward pass; None for the initial state if there was none."""
 
     x: Tensor  # (B, L, H, P), as x
     dt: Tensor  # (B, L, H), float32
@@ -75,7 +75,7 @@ def _states_kernel(
         g += load_tile(dlast + own, channel, N, state, P, N).to(tl.float32)
     for back in range(chunks):
         k = chunks - 1 - back
-        if LAST or back > 0:  # zeros behind the last chunk are not written
+        if LAST or back > 0:  # a gradient of zeros after the last chunk is not written
             kept = (row * (chunks - 1 + LAST) + k) * H * P * N + head * P * N
             store_tile(after + kept, g, channel, N, state, P, N)
         place = k * Q + tl.arange(0, Q)
@@ -113,10 +113,10 @@ def _chunk_kernel(
         inputs = load_tile(x + row * x_row + head * x_head, place, x_token, channel, L, P)
         gradient = load_tile(dy + row * L * H * P + head * P, place, H * P, channel, L, P)
 
-        # What stays within the chunk. The exponent of a token's own decay is zero and has no gradient.
+        # Products within the chunk. The exponent between a token and itself is zero and has no gradient.
         decay = decay_between(total, Q)
-        mixing = (similarity * decay * steps[None, :]).to(inputs.dtype)
-        dinputs = product(tl.trans(mixing), gradient)
+        weights = (similarity * decay * steps[None, :]).to(inputs.dtype)
+        dinputs = product(tl.trans(weights), gradient)
         shares = decay * product(gradient, tl.trans(inputs))
         dsimilarity += shares * steps[None, :]
         shares *= similarity
@@ -124,7 +124,7 @@ def _chunk_kernel(
         shares = tl.where(below, shares * steps[None, :], 0.0)
         dtotal = tl.sum(shares, axis=1) - tl.sum(shares, axis=0)
 
-        # What is read from the state before the chunk.
+        # Reading the state before the chunk.
         held = (row * (chunks - 1 + FIRST) + k - 1 + FIRST) * H * P * N + head * P * N
         h = load_tile(carried + held, channel, N, state, P * known_first, N)
         from_start = tl.exp(total)
@@ -132,7 +132,7 @@ def _chunk_kernel(
         dc += read
         dtotal += tl.sum(read * c, axis=1)
 
-        # What is added to the state after it.
+        # Adding to the state after the chunk.
         held = (row * (chunks - 1 + LAST) + k) * H * P * N + head * P * N
         g = load_tile(after + held, channel, N, state, P * known_last, N)
         to_end = tl.exp(whole - total)
@@ -141,10 +141,11 @@ def _chunk_kernel(
         direct = tl.sum(dadded * inputs, axis=1)
         db += product((inputs * (steps * to_end)[:, None]).to(g.dtype), g)
 
-        # Sums over tokens at or behind one for decays since the start, ahead of it for decays up to the end.
+        # A token's log-decay is in the decays from the start to itself and later tokens, and in those from earlier
+        # tokens to the end.
         across = tl.exp(whole) * tl.sum(tl.sum(h.to(tl.float32) * g.to(tl.float32), axis=1), axis=0)
-        felt = tl.where(below | (token[:, None] == token[None, :]), dtotal[:, None], (direct * steps)[:, None])
-        dlog = tl.sum(felt, axis=0) + across
+        spanned = tl.where(below | (token[:, None] == token[None, :]), dtotal[:, None], (direct * steps)[:, None])
+        dlog = tl.sum(spanned, axis=0) + across
         dlog = tl.where((steps * rate >= LOWEST_LOG_DECAY) & (place < L), dlog, 0.0)
         store_tile(dx + row * L * H * P + head * P, dinputs, place, H * P, channel, L, P)
         tl.store(ddt + (row * L + place) * H + head, dsteps + direct + dlog * rate, mask=place < L)
@@ -172,21 +173,24 @@ def backward(
     states_launch: scan_forward.Launch | None = None,
     chunk_launch: Launch = CHUNK,
 ) -> Gradients:
-    """Run the kernels.
+    """Run the backward kernels.
 
     Args:
-        x: As in the forward pass, and so are the next four.
-        dt: ...
-        A: ...
-        B: ...
-        C: ...
+        x: Input of the forward pass, as ``forward`` takes it.
+        dt: Likewise.
+        A: Likewise.
+        B: Likewise.
+        C: Likewise.
         carried: States before the chunks, from the forward pass.
         dy: Gradient of the outputs, contiguous, in the dtype of ``x``.
         dlast: Gradient of the last state, contiguous, or None for zeros.
-        chunk: As in the forward pass.
-        first: Whether there was a first state.
-        states_launch: How the first kernel is laid out; by default as the forward pass's.
-        chunk_launch: How the second kernel is laid out.
+        chunk: Tokens of a chunk, as in the forward pass.
+        first: Whether there was an initial state.
+        states_launch: How the first kernel is launched; by default like the forward kernel.
+        chunk_launch: How the second kernel is launched.
+
+    Returns:
+        The gradients of all inputs.
     """
     batch, length, heads, width = x.shape
     states, chunks, last = B.shape[2], triton.cdiv(length, chunk), dlast is not None
@@ -194,10 +198,10 @@ def backward(
     wide = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
     after = x.new_empty(batch, chunks - 1 + last, heads, width, states)
     dfirst = wide(batch, heads, width, states) if first else None
-    null_class = after  # what is not asked for is not touched: any pointer will do
+    unused = after  # any pointer will do for what is neither read nor written
     lengths, compiled = (length, chunks), sizes(x, B, chunk)
     _states_kernel[(heads, batch)](
-        dt, A, C, dy, dlast if last else null_class, after, dfirst if first else null_class, *lengths, *C.stride()[:2],
+        dt, A, C, dy, dlast if last else unused, after, dfirst if first else unused, *lengths, *C.stride()[:2],
         *compiled, first, last, num_warps=states_launch.warps, num_stages=states_launch.stages,
     )  # fmt: skip
     group = math.gcd(heads, chunk_launch.heads)

@@ -1,4 +1,4 @@
-"""The chunked SSD for training on CUDA: ``ssd_chunked`` with its backward pass, three kernels in all.
+"""The chunked SSD for training on CUDA, with its backward pass: three Triton kernels.
 
 With ``total`` the running sum of log-decays in a chunk, ``decay_ts = exp(total_t - total_s)`` for ``s <= t``,
 ``h`` the state before the chunk and ``h'`` after it (Dao and Gu, arXiv 2405.21060, section 6), a chunk computes
@@ -13,7 +13,7 @@ and, with ``g'`` the gradient of ``h'`` and ``W_ts = decay_ts (dy_t . x_s)``, ba
     dC_t = sum over heads of (sum_s W_ts dt_s B_s + exp(total_t) h^T dy_t)
     dB_s = sum over heads of (sum_t W_ts dt_s C_t + exp(total_Q - total_s) dt_s g'^T x_s)
 
-while the gradient of a log-decay is the sum of what all exponents that span its token receive. Matrix products take
+while the gradient of a log-decay is the sum of the gradients of all exponents that span its token. Matrix products take
 numbers in the dtype of ``x`` and add up in float32; decays and states are float32.
 
 Shape letters: B batch, L tokens, H heads, P head width, N state size, Q chunk length, K chunks.
@@ -34,7 +34,7 @@ from aimamba.ops.ssd.triton.forward import SMALLEST_TILE, forward
 _Prepared = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 DTYPES = (torch.float32, torch.bfloat16)
-_LARGEST_CHUNK = {torch.float32: 16, torch.bfloat16: 64}  # with more the tiles do not fit into registers
+_LARGEST_CHUNK = {torch.float32: 16, torch.bfloat16: 64}  # larger tiles do not fit into registers
 
 
 def ssd_chunked(
@@ -47,10 +47,10 @@ def ssd_chunked(
     *,
     chunk_size: int = 64,
 ) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
-    """Compute ``aimamba.ops.ssd.chunked.ssd_chunked``, with its arguments and results; differentiable once.
+    """Compute ``ssd_recurrent``, with its arguments and results; differentiable once.
 
-    ``x`` must have one of ``DTYPES``. Chunks are of the largest power of two up to ``chunk_size`` that the kernels can
-    take, 16 at least, which changes results by no more than rounding.
+    ``x`` must have one of ``DTYPES``. Chunks have the largest power of two up to ``chunk_size`` that the kernels
+    support, at least 16, which changes results by no more than rounding.
     """
     if x.shape[1] == 0:
         return ssd_recurrent(x, dt, A, B, C, initial_state)
@@ -60,20 +60,20 @@ def ssd_chunked(
 
 
 def chunk_length(x: Float[Tensor, "b l h p"], chunk_size: int) -> int:
-    """Tokens of a chunk of the kernels when ``chunk_size`` are asked for."""
+    """Return the number of tokens in a chunk of the kernels, given the wanted ``chunk_size``."""
     enough = min(chunk_size, triton.next_power_of_2(x.shape[1]), _LARGEST_CHUNK[x.dtype])
     return max(SMALLEST_TILE, 1 << (enough.bit_length() - 1))
 
 
-def _side_by_side(tensor: Tensor) -> Tensor:
-    """The kernels want strides alone of what is not the last axis; slices of a projection go in as they are."""
+def _contiguous_last_axis(tensor: Tensor) -> Tensor:
+    """Copy only if the last axis has a stride; slices of a projection need no copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _prepared(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> _Prepared:
-    """The inputs as the kernels take them."""
-    B, C = (_side_by_side(tensor.to(x.dtype)) for tensor in (B, C))
-    return _side_by_side(x), dt.to(torch.float32).contiguous(), A.to(torch.float32).contiguous(), B, C
+    """Return the inputs with the dtypes and strides that the kernels take."""
+    B, C = (_contiguous_last_axis(tensor.to(x.dtype)) for tensor in (B, C))
+    return _contiguous_last_axis(x), dt.to(torch.float32).contiguous(), A.to(torch.float32).contiguous(), B, C
 
 
 class _SSD(torch.autograd.Function):

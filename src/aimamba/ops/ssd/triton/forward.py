@@ -1,9 +1,9 @@
 """The forward pass of the chunked SSD as one kernel: see ``aimamba.ops.ssd.triton.chunked``.
 
-A program takes one head of one row and walks over its chunks with the state in registers. So chunk states, state
-passing and chunk scan (arXiv 2405.21060, section 6) are one kernel: it reads every input once and writes states only
-where a backward pass will ask for them. ``C B^T``, which heads share, is computed anew for each, as that costs less
-than writing it.
+A program handles one head of one row and walks over its chunks with the state in registers. So chunk states, state
+passing and chunk scan (arXiv 2405.21060, section 6) are one kernel: it reads every input once, and writes states only
+if a backward pass will need them. Each head computes ``C B^T`` again although all heads share it, because that costs
+less than writing it.
 """
 
 from typing import NamedTuple, no_type_check
@@ -16,29 +16,29 @@ from torch import Tensor
 from aimamba.ops.ssd import reference
 
 LOWEST_LOG_DECAY = tl.constexpr(reference.LOWEST_LOG_DECAY)
-SMALLEST_TILE = 16  # of a matrix product, in every direction
+SMALLEST_TILE = 16  # the smallest side of a matrix product
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class Launch(NamedTuple):
-    """How a kernel is laid out on the device; changes speed, not results beyond rounding.
+    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
 
     Attributes:
         warps: Warps of a program.
-        stages: Loads that are kept under way, in loop passes.
+        stages: Pipeline stages of the loop over chunks.
     """
 
     warps: int
     stages: int
 
 
-# Chosen by the registers that the compiler asks for, not by measurement. Products in float32 proper have no tensor
-# cores and every thread holds whole rows of what they multiply, so their chunks are short (``scan.chunk_length``).
+# Chosen by the registers of the compiled code, not by measurement. Exact products of float32 cannot use tensor cores,
+# and every thread holds whole rows of their operands, so their chunks are short (``chunked.chunk_length``).
 LAUNCHES = {torch.bfloat16: Launch(warps=4, stages=2), torch.float32: Launch(warps=8, stages=1)}
 
 
 class Sizes(NamedTuple):
-    """Sizes that kernels are compiled for: see ``tile`` for the wide ones."""
+    """Sizes that kernels are compiled for; WIDE_P and WIDE_N are P and N rounded up by ``tile``."""
 
     H: int
     P: int
@@ -49,12 +49,12 @@ class Sizes(NamedTuple):
 
 
 def tile(size: int) -> int:
-    """Give the side of the tile that holds ``size`` numbers: a power of two."""
+    """Return the side of the tile that holds ``size`` numbers: a power of two."""
     return max(SMALLEST_TILE, triton.next_power_of_2(size))
 
 
 def sizes(x: Tensor, B: Tensor, chunk: int) -> Sizes:
-    """What the kernels are compiled for, for inputs x (B, L, H, P) and B (B, L, N)."""
+    """Return the sizes to compile the kernels for, given inputs x (B, L, H, P) and B (B, L, N)."""
     heads, width, states = *x.shape[2:], B.shape[2]
     return Sizes(heads, width, states, chunk, tile(width), tile(states))
 
@@ -62,7 +62,7 @@ def sizes(x: Tensor, B: Tensor, chunk: int) -> Sizes:
 @triton.jit
 @no_type_check
 def load_tile(pointer, place, stride, column, rows, columns):
-    """Some rows of a matrix, each a ``stride`` behind the one before; zeros beyond ``rows`` and ``columns``."""
+    """Load rows of a matrix that are ``stride`` numbers apart; zeros beyond ``rows`` and ``columns``."""
     inside = (place < rows)[:, None] & (column < columns)[None, :]
     return tl.load(pointer + place[:, None] * stride + column[None, :], mask=inside, other=0.0)
 
@@ -70,7 +70,7 @@ def load_tile(pointer, place, stride, column, rows, columns):
 @triton.jit
 @no_type_check
 def store_tile(pointer, tile, place, stride, column, rows, columns):
-    """The reverse of ``load_tile``, in the dtype of what is pointed at."""
+    """Store rows of a matrix as ``load_tile`` loads them, in the dtype of the pointer."""
     inside = (place < rows)[:, None] & (column < columns)[None, :]
     tl.store(pointer + place[:, None] * stride + column[None, :], tile.to(pointer.dtype.element_ty), mask=inside)
 
@@ -78,8 +78,8 @@ def store_tile(pointer, tile, place, stride, column, rows, columns):
 @triton.jit
 @no_type_check
 def product(left, right):
-    """Multiply matrices, with sums in float32; float32 itself is not narrowed."""
-    if _INTERPRETED:  # the interpreter would multiply the bits of bfloat16 as whole numbers
+    """Multiply matrices, with sums in float32; float32 inputs are not narrowed."""
+    if _INTERPRETED:  # the interpreter would multiply the bits of bfloat16 as integers
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, input_precision="ieee")
 
@@ -87,9 +87,9 @@ def product(left, right):
 @triton.jit
 @no_type_check
 def load_steps(dt, A, place, L, H: tl.constexpr, Q: tl.constexpr):
-    """Step sizes of a chunk, the log-decay from its start up to each token, and that of the whole chunk.
+    """Load the step sizes of a chunk, and return the log-decays from its start to each token and to its end as well.
 
-    A step of zero behind the last token leaves the state as it is.
+    Beyond the last token the step is zero, which leaves the state unchanged.
     """
     steps = tl.load(dt + place * H, mask=place < L, other=0.0)
     total = tl.cumsum(tl.maximum(steps * A, LOWEST_LOG_DECAY), axis=0)
@@ -100,7 +100,7 @@ def load_steps(dt, A, place, L, H: tl.constexpr, Q: tl.constexpr):
 @triton.jit
 @no_type_check
 def decay_between(total, Q: tl.constexpr):
-    """exp(total_t - total_s) for s <= t, else 0: (Q, Q). Masked before the exponential."""
+    """Return exp(total_t - total_s) for s <= t, else 0: (Q, Q). Masked before the exponential."""
     token = tl.arange(0, Q)
     causal = token[:, None] >= token[None, :]
     return tl.exp(tl.where(causal, total[:, None] - total[None, :], -float("inf")))
@@ -132,9 +132,9 @@ def _forward_kernel(
         b = load_tile(B, place, B_token, state, L, N)
         c = load_tile(C, place, C_token, state, L, N)
         similarity = product(c, tl.trans(b))
-        mixing = similarity * decay_between(total, Q) * steps[None, :]
+        weights = similarity * decay_between(total, Q) * steps[None, :]
         read = product(c, tl.trans(h.to(c.dtype)))
-        sums = product(mixing.to(inputs.dtype), inputs) + tl.exp(total)[:, None] * read
+        sums = product(weights.to(inputs.dtype), inputs) + tl.exp(total)[:, None] * read
         store_tile(y, sums, place, H * P, channel, L, P)
         if KEEP:  # a first state of zeros is not written
             slot = k - 1 + FIRST
@@ -158,22 +158,22 @@ def forward(
     keep: bool,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the kernel.
+    """Run the forward kernel.
 
     Args:
-        x: (B, L, H, P), numbers of a head side by side.
+        x: (B, L, H, P), contiguous in the last axis.
         dt: (B, L, H), float32, contiguous.
         A: (H,), float32.
-        B: (B, L, N), numbers of a token side by side, in the dtype of ``x``.
-        C: As ``B``.
+        B: (B, L, N), contiguous in the last axis, in the dtype of ``x``.
+        C: Like ``B``.
         initial_state: (B, H, P, N), contiguous, or None for zeros.
-        chunk: Tokens of a chunk, a power of two of 16 or more.
+        chunk: Tokens of a chunk, a power of two, at least 16.
         keep: Whether a backward pass will follow.
-        launch: How the kernel is laid out; by default as ``LAUNCHES`` has it.
+        launch: How the kernel is launched; by default as in ``LAUNCHES``.
 
     Returns:
         Outputs (B, L, H, P), the last state (B, H, P, N) in float32, and the states before the chunks (B, K, H, P, N)
-        in the dtype of ``x``, without that of zeros before the first; none at all unless they are to be kept.
+        in the dtype of ``x``. Without an initial state, that of the first chunk is left out; without ``keep``, all are.
     """
     batch, length, heads, width = x.shape
     launch = launch or LAUNCHES[x.dtype]

@@ -1,6 +1,6 @@
-"""The end of one block and the beginning of the next as one kernel: see ``aimamba.ops.mixer.step``.
+"""The norm between two blocks as one Triton kernel: see ``aimamba.ops.norm.residual``.
 
-A program takes one row. Shape letters: B rows, D width, G parts of a sum.
+A program handles one row. Shape letters: B rows, D width, G partial sums.
 """
 
 from typing import NamedTuple, no_type_check
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Launch(NamedTuple):
-    """How the kernel is laid out: warps of a program, each of which has a whole row."""
+    """How the kernel is launched on the device: warps of a program. Changes speed, and results by rounding at most."""
 
     warps: int
 
@@ -56,7 +56,7 @@ def _kernel(
     tl.store(hidden + row * D + column, y.to(hidden.dtype.element_ty), mask=inside)
 
 
-def modulated_norm_step(
+def residual_norm_step(
     residual: Float[Tensor, "b d"],
     norm_weight: Float[Tensor, " d"],
     shift: Float[Tensor, "b d"],
@@ -70,11 +70,11 @@ def modulated_norm_step(
     eps: float = 1e-5,
     launch: Launch = DEFAULT,
 ) -> Float[Tensor, "b d"]:
-    """See ``aimamba.ops.norm.modulated.modulated_norm_step``; the residual must be float32."""
+    """Compute ``aimamba.ops.norm.residual.residual_norm_step``; the residual must be float32."""
     rows, width = residual.shape
     hidden = torch.empty(rows, width, dtype=shift.dtype, device=residual.device)
     parts = 1 if squares is None else squares.shape[1]
-    gate = shift if gate is None else gate  # what is not asked for is not read: any pointer will do
+    gate = shift if gate is None else gate  # any pointer will do for what is not read
     _kernel[(rows,)](
         residual, norm_weight, norm_weight if final_weight is None else final_weight,
         shift, scale, shift if mixed is None else mixed, gate, residual if squares is None else squares, hidden,

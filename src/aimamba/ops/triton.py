@@ -1,10 +1,10 @@
-"""Kernels for CUDA devices. Importing a module here imports Triton, so nothing does until a model works on one."""
+"""Whether Triton kernels can be used here. The kernels are in the ``triton`` folder of each operation."""
 
 _OLDEST = (3, 5)  # 3.4 fails to compile a cumulative sum that is shorter than a program has threads
 
 
 def unsupported() -> str | None:
-    """What keeps the kernels from being used, if anything does."""
+    """Return the reason why Triton kernels cannot be used, or None."""
     try:
         import triton  # noqa: PLC0415 - only where it is used
     except ImportError as error:

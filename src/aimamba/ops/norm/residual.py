@@ -1,4 +1,4 @@
-"""The end of one block and the start of the next, one token per row: gated residual, norm, modulation.
+"""The norm between two blocks, for one token a row: add the gated output of a block, normalise, modulate.
 
 Shape letters: B rows, D width, G partial sums.
 """
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def modulated_norm_step(
+def residual_norm_step(
     residual: Float[Tensor, "b d"],
     norm_weight: Float[Tensor, " d"],
     shift: Float[Tensor, "b d"],
@@ -21,19 +21,20 @@ def modulated_norm_step(
     final_weight: Float[Tensor, " d"] | None = None,
     eps: float = 1e-5,
 ) -> Float[Tensor, "b d"]:
-    """End one block and begin the next: ``residual += gate * mixed``, norm, ``* (1 + scale) + shift``.
+    """Compute ``residual += gate * mixed``, then ``norm(residual) * (1 + scale) + shift``.
 
     Args:
-        residual: Float32 or wider. Updated.
+        residual: Float32 or wider. Updated in place.
         norm_weight: Scale of the next block's norm.
-        shift: Of the next block; its dtype is that of the result.
-        scale: Of the next block.
-        mixed: What the block before gives; absent before the first block.
-        gate: Of the block before; needed with ``mixed``.
-        squares: From ``*_mixing_step``: ``mixed`` is then divided by the root of their sum over ``inner``.
-        inner: Numbers that ``squares`` were summed over.
-        final_weight: Scale of a second norm, right after the first: the end of the model has two.
-        eps: Keeps the norms finite.
+        shift: Shift of the next block; the result has its dtype.
+        scale: Scale of the next block.
+        mixed: Output of the previous block; None before the first block.
+        gate: Gate of the previous block; needed with ``mixed``.
+        squares: Partial sums of squares from ``state_mixer_step`` or ``dual_mixer_step``; with them ``mixed`` is
+            divided by the root of their sum over ``inner``.
+        inner: Count of the numbers whose squares were summed.
+        final_weight: Scale of a second norm right after the first, which the end of the model has.
+        eps: Added to mean squares before the root.
 
     Returns:
         Input of the next block.

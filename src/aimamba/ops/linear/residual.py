@@ -1,4 +1,4 @@
-"""Modulated norm and the matrix product that follows it, one token per row.
+"""The norm between two blocks and the matrix product that follows it, for one token a row.
 
 Shape letters: B rows, D width, O outputs, G partial sums.
 """
@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.norm.modulated import modulated_norm_step
+from aimamba.ops.norm.residual import residual_norm_step
 
 
-def modulated_linear_step(
+def residual_linear_step(
     residual: Float[Tensor, "b d"],
     norm_weight: Float[Tensor, " d"],
     shift: Float[Tensor, "b d"],
@@ -23,12 +23,14 @@ def modulated_linear_step(
     inner: int = 1,
     eps: float = 1e-5,
 ) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b d"]]:
-    """``modulated_norm_step`` and the product with ``weight`` after it; other arguments are those of the former.
+    """Compute ``residual_norm_step`` and multiply its result with ``weight``.
+
+    Takes the arguments of ``residual_norm_step`` and the weight of the product.
 
     Returns:
-        The product, and the residual after the addition. Whether the residual that was given changes is left open.
+        The product, and the new residual. Whether ``residual`` itself changes is unspecified.
     """
-    hidden = modulated_norm_step(
+    hidden = residual_norm_step(
         residual, norm_weight, shift, scale, mixed=mixed, gate=gate, squares=squares, inner=inner, eps=eps
     )
     return linear(hidden, weight), residual

@@ -1,4 +1,4 @@
-"""The native kernel for mixers against PyTorch's operations in float64."""
+"""The native kernel of whole sequences against PyTorch's operations in float64."""
 
 import itertools
 import platform
@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from aimamba.models import AiM, AiMConfig
-from aimamba.ops.mixer import sequence as mixing
-from aimamba.ops.mixer.sequence import MixerWeights, fits, load_kernel, mix, mix_native, mix_plain
+from aimamba.ops.mixer import sequence as plain
+from aimamba.ops.mixer.native import sequence as native
+from aimamba.ops.mixer.native.sequence import load_kernel
+from aimamba.ops.mixer.weights import MixerWeights
 
 NAMES = ("projected", *MixerWeights._fields)
 
@@ -23,7 +24,7 @@ def kernel():
 
 
 def example(batch, length, heads, width, state, *, taps=4, seed=0, dtype=torch.float64, step=-3.0):
-    """Inputs of a mixer; ``step`` is what softplus makes the step sizes of."""
+    """Return inputs of a mixer; the step sizes are softplus of numbers around ``step``."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape, scale=1.0, around=0.0):
@@ -35,7 +36,7 @@ def example(batch, length, heads, width, state, *, taps=4, seed=0, dtype=torch.f
         normal(channels, taps, scale=0.5),
         normal(channels, scale=0.1),
         normal(heads, around=step),
-        -(torch.rand(heads, generator=rng, dtype=torch.float64) * 15 + 1).to(dtype),
+        (torch.rand(heads, generator=rng, dtype=torch.float64) * 15 + 1).log().to(dtype),
         normal(heads),
         normal(inner, scale=0.1, around=1.0),
     )
@@ -43,9 +44,12 @@ def example(batch, length, heads, width, state, *, taps=4, seed=0, dtype=torch.f
 
 
 def with_gradients(function, projected, weights, dout):
+    """Return the output and all gradients; that of A_log is divided by A, which makes it the gradient of A."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (projected, *weights)]
     out = function(leaves[0], MixerWeights(*leaves[1:]))
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
+    gradients = dict(zip(NAMES, torch.autograd.grad(out, leaves, dout.to(out.dtype)), strict=True))
+    gradients["A_log"] = gradients["A_log"] / -weights.A_log.exp()
+    return [out.detach(), *gradients.values()]
 
 
 def compare(projected, weights, state, dtype, share, sums):
@@ -53,14 +57,16 @@ def compare(projected, weights, state, dtype, share, sums):
 
 
 def both(projected, weights, state, dtype):
-    """Outputs and gradients of the kernel in ``dtype``, and of PyTorch in float64."""
-    heads, inner = len(weights.A), len(weights.norm_weight)
+    """Return outputs and gradients of the kernel in ``dtype``, and of PyTorch in float64."""
+    heads, inner = len(weights.A_log), len(weights.norm_weight)
     dout = torch.randn(*projected.shape[:2], inner, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     assert projected.shape[2] == 2 * inner + 2 * state + heads
     narrow = projected.to(dtype)
-    wanted = with_gradients(lambda x, w: mix_plain(x, w, state_size=state), narrow.double(), weights, dout.to(dtype))
+    wanted = with_gradients(
+        lambda x, w: plain.mixer_sequence(x, w, state_size=state), narrow.double(), weights, dout.to(dtype)
+    )
     got = with_gradients(
-        lambda x, w: mix_native(x, w, state_size=state),
+        lambda x, w: native.mixer_sequence(x, w, state_size=state),
         narrow,
         MixerWeights(*(weight.float() for weight in weights)),
         dout.to(dtype),
@@ -69,14 +75,14 @@ def both(projected, weights, state, dtype):
 
 
 def close(got, wanted, share, sums):
-    """Within ``share`` of the largest number; ``sums`` is the share for sums over all tokens of a head.
+    """Compare within ``share`` of the largest number; ``sums`` is the share for sums over all tokens of a head.
 
     The output hardly depends on the scale of what is normalised, so such sums may all but cancel: hence a least bound.
     """
     for name, g, w in zip(("out", *NAMES), got, wanted, strict=True):
         assert g.isfinite().all(), name
         largest = float(w.abs().max())
-        atol = sums * max(largest, 0.1) if name in ("dt_bias", "A", "D") else share * largest
+        atol = sums * max(largest, 0.1) if name in ("dt_bias", "A_log", "D") else share * largest
         assert_close(g.double(), w, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -108,8 +114,10 @@ def test_bfloat16_is_no_worse_than_the_plain_operations(kernel):
     got, wanted = both(projected, weights, 128, torch.bfloat16)
     dout = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     single = MixerWeights(*(weight.float() for weight in weights))
-    plain = with_gradients(lambda x, w: mix_plain(x, w, state_size=128), projected.bfloat16(), single, dout.bfloat16())
-    for name, g, p, w in zip(("out", *NAMES), got, plain, wanted, strict=True):
+    operations = with_gradients(
+        lambda x, w: plain.mixer_sequence(x, w, state_size=128), projected.bfloat16(), single, dout.bfloat16()
+    )
+    for name, g, p, w in zip(("out", *NAMES), got, operations, wanted, strict=True):
         assert (g.double() - w).norm() < 1.5 * (p.double() - w).norm(), name
 
 
@@ -128,7 +136,7 @@ def test_weights_of_norm_that_are_zero(kernel):
 def bits(dtype):
     projected, weights = example(3, 150, 5, 64, 32, dtype=torch.float32)
     dout = torch.randn(3, 150, 320, generator=torch.Generator().manual_seed(9))
-    return with_gradients(lambda x, w: mix_native(x, w, state_size=32), projected.to(dtype), weights, dout)
+    return with_gradients(lambda x, w: native.mixer_sequence(x, w, state_size=32), projected.to(dtype), weights, dout)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -139,7 +147,7 @@ def test_same_bits_with_any_threads(kernel, dtype, monkeypatch):
         for threads, openmp in itertools.product((1, 2, 5), (True, False)):
             torch.set_num_threads(threads)
             if not openmp:
-                monkeypatch.setattr(mixing, "parallel_regions", lambda: None)
+                monkeypatch.setattr(native, "parallel_regions", lambda: None)
             results.append(bits(dtype))
             monkeypatch.undo()
     finally:
@@ -150,12 +158,12 @@ def test_same_bits_with_any_threads(kernel, dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_it_is_the_same_kernel(kernel, dtype):
-    """As an operator of PyTorch's, with what stands around it left to the compiler."""
+    """It is an operator of PyTorch; the code around it is left to the compiler."""
     projected, weights = example(2, 40, 2, 32, 32, taps=3, dtype=torch.float32)
     projected, dout = projected.to(dtype), torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(9))
 
     def function(x, w):
-        return mixing._mix(x * 1.5, list(w), 32)[0]
+        return native._forward(x * 1.5, list(w), 32)[0]
 
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     wanted = with_gradients(function, projected, weights, dout)
@@ -166,7 +174,7 @@ def test_compiled_it_is_the_same_kernel(kernel, dtype):
 def test_the_operator_keeps_to_the_rules(kernel):
     projected, weights = example(1, 40, 2, 32, 32, dtype=torch.float32)
     leaves = [tensor.requires_grad_() for tensor in (projected, *weights)]
-    torch.library.opcheck(mixing._mix, (leaves[0], leaves[1:], 32))
+    torch.library.opcheck(native._forward, (leaves[0], leaves[1:], 32))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
@@ -174,7 +182,7 @@ def test_the_operator_keeps_to_the_rules(kernel):
 @pytest.mark.parametrize("bounds", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 def test_lesser_processors(kernel, monkeypatch, flags, bounds):
     lesser = load_kernel(flags)
-    monkeypatch.setattr(mixing, "_the_kernel", lambda: lesser)
+    monkeypatch.setattr(native, "_kernel", lambda: lesser)
     projected, weights = example(2, 90, 3, 64, 32)
     compare(projected, weights, 32, *bounds)
 
@@ -183,61 +191,6 @@ def test_inputs_need_not_be_contiguous(kernel):
     projected, weights = example(2, 40, 2, 32, 32, dtype=torch.float32)
     strided = projected.transpose(0, 1).contiguous().transpose(0, 1)
     assert not strided.is_contiguous()
-    assert torch.equal(mix_native(strided, weights, state_size=32), mix_native(projected, weights, state_size=32))
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [
-        ((1, 513, 1, 32, 32), torch.float32),  # too long
-        ((1, 8, 2, 16, 32), torch.float32),  # heads too narrow
-        ((1, 8, 2, 32, 16), torch.float32),  # too small a state
-        ((0, 8, 2, 32, 32), torch.float32),
-        ((1, 0, 2, 32, 32), torch.float32),
-        ((1, 8, 2, 32, 32), torch.float64),
-        ((1, 8, 2, 32, 32), torch.float16),
-    ],
-    ids=str,
-)
-def test_what_does_not_fit_goes_the_plain_way(shape, dtype):
-    projected, weights = example(*shape, dtype=dtype)
-    assert not fits(projected, weights, shape[-1])
-    if shape[0] and shape[1] and dtype != torch.float16:
-        assert torch.equal(
-            mix(projected, weights, state_size=shape[-1]), mix_plain(projected, weights, state_size=shape[-1])
-        )
-
-
-def test_more_taps_go_the_plain_way():
-    projected, weights = example(1, 8, 2, 32, 32, taps=5)
-    assert not fits(projected.float(), MixerWeights(*(weight.float() for weight in weights)), 32)
-
-
-def test_without_a_compiler(monkeypatch):
-    projected, weights = example(1, 8, 2, 32, 32, dtype=torch.float32)
-    monkeypatch.setattr(mixing, "_the_kernel", lambda: None)
-    assert torch.equal(mix(projected, weights, state_size=32), mix_plain(projected, weights, state_size=32))
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_model_learns_the_same(kernel, monkeypatch, checkpointing):
-    config = AiMConfig(
-        width=64, num_blocks=2, vocab_size=32, num_tokens=24, num_classes=3, state_size=32, head_width=32
+    assert torch.equal(
+        native.mixer_sequence(strided, weights, state_size=32), native.mixer_sequence(projected, weights, state_size=32)
     )
-    model = AiM(config)
-    codes, labels = torch.randint(32, (2, 23), generator=torch.Generator().manual_seed(1)), torch.tensor([0, 3])
-
-    def gradients():
-        model.zero_grad()
-        model(codes, labels, checkpointing=checkpointing).logsumexp(-1).sum().backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-    for parameter in model.parameters():
-        if not parameter.any():  # else the blocks are silent and learn nothing
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(2))
-    got = gradients()
-    monkeypatch.setattr(mixing, "_the_kernel", lambda: None)
-    wanted = gradients()
-    assert got.keys() == wanted.keys()
-    for name in wanted:
-        assert_close(got[name], wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max()), msg=name)

@@ -1,12 +1,13 @@
-"""The kernels of a mixer's middle against the plain functions, token by token."""
+"""The Triton kernels of a mixer's decoding step against the plain functions, token by token."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from aimamba.ops.mixer import step as decoding
+from aimamba.ops.mixer import step as plain
+from aimamba.ops.mixer.weights import MixerWeights
 
-mixing = pytest.importorskip("aimamba.ops.mixer.triton.step", reason="Triton is not installed")
+kernels = pytest.importorskip("aimamba.ops.mixer.triton.step", reason="Triton is not installed")
 
 # Two rows that begin at different times; the ring of three taps comes round twice. The interpreter takes 50 ms for each
 # program, so it is given few.
@@ -28,7 +29,7 @@ def make_weights(dtype, device, *, decay=1.0):
     def normal(*shape, scale=1.0, dtype=torch.float32):
         return (torch.randn(shape, generator=generator) * scale).to(device=device, dtype=dtype)
 
-    return decoding.MixerWeights(
+    return MixerWeights(
         normal(CHANNELS, TAPS, scale=0.5, dtype=dtype),
         normal(CHANNELS, scale=0.1, dtype=dtype),
         normal(HEADS) - 2,
@@ -39,7 +40,7 @@ def make_weights(dtype, device, *, decay=1.0):
 
 
 def make_memory(form, dtype, device):
-    """Memory full of NaN: what was not written must not be looked at."""
+    """Return memory full of NaN: slots that were not written must not be read."""
     shapes = {"window": (dtype, (ROWS, TAPS, CHANNELS))}
     if form == "state":
         shapes["ssm"] = torch.float32, (ROWS, HEADS, WIDTH, STATES)
@@ -51,7 +52,7 @@ def make_memory(form, dtype, device):
 
 
 def run(step, form, weights, dtype, device, **options):
-    """Outputs of all tokens, divided by the norm's root as ``modulated_norm_step`` does; and the memory after them."""
+    """Return the outputs of all tokens, divided by the norm's root as in ``residual_norm_step``, and the memory."""
     generator = torch.Generator().manual_seed(1)
     memory, outputs = make_memory(form, dtype, device), []
     for token in range(TOKENS):
@@ -67,50 +68,50 @@ def run(step, form, weights, dtype, device, **options):
 @pytest.mark.parametrize("heads", [1, 2])
 def test_state_form(device, dtype, heads):
     weights = make_weights(dtype, device)
-    plain = run(decoding.state_mixer_step, "state", weights, dtype, device)
-    launch = mixing.Launch(heads=heads, tokens=1, warps=4, stages=1)
-    fused = run(mixing.state_mixer_step, "state", weights, dtype, device, launch=launch)
-    assert_close(fused, plain, **CLOSE[dtype])
+    expected = run(plain.state_mixer_step, "state", weights, dtype, device)
+    launch = kernels.Launch(heads=heads, tokens=1, warps=4, stages=1)
+    fused = run(kernels.state_mixer_step, "state", weights, dtype, device, launch=launch)
+    assert_close(fused, expected, **CLOSE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "tokens"), [(1, 4), (8, 2)])
 def test_dual_form(device, dtype, heads, tokens):
     weights = make_weights(dtype, device)
-    plain = run(decoding.dual_mixer_step, "dual", weights, dtype, device)
-    launch = mixing.Launch(heads=heads, tokens=tokens, warps=4, stages=2)
-    fused = run(mixing.dual_mixer_step, "dual", weights, dtype, device, launch=launch)
-    assert_close(fused, plain, equal_nan=True, **CLOSE[dtype])
+    expected = run(plain.dual_mixer_step, "dual", weights, dtype, device)
+    launch = kernels.Launch(heads=heads, tokens=tokens, warps=4, stages=2)
+    fused = run(kernels.dual_mixer_step, "dual", weights, dtype, device, launch=launch)
+    assert_close(fused, expected, equal_nan=True, **CLOSE[dtype])
 
 
 @pytest.mark.parametrize("decay", [-8.0, 1.0, 4.0])
 def test_both_forms_compute_the_same(device, decay):
     weights = make_weights(torch.float32, device, decay=decay)
-    launch = mixing.Launch(heads=2, tokens=16, warps=4, stages=1)
-    state, _ = run(mixing.state_mixer_step, "state", weights, torch.float32, device, launch=launch)
-    dual, _ = run(mixing.dual_mixer_step, "dual", weights, torch.float32, device, launch=launch)
+    launch = kernels.Launch(heads=2, tokens=16, warps=4, stages=1)
+    state, _ = run(kernels.state_mixer_step, "state", weights, torch.float32, device, launch=launch)
+    dual, _ = run(kernels.dual_mixer_step, "dual", weights, torch.float32, device, launch=launch)
     assert_close(dual, state, rtol=1e-4, atol=1e-5)
 
 
 def test_launches_follow_the_number_of_rows_and_heads(device):
-    """What is not a divisor of the heads is cut down to one, and more rows take other programs to the same result."""
+    """A group that does not divide the heads is cut down, and more rows use other programs for the same result."""
     weights = make_weights(torch.float32, device)
     generator = torch.Generator().manual_seed(2)
-    rows = min(mixing.DUAL) + 1
+    rows = min(kernels.DUAL) + 1
     projected = torch.randn(rows, INNER + CHANNELS + HEADS, generator=generator).to(device)
     memory = [tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in make_memory("dual", torch.float32, device)]
     position = torch.zeros(rows, dtype=torch.long, device=device)
-    gated, squares = mixing.dual_mixer_step(projected, weights, *memory, position)
-    alone = mixing.dual_mixer_step(projected[:1], weights, *[each[:1] for each in memory], position[:1])
+    gated, squares = kernels.dual_mixer_step(projected, weights, *memory, position)
+    alone = kernels.dual_mixer_step(projected[:1], weights, *[each[:1] for each in memory], position[:1])
     assert squares.shape == (rows, 1)
     assert alone[1].shape == (1, HEADS)
     assert_close(gated[:1], alone[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("launch", mixing.DUAL.values(), ids=lambda launch: f"{launch.heads} heads")
+@pytest.mark.parametrize("launch", kernels.DUAL.values(), ids=lambda launch: f"{launch.heads} heads")
 @pytest.mark.parametrize("decay", [-2.0, 3.0])
 def test_the_published_shape_with_a_full_cache(device, launch, decay):
-    """Heads of 64, states of 128, a row far on and one that begins; heads that forget within a block, and slow ones."""
+    """Heads of 64, states of 128, a late and an early row; heads that forget within a block, and slow ones."""
     heads, width, states, capacity, rows = 8, 64, 128, 257, 2
     inner, channels = heads * width, heads * width + 2 * states
     generator = torch.Generator().manual_seed(3)
@@ -118,7 +119,7 @@ def test_the_published_shape_with_a_full_cache(device, launch, decay):
     def normal(*shape):
         return torch.randn(shape, generator=generator).to(device)
 
-    weights = decoding.MixerWeights(
+    weights = MixerWeights(
         normal(channels, 4), normal(channels), normal(heads) - 3, normal(heads) + decay, normal(heads), normal(inner)
     )
     position = torch.tensor([200, 1], device=device)
@@ -128,8 +129,8 @@ def test_the_published_shape_with_a_full_cache(device, launch, decay):
         memory[1][row, taken:] = memory[2][row, :, taken:] = memory[3][row, :, taken:] = torch.nan
     projected = normal(rows, inner + channels + heads)
     other = [tensor.clone() for tensor in memory]
-    expected, squares = decoding.dual_mixer_step(projected, weights, *memory, position)
-    gated, parts = mixing.dual_mixer_step(projected, weights, *other, position, launch=launch)
+    expected, squares = plain.dual_mixer_step(projected, weights, *memory, position)
+    gated, parts = kernels.dual_mixer_step(projected, weights, *other, position, launch=launch)
     assert_close(gated, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert_close(parts.sum(dim=-1, keepdim=True), squares, rtol=1e-4, atol=0.0)
     assert_close(other, memory, rtol=1e-5, atol=1e-5, equal_nan=True)

@@ -1,13 +1,13 @@
-"""Memories with a place for every token."""
+"""Caches with one slot for every token."""
 
 import pytest
 import torch
 
-from aimamba.ops.mixer.cache import common, seen, write
+from aimamba.ops.cache import common, seen, write
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_a_number_writes_what_equal_positions_write(axis):
+def test_a_number_writes_the_same_as_equal_positions(axis):
     shape, x = [3, 4, 4], torch.randn(3, 4, dtype=torch.float64)
     one, each = torch.zeros(shape), torch.zeros(shape)
     write(one, x, 2, axis=axis)
@@ -17,7 +17,7 @@ def test_a_number_writes_what_equal_positions_write(axis):
     assert int(one.count_nonzero()) == x.numel()
 
 
-def test_rows_write_at_places_of_their_own():
+def test_rows_write_to_their_own_slots():
     cache, x = torch.zeros(2, 5, 3, 4), torch.randn(2, 5, 4)
     write(cache, x, torch.tensor([0, 2]), axis=2)
     assert torch.equal(cache[0, :, 0], x[0])

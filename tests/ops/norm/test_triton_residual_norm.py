@@ -1,12 +1,12 @@
-"""The kernel between two blocks against the plain function."""
+"""The Triton kernel of the norm between two blocks against the plain function."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from aimamba.ops.norm import modulated as decoding
+from aimamba.ops.norm import residual as plain
 
-modulation = pytest.importorskip("aimamba.ops.norm.triton.modulated", reason="Triton is not installed")
+kernels = pytest.importorskip("aimamba.ops.norm.triton.residual", reason="Triton is not installed")
 
 ROWS, WIDTH, BLOCKS = 3, 48, 2
 CASES = {
@@ -34,8 +34,8 @@ def test_equals_the_plain_function(case, dtype):
     options = {name: given[name] for name in CASES[case]} | {"inner": 20}
     norm_weight, residual = normal(WIDTH), normal(ROWS, WIDTH)
     other = residual.clone()
-    expected = decoding.modulated_norm_step(residual, norm_weight, **options)
-    hidden = modulation.modulated_norm_step(other, norm_weight, **options)
+    expected = plain.residual_norm_step(residual, norm_weight, **options)
+    hidden = kernels.residual_norm_step(other, norm_weight, **options)
     assert hidden.dtype == dtype
     assert_close(other, residual, rtol=1e-5, atol=1e-5)
     assert_close(hidden, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)

@@ -1,0 +1,1 @@
+"""C++ kernel of the 3 x 3 convolution."""
