@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
     from aimamba.pipeline import Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "AiM": "aimamba.models",
