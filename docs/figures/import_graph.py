@@ -145,7 +145,7 @@ def plot(edges: set[Edge], inside: dict[str, list[str]], layers: Sequence[Sequen
     for room, place in places.items():
         also = sorted(imported for importer, imported in shown - direct if importer == room)
         lines = [PURPOSE.get(room, ""), " · ".join(inside.get(room, ())), f"also: {', '.join(also)}" if also else ""]
-        _box(axes, room, place, [part for line in lines for part in textwrap.wrap(line, 56)])
+        _box(axes, room, place, [part for line in lines for part in textwrap.wrap(line, 52)])
     level = -(len(layers) - EVERYWHERE - 0.5) * GAP
     axes.plot((-5.9, 5.9), (level, level), color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
     note = "Arrows: direct imports. “also”: imports past the rooms between. Below the dashed line: open to every room."

@@ -95,7 +95,7 @@ def test_why_the_kernel_does_not_support_a_decoder(make_vq, monkeypatch):
     supported = make_vq(**NATIVE).decoder
     for settings, reason in (
         ({"dtype": torch.float64}, "the model is in float64"),
-        ({"z_channels": 8}, "does not take 8 input channels"),
+        ({"z_channels": 8}, "number of channels must be a multiple of 16, got 8"),
         ({"channels": 40, "norm_groups": 8}, "multiple of 32"),
     ):
         assert reason in native_decoder.unsupported(make_vq(**NATIVE | settings).decoder)
