@@ -1,4 +1,4 @@
-"""The size at which to draw avatars for a model, where neither their name nor --size has one."""
+"""The size of avatars for a model, where neither their name nor --size states one."""
 
 import math
 from typing import TYPE_CHECKING
