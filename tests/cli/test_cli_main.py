@@ -1,6 +1,8 @@
 """What all commands share: help, lazy imports, and one line for every error."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -145,3 +147,18 @@ def test_a_warning_is_one_line(aimamba, monkeypatch):
     before = warnings.showwarning
     assert aimamba("info", "x") == (0, "", "aimamba: beware\n")
     assert warnings.showwarning is before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp932:strict"])
+def test_printing_never_fails(encoding, models, here):
+    """Names that the terminal's encoding lacks are printed as escapes."""
+    pipeline = here / "cafés"
+    shutil.copytree(models / "pipeline", pipeline)
+    names = ["café", "кошки", "北京", "\N{FROG FACE}", "cat"]
+    (pipeline / "pipeline.json").write_text(json.dumps({"class_names": names}))
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "aimamba", "info", str(pipeline)]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    codec = encoding.partition(":")[0]
+    assert ", ".join(names).encode(codec, "backslashreplace") in done.stdout

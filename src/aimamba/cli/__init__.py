@@ -4,6 +4,7 @@ A command module has ``add_arguments(parser)`` and ``run(arguments)``. Results g
 A user's error is reported in one line, with exit status 2.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    _print_anything()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -58,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         _report(f"{place}{error.strerror}; check the path, its permissions and the space left")
         return 2
+
+
+def _print_anything() -> None:
+    """Make a character that the terminal's encoding lacks print as an escape, where Python would fail at it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(argv: list[str]) -> None:
