@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.data.shards import encode_splits
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.models import VQModel
+    from aimamba.train.lock import locked
 
     require_positive(batch_size=arguments.batch_size)
     view_names(arguments.views)
@@ -59,7 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
         strict=arguments.strict,
         progress=True,
     )
-    metas = encode_splits(tokenizer, splits, out, views=arguments.views, batch_size=arguments.batch_size, progress=True)
+    views, batch_size = arguments.views, arguments.batch_size
+    with locked(out):
+        metas = encode_splits(tokenizer, splits, out, views=views, batch_size=batch_size, progress=True)
     for split, meta in zip(("train", "held-out"), metas, strict=True):
         print(
             f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "

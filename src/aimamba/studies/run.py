@@ -18,6 +18,7 @@ from aimamba.studies.plan import guidance_jobs, run_jobs, training_jobs
 from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
+from aimamba.train.lock import locked
 
 DEFAULT_MODEL = "avatars-64"
 _NETWORK = "lite0"
@@ -107,9 +108,10 @@ def run_training_study(request: StudyRequest, tokenizer: VQModel, *, device: tor
         device=device,
         log=log,
     )
-    results = _begin(request, [tokenizer])
-    evaluator = _evaluator(study, study.judging.samples, study.data.size, device)
-    run_jobs(training_jobs(runner, evaluator, results.runs), results, device=device, log=log)
+    with locked(request.out):
+        results = _begin(request, [tokenizer])
+        evaluator = _evaluator(study, study.judging.samples, study.data.size, device)
+        run_jobs(training_jobs(runner, evaluator, results.runs), results, device=device, log=log)
     return results
 
 
@@ -123,12 +125,13 @@ def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: tor
         log: Progress callback: called with a line when a run begins.
 
     Raises:
-        ConfigError: The folder holds results of other settings.
+        ConfigError: The folder holds results of other settings, or another process is writing to it.
         DataError: The reference cannot be opened, or its images have another size.
     """
-    results = _begin(request, [pipeline.tokenizer, pipeline.generator])
-    evaluator = _evaluator(request.study, request.images, pipeline.image_size, device)
-    run_jobs(guidance_jobs(pipeline, request.study.judging, evaluator), results, device=device, log=log)
+    with locked(request.out):
+        results = _begin(request, [pipeline.tokenizer, pipeline.generator])
+        evaluator = _evaluator(request.study, request.images, pipeline.image_size, device)
+        run_jobs(guidance_jobs(pipeline, request.study.judging, evaluator), results, device=device, log=log)
     return results
 
 

@@ -38,6 +38,7 @@ from aimamba.train.checkpoint import (
 )
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
+from aimamba.train.lock import check_one_process, locked
 from aimamba.train.memory import keep_freed_memory
 from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
@@ -98,10 +99,12 @@ def fit(
         The finished model's folder and its metrics.
 
     Raises:
-        ConfigError: ``out`` holds another run, the training diverged, or TensorBoard is not installed.
+        ConfigError: ``out`` holds another run, another process is training there, the training diverged, or TensorBoard
+            is not installed.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit the task.
         Interrupted: The run was interrupted by Ctrl-C or SIGTERM and has been saved.
     """
+    check_one_process()
     if tensorboard:
         require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
@@ -111,22 +114,29 @@ def fit(
             TensorBoard(out, step=config.steps + 1).close()
     else:
         keep_freed_memory()
-        saved = find_checkpoint(out, text, config.steps, resolve)
-        run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
-        with (
-            Interruption() as interruption,
-            Records(out, step=run.step, tensorboard=tensorboard) as records,
-            Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
-        ):
-            if run.step:
-                progress.log(f"continuing {out} after step {run.step} of {config.steps}")
-            if config.precision == "auto":
-                progress.log(f"training in {run.precision}, chosen by fit.precision = 'auto' for this device")
-            run.train(interruption, records, progress)
+        with locked(out):
+            saved = find_checkpoint(out, text, config.steps, resolve)
+            run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
+            _train(run, tensorboard=tensorboard)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
     metrics = {name: value for name, value in last.items() if name not in ("step", "split")}
     return Result(model=out / "model", steps=config.steps, metrics=metrics)
+
+
+def _train(run: "_Run[Any, Any]", *, tensorboard: bool) -> None:
+    """Open the files of a run and train it to its end."""
+    out, config = run.out, run.config
+    with (
+        Interruption() as interruption,
+        Records(out, step=run.step, tensorboard=tensorboard) as records,
+        Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
+    ):
+        if run.step:
+            progress.log(f"continuing {out} after step {run.step} of {config.steps}")
+        if config.precision == "auto":
+            progress.log(f"training in {run.precision}, chosen by fit.precision = 'auto' for this device")
+        run.train(interruption, records, progress)
 
 
 def _blocks(model: nn.Module) -> Iterable[nn.Module]:
