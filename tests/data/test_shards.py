@@ -1,6 +1,8 @@
 """Codes on disk."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -211,3 +213,88 @@ def test_ten_crop_needs_whole_images(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="'ten-crop' needs a folder of images"):
         encode_to_shards(tokenizer, Dots(), tmp_path, views="ten-crop")
     assert encode_to_shards(tokenizer, Dots(), tmp_path).pictures == 1
+
+
+class TestOtherImages:
+    """An encoding goes on with the images that it began with, or not at all."""
+
+    @pytest.fixture
+    def copy(self, folder, tmp_path):
+        """The photos in a place where they can be changed, and how to open them."""
+        shutil.copytree(folder, tmp_path / "photos")
+        return tmp_path / "photos", lambda: ImageFolder(tmp_path / "photos", size=16, split="all", upscale=True)
+
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_one_changed_image_is_noticed(self, tokenizer, copy, tmp_path, finished):
+        photos, opened = copy
+        encode_to_shards(tokenizer, opened(), tmp_path / "out", shard_pictures=3)
+        if not finished:
+            (tmp_path / "out" / "codes-00002.npy").unlink()
+        before = bytes_of(tmp_path / "out")
+        pixels = np.array(Image.open(photos / "dogs" / "6.png"))
+        pixels[0, 0, 0] ^= 1
+        Image.fromarray(pixels).save(photos / "dogs" / "6.png")
+        with pytest.raises(ConfigError, match=r"holds codes of other images .* remove that folder and encode again"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out", shard_pictures=3)
+        assert bytes_of(tmp_path / "out") == before
+
+    def test_images_in_another_order_or_number_are_noticed(self, tokenizer, copy, tmp_path):
+        photos, opened = copy
+        encode_to_shards(tokenizer, opened(), tmp_path / "out")
+        (photos / "cats" / "3.png").rename(photos / "dogs" / "3.png")
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out")
+        (photos / "dogs" / "3.png").unlink()
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out")
+
+    def test_a_copy_of_the_images_is_the_same(self, tokenizer, images, copy, tmp_path):
+        photos, opened = copy
+        encode_to_shards(tokenizer, images, tmp_path / "out")
+        os.utime(photos / "cats" / "0.png", (0, 0))
+        before = bytes_of(tmp_path / "out")
+        encode_to_shards(tokenizer, opened(), tmp_path / "out")
+        assert bytes_of(tmp_path / "out") == before
+
+    def test_a_set_without_files_is_known_by_its_pixels(self, tokenizer, tmp_path):
+        class Dots:
+            class_names = ("dots",)
+            labels = np.zeros(2, np.int64)
+            size = 16
+
+            def __init__(self, last):
+                self.last = last
+
+            def __len__(self):
+                return 2
+
+            def image(self, index, rng=None):
+                return np.full((16, 16, 3), index * self.last, np.uint8)
+
+        encode_to_shards(tokenizer, Dots(4), tmp_path)
+        encode_to_shards(tokenizer, Dots(4), tmp_path)
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, Dots(5), tmp_path)
+
+    def test_folders_written_before_the_hash(self, tokenizer, images, copy, tmp_path):
+        photos, opened = copy
+        encode_to_shards(tokenizer, images, tmp_path / "out", shard_pictures=3)
+        meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+        del meta["images"]
+        (tmp_path / "out" / "meta.json").write_text(json.dumps(meta))
+        before = bytes_of(tmp_path / "out")
+        open_codes(tmp_path / "out", tokenizer)
+        encode_to_shards(tokenizer, images, tmp_path / "out", shard_pictures=3)
+        assert bytes_of(tmp_path / "out") == before
+        (photos / "cats" / "3.png").rename(photos / "dogs" / "3.png")
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out", shard_pictures=3)
+        (tmp_path / "out" / "codes-00001.npy").unlink()
+        with pytest.raises(ConfigError, match="does not say which images it is of"):
+            encode_to_shards(tokenizer, images, tmp_path / "out", shard_pictures=3)
+
+    def test_codes_without_a_description_are_not_taken(self, tokenizer, images, tmp_path):
+        encode_to_shards(tokenizer, images, tmp_path)
+        (tmp_path / "meta.json").unlink()
+        with pytest.raises(ConfigError, match=r"holds codes but no meta\.json"):
+            encode_to_shards(tokenizer, images, tmp_path)

@@ -2,7 +2,8 @@
 
 A folder of codes has a sub-folder for each split with ``meta.json``, ``labels.npy``, ``codes-00000.npy`` and so on;
 each shard is (images, views, L) with two bytes a code. ``meta.json`` is written first and describes all shards, so an
-interrupted encoding continues where it stopped and ends with the same bytes.
+interrupted encoding continues where it stopped and ends with the same bytes. It holds a hash of the images, so an
+encoding never goes on with others.
 
 Shape letters: n images, v views of each, L codes of a view.
 """
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from aimamba.config import check, first_difference, from_mapping, to_mapping
 from aimamba.data.cache import store_array
 from aimamba.data.codes import CodeSet, encode_views, view_names
+from aimamba.data.content import content_hash
 from aimamba.data.folder import ImageFolder
 from aimamba.data.images import ImageSet
 from aimamba.data.sets import Splits
@@ -28,6 +30,8 @@ from aimamba.files import write_atomically
 from aimamba.models import VQModel
 
 META_FILE, LABELS_FILE = "meta.json", "labels.npy"
+
+_REMEDY = "give another --out, or remove that folder and encode again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,7 @@ class CodesMeta:
         views: Names of the views of an image, in the order of their axis.
         pictures: Number of images.
         shard_pictures: Images in a shard; the last one may have fewer.
+        images: ``content_hash`` of the images; None in folders that earlier versions wrote.
     """
 
     tokenizer: str
@@ -53,6 +58,7 @@ class CodesMeta:
     views: tuple[str, ...]
     pictures: int
     shard_pictures: int
+    images: str | None = None
 
     def shards(self) -> Iterator[tuple[str, int, int]]:
         """Yield the name of every shard, its first image, and its last image plus one."""
@@ -111,6 +117,7 @@ def encode_to_shards(
         views=names,
         pictures=len(images),
         shard_pictures=shard_pictures,
+        images=content_hash(images),
     )
     _begin(folder, meta, np.asarray(images.labels, np.int64))
     for name, start, stop in meta.shards():
@@ -232,13 +239,39 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
 def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
     """Write the description of the shards, or check that the folder has the same one."""
     before = _read_meta(folder)
-    difference = None if before is None else first_difference(to_mapping(before), to_mapping(meta))
-    if difference is not None:
-        raise ConfigError(f"{folder} holds codes of another {difference.key}; give another --out, or remove it")
+    if before is not None:
+        _check_same(folder, before, meta, labels)
+        if before.images is None:
+            return  # complete, and made before images had a hash: it stays as it is
+    elif any(folder.glob("codes-*.npy")):
+        raise ConfigError(f"{folder} holds codes but no {META_FILE}: of which images? {_REMEDY}")
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_mapping(meta), indent=2, ensure_ascii=False) + "\n"
     store_array(folder / LABELS_FILE, labels)
     write_atomically(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _check_same(folder: Path, before: CodesMeta, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
+    """Refuse to go on with the codes of other images or another tokenizer."""
+    difference = first_difference(to_mapping(before), to_mapping(meta), ignore=("images",))
+    if difference is not None and difference.key != "pictures":
+        raise ConfigError(f"{folder} holds codes of another {difference.key}; {_REMEDY}")
+    other = ConfigError(
+        f"{folder} holds codes of other images (another set, or one was added, changed or removed since); {_REMEDY}"
+    )
+    if difference is not None:
+        raise other
+    if before.images is None:
+        if any(_read_shard(folder / name, meta, stop - start) is None for name, start, stop in meta.shards()):
+            raise ConfigError(
+                f"{folder} holds an unfinished encoding that does not say which images it is of (an earlier version "
+                f"began it); {_REMEDY}"
+            )
+        stored = _load(folder / LABELS_FILE)
+        if stored is None or not np.array_equal(stored, labels):
+            raise other
+    elif before.images != meta.images:
+        raise other
 
 
 def _read_meta(folder: Path) -> CodesMeta | None:
