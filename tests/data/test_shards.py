@@ -1,13 +1,15 @@
 """Codes on disk."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from aimamba.data.codes import view_names
+from aimamba.data.codes import CodeSet, encode_images, view_names
 from aimamba.data.folder import ImageFolder
 from aimamba.data.sets import Splits
 from aimamba.data.shards import encode_splits, encode_to_shards, fingerprint, open_code_splits, open_codes
@@ -180,7 +182,80 @@ def meta_gone(folder):
     (folder / "meta.json").unlink()
 
 
-@pytest.mark.parametrize("harm", [labels_beyond, labels_short, meta_damaged, meta_unknown, meta_gone])
+def labels_negative(folder):
+    np.save(folder / "labels.npy", np.full(7, -1))
+
+
+def labels_of_another_type(folder):
+    np.save(folder / "labels.npy", np.zeros(7, "M8[s]"))
+
+
+def labels_an_archive(folder):
+    with (folder / "labels.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(7, np.int64))
+
+
+def labels_with_a_hostile_header(folder):
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (((((((((}"
+    (folder / "labels.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+def labels_a_pipe(folder):
+    (folder / "labels.npy").unlink()
+    os.mkfifo(folder / "labels.npy")
+
+
+def meta_a_pipe(folder):
+    (folder / "meta.json").unlink()
+    os.mkfifo(folder / "meta.json")
+
+
+def code_beyond(folder):
+    codes = np.load(folder / "codes-00000.npy")
+    codes[3, 0, 5] = 24
+    np.save(folder / "codes-00000.npy", codes)
+
+
+def codes_of_another_shape(folder):
+    np.save(folder / "codes-00000.npy", np.load(folder / "codes-00000.npy")[:, :, :-1])
+
+
+def with_meta(**changes):
+    def harm(folder):
+        values = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps(values | changes))
+
+    harm.__name__ = "meta_" + "_".join(map(str, changes))
+    return harm
+
+
+def meta_nested(folder):
+    (folder / "meta.json").write_text("[" * 100_000)
+
+
+def meta_with_a_long_number(folder):
+    (folder / "meta.json").write_text('{"pictures": ' + "9" * 5000 + "}")
+
+
+HARMS = [
+    *(labels_beyond, labels_short, labels_negative, labels_of_another_type, labels_an_archive, labels_a_pipe),
+    *(labels_with_a_hostile_header, code_beyond, codes_of_another_shape),
+    *(meta_damaged, meta_unknown, meta_gone, meta_a_pipe, meta_nested, meta_with_a_long_number),
+    with_meta(pictures=0),
+    with_meta(pictures=10**400),
+    with_meta(pictures=-1),
+    with_meta(shard_pictures=0),
+    with_meta(codebook_size=0),
+    with_meta(codebook_size=10**6),
+    with_meta(grid=[]),
+    with_meta(grid=[10**9, 10**9]),
+    with_meta(class_names=[]),
+    with_meta(views=[]),
+    with_meta(size=0),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 def test_damage_is_told_in_a_line(tokenizer, images, tmp_path, harm):
     encode_to_shards(tokenizer, images, tmp_path)
     harm(tmp_path)
@@ -211,3 +286,122 @@ def test_ten_crop_needs_whole_images(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="'ten-crop' needs a folder of images"):
         encode_to_shards(tokenizer, Dots(), tmp_path, views="ten-crop")
     assert encode_to_shards(tokenizer, Dots(), tmp_path).pictures == 1
+
+
+class TestOtherImages:
+    """An encoding goes on with the images that it began with, or not at all."""
+
+    @pytest.fixture
+    def copy(self, folder, tmp_path):
+        """The photos in a place where they can be changed, and how to open them."""
+        shutil.copytree(folder, tmp_path / "photos")
+        return tmp_path / "photos", lambda: ImageFolder(tmp_path / "photos", size=16, split="all", upscale=True)
+
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_one_changed_image_is_noticed(self, tokenizer, copy, tmp_path, finished):
+        photos, opened = copy
+        encode_to_shards(tokenizer, opened(), tmp_path / "out", shard_pictures=3)
+        if not finished:
+            (tmp_path / "out" / "codes-00002.npy").unlink()
+        before = bytes_of(tmp_path / "out")
+        pixels = np.array(Image.open(photos / "dogs" / "6.png"))
+        pixels[0, 0, 0] ^= 1
+        Image.fromarray(pixels).save(photos / "dogs" / "6.png")
+        with pytest.raises(ConfigError, match=r"holds codes of other images .* remove that folder and encode again"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out", shard_pictures=3)
+        assert bytes_of(tmp_path / "out") == before
+
+    def test_images_in_another_order_or_number_are_noticed(self, tokenizer, copy, tmp_path):
+        photos, opened = copy
+        encode_to_shards(tokenizer, opened(), tmp_path / "out")
+        (photos / "cats" / "3.png").rename(photos / "dogs" / "3.png")
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out")
+        (photos / "dogs" / "3.png").unlink()
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out")
+
+    def test_a_copy_of_the_images_is_the_same(self, tokenizer, images, copy, tmp_path):
+        photos, opened = copy
+        encode_to_shards(tokenizer, images, tmp_path / "out")
+        os.utime(photos / "cats" / "0.png", (0, 0))
+        before = bytes_of(tmp_path / "out")
+        encode_to_shards(tokenizer, opened(), tmp_path / "out")
+        assert bytes_of(tmp_path / "out") == before
+
+    def test_a_set_without_files_is_known_by_its_pixels(self, tokenizer, tmp_path):
+        class Dots:
+            class_names = ("dots",)
+            labels = np.zeros(2, np.int64)
+            size = 16
+
+            def __init__(self, last):
+                self.last = last
+
+            def __len__(self):
+                return 2
+
+            def image(self, index, rng=None):
+                return np.full((16, 16, 3), index * self.last, np.uint8)
+
+        encode_to_shards(tokenizer, Dots(4), tmp_path)
+        encode_to_shards(tokenizer, Dots(4), tmp_path)
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, Dots(5), tmp_path)
+
+    def test_folders_written_before_the_hash(self, tokenizer, images, copy, tmp_path):
+        photos, opened = copy
+        encode_to_shards(tokenizer, images, tmp_path / "out", shard_pictures=3)
+        meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+        del meta["images"]
+        (tmp_path / "out" / "meta.json").write_text(json.dumps(meta))
+        before = bytes_of(tmp_path / "out")
+        open_codes(tmp_path / "out", tokenizer)
+        encode_to_shards(tokenizer, images, tmp_path / "out", shard_pictures=3)
+        assert bytes_of(tmp_path / "out") == before
+        (photos / "cats" / "3.png").rename(photos / "dogs" / "3.png")
+        with pytest.raises(ConfigError, match="codes of other images"):
+            encode_to_shards(tokenizer, opened(), tmp_path / "out", shard_pictures=3)
+        (tmp_path / "out" / "codes-00001.npy").unlink()
+        with pytest.raises(ConfigError, match="does not say which images it is of"):
+            encode_to_shards(tokenizer, images, tmp_path / "out", shard_pictures=3)
+
+    def test_codes_without_a_description_are_not_taken(self, tokenizer, images, tmp_path):
+        encode_to_shards(tokenizer, images, tmp_path)
+        (tmp_path / "meta.json").unlink()
+        with pytest.raises(ConfigError, match=r"holds codes but no meta\.json"):
+            encode_to_shards(tokenizer, images, tmp_path)
+
+
+def test_a_set_without_images_is_refused(tokenizer, tmp_path):
+    class Empty:
+        class_names = ("dots",)
+        labels = np.zeros(0, np.int64)
+        size = 16
+
+        def __len__(self):
+            return 0
+
+        def image(self, index, rng=None):
+            raise IndexError
+
+    with pytest.raises(DataError, match="there are no images to encode"):
+        encode_to_shards(tokenizer, Empty(), tmp_path / "out")
+    with pytest.raises(DataError, match="there are no images to encode"):
+        encode_images(tokenizer, Empty())
+    with pytest.raises(DataError, match="at least one, got 0 and 0"):
+        CodeSet([], np.zeros(0, np.int64))
+
+
+def test_the_number_of_codes_is_the_tokenizers(tokenizer, images, tmp_path):
+    encode_to_shards(tokenizer, images, tmp_path)
+    with_meta(codebook_size=25)(tmp_path)
+    with pytest.raises(DataError, match="codebook_size is 25, but the tokenizer has 24 codes"):
+        open_codes(tmp_path, tokenizer)
+
+
+def test_both_splits_must_be_of_one_tokenizer(tokenizer, make_vq, images, tmp_path):
+    encode_to_shards(tokenizer, images, tmp_path / "train")
+    encode_to_shards(make_vq(seed=1), images, tmp_path / "held-out")
+    with pytest.raises(DataError, match="train and held-out differ in tokenizer; encode both together"):
+        open_code_splits(tmp_path)

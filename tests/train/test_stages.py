@@ -274,7 +274,7 @@ class TestKeptCodes:
         for split, source in (("train", "avatars:thumbs"), ("held-out", "avatars:landscape")):
             images = sets.open_images(source, size=16, split=split, per_class=2)
             encode_to_shards(tokenizer, images, here / "codes" / split)
-        with pytest.raises(DataError, match="differ in grid or classes; encode both together"):
+        with pytest.raises(DataError, match="differ in classes; encode both together"):
             make("generator", data={"source": "codes"})
 
 

@@ -18,11 +18,13 @@ from aimamba.data.images import ImageSet
 from aimamba.data.order import ShuffledOrder
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import ten_crop, to_array
+from aimamba.errors import DataError
 from aimamba.models import VQModel
 
 VIEWS = ("center", "center-flip", "ten-crop")
 
-_LARGEST_CODEBOOK = 1 << 16
+LARGEST_CODEBOOK = 1 << 16
+"""Codes are kept in two bytes."""
 _FINGERPRINT_IMAGES = 1000
 _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
@@ -48,9 +50,18 @@ class CodeSet:
         codes: UInt16[np.ndarray, "n v l"] | Sequence[UInt16[np.ndarray, "_ v l"]],
         labels: Int64[np.ndarray, " n"],
     ) -> None:
-        """Make a set of codes in one piece or in shards of any length."""
+        """Make a set of codes in one piece or in shards of any length.
+
+        Raises:
+            DataError: There are no codes, or not as many as labels.
+        """
         self.shards = [codes] if isinstance(codes, np.ndarray) else list(codes)
         self.labels = labels
+        count = sum(len(shard) for shard in self.shards)
+        if count == 0 or count != len(labels):
+            raise DataError(
+                f"a set of codes needs as many images as labels and at least one, got {count} and {len(labels)}"
+            )
         self.views = self.shards[0].shape[1]
         self._ends = np.cumsum([len(shard) for shard in self.shards])
 
@@ -108,7 +119,7 @@ def encode_views(tokenizer: VQModel, images: ImageSet, chosen: range, views: str
         ConfigError: The codebook has more codes than two bytes can hold.
     """
     size = tokenizer.config.codebook_size
-    check(size <= _LARGEST_CODEBOOK, f"codes are kept in two bytes: at most {_LARGEST_CODEBOOK} codes, got {size}")
+    check(size <= LARGEST_CODEBOOK, f"codes are kept in two bytes: at most {LARGEST_CODEBOOK} codes, got {size}")
     device, dtype = tokenizer.codebook.device, tokenizer.codebook.dtype
     seen = np.stack([np.stack(_views(images, index, views)) for index in chosen])  # (B, v, S, S, 3)
     columns = []
@@ -147,7 +158,10 @@ def encode_images(
 
     Raises:
         ConfigError: The codebook has more codes than two bytes can hold.
+        DataError: There are no images.
     """
+    if len(images) == 0:
+        raise DataError("there are no images to encode")
     parts = []
     for start in range(0, len(images), batch_size):
         chosen = range(start, min(start + batch_size, len(images)))

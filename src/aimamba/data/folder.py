@@ -1,5 +1,6 @@
 """A folder of images with one sub-folder for each class, decoded image by image during training."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -134,6 +135,19 @@ class ImageFolder(Images):
     def original(self, index: int) -> Image.Image:
         """Decode one image at its full size, as upright RGB; errors as for ``image``."""
         return self._decode(index)
+
+    def file_hash(self, index: int) -> str:
+        """Return the SHA-256 of the bytes of an image's file.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        path = self.root / self.names[index]
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); restore or remove it") from error
 
     def _inspect(self, chosen: list[int], names: list[str], upscale: bool) -> list[int]:
         """Read the headers of the chosen files; return those that can be used."""

@@ -2,14 +2,14 @@
 
 A folder of codes has a sub-folder for each split with ``meta.json``, ``labels.npy``, ``codes-00000.npy`` and so on;
 each shard is (images, views, L) with two bytes a code. ``meta.json`` is written first and describes all shards, so an
-interrupted encoding continues where it stopped and ends with the same bytes.
+interrupted encoding continues where it stopped and ends with the same bytes. It holds a hash of the images, so an
+encoding never goes on with others.
 
 Shape letters: n images, v views of each, L codes of a view.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from aimamba.config import check, first_difference, from_mapping, to_mapping
+from aimamba.config import check, first_difference, to_mapping
 from aimamba.data.cache import store_array
-from aimamba.data.codes import CodeSet, encode_views, view_names
+from aimamba.data.codes import LARGEST_CODEBOOK, CodeSet, encode_views, view_names
+from aimamba.data.codes_meta import META_FILE, REMEDY, CodesMeta, read_meta
+from aimamba.data.content import content_hash
 from aimamba.data.folder import ImageFolder
 from aimamba.data.images import ImageSet
 from aimamba.data.sets import Splits
@@ -27,37 +29,7 @@ from aimamba.errors import ConfigError, DataError
 from aimamba.files import write_atomically
 from aimamba.models import VQModel
 
-META_FILE, LABELS_FILE = "meta.json", "labels.npy"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodesMeta:
-    """Description of the codes of one split.
-
-    Attributes:
-        tokenizer: Fingerprint of the tokenizer that made the codes, see ``fingerprint``.
-        codebook_size: All codes are below it.
-        grid: Rows and columns of codes.
-        size: Side of the images in pixels.
-        class_names: Names of the labels.
-        views: Names of the views of an image, in the order of their axis.
-        pictures: Number of images.
-        shard_pictures: Images in a shard; the last one may have fewer.
-    """
-
-    tokenizer: str
-    codebook_size: int
-    grid: tuple[int, ...]
-    size: int
-    class_names: tuple[str, ...]
-    views: tuple[str, ...]
-    pictures: int
-    shard_pictures: int
-
-    def shards(self) -> Iterator[tuple[str, int, int]]:
-        """Yield the name of every shard, its first image, and its last image plus one."""
-        for number, start in enumerate(range(0, self.pictures, self.shard_pictures)):
-            yield f"codes-{number:05d}.npy", start, min(start + self.shard_pictures, self.pictures)
+LABELS_FILE = "labels.npy"
 
 
 def fingerprint(tokenizer: VQModel) -> str:
@@ -96,11 +68,14 @@ def encode_to_shards(
 
     Raises:
         ConfigError: The folder holds other codes, or these images do not have such views.
+        DataError: There are no images.
     """
     check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one image")
     names = view_names(views)
     if views == "ten-crop" and not isinstance(images, ImageFolder):
         raise ConfigError("views 'ten-crop' needs a folder of images; the named sets have images of one size only")
+    if len(images) == 0:
+        raise DataError(f"{folder}: there are no images to encode")
     side = images.size // tokenizer.config.downsampling
     meta = CodesMeta(
         tokenizer=fingerprint(tokenizer),
@@ -111,6 +86,7 @@ def encode_to_shards(
         views=names,
         pictures=len(images),
         shard_pictures=shard_pictures,
+        images=content_hash(images),
     )
     _begin(folder, meta, np.asarray(images.labels, np.int64))
     for name, start, stop in meta.shards():
@@ -187,12 +163,14 @@ def open_code_splits(folder: Path, tokenizer: VQModel | None = None) -> CodeSpli
     """Open both splits that ``encode_splits`` wrote.
 
     Raises:
-        DataError: See ``open_codes``; or the two differ in grid or classes.
+        DataError: See ``open_codes``; or the two differ in tokenizer, grid or classes.
     """
     meta, train = open_codes(folder / "train", tokenizer)
     meta_of_held_out, held_out = open_codes(folder / "held-out", tokenizer)
-    if (meta.grid, meta.class_names) != (meta_of_held_out.grid, meta_of_held_out.class_names):
-        raise DataError(f"{folder}: train and held-out differ in grid or classes; encode both together")
+    names = {"class_names": "classes"}
+    for key in ("tokenizer", "codebook_size", "grid", "size", "class_names"):
+        if getattr(meta, key) != getattr(meta_of_held_out, key):
+            raise DataError(f"{folder}: train and held-out differ in {names.get(key, key)}; encode both together")
     return CodeSplits(meta, train, held_out)
 
 
@@ -204,10 +182,10 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
         tokenizer: Refuse codes that another tokenizer made.
 
     Raises:
-        DataError: The folder is missing, unfinished or damaged, its labels are out of range, or another tokenizer made
-            its codes.
+        DataError: The folder is missing, unfinished or damaged, its labels or codes are out of range, or another
+            tokenizer made its codes.
     """
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     if meta is None:
         raise DataError(f"{folder}: there is no {META_FILE}; make codes with 'aimamba encode'")
     if tokenizer is not None and meta.tokenizer != fingerprint(tokenizer):
@@ -215,49 +193,85 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
             f"{folder}: these codes were written by another tokenizer ({meta.tokenizer[:12]}) than the one given "
             f"({fingerprint(tokenizer)[:12]}); give that one, or remove the folder and encode again"
         )
+    if tokenizer is not None and meta.codebook_size != tokenizer.config.codebook_size:
+        raise DataError(
+            f"{folder / META_FILE}: codebook_size is {meta.codebook_size}, but the tokenizer has "
+            f"{tokenizer.config.codebook_size} codes; the file was changed: encode again"
+        )
     labels = _load(folder / LABELS_FILE)
-    if labels is None or labels.shape != (meta.pictures,) or labels.dtype != np.int64:
+    if labels is None:
         raise DataError(f"{folder / LABELS_FILE}: missing or cut short; encode again to replace it")
+    if labels.shape != (meta.pictures,) or labels.dtype != np.int64:
+        raise DataError(
+            f"{folder / LABELS_FILE}: holds {labels.dtype} of shape {labels.shape}, expected int64 of shape "
+            f"({meta.pictures},); encode again to replace it"
+        )
     if labels.min() < 0 or labels.max() >= len(meta.class_names):
-        raise DataError(f"{folder / LABELS_FILE}: labels must lie in 0 to {len(meta.class_names) - 1}; encode again")
+        raise DataError(
+            f"{folder / LABELS_FILE}: labels must lie in 0 to {len(meta.class_names) - 1}, got {labels.min()} to "
+            f"{labels.max()}; encode again"
+        )
     shards = []
     for name, start, stop in meta.shards():
         shard = _read_shard(folder / name, meta, stop - start)
         if shard is None:
             raise DataError(f"{folder / name}: missing or cut short; run the same 'aimamba encode' again to finish it")
+        if meta.codebook_size < LARGEST_CODEBOOK and (largest := int(shard.max())) >= meta.codebook_size:
+            raise DataError(
+                f"{folder / name}: codes must lie in 0 to {meta.codebook_size - 1}, got {largest}; remove this file "
+                "and run the same 'aimamba encode' again"
+            )
         shards.append(shard)
     return meta, CodeSet(shards, np.array(labels))
 
 
 def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
     """Write the description of the shards, or check that the folder has the same one."""
-    before = _read_meta(folder)
-    difference = None if before is None else first_difference(to_mapping(before), to_mapping(meta))
-    if difference is not None:
-        raise ConfigError(f"{folder} holds codes of another {difference.key}; give another --out, or remove it")
+    before = read_meta(folder)
+    if before is not None:
+        _check_same(folder, before, meta, labels)
+        if before.images is None:
+            return  # complete, and made before images had a hash: it stays as it is
+    elif any(folder.glob("codes-*.npy")):
+        raise ConfigError(f"{folder} holds codes but no {META_FILE}: of which images? {REMEDY}")
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_mapping(meta), indent=2, ensure_ascii=False) + "\n"
     store_array(folder / LABELS_FILE, labels)
     write_atomically(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _read_meta(folder: Path) -> CodesMeta | None:
-    path = folder / META_FILE
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return from_mapping(CodesMeta, values, where=str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ConfigError) as error:
-        raise DataError(f"{path}: this does not describe a folder of codes; encode again with another --out") from error
+def _check_same(folder: Path, before: CodesMeta, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
+    """Refuse to go on with the codes of other images or another tokenizer."""
+    difference = first_difference(to_mapping(before), to_mapping(meta), ignore=("images",))
+    if difference is not None and difference.key != "pictures":
+        raise ConfigError(f"{folder} holds codes of another {difference.key}; {REMEDY}")
+    other = ConfigError(
+        f"{folder} holds codes of other images (another set, or one was added, changed or removed since); {REMEDY}"
+    )
+    if difference is not None:
+        raise other
+    if before.images is None:
+        if any(_read_shard(folder / name, meta, stop - start) is None for name, start, stop in meta.shards()):
+            raise ConfigError(
+                f"{folder} holds an unfinished encoding that does not say which images it is of (an earlier version "
+                f"began it); {REMEDY}"
+            )
+        stored = _load(folder / LABELS_FILE)
+        if stored is None or not np.array_equal(stored, labels):
+            raise other
+    elif before.images != meta.images:
+        raise other
 
 
 def _load(path: Path) -> np.ndarray | None:
     """Map an array into memory; None if the file is missing or damaged."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    if not path.is_file():  # opening a pipe would wait for ever
         return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # a header is Python source, and damaged it raises whatever Python's parser does
+        return None
+    return array if isinstance(array, np.ndarray) else None
 
 
 def _read_shard(path: Path, meta: CodesMeta, images: int) -> np.ndarray | None:

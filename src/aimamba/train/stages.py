@@ -11,8 +11,9 @@ import torch
 
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet, encode_images
+from aimamba.data.codes_meta import META_FILE
 from aimamba.data.sets import Splits, open_splits
-from aimamba.data.shards import META_FILE, encode_splits, open_code_splits
+from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
