@@ -35,7 +35,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if the model does not include one")
     parser.add_argument(
-        "--classes", metavar="NAMES", help="class names or numbers, separated by commas (default: the first ten)"
+        "--classes",
+        metavar="NAMES",
+        help="class names or numbers (7, or #7 where classes are named by numbers), separated by commas (default: the "
+        "first ten)",
     )
     parser.add_argument(
         "-n", type=int, default=8, metavar="N", help="samples of each class (default 8); with --npz, in all"
@@ -102,18 +105,20 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     """Return the labels of the classes named in ``text``, each once. A class name may contain commas.
 
     Raises:
-        ConfigError: A class is unknown, or no class is named.
+        ConfigError: A class is unknown or could be several, or no class is named.
     """
+    from aimamba.data.class_names import candidates
+
     if text is None:
         return list(range(min(_CLASSES_BY_DEFAULT, pipeline.generator.config.num_classes)))
-    known = {name.lower() for name in pipeline.class_names}
-    longest = 1 + max((name.count(",") for name in known), default=0)
+    longest = 1 + max((name.count(",") for name in pipeline.class_names), default=0)
     pieces, labels = text.split(","), []
     while pieces:
-        starts = {count: ",".join(pieces[:count]).strip() for count in range(longest, 0, -1)}
-        count = next((count for count, start in starts.items() if start.lower() in known), 1)
-        if starts[count]:
-            labels.append(pipeline.label(starts[count]))
+        starts = {count: ",".join(pieces[:count]) for count in range(longest, 0, -1)}
+        count = next((count for count, start in starts.items() if candidates(start, pipeline.class_names)), 1)
+        if starts[count].strip():
+            exact = starts[count] in pipeline.class_names
+            labels.append(pipeline.label(starts[count] if exact else starts[count].strip()))
         pieces = pieces[count:]
     if not labels:
         raise ConfigError(f"--classes names no class, got {text!r}; expected names or numbers separated by commas")
