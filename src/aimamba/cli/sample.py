@@ -56,7 +56,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Generate and write."""
     from aimamba.cli.output import output_file, output_folder
-    from aimamba.config import from_mapping
+    from aimamba.config import check, from_mapping
     from aimamba.data.sheets import sheet
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.generation import SamplingConfig
@@ -65,6 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     config = from_mapping(SamplingConfig, settings, where="sample")
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
+    last = config.seed + arguments.n - 1
+    check(
+        last < 1 << 63,
+        f"--seed {config.seed} is too large for -n {arguments.n}: the last seed would be {last}, and "
+        "it must be below 2^63; give a smaller --seed",
+    )
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
     _check_npz(arguments)
