@@ -243,3 +243,21 @@ def test_a_damaged_official_checkpoint(golden, tmp_path):
     (tmp_path / "config.json").write_bytes((golden / "adaln" / "config.json").read_bytes())
     save_file(tensors, tmp_path / "model.safetensors")
     assert "to_code.bias" in refusal(lambda: Pipeline.from_pretrained(tmp_path), CheckpointError)
+
+
+def test_class_names_that_differ_in_case(make_aim, make_vq):
+    """The exact name decides; another spelling is found only where it is the only one."""
+    named = Pipeline(make_vq(), make_aim(), ("A", "a", "B", "Straße", "cats"))
+    assert [named.label(name) for name in named.class_names] == [0, 1, 2, 3, 4]
+    assert [named.label(name) for name in ("b", " CATS ", "STRASSE")] == [2, 4, 3]
+    assert "class ' A' could be 'A' (#0) or 'a' (#1); write the exact name" in refusal(lambda: named.label(" A"))
+
+
+def test_all_bits_of_a_seed_count(pipeline):
+    def image(seed):
+        return pipeline(["cats"], config=SamplingConfig(seed=seed))[0].tobytes()
+
+    assert len({image(seed) for seed in (1, 1 + 2**32, 1 + 2**33, 1 + 2**62)}) == 4
+    assert len(pipeline(["cats"], 2, config=SamplingConfig(seed=2**63 - 1))) == 2
+    negative = refusal(lambda: list(pipeline.generate(torch.tensor([0]), GUIDED, seeds=[-1])))
+    assert "a seed must be in [0, 2^64), got -1" in negative

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.checkpoints.locate import PIPELINE_FILE
+from aimamba.data.class_names import find_class
 from aimamba.data.sheets import to_pil, to_uint8
-from aimamba.errors import CheckpointError, ConfigError, suggest
+from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine
@@ -124,26 +125,12 @@ class Pipeline:
         return self.grid * self.tokenizer.config.downsampling
 
     def label(self, name: str | int) -> int:
-        """Return the label of a class given by name or number.
+        """Return the label of a class given by name or number, see ``aimamba.data.class_names``.
 
         Raises:
-            ConfigError: There is no such class; the message suggests similar names.
+            ConfigError: There is no such class, or it could be several; the message names those that are similar.
         """
-        count = self.generator.config.num_classes
-        by_name = {known.lower(): index for index, known in enumerate(self.class_names)}
-        if isinstance(name, str) and name.strip().lower() in by_name:
-            return by_name[name.strip().lower()]
-        try:
-            index = int(name)
-        except ValueError:
-            index = -1
-        if 0 <= index < count:
-            return index
-        if not self.class_names:
-            raise ConfigError(f"unknown class {name!r}: this model's classes have no names, expected 0 to {count - 1}")
-        near = suggest(str(name), self.class_names)
-        some = ", ".join(self.class_names[:10]) + (", ..." if count > 10 else "")
-        raise ConfigError(f"unknown class {name!r}{near}; expected a number from 0 to {count - 1} or one of: {some}")
+        return find_class(name, self.class_names, self.generator.config.num_classes)
 
     def class_name(self, label: int) -> str:
         """Return the name of a class, or ``class-<number>`` if names are not known."""

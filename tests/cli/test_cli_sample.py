@@ -44,6 +44,8 @@ REFUSALS = {
     ],
     "--cfg-power 0": ["cfg-power", "got 0.0"],
     "--seed -1": ["seed", "got -1"],
+    f"--seed {2**64}": ["seed must be in [0, 2^63), got 18446744073709551616"],
+    f"--seed {2**63 - 2} -n 3": ["the last seed would be 9223372036854775808", "below 2^63"],
     "--engine cuda-graphs --device cpu": ["cuda-graphs", "the model is on cpu"],
     "-n 0": ["-n must be at least 1, got 0"],
     "-n -3": ["-n must be at least 1, got -3"],

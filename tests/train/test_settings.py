@@ -13,7 +13,7 @@ from aimamba.errors import ConfigError
     [
         {"steps": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.inf}, {"betas": (0.9, 1.0)}, {"warmup_steps": -1},
         {"ema_decay": 1.0}, {"ema_decay": -0.1}, {"final_lr_fraction": 1.5}, {"accumulation": 3}, {"accumulation": 0},
-        {"clip_norm": -1.0}, {"log_every": 0}, {"betas": (-0.1, 0.9)}, {"seed": -1},
+        {"clip_norm": -1.0}, {"log_every": 0}, {"betas": (-0.1, 0.9)}, {"seed": -1}, {"seed": 2**64},
         {"weight_decay": -0.1}, {"evaluate_every": -1}, {"sheet_every": -1}, {"checkpoint_every": -1},
     ],
 )  # fmt: skip

@@ -35,7 +35,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if the model does not include one")
     parser.add_argument(
-        "--classes", metavar="NAMES", help="class names or numbers, separated by commas (default: the first ten)"
+        "--classes",
+        metavar="NAMES",
+        help="class names or numbers (7, or #7 where classes are named by numbers), separated by commas (default: the "
+        "first ten)",
     )
     parser.add_argument(
         "-n", type=int, default=8, metavar="N", help="samples of each class (default 8); with --npz, in all"
@@ -53,7 +56,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Generate and write."""
     from aimamba.cli.output import output_file, output_folder
-    from aimamba.config import from_mapping
+    from aimamba.config import check, from_mapping
     from aimamba.data.sheets import sheet
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.generation import SamplingConfig
@@ -62,6 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     config = from_mapping(SamplingConfig, settings, where="sample")
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
+    last = config.seed + arguments.n - 1
+    check(
+        last < 1 << 63,
+        f"--seed {config.seed} is too large for -n {arguments.n}: the last seed would be {last}, and "
+        "it must be below 2^63; give a smaller --seed",
+    )
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
     _check_npz(arguments)
@@ -102,18 +111,20 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     """Return the labels of the classes named in ``text``, each once. A class name may contain commas.
 
     Raises:
-        ConfigError: A class is unknown, or no class is named.
+        ConfigError: A class is unknown or could be several, or no class is named.
     """
+    from aimamba.data.class_names import candidates
+
     if text is None:
         return list(range(min(_CLASSES_BY_DEFAULT, pipeline.generator.config.num_classes)))
-    known = {name.lower() for name in pipeline.class_names}
-    longest = 1 + max((name.count(",") for name in known), default=0)
+    longest = 1 + max((name.count(",") for name in pipeline.class_names), default=0)
     pieces, labels = text.split(","), []
     while pieces:
-        starts = {count: ",".join(pieces[:count]).strip() for count in range(longest, 0, -1)}
-        count = next((count for count, start in starts.items() if start.lower() in known), 1)
-        if starts[count]:
-            labels.append(pipeline.label(starts[count]))
+        starts = {count: ",".join(pieces[:count]) for count in range(longest, 0, -1)}
+        count = next((count for count, start in starts.items() if candidates(start, pipeline.class_names)), 1)
+        if starts[count].strip():
+            exact = starts[count] in pipeline.class_names
+            labels.append(pipeline.label(starts[count] if exact else starts[count].strip()))
         pieces = pieces[count:]
     if not labels:
         raise ConfigError(f"--classes names no class, got {text!r}; expected names or numbers separated by commas")

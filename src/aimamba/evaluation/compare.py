@@ -7,6 +7,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from aimamba.data.class_names import match_classes, match_numbers
 from aimamba.errors import DataError
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.frechet import frechet_distance
@@ -120,6 +121,8 @@ def distances(
 def common_labels(samples: Source, reference: Source) -> Int64[Tensor, " n"] | None:
     """Return the samples' classes as the reference numbers them: matched by name, or by number without names.
 
+    Names are matched by the rule of ``aimamba.data.class_names``.
+
     Returns:
         (n,) labels, or None if a set has no labels or the classes differ.
     """
@@ -127,11 +130,12 @@ def common_labels(samples: Source, reference: Source) -> Int64[Tensor, " n"] | N
         return None
     labels = torch.from_numpy(samples.labels)
     if not (samples.class_names and reference.class_names):
+        if not (match_numbers(samples.class_names) and match_numbers(reference.class_names)):
+            return None  # label 2 need not be the class that is named "2"
         known = len(reference.class_names) or int(reference.labels.max()) + 1
         return labels if len(samples.class_names or range(known)) == known > int(labels.max()) else None
-    if set(samples.class_names) != set(reference.class_names):
-        return None
-    return torch.tensor([reference.class_names.index(name) for name in samples.class_names])[labels]
+    places = match_classes(samples.class_names, reference.class_names)
+    return None if places is None else torch.tensor(places)[labels]
 
 
 def _recognition(generated: SetFeatures, real: SetFeatures, labels: Tensor, reference: Source) -> Recognition:

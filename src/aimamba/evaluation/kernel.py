@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aimamba.errors import DataError
+from aimamba.seeds import seeded
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 """As in the KID paper's code and in torch-fidelity."""
@@ -56,7 +57,7 @@ def kernel_distance(
     if fewest < 2:
         raise DataError(f"a kernel distance needs at least 2 images in each set, got {len(one)} and {len(other)}")
     size = min(subset_size, max(2, fewest // 2))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     distances = []
     for _ in range(subsets):
         x, y = (rows[torch.randperm(len(rows), generator=generator)[:size].to(rows.device)] for rows in (one, other))

@@ -14,6 +14,7 @@ from aimamba.generation.engines import Engine, SamplingEngine, make_engine
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
 from aimamba.ops.sampling.logits import Setting, guided_sample, uniform_dtype
+from aimamba.seeds import seeded
 
 
 @torch.inference_mode()
@@ -46,8 +47,8 @@ def generate(
 
     Raises:
         DataError: A label is out of range or the prefix does not fit.
-        ConfigError: The numbers of labels, configs and seeds differ; or the engine is unknown or cannot decode this
-            model.
+        ConfigError: The numbers of labels, configs and seeds differ; a seed is not in [0, 2^64); or the engine is
+            unknown or cannot decode this model.
         CheckpointError: After the last token, if the logits contain NaN or infinity, as with damaged weights.
     """
     count, length = labels.shape[0], model.config.num_tokens
@@ -102,7 +103,7 @@ def generate(
 
 def _uniform_numbers(seed: int, length: int) -> Tensor:
     """Return the random numbers of one image, uniform in [0, 1), the same on every device and in every batch."""
-    return torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(length, dtype=torch.float64, generator=seeded(seed))
 
 
 def _validate(

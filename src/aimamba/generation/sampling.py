@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aimamba.config import check
+from aimamba.seeds import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class SamplingConfig:
             math.isfinite(self.cfg_power) and self.cfg_power > 0,
             f"cfg-power must be above 0, got {self.cfg_power}",
         )
-        check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {self.seed}")
+        check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {shown(self.seed)}")
 
     def guidance_at(self, index: int, length: int) -> float:
         """Return the guidance scale for token ``index`` of ``length``."""

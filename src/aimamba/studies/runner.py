@@ -15,6 +15,7 @@ from aimamba.data.codes import CodeSet
 from aimamba.data.sets import open_splits
 from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.models import AiM, AiMConfig, VQModel
+from aimamba.seeds import seeded
 from aimamba.studies.evaluator import Evaluator, evaluate_sampling
 from aimamba.studies.ordered import OrderedPipeline, OrderedTask, reorder
 from aimamba.studies.recipe import StudyRecipe, Variant, training_recipe
@@ -169,7 +170,7 @@ class StudyRunner:
     def _task(self, recipe: Recipe, variant: Variant) -> OrderedTask:
         order = scan_order(variant.order, self._side)
         model = AiM(self.model_config(variant, classes=len(self.codes.class_names)))
-        model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
+        model.init_weights(seeded(recipe.fit.seed))
         return OrderedTask(
             model,
             self._tokenizer,

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from aimamba.config import check
+from aimamba.seeds import shown
 from aimamba.train.optim import Schedule
 
 
@@ -62,6 +63,7 @@ class FitConfig:
         intervals = ("evaluate_every", "sheet_every", "checkpoint_every")
         for name in ("weight_decay", "warmup_steps", "clip_norm", "seed", *intervals):
             check(getattr(self, name) >= 0, f"fit.{name} must not be negative, got {getattr(self, name)}")
+        check(self.seed < 1 << 64, f"fit.seed must be below 2^64, got {shown(self.seed)}")
         check(0 < self.lr < math.inf, f"fit.lr must be positive, got {self.lr}")
         check(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),

@@ -16,6 +16,7 @@ from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
+from aimamba.seeds import seeded
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Task
@@ -97,7 +98,7 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
     if initial is not None:
         return TokenizerTask(initial, train, held_out, task, seed=recipe.fit.seed)
     model = VQModel(config)
-    model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
+    model.init_weights(seeded(recipe.fit.seed))
     return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed)
 
 
@@ -136,7 +137,7 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
             f"{recipe.model.get(name)}; leave it out",
         )
     model = AiM(_model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
-    model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
+    model.init_weights(seeded(recipe.fit.seed))
     return model
 
 
@@ -151,7 +152,7 @@ def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> A
         )
     # Official weights decode with positions shifted by one; training continues without the shift.
     model = AiM(dataclasses.replace(given.config, num_classes=fixed["num_classes"], decode_position_shift=0))
-    model.init_weights(torch.Generator().manual_seed(recipe.fit.seed))
+    model.init_weights(seeded(recipe.fit.seed))
     tensors = given.state_dict()
     if fixed["num_classes"] != given.config.num_classes:
         table = model.condition.table.weight.detach().clone()

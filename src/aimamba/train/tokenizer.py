@@ -18,6 +18,7 @@ from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 from aimamba.models import VQModel
 from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weight, adversarial_losses
 from aimamba.networks.perceptual import perceptual_loss
+from aimamba.seeds import seeded
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.task import Adversary
 
@@ -259,5 +260,5 @@ def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discrim
         f"got {size}; set fewer layers",
     )
     discriminator = Discriminator(shape)
-    discriminator.init_weights(torch.Generator().manual_seed(seed))
+    discriminator.init_weights(seeded(seed))
     return discriminator
