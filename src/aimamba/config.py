@@ -125,16 +125,34 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
         near = suggest(str(value), [str(choice) for choice in choices])
         raise ConfigError(f"{where} must be one of {', '.join(map(repr, choices))}, got {value!r}{near}")
     if origin in (typing.Union, types.UnionType):
-        options = get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _fit(value, next(option for option in options if option is not type(None)), where)
+        return _fit_any(value, get_args(hint), where)
     if origin is tuple and isinstance(value, list | tuple):
         item = get_args(hint)[0]
         return tuple(_fit(entry, item, f"{where}[{index}]") for index, entry in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} must be a number below 1.8e308, got one of 309 digits or more") from error
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"{where} must be {getattr(expected, '__name__', expected)}, got {value!r}")
     return value
+
+
+def _fit_any(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    """Fit a value to the first member of a union that takes it."""
+    if value is None and type(None) in options:
+        return None
+    faults = []
+    for option in (option for option in options if option is not type(None)):
+        try:
+            return _fit(value, option, where)
+        except ConfigError as error:
+            faults.append(str(error))
+    if len(faults) == 1:
+        raise ConfigError(faults[0])
+    start, end = f"{where} must be ", f", got {value!r}"
+    *expected, last = (fault.removeprefix(start) for fault in faults)
+    expected = [fault.partition(end)[0] for fault in expected]
+    raise ConfigError(f"{start}{' or '.join([*expected, last])}")
