@@ -23,6 +23,7 @@ from aimamba.data.codes import CodeSet, encode_views, view_names
 from aimamba.data.folder import ImageFolder
 from aimamba.data.images import ImageSet
 from aimamba.data.sets import Splits
+from aimamba.documents import read_json
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import write_atomically
 from aimamba.models import VQModel
@@ -246,9 +247,9 @@ def _read_meta(folder: Path) -> CodesMeta | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         return from_mapping(CodesMeta, values, where=str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ConfigError) as error:
+    except (ValueError, AttributeError, TypeError, ConfigError) as error:
         raise DataError(f"{path}: this does not describe a folder of codes; encode again with another --out") from error
 
 
