@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from aimamba.config import Difference, check, first_difference, flatten, from_mapping, to_mapping
 from aimamba.errors import ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig
+from aimamba.train.settings import FitConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Outer:
     mode: Literal["a", "b"] | None = None
     inner: Inner = field(default_factory=lambda: Inner(depth=1))
     maybe: Inner | None = None
+    compile: bool | Literal["blocks"] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,6 +137,9 @@ def test_missing_keys_are_named():
         ("inner", 3, "inner must be a table, got 3"),
         ("maybe", [1], "maybe must be a table, got [1]"),
         ("inner", {"depth": 1, "names": [1]}, "inner: names[0] must be str, got 1"),
+        ("compile", "block", "compile must be bool or one of 'blocks', got 'block' (did you mean 'blocks'?)"),
+        ("compile", 1, "compile must be bool or one of 'blocks', got 1"),
+        pytest.param("rate", 10**400, "rate must be a number below 1.8e308", id="rate-10^400"),
         ("extra", [1], "extra must be dict, got [1]"),
         ("title", "a\nb", None),
     ],
@@ -145,6 +150,13 @@ def test_values_of_the_wrong_kind(key, value, expected):
         assert getattr(from_mapping(Outer, values, where="test"), key) == value
     else:
         assert expected in refusal(values)
+
+
+@pytest.mark.parametrize("value", [True, False, "blocks"])
+def test_every_member_of_a_union_is_accepted(value):
+    assert from_mapping(Outer, {"count": 1, "compile": value}, where="test").compile is value
+    settings = {"steps": 1, "batch_size": 1, "lr": 1e-3, "compile": value}
+    assert from_mapping(FitConfig, settings, where="test").compile is value
 
 
 def test_the_dataclass_checks_its_values():

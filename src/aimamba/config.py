@@ -15,6 +15,8 @@ from aimamba.errors import ConfigError, suggest
 
 T = TypeVar("T")
 
+_LONGEST_SHOWN = 100  # characters of a value in a message
+
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """Build the dataclass ``cls`` from ``values``.
@@ -34,7 +36,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{suggest(key, fields)}; known keys: {', '.join(fields)}")
+            near = suggest(key[:_LONGEST_SHOWN], fields)
+            raise ConfigError(f"{where}: unknown key {_shown(key)}{near}; known keys: {', '.join(fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -116,25 +119,48 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
     origin = get_origin(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, got {value!r}")
+            raise ConfigError(f"{where} must be a table, got {_shown(value)}")
         return from_mapping(typing.cast(type[Any], hint), value, where=where)
     if origin is Literal:
         choices = get_args(hint)
         if value in choices:
             return value
-        near = suggest(str(value), [str(choice) for choice in choices])
-        raise ConfigError(f"{where} must be one of {', '.join(map(repr, choices))}, got {value!r}{near}")
+        near = suggest(str(value)[:_LONGEST_SHOWN], [str(choice) for choice in choices])
+        raise ConfigError(f"{where} must be one of {', '.join(map(repr, choices))}, got {_shown(value)}{near}")
     if origin in (typing.Union, types.UnionType):
-        options = get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _fit(value, next(option for option in options if option is not type(None)), where)
+        return _fit_any(value, get_args(hint), where)
     if origin is tuple and isinstance(value, list | tuple):
         item = get_args(hint)[0]
         return tuple(_fit(entry, item, f"{where}[{index}]") for index, entry in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} must be a number below 1.8e308, got one of 309 digits or more") from error
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"{where} must be {getattr(expected, '__name__', expected)}, got {value!r}")
+        raise ConfigError(f"{where} must be {getattr(expected, '__name__', expected)}, got {_shown(value)}")
     return value
+
+
+def _fit_any(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    """Fit a value to the first member of a union that takes it."""
+    if value is None and type(None) in options:
+        return None
+    faults = []
+    for option in (option for option in options if option is not type(None)):
+        try:
+            return _fit(value, option, where)
+        except ConfigError as error:
+            faults.append(str(error))
+    if len(faults) == 1:
+        raise ConfigError(faults[0])
+    start, end = f"{where} must be ", f", got {_shown(value)}"
+    *expected, last = (fault.removeprefix(start) for fault in faults)
+    expected = [fault.partition(end)[0] for fault in expected]
+    raise ConfigError(f"{start}{' or '.join([*expected, last])}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -1,6 +1,5 @@
 """An opened checkpoint: found once, each of its files read once."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from torch import Tensor
 from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE, WEIGHTS_FILE, find_part, locate
 from aimamba.checkpoints.official import is_official, keys_of_part
 from aimamba.checkpoints.weights import WeightsFile, first_line
+from aimamba.documents import read_json
 from aimamba.errors import CheckpointError
 
 GENERATOR, TOKENIZER = "generator", "tokenizer"
@@ -130,8 +130,8 @@ class Checkpoint:
         if not path.is_file():
             return None
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            names = read_json(path)["class_names"]
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: expected a JSON object with 'class_names'") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise CheckpointError(f"{path}: expected 'class_names' to be a list of strings")
@@ -167,10 +167,10 @@ def open_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing; a model folder needs it beside {WEIGHTS_FILE}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({first_line(error)})") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(config).__name__}")

@@ -1,12 +1,12 @@
 """The description of a folder of codes: ``meta.json``."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from aimamba.config import check, from_mapping
 from aimamba.data.codes import LARGEST_CODEBOOK
+from aimamba.documents import read_json
 from aimamba.errors import ConfigError, DataError
 
 META_FILE = "meta.json"
@@ -82,7 +82,7 @@ def read_meta(folder: Path) -> CodesMeta | None:
     if path.stat().st_size > _LARGEST_META:
         raise DataError(f"{path}: holds {path.stat().st_size:,} bytes, too many for a description; {REMEDY}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         return from_mapping(CodesMeta, values, where=str(path))
     except ConfigError as error:
         detail = str(error).removeprefix(f"{path}: ")

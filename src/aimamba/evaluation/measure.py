@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from aimamba import __version__
 from aimamba.data.cache import store_array
+from aimamba.documents import read_json
 from aimamba.errors import DataError
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.inception_score import InceptionScore
@@ -208,7 +209,7 @@ def _store(folder: Path, found: SetFeatures, provenance: dict[str, Any]) -> None
 def _load(folder: Path, extractor: Extractor) -> SetFeatures | None:
     vectors, mean, covariance, about = _parts(folder)
     try:
-        score = json.loads(about.read_text(encoding="utf-8"))["inception_score"]
+        score = read_json(about)["inception_score"]
         spatial = None
         if extractor.spatial_width:
             spatial = Gaussian(torch.from_numpy(np.load(mean)), torch.from_numpy(np.load(covariance)))

@@ -21,6 +21,7 @@ from aimamba.checkpoints.official import aim_from_official
 from aimamba.config import check
 from aimamba.models.adaln import AdaLNKind, make_adaln
 from aimamba.models.attention import Attention, FeedForward
+from aimamba.models.bounds import check_generator
 from aimamba.models.condition import ClassCondition, empty_embedding
 from aimamba.models.mamba2 import Mamba2
 from aimamba.models.norm import RMSNorm
@@ -84,10 +85,7 @@ class AiMConfig:
     decode_position_shift: int = 0
 
     def __post_init__(self) -> None:
-        sizes = ("width", "num_blocks", "vocab_size", "num_tokens", "num_classes", "adaln_groups", "state_size")
-        for name in (*sizes, "head_width", "expand", "conv_width", "chunk_size"):
-            check(getattr(self, name) >= 1, f"AiMConfig: {name} must be at least 1, got {getattr(self, name)}")
-        check(self.feed_forward > 0, f"AiMConfig: feed_forward must be above 0, got {self.feed_forward}")
+        check_generator(self)
         for name, choices in _CHOICES.items():
             chosen = getattr(self, name)
             check(chosen in choices, f"AiMConfig: {name} must be one of {', '.join(choices)}, got {chosen!r}")

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from aimamba.checkpoints.official import vq_from_official
 from aimamba.config import check
+from aimamba.models.bounds import check_tokenizer
 from aimamba.models.pretrained import PretrainedModel
 from aimamba.ops.quantize import nearest_code
 
@@ -56,13 +57,7 @@ class VQConfig:
     commitment_weight: float = 0.25
 
     def __post_init__(self) -> None:
-        codes = ("z_channels", "codebook_size", "codebook_dim")
-        for name in ("channels", "patch_size", "num_res_blocks", *codes, "norm_groups"):
-            check(getattr(self, name) >= 1, f"VQConfig: {name} must be at least 1, got {getattr(self, name)}")
-        check(
-            len(self.channel_mult) >= 1 and min(self.channel_mult) >= 1,
-            f"VQConfig: channel_mult needs at least one level and positive multiples, got {list(self.channel_mult)}",
-        )
+        check_tokenizer(self)
         for mult in (1, *self.channel_mult):
             check(
                 self.channels * mult % self.norm_groups == 0,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aimamba.config import first_difference
+from aimamba.documents import read_json
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 
@@ -38,7 +39,7 @@ class Results:
             ConfigError: The file does not exist, or does not hold results of this study.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except FileNotFoundError as error:
             raise ConfigError(f"{path} does not exist; run the study without --report-only first") from error
         except ValueError as error:

@@ -1,7 +1,6 @@
 """``checkpoint.pt``: the state from which a stopped run continues, and the checks that it may."""
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from aimamba.config import first_difference
+from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.train.toml import read_toml, to_toml
@@ -163,12 +163,12 @@ def check_same_recipe(before: str, now: str, folder: Path, resolve: Resolve) -> 
         ConfigError: Another setting differs, or this version cannot read ``before``.
     """
     try:
-        old = resolve(tomllib.loads(before))
+        old = resolve(parse_toml(before))
     except ConfigError as error:
         raise ConfigError(
             f"{folder} holds a run that this version cannot continue ({error}); give another --out"
         ) from error
-    difference = first_difference(old, resolve(tomllib.loads(now)), ignore=_MAY_CHANGE)
+    difference = first_difference(old, resolve(parse_toml(now)), ignore=_MAY_CHANGE)
     if difference is not None:
         raise ConfigError(f"{folder} holds a run with {difference}; set it back, or give another --out")
 

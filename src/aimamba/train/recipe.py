@@ -5,11 +5,11 @@ and ``task`` stay plain mappings here, because their fields depend on the stage 
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
+from aimamba.documents import parse_toml
 from aimamba.errors import ConfigError, suggest
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
@@ -126,8 +126,8 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
 
 def _parsed(text: str) -> Any:
     try:
-        value = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")
+    except ValueError:
         return text
     plain = value.keys() == {"value"} and isinstance(value["value"], str | bool | int | float | list)
     return value["value"] if plain else text

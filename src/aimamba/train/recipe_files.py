@@ -1,11 +1,11 @@
 """Recipe files: packaged TOML files by name, the user's own by path."""
 
 import os
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aimamba.documents import parse_toml
 from aimamba.errors import ConfigError, suggest
 from aimamba.train.toml import read_toml
 
@@ -46,4 +46,4 @@ class RecipeFiles(NamedTuple):
                 f"known {self.plural}: {', '.join(names)}; or give the path of a .toml file"
             )
         packaged = resources.files("aimamba").joinpath(self.folder, f"{name_or_path}.toml")
-        return tomllib.loads(packaged.read_text(encoding="utf-8"))
+        return parse_toml(packaged.read_text(encoding="utf-8"))

@@ -2,11 +2,11 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aimamba import documents
 from aimamba.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be opened or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return documents.read_toml(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check the path") from error
     except ValueError as error:

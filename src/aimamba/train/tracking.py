@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from aimamba.documents import parse_json
 from aimamba.files import write_atomically
 
 
@@ -49,10 +50,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and {"step", "split"} <= line.keys():
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str):
             lines.append(line)
     return lines
 

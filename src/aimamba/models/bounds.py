@@ -1,0 +1,128 @@
+"""Bounds on the shapes of models: a config from anywhere is checked before anything is built or allocated."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from aimamba.config import check
+
+_MOST_PARAMETERS = 20_000_000_000  # the paper's largest model has 1.3 billion; 80 GB in float32
+
+_GENERATOR = {
+    "width": 1 << 16,
+    "num_blocks": 1 << 10,
+    "vocab_size": 1 << 20,
+    "num_tokens": 1 << 16,
+    "num_classes": 1 << 20,
+    "adaln_groups": 1 << 10,
+    "state_size": 1 << 12,
+    "head_width": 1 << 16,
+    "expand": 1 << 6,
+    "conv_width": 1 << 6,
+    "chunk_size": 1 << 16,
+}
+_TOKENIZER = {
+    "channels": 1 << 14,
+    "patch_size": 1 << 8,
+    "num_res_blocks": 1 << 6,
+    "z_channels": 1 << 14,
+    "codebook_size": 1 << 20,
+    "codebook_dim": 1 << 14,
+    "norm_groups": 1 << 14,
+}
+_MOST_LEVELS, _LARGEST_MULTIPLE = 12, 1 << 8
+
+
+def check_generator(config: Any) -> None:
+    """Check that every size of an ``AiMConfig`` and its number of parameters lie within the bounds.
+
+    Raises:
+        ConfigError: One does not; the message names the field.
+    """
+    _check_sizes(config, _GENERATOR)
+    check(
+        0 < config.feed_forward <= 1 << 6,
+        f"AiMConfig: feed_forward must be above 0 and at most {1 << 6}, got {config.feed_forward}",
+    )
+    _check_total(config, count_generator(config))
+
+
+def check_tokenizer(config: Any) -> None:
+    """Check that every size of a ``VQConfig`` and its number of parameters lie within the bounds.
+
+    Raises:
+        ConfigError: One does not; the message names the field.
+    """
+    _check_sizes(config, _TOKENIZER)
+    multiples = config.channel_mult
+    check(
+        1 <= len(multiples) <= _MOST_LEVELS and all(1 <= mult <= _LARGEST_MULTIPLE for mult in multiples),
+        f"VQConfig: channel_mult needs 1 to {_MOST_LEVELS} levels and multiples from 1 to {_LARGEST_MULTIPLE}, "
+        f"got {list(multiples[: _MOST_LEVELS + 1])}",
+    )
+    check(
+        0 <= config.commitment_weight < math.inf,
+        f"VQConfig: commitment_weight must be 0 or a positive number, got {config.commitment_weight}",
+    )
+    _check_total(config, count_tokenizer(config))
+
+
+def count_generator(config: Any) -> int:
+    """Return the number of parameters of an ``AiM`` of this config, without building it."""
+    width, blocks = config.width, config.num_blocks
+    if config.mixer == "mamba2":
+        inner = config.expand * width
+        heads, convolved = inner // config.head_width, inner + 2 * config.state_size
+        mixer = width * (inner + convolved + heads) + convolved * (config.conv_width + 1) + 3 * heads + inner
+        mixers = blocks * (mixer + inner * width)
+    else:
+        mixers = blocks // 2 * (4 * width**2 + 3 * width * round(config.feed_forward * width))
+    projection = 3 * width * (width + 1)
+    groups = config.adaln_groups if config.adaln == "group" else 1
+    modulation = {"none": 0, "block": blocks * projection}.get(config.adaln, groups * projection + 3 * blocks * width)
+    rows = config.vocab_size + config.num_classes + 1 + (config.num_tokens + 1 if config.positions == "learned" else 0)
+    return mixers + modulation + width * (rows + blocks + 2) + 2 * width * (width + 1)
+
+
+def count_tokenizer(config: Any) -> int:
+    """Return the number of parameters of a ``VQModel`` of this config, without building it."""
+    widths = [config.channels * mult for mult in config.channel_mult]
+    pixels = 3 * config.patch_size**2
+    coarse, latent, code = widths[-1], config.z_channels, config.codebook_dim
+    attention = 4 * _convolution(coarse, coarse, 1) + 2 * coarse if config.attention else 0
+    total = _convolution(latent, code, 1) + _convolution(code, latent, 1) + config.codebook_size * code
+    for blocks, way, ends in (
+        (config.num_res_blocks, widths, (pixels, config.channels, latent)),
+        (config.num_res_blocks + 1, widths[::-1], (latent, coarse, pixels)),
+    ):
+        first, stem, last = ends
+        total += _convolution(first, stem, 3) + _convolution(way[-1], last, 3) + 2 * way[-1]
+        for inputs, outputs in zip([stem, *way], way, strict=False):
+            total += _residual(inputs, outputs) + (blocks - 1) * _residual(outputs, outputs)
+        total += sum(_convolution(width, width, 3) for width in way[:-1])
+        total += blocks * attention + attention + 2 * _residual(coarse, coarse)
+    return total
+
+
+def _convolution(inputs: int, outputs: int, side: int) -> int:
+    return outputs * (inputs * side**2 + 1)
+
+
+def _residual(inputs: int, outputs: int) -> int:
+    shortcut = _convolution(inputs, outputs, 1) if inputs != outputs else 0
+    return 2 * inputs + 2 * outputs + _convolution(inputs, outputs, 3) + _convolution(outputs, outputs, 3) + shortcut
+
+
+def _check_sizes(config: Any, largest: Mapping[str, int]) -> None:
+    for name, most in largest.items():
+        value = getattr(config, name)
+        check(value >= 1, f"{type(config).__name__}: {name} must be at least 1, got {value}")
+        check(value <= most, f"{type(config).__name__}: {name} must be at most {most:,}, got {value:,}")
+
+
+def _check_total(config: Any, total: int) -> None:
+    check(
+        total <= _MOST_PARAMETERS,
+        f"{type(config).__name__}: this model would have {total:,} parameters, more than {_MOST_PARAMETERS:,}; "
+        "make it smaller",
+    )
