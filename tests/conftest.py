@@ -34,8 +34,24 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_cache(tmp_path_factory) -> Callable[[], Path]:
+    """Make an empty cache folder that shares its compiled kernels with all others: each is compiled once."""
+    from aimamba.files import cache_folder
+
+    kernels = cache_folder() / "native"  # named by a hash of their sources
+    kernels.mkdir(parents=True, exist_ok=True)
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("cache")
+        (folder / "native").symlink_to(kernels, target_is_directory=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_aim() -> Callable[..., Any]:
-    """Build a small generator in which nothing is silent: adaLN drawn, embeddings large enough for peaked logits."""
+    """Build a small generator in which every part has an effect: random adaLN, large embeddings, peaked logits."""
     from aimamba.models import AiM, AiMConfig
 
     small = {

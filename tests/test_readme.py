@@ -106,15 +106,9 @@ def quick(words: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """The cache folder of all pages: avatars and features of references are made once, compiled kernels are shared."""
-    from aimamba.files import cache_folder
-
-    folder = tmp_path_factory.mktemp("cache")
-    kernels = cache_folder() / "native"  # named by a hash of their sources
-    kernels.mkdir(parents=True, exist_ok=True)
-    (folder / "native").symlink_to(kernels, target_is_directory=True)
-    return folder
+def cache(make_cache) -> Path:
+    """The cache folder of all pages: avatars and features of references are made once."""
+    return make_cache()
 
 
 @pytest.fixture

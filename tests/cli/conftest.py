@@ -68,9 +68,9 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
-    """Drawn avatars, shared by all tests."""
-    return tmp_path_factory.mktemp("cache")
+def cache(make_cache) -> Path:
+    """The cache folder of all tests of commands."""
+    return make_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -43,17 +43,17 @@ def plain():
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory) -> Path:
-    """Avatars are drawn once for all tests."""
-    return tmp_path_factory.mktemp("drawn")
+def cache(make_cache) -> Path:
+    """The cache folder of all tests here: avatars are drawn once."""
+    return make_cache()
 
 
 @pytest.fixture(autouse=True)
-def few_avatars(drawn, monkeypatch) -> None:
+def few_avatars(cache, monkeypatch) -> None:
     from aimamba.data import sets
 
     monkeypatch.setattr(sets, "STYLES", STYLES)
-    monkeypatch.setenv("AIMAMBA_CACHE", str(drawn))
+    monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from aimamba.models.attention import rotary_2d
 from aimamba.ops.mixer import dispatch as mixer_dispatch
 from aimamba.ops.mixer.native import sequence as native_mixer
 from aimamba.ops.ssd.dispatch import ssd_scan
+from decoding import decode
 
 VARIANTS = [
     {"mixer": "mamba2", "adaln": "none", "positions": "none"},
@@ -32,11 +33,9 @@ def random_codes(model, batch, length, seed=0):
     return torch.randint(model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def decode(model, codes, labels, state=None):
-    """Step logits of a class and its codes, (B, 1 + codes, V)."""
-    state = model.init_state(len(labels)) if state is None else state
-    return torch.stack([model.step(inputs, state) for inputs in (labels, *codes.unbind(1))], dim=1)
+def decode_codes(model, codes, labels, state=None):
+    """Logits of a class and its codes, (B, 1 + codes, V)."""
+    return decode(model, torch.cat([labels[:, None], codes], dim=1), state)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_steps_equal_the_parallel_form_at_every_length(make_aim, variant, length
     """One pass compares every prefix, for the form is causal; that it is, the shorter passes show."""
     model = make_aim(dtype=torch.float64, num_tokens=length, chunk_size=64, **variant)
     codes, labels = random_codes(model, 2, length - 1), torch.tensor([1, 5])
-    steps = decode(model, codes, labels)
+    steps = decode_codes(model, codes, labels)
     assert steps.shape == (2, length, 24)
     assert_close(steps, model(codes, labels), rtol=1e-10, atol=1e-10)
     for prefix in (0, 1, 2, 3, 62, 63, 64, 65, length // 2, length - 2):
@@ -72,8 +71,10 @@ def test_position_shift_moves_both_forms_alike(make_aim, mixer):
     with torch.no_grad():
         plain, shifted = model(codes, labels), model(codes, labels, position_shift=1)
     assert (plain - shifted).abs().max() > 1e-3
-    assert_close(decode(model, codes, labels), shifted, rtol=1e-10, atol=1e-10)
-    assert_close(decode(model, codes, labels, model.init_state(2, position_shift=0)), plain, rtol=1e-10, atol=1e-10)
+    assert_close(decode_codes(model, codes, labels), shifted, rtol=1e-10, atol=1e-10)
+    assert_close(
+        decode_codes(model, codes, labels, model.init_state(2, position_shift=0)), plain, rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("position_shift", [0, 1])
@@ -83,7 +84,7 @@ def test_rows_are_independent(make_aim, variant, position_shift):
     """Rows that joined at different positions, then selected and permuted, decode as they do alone."""
     model = make_aim(dtype=torch.float64, decode_position_shift=position_shift, **variant)
     codes, labels = random_codes(model, 3, 8), torch.tensor([0, 3, 5])
-    alone = torch.cat([decode(model, codes[i : i + 1], labels[i : i + 1]) for i in range(3)])
+    alone = torch.cat([decode_codes(model, codes[i : i + 1], labels[i : i + 1]) for i in range(3)])
 
     place = [0, 2, 5]  # tokens each row has taken when they meet
     states = []
@@ -234,7 +235,7 @@ def test_bfloat16_keeps_what_is_sensitive_wide(make_aim, mixer):
     logits = model(codes, labels)
     assert logits.dtype == torch.bfloat16
     assert (logits - expected).abs().max() < 0.03 * expected.abs().max()
-    steps = decode(model, codes, labels)
+    steps = decode_codes(model, codes, labels)
     assert (steps - expected).abs().max() < 0.03 * expected.abs().max()
 
 
@@ -278,7 +279,7 @@ def test_decoding_under_autocast(make_aim, mixer):
     codes, labels = random_codes(model, 2, 8), torch.tensor([0, 5])
     expected = model(codes, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        steps = decode(model, codes, labels)
+        steps = decode_codes(model, codes, labels)
     assert (steps - expected).abs().max() < 0.03 * expected.abs().max()
 
 

@@ -38,8 +38,8 @@ AIM = {"width": 16, "num_blocks": 1, "state_size": 4, "head_width": 8}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(make_cache):
+    return make_cache()
 
 
 @pytest.fixture(autouse=True)

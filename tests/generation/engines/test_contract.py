@@ -15,6 +15,7 @@ from aimamba.models import DecodingState
 from benchmarks import ours
 from benchmarks.growth import measure_growth
 from benchmarks.measurement import Measurement
+from decoding import decode
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
@@ -79,12 +80,6 @@ def tokens(model):
     return torch.cat([labels, codes], dim=1).to(model.word_embedding.weight.device)
 
 
-@torch.no_grad()
-def decode(stepper, tokens, state):
-    """Logits of each step, (B, L, V)."""
-    return torch.stack([stepper.step(inputs, state).double() for inputs in tokens.unbind(1)], dim=1)
-
-
 def alone(engine, tokens):
     """Logits of each row, decoded alone."""
     return torch.cat([decode(engine, row[None], engine.init_state(1)) for row in tokens])
@@ -134,7 +129,7 @@ def test_steps_equal_the_plain_models(name, engine, model, tokens, shift):
     logits = decode(engine, tokens, engine.init_state(3, position_shift=shift))
     if shift is None:
         with torch.no_grad():
-            expected = model(tokens[:, 1:], tokens[:, 0]).double()
+            expected = model(tokens[:, 1:], tokens[:, 0])
         plain = decode(model, tokens, model.init_state(3))
         assert_close(plain, expected, **(EXACT if model.word_embedding.weight.dtype == torch.float64 else NEAR))
     expected = decode(model, tokens, model.init_state(3, position_shift=shift))

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines.cuda_graphs import CudaGraphEngine, capture
+from decoding import decode
 
 VARIANTS = [
     {"adaln": "block", "form": "dual"},
@@ -24,12 +25,6 @@ def built(request, make_aim):
     form = settings.pop("form", None)
     model = make_aim(**SHAPE, **settings).cuda()
     return model, CudaGraphEngine(model, form=form)
-
-
-def decode(stepper, inputs, state=None):
-    state = stepper.init_state(len(inputs)) if state is None else state
-    with torch.no_grad():
-        return torch.stack([stepper.step(token, state) for token in inputs.unbind(1)], dim=1)
 
 
 def tokens(rows, length=100, seed=0):

@@ -13,6 +13,7 @@ from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import native
 from aimamba.generation.engines.native import NativeEngine, unsupported
 from aimamba.ops.sampling.logits import guided_sample
+from decoding import decode
 
 AVX2 = "-march=x86-64-v3"
 STAND_IN = f"-I{Path(__file__).with_name('avx512')}"  # for a header of the compiler
@@ -42,12 +43,9 @@ def make(make_aim):
     return lambda **settings: make_aim(**(small | settings))
 
 
-@torch.no_grad()
-def decode(engine, codes, labels, state=None):
-    """Logits step by step (B, L, V)."""
-    state = engine.init_state(len(labels)) if state is None else state
-    inputs = torch.cat([labels[:, None], codes], dim=1)
-    return torch.stack([engine.step(inputs[:, t], state).float() for t in range(inputs.shape[1])], dim=1)
+def decode_codes(engine, codes, labels, state=None):
+    """Logits of a class and its codes, (B, 1 + codes, V)."""
+    return decode(engine, torch.cat([labels[:, None], codes], dim=1), state)
 
 
 def random_codes(model, batch, seed=0):
@@ -64,7 +62,7 @@ def test_float32_equals_the_plain_model(make, shape, flags):
     codes, labels = random_codes(model, 3)
     with torch.no_grad():
         expected = model(codes, labels, position_shift=1)
-    logits = decode(NativeEngine(model, flags=flags), codes, labels)
+    logits = decode_codes(NativeEngine(model, flags=flags), codes, labels)
     assert logits.dtype == torch.float32
     assert expected.std() > 0.3, "the test's model must not be trivial"
     assert_close(logits, expected, rtol=0, atol=1e-4)
@@ -81,11 +79,11 @@ def test_narrow_weights_stay_within_their_bound(make, shape, weights, flags):
     codes, labels = random_codes(narrow, 3)
     with torch.no_grad():
         expected = wide(codes, labels)
-    error = decode(NativeEngine(narrow, weights=weights, flags=flags), codes, labels) - expected
+    error = decode_codes(NativeEngine(narrow, weights=weights, flags=flags), codes, labels) - expected
     assert error.square().mean().sqrt() < BOUNDS[weights] * expected.std()
     assert error.abs().max() > 1e-4, "narrow weights that lose nothing are not narrow"
     if weights == "bfloat16":
-        plain = decode(narrow, codes, labels) - expected
+        plain = decode_codes(narrow, codes, labels) - expected
         assert error.square().mean() < plain.square().mean(), "no worse than bfloat16 in PyTorch"
 
 
@@ -109,11 +107,11 @@ def test_int8_sums_do_not_overflow(make, flags):
 def test_every_batch_and_number_of_threads_gives_the_same_bits(make, weights, flags):
     model = make(num_tokens=70)
     codes, labels = random_codes(model, 21)
-    whole = decode(NativeEngine(model, weights=weights, threads=1, flags=flags), codes, labels)
+    whole = decode_codes(NativeEngine(model, weights=weights, threads=1, flags=flags), codes, labels)
     for threads in (1, 2, 5):
         engine = NativeEngine(model, weights=weights, threads=threads, flags=flags)
         for start, stop in ((0, 1), (1, 3), (3, 10), (10, 21)):
-            assert torch.equal(decode(engine, codes[start:stop], labels[start:stop]), whole[start:stop]), threads
+            assert torch.equal(decode_codes(engine, codes[start:stop], labels[start:stop]), whole[start:stop]), threads
 
 
 @pytest.mark.parametrize("places", [[0, 2, 5], [0, 63, 64], [66, 95, 97]])
@@ -122,7 +120,7 @@ def test_rows_are_independent(make, places):
     """Rows that joined at different positions, before and after their caches are folded, decode as they do alone."""
     engine = NativeEngine(make())
     codes, labels = random_codes(engine.model, 3)
-    alone = decode(engine, codes, labels)
+    alone = decode_codes(engine, codes, labels)
     inputs = torch.cat([labels[:, None], codes], dim=1)
     states = []
     for row, taken in enumerate(places):
@@ -148,18 +146,18 @@ def test_strong_decays_and_large_steps_stay_finite(make):
     codes, labels = random_codes(model, 2)
     with torch.no_grad():
         expected = model(codes, labels)
-    assert_close(decode(NativeEngine(model), codes, labels), expected, rtol=1e-3, atol=1e-3)
+    assert_close(decode_codes(NativeEngine(model), codes, labels), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_an_engine_keeps_the_weights_it_was_made_from(make):
     model = make()
     codes, labels = random_codes(model, 1)
     engine = NativeEngine(model)
-    before = decode(engine, codes[:, :4], labels)
+    before = decode_codes(engine, codes[:, :4], labels)
     with torch.no_grad():
         model.blocks[0].mixer.in_proj.weight.mul_(2.0)
-    assert torch.equal(decode(engine, codes[:, :4], labels), before)
-    assert not torch.equal(decode(NativeEngine(model), codes[:, :4], labels), before)
+    assert torch.equal(decode_codes(engine, codes[:, :4], labels), before)
+    assert not torch.equal(decode_codes(NativeEngine(model), codes[:, :4], labels), before)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0, torch.tensor([0.5, 0.0, 1.0, 2.0, 1.0])], ids=["1", "0", "rows"])

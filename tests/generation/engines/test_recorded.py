@@ -11,6 +11,7 @@ from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines.recorded import RecordedEngine
 from aimamba.generation.engines.recorded_step import RecordedStep, triton_operators
+from decoding import decode
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -40,13 +41,6 @@ def make_engine(model, **options):
 
 def tokens(rows, length=9, seed=0):
     return torch.randint(5, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def decode(stepper, inputs, state=None):
-    """Step logits (B, L, V) of a model or an engine."""
-    state = stepper.init_state(len(inputs)) if state is None else state
-    with torch.no_grad():
-        return torch.stack([stepper.step(token, state) for token in inputs.unbind(1)], dim=1)
 
 
 @pytest.fixture(params=["mamba2", "attention"])

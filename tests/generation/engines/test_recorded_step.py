@@ -37,7 +37,7 @@ def spoil(memory):
 
 
 @torch.no_grad()
-def decode(step, inputs, memory):
+def decode_in_memory(step, inputs, memory):
     """Logits of a class and the codes after it, (B, L, V), all rows together."""
     logits = []
     for position, token in enumerate(inputs.unbind(1)):
@@ -61,10 +61,10 @@ def test_steps_equal_the_models(make_aim, variant, position_shift):
     memory = step.new_memory(3)
     memory["position_shift"].fill_(position_shift)
     spoil(memory)
-    assert_close(decode(step, inputs, memory), expected, rtol=1e-10, atol=1e-10)
+    assert_close(decode_in_memory(step, inputs, memory), expected, rtol=1e-10, atol=1e-10)
     memory["position"].zero_()  # the same memory serves again, whatever is left in it
     order = torch.tensor([2, 0, 1])
-    assert_close(decode(step, inputs[order], memory), expected[order], rtol=1e-10, atol=1e-10)
+    assert_close(decode_in_memory(step, inputs[order], memory), expected[order], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("form", ["state", "dual"])
@@ -77,7 +77,7 @@ def test_bfloat16_stays_near(make_aim, form):
     state = exact.init_state(2)
     expected = torch.stack([exact.step(token, state) for token in inputs.unbind(1)], dim=1)
     step = RecordedStep(model, form=form)
-    logits = decode(step, inputs, step.new_memory(2))
+    logits = decode_in_memory(step, inputs, step.new_memory(2))
     assert logits.dtype == torch.bfloat16
     assert (logits.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
@@ -86,7 +86,7 @@ def test_memory_and_step_never_change_address_or_shape(make_aim):
     step = RecordedStep(make_aim())
     memory = step.new_memory(2)
     before = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in memory.items()}
-    decode(step, torch.randint(5, (2, 9)), memory)
+    decode_in_memory(step, torch.randint(5, (2, 9)), memory)
     assert {name: (tensor.data_ptr(), tensor.shape) for name, tensor in memory.items()} == before
 
 
@@ -102,7 +102,7 @@ def test_a_step_never_waits_for_the_device(make_aim, monkeypatch, mixer, form):
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     inputs = torch.ones(2, 3, dtype=torch.long)
-    logits = decode(step, inputs, memory)
+    logits = decode_in_memory(step, inputs, memory)
     monkeypatch.undo()
     assert logits.isfinite().all()
 
@@ -115,7 +115,7 @@ def test_some_rows_begin_while_others_go_on(make_aim):
     expected = torch.stack([model.step(token, state) for token in inputs.unbind(1)], dim=1)
     step = RecordedStep(model)
     memory = step.new_memory(2)
-    decode(step, inputs[:, :4], memory)
+    decode_in_memory(step, inputs[:, :4], memory)
     memory["position"][1] = 0
     for ahead in range(4):
         token = torch.stack([inputs[0, 4 + ahead], inputs[1, ahead]])
@@ -168,7 +168,7 @@ def test_the_packaged_weights():
 
     def by_step(model, form):
         step = RecordedStep(model, form=form)
-        return decode(step, inputs, step.new_memory(len(labels))).float()
+        return decode_in_memory(step, inputs, step.new_memory(len(labels))).float()
 
     expected = by_model(exact)
     rounding = (by_model(narrow) - expected).abs().mean()
