@@ -11,9 +11,10 @@ from aimamba.config import first_difference
 from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
-from aimamba.train.toml import read_toml, to_toml
 
 Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # fills in the defaults of a recipe
+
+CHECKPOINT_FILE = "checkpoint.pt"
 
 _FORMAT = "aimamba training run 1"
 _MAY_CHANGE = {
@@ -115,7 +116,7 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Che
         ConfigError: The checkpoint belongs to another recipe, or has taken more than ``steps`` steps.
         CheckpointError: The checkpoint cannot be read.
     """
-    path = out / "checkpoint.pt"
+    path = out / CHECKPOINT_FILE
     if not path.exists():
         return None
     saved = read_checkpoint(path)
@@ -171,26 +172,3 @@ def check_same_recipe(before: str, now: str, folder: Path, resolve: Resolve) -> 
     difference = first_difference(old, resolve(parse_toml(now)), ignore=_MAY_CHANGE)
     if difference is not None:
         raise ConfigError(f"{folder} holds a run with {difference}; set it back, or give another --out")
-
-
-def is_finished(out: Path, recipe: str, steps: int, resolve: Resolve) -> bool:
-    """Return whether ``out`` already holds the model of this recipe after ``steps`` steps.
-
-    Raises:
-        ConfigError: ``out`` holds another model: the run would overwrite it and has no checkpoint to continue from.
-    """
-    model, recipe_file = out / "model", out / "model" / "recipe.toml"
-    if not model.exists():
-        return False
-    if not recipe_file.exists():
-        raise ConfigError(f"{model} was not made by a training run and would be replaced; give another --out")
-    finished = read_toml(recipe_file)
-    check_same_recipe(to_toml(finished), recipe, out, resolve)
-    if finished["fit"]["steps"] == steps:
-        return True
-    if not (out / "checkpoint.pt").exists():
-        raise ConfigError(
-            f"{out} holds a model of {finished['fit']['steps']} steps and no checkpoint.pt to train on from; "
-            f"give another --out, or delete {model} to start over"
-        )
-    return False

@@ -10,7 +10,6 @@ operations are deterministic.
 import contextlib
 import dataclasses
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,12 +26,12 @@ from aimamba.devices import bfloat16_pays
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.train.checkpoint import (
+    CHECKPOINT_FILE,
     Checkpoint,
     Resolve,
     Stateful,
     check_same_basis,
     find_checkpoint,
-    is_finished,
     restore,
     write_checkpoint,
 )
@@ -42,6 +41,7 @@ from aimamba.train.lock import check_one_process, locked
 from aimamba.train.memory import keep_freed_memory
 from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
+from aimamba.train.result import RESULT, discard_old_result, is_finished, save_result
 from aimamba.train.settings import FitConfig
 from aimamba.train.task import Batch, Model, Task, to_device
 from aimamba.train.tensorboard import TensorBoard, require_tensorboard
@@ -110,6 +110,7 @@ def fit(
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
     if is_finished(out, text, config.steps, resolve):
         print(f"{out} is finished: {config.steps} steps; raise fit.steps (--steps) to train on", file=sys.stderr)
+        discard_old_result(out)
         if tensorboard:
             TensorBoard(out, step=config.steps + 1).close()
     else:
@@ -121,7 +122,7 @@ def fit(
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
     metrics = {name: value for name, value in last.items() if name not in ("step", "split")}
-    return Result(model=out / "model", steps=config.steps, metrics=metrics)
+    return Result(model=out / RESULT, steps=config.steps, metrics=metrics)
 
 
 def _train(run: "_Run[Any, Any]", *, tensorboard: bool) -> None:
@@ -193,7 +194,7 @@ class _Run(Generic[Model, Batch]):
         self.basis = task.basis()
         if saved is not None:
             check_same_basis(saved.basis, self.basis, out)
-            restore(saved, self.parts, out / "checkpoint.pt")
+            restore(saved, self.parts, out / CHECKPOINT_FILE)
             self.step, self.seconds = saved.step, saved.seconds
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
@@ -315,18 +316,12 @@ class _Run(Generic[Model, Batch]):
         """Write ``checkpoint.pt``."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts, basis=self.basis)
-        write_checkpoint(self.out / "checkpoint.pt", checkpoint)
+        write_checkpoint(self.out / CHECKPOINT_FILE, checkpoint)
 
     def save_model(self) -> None:
-        """Write ``model/``, with the recipe that made it, atomically."""
-        folder, partial = self.out / "model", self.out / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        """Write ``model/``."""
         with self.model_to_keep() as model:
-            self.task.save(model, partial)
-        (partial / "recipe.toml").write_text(self.recipe, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # of a shorter run
-        partial.rename(folder)
+            save_result(self.out, self.recipe, lambda folder: self.task.save(model, folder))
 
 
 def _rng(seed: int, step: int, device: torch.device) -> torch.Generator:
