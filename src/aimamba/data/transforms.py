@@ -10,6 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.Image import Resampling, Transpose
 
+from aimamba.data.bit_depth import check_colour, read_depth, scale_grey
+
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -26,7 +28,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to upright 8-bit RGB.
 
     The EXIF orientation is applied. Transparent parts (alpha channel, transparent palette entry or colour key) become
-    white. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; CMYK and other modes are converted.
+    white. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour, unless the header has another range;
+    floats and 32-bit integers need such a header (see ``bit_depth``). CMYK and other modes are converted.
 
     Args:
         image: An image that ``Image.open`` returned, loaded or not.
@@ -36,12 +39,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises:
         OSError: The file is truncated or damaged.
-        ValueError: Pillow cannot convert this mode to RGB.
+        ValueError: Pillow cannot convert this mode to RGB, or the range of its samples is unknown.
     """
+    depth = read_depth(image)
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = scale_grey(image, depth)
+    else:
+        check_colour(image, depth)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
