@@ -311,3 +311,10 @@ def write_png(path, colours):
     lines = b"".join(b"\0" + row.tobytes() for row in colours)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_line_is_not_enlarged_beyond_memory(size):
+    with pytest.raises(DataError, match="too narrow to be enlarged to 256: it would have 3,932,160,000 pixels"):
+        center_crop(Image.new("RGB", size), 256)
+    assert center_crop(Image.new("RGB", (600, 1)), 64).size == (64, 64)
