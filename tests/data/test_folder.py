@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimamba.data.files import find_images, open_image
+from aimamba.data.files import find_images, open_image, read_sizes
 from aimamba.data.folder import BrokenImageWarning, ImageFolder
 from aimamba.data.transforms import center_crop, random_crop, to_array
 from aimamba.errors import ConfigError, DataError
@@ -295,3 +295,20 @@ class TestFiles:
             red, _, blue = to_array(open_image(tmp_path / name))[8, 8]
             assert red > 250
             assert blue < 5
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_a_pipe_called_like_an_image_is_not_waited_for(pets, split):
+    os.mkfifo(pets / "cat" / "z.png")
+    with pytest.raises(DataError, match=r"z\.png: this is a pipe, socket or device, not a file: remove it"):
+        open_image(pets / "cat" / "z.png")
+    [fault] = read_sizes([pets / "cat" / "z.png"])
+    assert "this is a pipe" in str(fault)
+    with pytest.warns(BrokenImageWarning, match="this is a pipe"):
+        assert "cat/z.png" not in opened(pets, split=split, held_out=0.01).names
+
+
+def test_a_line_that_would_be_enlarged_is_passed_over(pets):
+    Image.new("RGB", (60_000, 1)).save(pets / "cat" / "z.png")
+    with pytest.warns(BrokenImageWarning, match=r"z\.png: the image is 60000 x 1 pixels, too narrow to be enlarged"):
+        assert "cat/z.png" not in opened(pets, size=256, upscale=True).names

@@ -1,5 +1,7 @@
 import math
 import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from aimamba.data.files import open_image
 from aimamba.data.transforms import center_crop, flip, random_crop, resize, ten_crop, to_array, to_rgb
+from aimamba.errors import DataError
 
 
 def noise(width, height, seed=0, channels=3):
@@ -97,11 +101,6 @@ class TestToRgb:
         converted = to_array(reopened(tmp_path, Image.fromarray(values), f"deep.{suffix}"))
         assert converted[0, :, 0].tolist() == [0, 0, 1, 127, 128, 255]
         assert (converted == converted[..., :1]).all()
-
-    def test_thirty_two_bit_grey_is_taken_for_sixteen_bits(self):
-        values = Image.fromarray(np.array([[-5, 65535, 70000, 512]], np.int32))
-        assert values.mode == "I"
-        assert to_array(to_rgb(values))[0, :, 0].tolist() == [0, 255, 255, 2]
 
     def test_cmyk_jpeg(self, tmp_path):
         colours = Image.new("RGB", (32, 16), (200, 60, 30))
@@ -220,3 +219,102 @@ def test_to_array_is_a_writable_copy():
 def test_to_array_refuses_other_modes():
     with pytest.raises(ValueError, match=r"'L'.*to_rgb"):
         to_array(Image.new("L", (2, 2)))
+
+
+class TestBitDepth:
+    """Samples are scaled by the range in the header; without one, an image that would be black is refused."""
+
+    ramp = np.linspace(0, 1, 256).reshape(16, 16)
+
+    def grey(self, path):
+        return to_array(open_image(path))[..., 0]
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (ramp.astype(np.float32), r"32-bit grey \(mode F\) with values 0 to 1: .* which value is white"),
+            ((ramp * 255).astype(np.int32), r"32-bit grey \(mode I\) with values 0 to 255: .* which value is white"),
+            ((ramp * np.nan).astype(np.float32), "must be finite"),
+            ((ramp * 255).astype(np.uint16), r"16-bit grey \(mode I;16\) with values 0 to 255: almost black"),
+            ((ramp * 4095).astype(np.uint16), "values 0 to 4095: almost black"),
+        ],
+    )
+    def test_an_unknown_range_is_an_error(self, tmp_path, values, message):
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        with pytest.raises(DataError, match=message) as caught:
+            open_image(tmp_path / "a.tif")
+        assert "\n" not in str(caught.value)
+        assert "a.tif" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("dtype", "low", "high"), [(np.float32, 0, 1), (np.float32, -1, 1), (np.int32, 0, 4095), (np.int32, -9, 99)]
+    )
+    def test_a_tiffs_range_is_scaled_to_eight_bits(self, tmp_path, dtype, low, high):
+        values = (low + (high - low) * self.ramp).astype(dtype)
+        tags = {340: float(low), 341: float(high)}
+        Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+        expected = np.rint((values.astype(np.float64) - low) / (high - low) * 255)
+        np.testing.assert_array_equal(self.grey(tmp_path / "a.tif"), expected)
+
+    def test_a_tiffs_range_that_its_samples_leave_is_an_error(self, tmp_path):
+        Image.fromarray(self.ramp.astype(np.float32)).save(tmp_path / "a.tif", tiffinfo={340: 0.0, 341: 0.5})
+        with pytest.raises(DataError, match=r"outside the range in its header, 0 to 0\.5"):
+            open_image(tmp_path / "a.tif")
+
+    def test_twelve_bits_in_a_tiff_of_sixteen(self, tmp_path):
+        Image.fromarray((self.ramp * 4095).astype(np.uint16)).save(tmp_path / "a.tif", tiffinfo={281: 4095})
+        assert (self.grey(tmp_path / "a.tif").min(), self.grey(tmp_path / "a.tif").max()) == (0, 255)
+
+    @pytest.mark.parametrize("bits", [8, 10, 12])
+    def test_few_bits_in_a_png_of_sixteen(self, tmp_path, bits):
+        path = tmp_path / "a.png"
+        Image.fromarray((self.ramp * (2**bits - 1)).astype(np.uint16)).save(path)
+        with pytest.raises(DataError, match="almost black"):
+            open_image(path)
+        with_chunk(path, b"sBIT", bytes([bits]))
+        assert (self.grey(path).min(), self.grey(path).max()) == (0, 255)
+
+    def test_a_dark_png_that_uses_all_bits(self, tmp_path):
+        path = tmp_path / "a.png"
+        Image.fromarray((self.ramp * 1000).astype(np.uint16)).save(path)
+        with_chunk(path, b"sBIT", bytes([16]))
+        assert self.grey(path).max() == 1000 >> 8
+        Image.new("I;16", (4, 4)).save(path)
+        assert self.grey(path).max() == 0, "black is black in any range"
+
+    @pytest.mark.parametrize("channels", [3, 4])
+    @pytest.mark.parametrize("white", [255, 4095, 65535])
+    def test_few_bits_in_colour_of_sixteen(self, tmp_path, white, channels):
+        colours = (np.stack([self.ramp] * channels, axis=-1) * white).astype(">u2")
+        write_png(tmp_path / "a.png", colours)
+        if white == 65535:
+            assert to_array(open_image(tmp_path / "a.png"))[..., :3].max() == 255
+        else:
+            with pytest.raises(DataError, match=r"16-bit colour .* almost black"):
+                open_image(tmp_path / "a.png")
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_chunk(path, kind, content):
+    """Put a chunk behind a PNG's header."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + chunk(kind, content) + whole[33:])
+
+
+def write_png(path, colours):
+    """Write 16-bit colour, which Pillow cannot write."""
+    height, width, channels = colours.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in colours)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_line_is_not_enlarged_beyond_memory(size):
+    with pytest.raises(DataError, match="too narrow to be enlarged to 256: it would have 3,932,160,000 pixels"):
+        center_crop(Image.new("RGB", size), 256)
+    assert center_crop(Image.new("RGB", (600, 1)), 64).size == (64, 64)

@@ -1,6 +1,7 @@
 """Find image files, read their headers and decode them; every fault of a file is raised as a ``DataError``."""
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         DataError: The file is missing, empty, truncated or not an image; the message names it.
     """
     try:
+        _require_file(path)
         with Image.open(path, formats=_FORMATS) as image:
             return to_rgb(image)
     except _UNREADABLE as error:
@@ -113,10 +115,18 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
 
 def _read_size(path: Path) -> tuple[int, int] | DataError:
     try:
+        _require_file(path)
         with Image.open(path, formats=_FORMATS) as image:
             return image.size if min(image.size) > 0 else DataError(f"{path}: the image has no pixels")
     except _UNREADABLE as error:
         return DataError(_fault(path, error))
+
+
+def _require_file(path: str | os.PathLike[str]) -> None:
+    """Raise an ``OSError`` for a pipe, socket or device, which would keep a reader waiting."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError("this is a pipe, socket or device, not a file: remove it")
 
 
 def _fault(path: str | os.PathLike[str], error: BaseException) -> str:

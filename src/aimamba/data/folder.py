@@ -16,7 +16,7 @@ from aimamba.config import check
 from aimamba.data.files import SUFFIXES, is_image_name, list_images, open_image, read_sizes, suggest_sibling
 from aimamba.data.images import Images
 from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
-from aimamba.data.transforms import center_crop, flip, random_crop, to_array
+from aimamba.data.transforms import center_crop, flip, random_crop, to_array, too_narrow
 from aimamba.errors import DataError, suggest
 
 Crop = Literal["center", "random"]
@@ -158,6 +158,8 @@ class ImageFolder(Images):
                 self._skip(names[index], size)
             elif min(size) < self.size and not upscale:
                 small.append((names[index], size))
+            elif (reason := too_narrow(size, self.size)) is not None:
+                self._skip(names[index], DataError(f"{self.root / names[index]}: {reason}"))
             else:
                 intact.append(index)
         if small:

@@ -10,6 +10,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.Image import Resampling, Transpose
 
+from aimamba.data.bit_depth import check_colour, read_depth, scale_grey
+from aimamba.errors import DataError
+
+_MOST_PIXELS = 1 << 28  # more than any image that Pillow opens
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -26,7 +30,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to upright 8-bit RGB.
 
     The EXIF orientation is applied. Transparent parts (alpha channel, transparent palette entry or colour key) become
-    white. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; CMYK and other modes are converted.
+    white. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour, unless the header has another range;
+    floats and 32-bit integers need such a header (see ``bit_depth``). CMYK and other modes are converted.
 
     Args:
         image: An image that ``Image.open`` returned, loaded or not.
@@ -36,12 +41,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises:
         OSError: The file is truncated or damaged.
-        ValueError: Pillow cannot convert this mode to RGB.
+        ValueError: Pillow cannot convert this mode to RGB, or the range of its samples is unknown.
     """
+    depth = read_depth(image)
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = scale_grey(image, depth)
+    else:
+        check_colour(image, depth)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
@@ -56,11 +64,27 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 
     It is halved by box averaging while the shorter side is at least twice ``size``, then scaled by bicubic
     interpolation: fast and without aliasing.
+
+    Raises:
+        DataError: The result would not fit into memory, as of a line one pixel wide that is enlarged.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
+    if (reason := too_narrow(image.size, size)) is not None:
+        raise DataError(reason)
     return image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+
+
+def too_narrow(extent: tuple[int, int], size: int) -> str | None:
+    """Return why an image of this width and height cannot be enlarged to a shorter side of ``size``, or None."""
+    pixels = size * max(extent) * size / max(1, min(extent))
+    if min(extent) >= size or pixels <= _MOST_PIXELS:
+        return None
+    return (
+        f"the image is {extent[0]} x {extent[1]} pixels, too narrow to be enlarged to {size}: it would have "
+        f"{pixels:,.0f} pixels; remove it, or crop it"
+    )
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
