@@ -1,5 +1,6 @@
 """Folders and file names that commands write."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,29 @@ def test_no_two_classes_share_a_file():
     names = ["sea shells", "sea-shells", "cats", "😀", "🐱", "Cats", "dogs"]
     made = file_names(names)
     assert made == ["sea-shells-0", "sea-shells-1", "cats-2", "class-3", "class-4", "Cats-5", "dogs"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ak 47", "ak-47", "ak-47-1"],
+        ["ak-47-1", "ak 47", "ak-47", "AK 47", "ak-47-2", "ak-47-3-3"],
+        ["a", "A", "a-1", "A-0", "a-1-1", "A-0-0"],
+        [unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "É"), "é-1"],
+        ["x" * 70, "x" * 71, "x" * 60 + "-1"],
+        ["class", "?", "!", "class-1"],
+    ],
+)
+def test_cleaned_names_never_collide(names):
+    """On a disk that ignores case and the composition of accents, every class has its own file."""
+    made = file_names(names)
+    assert len({unicodedata.normalize("NFD", name).casefold() for name in made}) == len(names)
+
+
+def test_names_are_cut_by_bytes():
+    letters = "\U00020000" * 300  # a letter of four bytes
+    [one, other] = file_names([letters, letters + "x"])
+    assert len(f"{one}-seed{2**63}.png".encode()) < 255
+    assert one != other
+    assert one.encode().decode() == one
+    assert file_name("猫" * 300) == "猫" * 60

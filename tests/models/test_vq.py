@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from aimamba.errors import ConfigError
+from aimamba.errors import CheckpointError, ConfigError
 from aimamba.models import VQ_PRESETS, VQConfig, VQModel
 from aimamba.models.vq import SpatialAttention
 
@@ -205,3 +205,24 @@ def test_impossible_shapes_are_refused(settings, named):
     with pytest.raises(ConfigError, match=named) as caught:
         VQConfig(**settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["encoder.stem.weight", "to_code.bias", "codebook"])
+def test_a_damaged_encoder_is_refused(make_vq, name, damage):
+    """It would encode every image as one code."""
+    model = make_vq()
+    with torch.no_grad():
+        model.get_parameter(name)[0] = damage
+    with pytest.raises(CheckpointError, match="latents contain NaN or infinity: its weights are damaged"):
+        model.encode(torch.rand(2, 3, 8, 8) * 2 - 1)
+
+
+def test_an_encoder_that_overflows_is_refused(make_vq):
+    model = make_vq()
+    with torch.no_grad():
+        model.encoder.head.weight.mul_(1e6)
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    model.encode(images)
+    with pytest.raises(CheckpointError, match="dtype is too narrow"):
+        model.cast(torch.float16).encode(images.half())

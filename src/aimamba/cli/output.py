@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aimamba.data.class_names import normalise
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 
-_LONGEST_NAME = 60  # characters: with a seed and a suffix below the 255 bytes of common file systems
+_LONGEST_NAME = 60  # characters
+_LONGEST_BYTES = 180  # with numbers, a seed and a suffix below the 255 bytes of common file systems
+_LONGEST_TEXT = 1000  # characters that are looked at
 
 
 def output_folder(path: Path, option: str = "--out") -> Path:
@@ -77,11 +80,29 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
 
 def file_name(text: str) -> str:
     """Turn any text into a part of a file name; a text without letters and digits becomes empty."""
-    return re.sub(r"[^\w.-]+", "-", text.strip()).strip("-.")[:_LONGEST_NAME]
+    return _cut(re.sub(r"[^\w.-]+", "-", text.strip()[:_LONGEST_TEXT]).strip("-."))
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """Return a file name for each class, unique even where case is ignored: equal ones get the class's number."""
+    """Return a file name for each class, unique even where case is ignored: equal ones get the class's number.
+
+    A number is repeated where the name with it is another class's name.
+    """
     stems = [file_name(name) or "class" for name in names]
-    count = Counter(stem.lower() for stem in stems)
-    return [stem if count[stem.lower()] == 1 else f"{stem}-{label}" for label, stem in enumerate(stems)]
+    count = Counter(map(normalise, stems))
+    taken = {folded for folded, amount in count.items() if amount == 1}
+    made = []
+    for label, stem in enumerate(stems):
+        name = stem
+        if count[normalise(stem)] > 1:
+            name = f"{stem}-{label}"
+            while normalise(name) in taken:
+                name = f"{name}-{label}"
+            taken.add(normalise(name))
+        made.append(name)
+    return made
+
+
+def _cut(stem: str) -> str:
+    """Return as much of the beginning as fits in the number of bytes that a name may have."""
+    return stem[:_LONGEST_NAME].encode()[:_LONGEST_BYTES].decode(errors="ignore")

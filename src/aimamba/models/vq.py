@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from aimamba.checkpoints.official import vq_from_official
 from aimamba.config import check
+from aimamba.errors import CheckpointError
 from aimamba.models.bounds import check_tokenizer
 from aimamba.models.pretrained import PretrainedModel
 from aimamba.ops.quantize import nearest_code
@@ -165,8 +166,15 @@ class VQModel(PretrainedModel[VQConfig]):
 
         Raises:
             ConfigError: A side of the images is not a multiple of the downsampling factor.
+            CheckpointError: Latents or codebook contain NaN or infinity, as with damaged weights.
         """
-        return self.quantize(self.latents(images))[1]
+        _, codes, losses = self.quantize(self.latents(images))
+        if not bool(losses.isfinite().all()):  # distances of latents and codebook: one number that is not finite shows
+            raise CheckpointError(
+                "the tokenizer's latents contain NaN or infinity: its weights are damaged, or its dtype is too narrow; "
+                "give other weights, or the dtype float32"
+            )
+        return codes
 
     def decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
         """Convert codes to images. Values may lie slightly outside [-1, 1]."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from aimamba.errors import ConfigError
+from aimamba.errors import CheckpointError, ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines import native
 from aimamba.generation.engines.native import NativeEngine, unsupported
@@ -221,3 +221,17 @@ def test_without_a_compiler_the_plain_model_is_used(make_aim, monkeypatch):
     assert codes.shape == (1, 9)
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler built it"):
         next(generate(model, torch.tensor([1]), engine="native"))
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "name",
+    ["blocks.1.mixer.in_proj.weight", "word_embedding.weight", "condition.table.weight", "position_embedding.weight"],
+)
+def test_damaged_weights_are_refused(make, name, weights):
+    """An integer of 8 bits cannot be NaN: neither weights nor inputs of a product would show it."""
+    model = make()
+    with torch.no_grad():
+        model.get_parameter(name)[0] = torch.nan
+    with pytest.raises(CheckpointError, match="weights contain NaN or infinity"):
+        NativeEngine(model, weights=weights)

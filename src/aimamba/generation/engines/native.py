@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from aimamba.errors import ConfigError
+from aimamba.errors import CheckpointError, ConfigError
 from aimamba.models import AiM, AiMConfig, AiMState
 from aimamba.models.mamba2 import Mamba2
 from aimamba.models.state import MixerState
@@ -94,12 +94,15 @@ class NativeEngine:
 
         Raises:
             ConfigError: The kernel cannot decode this model, see ``unsupported``.
+            CheckpointError: Weights contain NaN or infinity.
         """
         if reason := unsupported(model):
             raise ConfigError(f"the native engine cannot decode this model: {reason}; choose the engine 'plain'")
         kernel = load_kernel(flags)
         if kernel is None:
             raise ConfigError(f"the native engine does not compile for {flags}")
+        if not all(bool(weight.isfinite().all()) for weight in model.parameters()):  # 8-bit integers would hide it
+            raise CheckpointError("the generator's weights contain NaN or infinity: they are damaged; give others")
         self.model = model
         chosen: Weights = weights or ("float32" if model.word_embedding.weight.dtype == torch.float32 else "bfloat16")
         self._cache_dtype = torch.float32 if chosen == "float32" else torch.bfloat16
