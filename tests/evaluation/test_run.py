@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from aimamba.data.spec import training_set_of
 from aimamba.errors import ConfigError
 from aimamba.evaluation import run
-from aimamba.evaluation.run import EvaluationRequest, default_training_set, evaluate
+from aimamba.evaluation.run import EvaluationRequest, evaluate
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
 
@@ -49,14 +50,15 @@ def test_refusals(values, message):
 
 def test_the_training_set_of_a_named_reference(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert default_training_set("avatars-8:held-out") == "avatars-8:train"
+    assert training_set_of("avatars-8:held-out") == "avatars-8:train"
     assert request(model="m").training_set == "avatars-8:train"
     assert request(model="m", train="none").training_set is None
     assert request(model="m", train="photos").training_set == "photos"
+    (tmp_path / "photos").mkdir()
     for name in ("avatars-8:held-out:5", "avatars-8:train", "photos", "photos:held-out"):
-        assert default_training_set(name) is None
+        assert training_set_of(name) is None
     (tmp_path / "avatars-8").mkdir()
-    assert default_training_set("avatars-8:held-out") is None, "a folder of that name"
+    assert training_set_of("avatars-8:held-out") is None, "a folder of that name"
 
 
 def test_a_model_must_be_loaded():
