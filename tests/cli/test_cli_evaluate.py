@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from aimamba.cli import output
 from aimamba.data import Avatars, sets
 from aimamba.evaluation import protocol
 from aimamba.pipeline import Pipeline
@@ -183,3 +184,14 @@ def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, m
         "--cfg-scale 1.5 --top-k 3": "without top-k",
     }.items():
         assert message in refusal(*command, *flags.split())
+
+
+def test_numbers_are_written_before_they_are_printed(aimamba, light, model, here, monkeypatch):
+    def fail(rows):
+        raise OSError(5, "the terminal has gone")
+
+    monkeypatch.setattr(output, "print_table", fail)
+    options = "--reference avatars-8:held-out:5 -n 8 --json found.json --report page"
+    assert aimamba("evaluate", "--model", model, *options.split()).status == 2
+    assert "frechet" in json.loads((here / "found.json").read_text())["lite0"]
+    assert (here / "page" / "index.html").exists()

@@ -4,6 +4,7 @@ A command module has ``add_arguments(parser)`` and ``run(arguments)``. Results g
 A user's error is reported in one line, with exit status 2.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    _escape_what_cannot_be_printed()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -74,6 +76,13 @@ def _dispatch(argv: list[str]) -> None:
     parser = Parser(prog=f"aimamba {name}", description=command.__doc__)
     command.add_arguments(parser)
     command.run(parser.parse_args(rest))
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Let printing succeed in every encoding: characters outside it are written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _report(message: str) -> None:
