@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from aimamba.cli import output
 from aimamba.data import Avatars, sets
 from aimamba.evaluation import protocol
 from aimamba.pipeline import Pipeline
@@ -71,6 +72,7 @@ def test_a_model(aimamba, light, model, here, monkeypatch):
     status, out, err = aimamba("evaluate", "--model", model, *options.split())
     assert status == 0, err
     assert "lite0 closer to avatars-8:train" in out
+    assert "codes of avatars-8:train" in out
     found = json.loads((here / "found.json").read_text())
     assert found["lite0"]["recognition"]["per_class"].keys() == set(STYLES)
     assert found["lite0"]["neighbours"]["train"] == "avatars-8:train"
@@ -80,7 +82,7 @@ def test_a_model(aimamba, light, model, here, monkeypatch):
     assert drawn["sampling"]["top_k"] == 5
     assert found["settings"]["train"] == {"name": "avatars-8:train", "count": 8}
     again = aimamba("evaluate", "--model", model, *options.split(), "--train", "none", "--batch-size", 3)
-    assert [line.split() for line in again.out.splitlines()] == [line.split() for line in out.splitlines()[:-1]]
+    assert [line.split() for line in again.out.splitlines()] == [line.split() for line in out.splitlines()[:-2]]
 
 
 def test_a_folder_of_samples_and_one_of_photos(aimamba, light, models, photos):
@@ -182,3 +184,14 @@ def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, m
         "--cfg-scale 1.5 --top-k 3": "without top-k",
     }.items():
         assert message in refusal(*command, *flags.split())
+
+
+def test_numbers_are_written_before_they_are_printed(aimamba, light, model, here, monkeypatch):
+    def fail(rows):
+        raise OSError(5, "the terminal has gone")
+
+    monkeypatch.setattr(output, "print_table", fail)
+    options = "--reference avatars-8:held-out:5 -n 8 --json found.json --report page"
+    assert aimamba("evaluate", "--model", model, *options.split()).status == 2
+    assert "frechet" in json.loads((here / "found.json").read_text())["lite0"]
+    assert (here / "page" / "index.html").exists()

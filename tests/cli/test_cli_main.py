@@ -162,3 +162,24 @@ def test_printing_never_fails(encoding, models, here):
     assert (done.returncode, done.stderr) == (0, b"")
     codec = encoding.partition(":")[0]
     assert ", ".join(names).encode(codec, "backslashreplace") in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "cp1251", "cp1252", "ascii"])
+def test_output_is_escaped_where_the_encoding_lacks_it(encoding):
+    """Characters that the terminal's encoding lacks are escaped, on stdout and on stderr."""
+    program = """
+import sys
+from aimamba.cli import info, main
+from aimamba.errors import DataError
+def run(arguments):
+    print("Fréchet Ж 猫")
+    raise DataError("Fréchet Ж 猫")
+info.run = run
+sys.exit(main(["info", "x"]))
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=False)
+    assert done.returncode == 2, done.stderr
+    expected = "Fréchet Ж 猫".encode(encoding, "backslashreplace")
+    assert done.stdout.strip() == expected
+    assert done.stderr.strip() == b"aimamba: " + expected

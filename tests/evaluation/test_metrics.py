@@ -31,7 +31,8 @@ def test_keys_and_their_order():
         f'{{{single}"kid_subset_size": 7, {shares}'
         '"recognition": {"share": 0.75, "majority": 1.0, "per_class": {"b": 0.5, "a": 1.0}, '
         '"reference": {"share": 0.875, "majority": 0.9375}}, '
-        '"neighbours": {"train": "photos", "similarity": 0.1, "similarity_held_out": 0.2, "closer": 0.05}, '
+        '"neighbours": {"train": "photos", "similarity": 0.1, "similarity_held_out": 0.2, "closer": 0.05, '
+        '"compared": "originals"}, '
         f'"guidance": [{{"cfg_scale": 2.0, {single}{shares}"recognised": 0.75}}]}}'
     )
     inception = Metrics(fid=1.0, sfid=2.0, inception_score=3.0, kid=4.0)

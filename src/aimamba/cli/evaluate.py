@@ -63,10 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
     folder = None if arguments.report is None else output_folder(arguments.report, "--report")
     pipeline = None if request.model is None else _load(arguments)
     evaluation = evaluate(request, pipeline=pipeline, device=device, progress=True)
-    print_table(summary(evaluation.comparison.network, evaluation.comparison.metrics))
-    write_json(file, evaluation.to_dict())
+    write_json(file, evaluation.to_dict())  # before anything else can fail
     if folder is not None:
         write_report(folder, evaluation)
+    print_table(summary(evaluation.comparison.network, evaluation.comparison.metrics))
+    if folder is not None:
         print(f"report: {folder / 'index.html'}")
 
 

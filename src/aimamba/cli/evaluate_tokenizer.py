@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     extractor = open_extractor(arguments.features, device=device)
     lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)
     found = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)
-    print_table([*summary(found.network, found.distances), *reconstruction_summary(found.reconstruction)])
     write_json(file, tokenizer_report(found, images, extractor, tokenizer=arguments.model, dtype=arguments.dtype))
+    print_table([*summary(found.network, found.distances), *reconstruction_summary(found.reconstruction)])
 
 
 def _load(checkpoint: "Checkpoint", arguments: argparse.Namespace) -> "VQModel":

@@ -9,16 +9,15 @@ from tqdm import tqdm
 
 from aimamba.data.class_names import match_classes, match_numbers
 from aimamba.errors import DataError
+from aimamba.evaluation.copies import check_search, search_copies
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.frechet import frechet_distance
 from aimamba.evaluation.kernel import SUBSETS, kernel_distance
 from aimamba.evaluation.manifold import precision_recall
 from aimamba.evaluation.measure import SetFeatures, check_enough, measure_set
-from aimamba.evaluation.metrics import Metrics, Recognition, TrainingNeighbours
-from aimamba.evaluation.neighbours import VOTERS, Nearest, copying, knn_accuracy, nearest
+from aimamba.evaluation.metrics import Metrics, Recognition
+from aimamba.evaluation.neighbours import VOTERS, Nearest, knn_accuracy
 from aimamba.evaluation.sources import Source
-
-_SHOWN_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,8 @@ def compare(
         samples: The images to evaluate.
         reference: Real images. Their features are cached.
         extractor: Computes the features.
-        train: Training images of the model, to search for copies among the samples. Their features are cached too.
+        train: Training images of the model, to search for copies among the samples. Their features are cached too. If
+            the samples come from a ``ModelSource``, they are compared with reconstructions and by codes.
         progress: Show bars on stderr.
 
     Raises:
@@ -59,6 +59,8 @@ def compare(
             f"{reference.size} x {reference.size}: give sets of one size (--size scales folders)"
         )
     check_enough(samples)
+    if train is not None:
+        check_search(reference, train)
     real = measure_set(reference, extractor, keep=True, progress=progress)
     generated = measure_set(samples, extractor, keep=False, progress=progress)
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
@@ -74,15 +76,12 @@ def compare(
         metrics = replace(metrics, recognition=_recognition(generated, real, labels, reference))
     if train is None:
         return Comparison(network=extractor.name, metrics=metrics)
-    learned = measure_set(train, extractor, keep=True, progress=progress).vectors.to(device)
-    near = nearest(generated.vectors.to(device), learned, min(_SHOWN_NEIGHBOURS, len(learned)))
-    held_out = nearest(real.vectors.to(device), learned, 1).similarities[:, 0]
-    neighbours = TrainingNeighbours(train=train.name, copying=copying(near.similarities[:, 0], held_out))
+    search = search_copies(samples, generated, reference, real, train, extractor, device=device, progress=progress)
     return Comparison(
         network=extractor.name,
-        metrics=replace(metrics, neighbours=neighbours),
-        nearest=near,
-        held_out_similarities=held_out,
+        metrics=replace(metrics, neighbours=search.neighbours),
+        nearest=search.nearest,
+        held_out_similarities=search.held_out_similarities,
     )
 
 

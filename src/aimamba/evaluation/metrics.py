@@ -1,8 +1,9 @@
 """The metrics of one evaluation as a record, and the JSON object that it is written as."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
+from aimamba.evaluation.codes import CodeCopying
 from aimamba.evaluation.neighbours import Copying, KnnAccuracy
 
 
@@ -35,14 +36,20 @@ class TrainingNeighbours:
     Attributes:
         train: Name of the training set.
         copying: Similarity to the nearest training image, of samples and of held-out images.
+        compared: What samples were compared with: ``originals``, or ``reconstructions`` by the model's tokenizer.
+            Against originals, the tokenizer's blur can hide copies.
+        codes: Comparison by codes, where the samples come from a model.
     """
 
     train: str
     copying: Copying
+    compared: Literal["originals", "reconstructions"] = "originals"
+    codes: CodeCopying | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object ``neighbours``."""
-        return {"train": self.train, **self.copying._asdict()}
+        codes = {} if self.codes is None else {"codes": self.codes._asdict()}
+        return {"train": self.train, **self.copying._asdict(), "compared": self.compared, **codes}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,12 @@ from aimamba.files import write_atomically
 _CLASSES, _COLUMNS = 10, 8  # of a sheet
 _CURVE_POINTS = 200  # of a cumulative distribution
 _SHARE = (0.0, 1.0)
+_COMPARED = {
+    "originals": "Samples were compared with originals: a tokenizer's blur moves even exact copies away from them, so "
+    "few close samples do not prove that nothing was copied. Evaluating the model itself (--model) compares codes.",
+    "reconstructions": "Samples were compared with training images as the model's tokenizer reconstructs them; the "
+    "originals are shown.",
+}
 _STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
@@ -92,8 +98,10 @@ def _class_sheet(source: Source) -> Image.Image:
 
 
 def _neighbours(folder: Path, found: Comparison, samples: Source, train: Source) -> list[str]:
+    neighbours = found.metrics.neighbours
     assert found.nearest is not None
     assert found.held_out_similarities is not None
+    assert neighbours is not None
     closest = found.nearest.similarities[:, 0]
     most = closest.topk(min(_COLUMNS, len(closest))).indices.tolist()
     labels = np.zeros(len(samples), np.int64) if samples.labels is None else samples.labels
@@ -109,7 +117,8 @@ def _neighbours(folder: Path, found: Comparison, samples: Source, train: Source)
             "The samples nearest to training images",
             "nearest.png",
             _neighbour_sheet(most, found, samples, train),
-            "Left: each sample with its cosine. Right: its five nearest training images. Copies would show here.",
+            "Left: each sample with its cosine. Right: its five nearest training images. Copies would show here. "
+            f"{_COMPARED[neighbours.compared]}",
         ),
         _section(
             folder,

@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int32, Int64, UInt8
+from torch import Tensor
 
 from aimamba.config import check
 from aimamba.data.sets import open_source
@@ -73,14 +74,23 @@ class ModelSource:
         self.labels = labels
         self.class_names = pipeline.class_names
         self.identity = None
-        self._pipeline = pipeline
+        self.pipeline = pipeline
+        self._codes = np.full((len(labels), pipeline.grid**2), -1, np.int32)
         self.config = config
         self._batch_size = batch_size
 
     def guided(self, scale: float) -> "ModelSource":
         """Return samples of the same labels and seeds at another guidance scale."""
         config = replace(self.config, cfg_scale=scale)
-        return ModelSource(f"{self.name} at {scale:g}", self._pipeline, self.labels, config, self._batch_size)
+        return ModelSource(f"{self.name} at {scale:g}", self.pipeline, self.labels, config, self._batch_size)
+
+    @property
+    def codes(self) -> Int32[Tensor, "n l"]:
+        """The codes of all samples; those that were not generated yet are generated now."""
+        missing = np.flatnonzero(self._codes[:, 0] < 0)
+        for start in range(0, len(missing), self._batch_size):
+            self._generate(missing[start : start + self._batch_size].tolist())
+        return torch.from_numpy(self._codes)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -100,8 +110,9 @@ class ModelSource:
     def _generate(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         chosen = torch.from_numpy(self.labels[list(indices)])
         seeds = [self.config.seed + index for index in indices]
-        [codes] = deque(self._pipeline.generate(chosen, self.config, seeds=seeds), maxlen=1)  # the last
-        return self._pipeline.decode(codes).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        [codes] = deque(self.pipeline.generate(chosen, self.config, seeds=seeds), maxlen=1)  # the last
+        self._codes[list(indices)] = codes.cpu().numpy()
+        return self.pipeline.decode(codes).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def make_labels(labelling: str, n: int, classes: int, seed: int = 0) -> Int64[np.ndarray, " n"]:

@@ -1,6 +1,12 @@
 """Metrics as lines of a table; each line names the network that the metric comes from."""
 
-from aimamba.evaluation.metrics import GuidanceMetrics, Metrics, Recognition, ReconstructionMetrics
+from aimamba.evaluation.metrics import (
+    GuidanceMetrics,
+    Metrics,
+    Recognition,
+    ReconstructionMetrics,
+    TrainingNeighbours,
+)
 
 METRIC_NAMES = {
     "fid": "FID",
@@ -33,9 +39,7 @@ def summary(network: str, metrics: Metrics) -> list[tuple[str, str]]:
     if metrics.recognition is not None:
         lines += _accuracy(network, metrics.recognition)
     if metrics.neighbours is not None:
-        train, found = metrics.neighbours.train, metrics.neighbours.copying
-        text = f"{found.closer:.1%} of samples (5.0% without copies); median cosine {found.similarity:.3f}"
-        lines.append((f"{network} closer to {train}", f"{text}, reference {found.similarity_held_out:.3f}"))
+        lines += _copies(network, metrics.neighbours)
     lines += [(f"{network} at guidance {entry.cfg_scale:g}", _one_line(network, entry)) for entry in metrics.guidance]
     return lines
 
@@ -69,6 +73,21 @@ def _rounded(key: str, value: float) -> str:
     if key == "kid":
         return f"{value:.5f}"
     return f"{value:.2f}" if key in _TWO_DIGITS else f"{value:.3f}"
+
+
+def _copies(network: str, neighbours: TrainingNeighbours) -> list[tuple[str, str]]:
+    train, found, codes = neighbours.train, neighbours.copying, neighbours.codes
+    text = f"{found.closer:.1%} of samples (5.0% without copies); median cosine {found.similarity:.3f}"
+    text = f"{text}, reference {found.similarity_held_out:.3f}"
+    if codes is None:
+        hint = "compared with originals: blurred copies are missed, --model finds them"
+        return [(f"{network} closer to {train}", f"{text}; {hint}")]
+    equal = f"{codes.equal:.1%} of samples have all codes of a training image, reference {codes.equal_held_out:.1%}"
+    differing = f"the nearest differs in {codes.differing:g} of {codes.codes} in the median"
+    return [
+        (f"{network} closer to {train}", f"{text}; compared with reconstructions"),
+        (f"codes of {train}", f"{equal}; {differing}, reference {codes.differing_held_out:g}"),
+    ]
 
 
 def _accuracy(network: str, found: Recognition) -> list[tuple[str, str]]:
