@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from aimamba.checkpoints.locate import PIPELINE_FILE
+from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE
+from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.data.class_names import find_class
 from aimamba.data.sheets import to_pil, to_uint8
 from aimamba.errors import CheckpointError, ConfigError
@@ -85,6 +86,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         engine: str = "auto",
+        verify: bool | None = None,
     ) -> "Pipeline":
         """Load generator, tokenizer and class names.
 
@@ -95,16 +97,17 @@ class Pipeline:
             device: Device of the weights; on ``meta`` they have shapes but no values.
             dtype: Dtype of the weights.
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
+            verify: Whether to compare the weights with their SHA-256 sums; by default they are, up to 1 GB.
 
         Raises:
             CheckpointError: A part is missing or damaged.
         """
         checkpoint = open_checkpoint(source)
-        generator = AiM.from_pretrained(checkpoint, device=device, dtype=dtype)
+        generator = AiM.from_pretrained(checkpoint, device=device, dtype=dtype, verify=verify)
         names = _class_names(checkpoint, generator.config.num_classes)
         try:
             place = _with_tokenizer(checkpoint) if tokenizer is None else tokenizer
-            vq = VQModel.from_pretrained(place, device=device, dtype=dtype)
+            vq = VQModel.from_pretrained(place, device=device, dtype=dtype, verify=verify)
         except CheckpointError as error:
             if tokenizer is not None:
                 raise
@@ -116,7 +119,10 @@ class Pipeline:
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline)
         self.generator.save_pretrained(folder / AiM.folder_in_pipeline)
-        content = json.dumps({"class_names": self.class_names}, indent=2, ensure_ascii=False) + "\n"
+        values = {"class_names": list(self.class_names)}
+        configs = [f"{part}/{CONFIG_FILE}" for part in (VQModel.folder_in_pipeline, AiM.folder_in_pipeline)]
+        sums = {PIPELINE_FILE: sum_of_values(values), **{name: sum_of_file(folder / name) for name in configs}}
+        content = json.dumps({**values, SUMS_KEY: sums}, indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / PIPELINE_FILE, lambda path: path.write_text(content, encoding="utf-8"))
 
     @property

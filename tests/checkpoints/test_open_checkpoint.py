@@ -1,5 +1,6 @@
 """An opened checkpoint: what it holds, and what is read of its files."""
 
+import json
 import shutil
 
 import pytest
@@ -190,6 +191,9 @@ def test_the_meta_device_is_as_strict(saved, change, named):
     tensors = {key: value.clone() for key, value in load_file(path).items()}
     change(tensors)
     save_file(tensors, path)
+    config = json.loads(path.with_name("config.json").read_text())
+    del config["sha256"]
+    path.with_name("config.json").write_text(json.dumps(config))
     for device in ("meta", "cpu"):
         with pytest.raises(CheckpointError) as caught:
             AiM.from_pretrained(saved, device=device)
@@ -226,3 +230,42 @@ def test_the_generators_folder_stands_for_its_pipeline(saved):
     loaded = Pipeline.from_pretrained(saved / "generator")
     assert same(loaded.tokenizer, VQModel.from_pretrained(saved))
     assert loaded.class_names == NAMES
+
+
+def refused(place):
+    with pytest.raises(CheckpointError) as caught:
+        Pipeline.from_pretrained(place)
+    return str(caught.value)
+
+
+def test_every_flipped_bit_of_pipeline_json_is_noticed(saved):
+    path = saved / "pipeline.json"
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            changed = json.loads(damaged) != json.loads(whole)
+        except ValueError:
+            changed = True
+        if changed:  # else only white space differs
+            assert "pipeline.json" in refused(saved)
+
+
+def test_the_parts_of_a_pipeline_belong_together(saved, make_vq, tmp_path):
+    make_vq(seed=5).save_pretrained(saved / "tokenizer")
+    assert "tokenizer/config.json: damaged, or not what was saved" in refused(saved)
+    AiM.from_pretrained(saved)  # which does not need the other part
+    make_vq().save_pretrained(saved / "tokenizer")
+    assert Pipeline.from_pretrained(saved).class_names == NAMES
+
+
+def test_a_changed_class_name_names_the_way_out(saved):
+    content = json.loads((saved / "pipeline.json").read_text())
+    content["class_names"][0] = "z"
+    (saved / "pipeline.json").write_text(json.dumps(content))
+    assert "remove 'sha256' from" in refused(saved)
+    del content["sha256"]
+    (saved / "pipeline.json").write_text(json.dumps(content))
+    assert Pipeline.from_pretrained(saved).class_names[0] == "z"

@@ -256,3 +256,43 @@ def test_a_hub_id(monkeypatch, folder):
     monkeypatch.setattr(locate, "snapshot_download", download)
     assert same(AiM.from_pretrained("someone/something"), AiM.from_pretrained(folder))
     assert asked == [("someone/something", ["*.json", "*.safetensors"])]
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_of_the_weights_is_noticed(folder):
+    weights = folder / "model.safetensors"
+    bits = weights.stat().st_size * 8
+    for bit in range(0, bits, bits // 60):
+        flip(weights, bit)
+        refusal(folder)
+        flip(weights, bit)
+    AiM.from_pretrained(folder)
+
+
+def test_weights_of_gigabytes_are_verified_on_demand(folder, monkeypatch):
+    monkeypatch.setattr("aimamba.checkpoints.checkpoint.LARGEST_VERIFIED", 100)
+    flip(folder / "model.safetensors", 8 * (folder / "model.safetensors").stat().st_size - 9)
+    AiM.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged, or not what was saved"):
+        AiM.from_pretrained(folder, verify=True)
+    monkeypatch.undo()
+    AiM.from_pretrained(folder, verify=False)
+
+
+def test_a_folder_without_sums_loads_as_before(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config.pop("sha256")) == ["model.safetensors"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert same(AiM.from_pretrained(folder, verify=True), AiM.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("sums", [None, [], {}, {"model.safetensors": 1}, {"model.pt": "00"}])
+def test_sums_that_are_none(folder, sums):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sha256": sums}))
+    assert "expected 'sha256' to hold the sums of model.safetensors" in refusal(folder)

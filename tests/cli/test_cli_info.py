@@ -143,3 +143,20 @@ class TestDamage:
         (here / "other" / "config.json").write_text("{}")
         save_file({"x": torch.ones(2)}, here / "other" / "model.safetensors")
         assert "other: holds neither a generator nor a tokenizer" in refused("other")
+
+
+def test_verify_compares_all_weights_with_their_sums(aimamba, models, here):
+    status, out, _ = aimamba("info", models, "--verify")
+    assert status == 0
+    assert "verified    generator: its weights are as saved" in out
+    assert "verified    tokenizer: its weights are as saved" in out
+    folder = here / "copy"
+    shutil.copytree(models, folder)
+    weights = folder / "tokenizer" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert aimamba("info", folder).status == 0
+    status, _, err = aimamba("info", folder, "--verify")
+    assert status == 2
+    assert "tokenizer/model.safetensors: damaged, or not what was saved" in err

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE, WEIGHTS_FILE, find_part, locate
 from aimamba.checkpoints.official import is_official, keys_of_part
+from aimamba.checkpoints.sums import LARGEST_VERIFIED, check_sum, sum_of_file, sum_of_values, take_sums
 from aimamba.checkpoints.weights import WeightsFile, first_line
 from aimamba.documents import read_json
 from aimamba.errors import CheckpointError
@@ -102,20 +103,26 @@ class Checkpoint:
         """
         return find_part(self.path, part)
 
-    def read(self, part: str, *, values: bool = True) -> Part:
+    def read(self, part: str, *, values: bool = True, verify: bool | None = None) -> Part:
         """Read the config and the tensors of a part.
 
         Args:
             part: ``generator`` or ``tokenizer``. If one official file holds both, only this one's tensors are read.
             values: Without them the tensors are on the meta device: their shapes and dtypes come from the file's
                 header, and no weights are read. An official checkpoint is read with values in either case.
+            verify: Whether to compare the weights with the SHA-256 in ``config.json``, if it holds one. By default
+                they are, where they are read and are no larger than 1 GB.
 
         Raises:
-            CheckpointError: A file is missing, empty, truncated or of another kind than its name.
+            CheckpointError: A file is missing, empty, truncated, damaged or of another kind than its name.
         """
         place = self.place(part)
-        config, weights = self._files(place)
-        official = is_official(config, weights.outline)
+        config, weights, expected = self._files(place)
+        official = is_official(config, weights.outline)  # the header first: what is cut short is called so
+        if verify is None:
+            verify = values and expected is not None and weights.path.stat().st_size <= LARGEST_VERIFIED
+        if verify and expected is not None:
+            check_sum(weights.path, sum_of_file(weights.path), expected, weights.path.parent / CONFIG_FILE)
         keys = keys_of_part(part, weights.outline) if official else list(weights.outline)
         tensors = weights.tensors(keys) if values or official else {key: weights.outline[key] for key in keys}
         return Part(place, None if config is None else dict(config), tensors, official)
@@ -124,31 +131,39 @@ class Checkpoint:
         """Return the class names of a saved pipeline, or ``None`` if no ``pipeline.json`` is beside the generator.
 
         Raises:
-            CheckpointError: The file has no list of names.
+            CheckpointError: The file has no list of names, or its sums differ from those of the pipeline's files.
         """
         path = self.place(GENERATOR).parent / PIPELINE_FILE
         if not path.is_file():
             return None
         try:
-            names = read_json(path)["class_names"]
+            content = read_json(path)
+            names = content["class_names"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: expected a JSON object with 'class_names'") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise CheckpointError(f"{path}: expected 'class_names' to be a list of strings")
+        _check_pipeline(path, content)
         return tuple(names)
+
+    def has_sum(self, part: str) -> bool:
+        """Whether the config of a part holds the SHA-256 of its weights."""
+        return self._files(self.place(part)).sum is not None
 
     def _files(self, place: Path) -> "_Files":
         if place not in self._opened:
             weights = WeightsFile(place / WEIGHTS_FILE if place.is_dir() else place)
             has_config = place.is_dir() or (place.name == WEIGHTS_FILE and (place.parent / CONFIG_FILE).is_file())
             config = _read_config(weights.path.parent / CONFIG_FILE) if has_config else None
-            self._opened[place] = _Files(config, weights)
+            sums = take_sums(config, {WEIGHTS_FILE}, weights.path.parent / CONFIG_FILE) if config else None
+            self._opened[place] = _Files(config, weights, sums[WEIGHTS_FILE] if sums else None)
         return self._opened[place]
 
 
 class _Files(NamedTuple):
     config: dict[str, Any] | None
     weights: WeightsFile
+    sum: str | None  # SHA-256 of the weights, if the config holds it
 
 
 def open_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
@@ -175,3 +190,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(config).__name__}")
     return config
+
+
+def _check_pipeline(path: Path, content: dict[str, Any]) -> None:
+    """Check ``pipeline.json`` itself and, beside it, the configs of the parts it was saved with."""
+    configs = {f"{part}/{CONFIG_FILE}" for part in _SIGNS}
+    sums = take_sums(content, {PIPELINE_FILE, *configs}, path)
+    if content.keys() != {"class_names"}:
+        [unknown, *_] = content.keys() - {"class_names"}
+        raise CheckpointError(f"{path}: unknown key {unknown[:40]!r}; the file is damaged, or of a newer version")
+    if sums is not None:
+        check_sum(path, sum_of_values(content), sums[PIPELINE_FILE], path)
+        for name in sorted(name for name in configs if (path.parent / name).is_file()):
+            check_sum(path.parent / name, sum_of_file(path.parent / name), sums[name], path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aimamba.cli.arguments import Parser
 
 if TYPE_CHECKING:
+    from aimamba.checkpoints.checkpoint import Checkpoint
     from aimamba.models import AiM, VQModel
 
 _CLASSES_SHOWN = 20
@@ -18,6 +19,7 @@ _CLASSES_SHOWN = 20
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--verify", action="store_true", help="compare the weights with the SHA-256 sums saved")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     except CheckpointError as error:
         near = "" if Path(source).exists() else suggest(source, [*AIM_PRESETS, *VQ_PRESETS])
         raise CheckpointError(f"{error}{near}") from error
+    if arguments.verify:
+        _verify(checkpoint)
     if parts == {"generator"}:
         return _describe("generator", AiM.from_pretrained(checkpoint, device="meta"))
     if parts == {"tokenizer"}:
@@ -53,6 +57,14 @@ def run(arguments: argparse.Namespace) -> None:
     shown = ", ".join(pipeline.class_name(label) for label in range(min(count, _CLASSES_SHOWN)))
     print(f"classes     {shown}" + (f", ... ({count} in all)" if count > _CLASSES_SHOWN else ""))
     return None
+
+
+def _verify(checkpoint: "Checkpoint") -> None:
+    """Read all weights once and compare them with the sums in their configs."""
+    for part in sorted(checkpoint.parts):
+        checkpoint.read(part, values=False, verify=True)
+        known = checkpoint.has_sum(part)
+        print(f"verified    {part}: " + ("its weights are as saved" if known else "no sums were saved with it"))
 
 
 def _describe(part: str, model: "AiM | VQModel") -> None:

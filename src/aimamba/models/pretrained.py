@@ -13,6 +13,7 @@ from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.checkpoints.fill import fill
 from aimamba.checkpoints.fingerprint import fingerprint
 from aimamba.checkpoints.locate import CONFIG_FILE, WEIGHTS_FILE
+from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file
 from aimamba.config import from_mapping, to_mapping
 from aimamba.errors import CheckpointError
 from aimamba.files import write_atomically
@@ -53,6 +54,7 @@ class PretrainedModel(nn.Module, Generic[Config]):
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        verify: bool | None = None,
     ) -> Model:
         """Load a model in evaluation mode.
 
@@ -63,11 +65,14 @@ class PretrainedModel(nn.Module, Generic[Config]):
             device: Device of the weights. On ``meta`` the model has its shape but no values: config and shapes are
                 checked, and the weights of our own folders are not read.
             dtype: Dtype of the matrices; see ``cast``.
+            verify: Whether to compare our own folders' weights with the SHA-256 in ``config.json``. By default they
+                are, up to 1 GB.
 
         Raises:
-            CheckpointError: The source is missing, empty, truncated, or not a model of this class.
+            CheckpointError: The source is missing, empty, truncated, damaged, or not a model of this class.
         """
-        stored = open_checkpoint(source).read(cls.folder_in_pipeline, values=torch.device(device).type != "meta")
+        values = torch.device(device).type != "meta"
+        stored = open_checkpoint(source).read(cls.folder_in_pipeline, values=values, verify=verify)
         config, tensors = stored.config, stored.tensors
         if stored.official:
             try:
@@ -91,8 +96,9 @@ class PretrainedModel(nn.Module, Generic[Config]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        config = json.dumps({"class": type(self).__name__, **to_mapping(self.config)}, indent=2)
         write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        sums = {WEIGHTS_FILE: sum_of_file(folder / WEIGHTS_FILE)}
+        config = json.dumps({"class": type(self).__name__, **to_mapping(self.config), SUMS_KEY: sums}, indent=2)
         write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(config + "\n"))
 
     def cast(self: Model, dtype: torch.dtype) -> Model:
