@@ -1,6 +1,8 @@
 """From class names to images."""
 
 import json
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -263,3 +265,22 @@ def test_all_bits_of_a_seed_count(pipeline):
     assert len(pipeline(["cats"], 2, config=SamplingConfig(seed=2**63 - 1))) == 2
     negative = refusal(lambda: list(pipeline.generate(torch.tensor([0]), GUIDED, seeds=[-1])))
     assert "a seed must be in [0, 2^64), got -1" in negative
+
+
+def test_settings_as_people_write_them(pipeline, tmp_path):
+    expected = pixels(pipeline(["cats"], config=GUIDED))
+    assert torch.equal(pixels(pipeline(["cats"], GUIDED)), expected)
+    assert torch.equal(pixels(pipeline(["cats"], config={"cfg_scale": 2, "top_p": 0.95, "seed": 3})), expected)
+    assert "config: unknown key 'scale'" in refusal(lambda: pipeline(["cats"], config={"scale": 2}))
+    pipeline.save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path, dtype="bfloat16", device="auto")
+    assert loaded.generator.word_embedding.weight.dtype == torch.bfloat16
+    assert "dtype 'int8' is unknown" in refusal(lambda: Pipeline.from_pretrained(tmp_path, dtype="int8"))
+    assert "device 'gpu' is not available" in refusal(lambda: Pipeline.from_pretrained(tmp_path, device="gpu"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 1.5), ("seed", 1.0), ("top_p", "1"), ("temperature", None)])
+def test_settings_of_another_type(name, value):
+    """Called directly: the annotations that tests enforce would refuse the value first."""
+    settings = SimpleNamespace(**(asdict(SamplingConfig()) | {name: value}))
+    assert f"number, got {value!r}" in refusal(lambda: SamplingConfig.__post_init__(settings))

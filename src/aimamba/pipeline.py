@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
@@ -14,8 +15,10 @@ from torch import Tensor
 from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
+from aimamba.config import from_mapping
 from aimamba.data.class_names import find_class
 from aimamba.data.sheets import to_pil, to_uint8
+from aimamba.devices import resolve_device, resolve_dtype
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
@@ -84,7 +87,7 @@ class Pipeline:
         *,
         tokenizer: str | Path | Checkpoint | None = None,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
         engine: str = "auto",
         verify: bool | None = None,
     ) -> "Pipeline":
@@ -94,14 +97,16 @@ class Pipeline:
             source: Name of a packaged model (``avatars-64``), folder of a saved pipeline or a training run, an
                 official AiM checkpoint, a hub id, or a checkpoint that is open already.
             tokenizer: Where the tokenizer is, if ``source`` holds none.
-            device: Device of the weights; on ``meta`` they have shapes but no values.
-            dtype: Dtype of the weights.
+            device: Device of the weights, or ``auto`` for the fastest; on ``meta`` they have shapes but no values.
+            dtype: Dtype of the weights, or its name such as ``bfloat16``.
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
             verify: Whether to compare the weights with their SHA-256 sums; by default they are, up to 1 GB.
 
         Raises:
             CheckpointError: A part is missing or damaged.
+            ConfigError: There is no such device or dtype.
         """
+        device, dtype = _device(device), resolve_dtype(dtype) if isinstance(dtype, str) else dtype
         checkpoint = open_checkpoint(source)
         generator = AiM.from_pretrained(checkpoint, device=device, dtype=dtype, verify=verify)
         names = _class_names(checkpoint, generator.config.num_classes)
@@ -145,8 +150,8 @@ class Pipeline:
     def __call__(
         self,
         labels: Sequence[str | int],
-        n: int = 1,
-        config: SamplingConfig = SamplingConfig(),  # noqa: B008 - frozen
+        n: int | SamplingConfig = 1,
+        config: SamplingConfig | Mapping[str, Any] = SamplingConfig(),  # noqa: B008 - frozen
         *,
         batch_size: int = 16,
         progress: Progress | None = None,
@@ -155,8 +160,9 @@ class Pipeline:
 
         Args:
             labels: Class names or numbers.
-            n: Images of each class. Image j of every class has the seed ``config.seed + j``.
-            config: Settings of sampling.
+            n: Images of each class. Image j of every class has the seed ``config.seed + j``. Settings of sampling may
+                stand in its place; ``n`` is 1 then.
+            config: Settings of sampling, or a mapping of them.
             batch_size: Images generated at once. It changes speed and memory, not the images.
             progress: Called after every step.
 
@@ -164,8 +170,12 @@ class Pipeline:
             Square images, class by class.
 
         Raises:
-            ConfigError: A label is unknown or a number is out of range.
+            ConfigError: A label or setting is unknown, or a number is out of range.
         """
+        if isinstance(n, SamplingConfig):
+            config, n = n, 1
+        if not isinstance(config, SamplingConfig):
+            config = from_mapping(SamplingConfig, config, where="config")
         if n < 1 or batch_size < 1:
             raise ConfigError(f"expected n and batch size to be at least 1, got n {n}, batch size {batch_size}")
         if isinstance(labels, str):
@@ -222,6 +232,14 @@ def imagenet_class_names() -> tuple[str, ...]:
     """Return the 1,000 ImageNet classes in label order: the first WordNet lemma of each synset, made unique."""
     text = files("aimamba.assets").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """Return a device; a name that is not known to torch is an error that lists those of this machine."""
+    try:
+        return resolve_device(name) if name == "auto" else torch.device(name)
+    except RuntimeError:
+        return resolve_device(str(name))
 
 
 def _class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:

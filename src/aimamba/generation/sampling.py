@@ -1,11 +1,17 @@
 """Settings of sampling, and guidance schedules."""
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
 from aimamba.config import check
 from aimamba.seeds import shown
+
+_KINDS = (
+    *((name, numbers.Real, "number") for name in ("temperature", "top_p", "cfg_scale", "cfg_power")),
+    *((name, numbers.Integral, "whole number") for name in ("top_k", "seed")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,10 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind, words in _KINDS:
+            value = getattr(self, name)
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            check(fits, "" if fits else f"{name.replace('_', '-')} must be a {words}, got {value!r}")
         check(
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"temperature must be 0 (always the most likely token) or more, got {self.temperature}",
