@@ -163,9 +163,9 @@ class TestClasses:
     @pytest.mark.parametrize(
         ("styles", "match"),
         [
-            (("planet",), "no avatar style 'planet' among the 61 .*'planets'"),
-            ((), "at least one avatar style"),
-            (("thumbs", "thumbs"), "none twice"),
+            (("planet",), "no avatar style 'planet' among DiceBear's 61 .*'planets'"),
+            ((), "no avatar style is named"),
+            (("thumbs", "thumbs"), "'thumbs' is named twice"),
         ],
     )
     def test_styles_that_are_refused(self, make, styles, match):

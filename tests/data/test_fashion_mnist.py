@@ -167,8 +167,8 @@ def test_damage_is_told_in_a_line_with_a_way_out(folder, harm):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"size": 64}, "size must be 32, or 28 for no margin, for Fashion-MNIST, got 64"),
-        ({"split": "all"}, "split must be 'train' or 'held-out' for Fashion-MNIST, got 'all'"),
+        ({"size": 64}, "Fashion-MNIST has images of 32 pixels, or 28 without a margin; got 64"),
+        ({"split": "all"}, "Fashion-MNIST has no split 'all'; use train or held-out"),
         ({"per_class": 0}, "per_class must be at least 1, got 0"),
     ],
 )

@@ -243,8 +243,8 @@ class TestRefusals:
 
     def test_unknown_and_doubled_classes(self, pets):
         self.refused(r"no class 'cats' among its 2 folders \(did you mean 'cat'\?\)", pets, classes=["cats"])
-        self.refused("none twice", pets, classes=["cat", "cat"])
-        self.refused("at least one class", pets, classes=[])
+        self.refused("the class 'cat' is named twice", pets, classes=["cat", "cat"])
+        self.refused("no class is named", pets, classes=[])
 
     def test_an_image_too_small(self, pets):
         write(pets, ["dog/9.png"], width=30, height=12)

@@ -75,7 +75,7 @@ def test_the_options_reach_the_folder(pets):
     [
         ("avatar", r"did you mean 'avatars'\?"),
         ("Avatars:thumbs", r"did you mean 'avatars'\?"),
-        ("avatars:", "at least one avatar style"),
+        ("avatars:", "no avatar style is named"),
         ("avatars:tumbs", "'thumbs'"),
         ("some/where", "no such file, folder or named set"),
     ],
@@ -86,7 +86,7 @@ def test_sources_that_are_refused(source, match):
 
 
 def test_avatars_have_two_splits():
-    with pytest.raises(ConfigError, match="'train' or 'held-out' for avatars"):
+    with pytest.raises(ConfigError, match="avatars have no split"):
         open_images("avatars", size=8, split="all")
 
 

@@ -159,3 +159,30 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.join()
     assert entered == [0]
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_flipped_bits_are_noticed(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, checkpoint(parts={"model": nn.Linear(64, 64).state_dict()}))
+    whole = path.read_bytes()
+    torch_weights = torch.load(path)["parts"]["model"]["weight"].numpy().tobytes()
+    start = whole.index(torch_weights)
+    for offset in (0, 1000, len(torch_weights) - 1):
+        damaged = bytearray(whole)
+        damaged[start + offset] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"is damaged: the checksum of its record .* delete checkpoint\.pt"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"step": "3"}, {"step": -1}, {"step": True}, {"seconds": "x"}, {"recipe": "no recipe"}, {"parts": []}]
+)
+def test_a_field_of_another_kind_is_one_line(tmp_path, changes):
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, checkpoint())
+    torch.save({**torch.load(path), **changes}, path)
+    [name] = changes
+    with pytest.raises(CheckpointError, match=f"is not a checkpoint of a training run: its '{name}' is") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)

@@ -89,7 +89,7 @@ class Avatars(Images):
             DataError: A style is unknown or named twice.
         """
         check(_SMALLEST <= size <= _LARGEST, f"size must be {_SMALLEST} to {_LARGEST} pixels for avatars, got {size}")
-        check(split in ("train", "held-out"), f"split must be 'train' or 'held-out' for avatars, got {split!r}")
+        check(split in ("train", "held-out"), f"avatars have no split {split!r}; use train or held-out")
         per_class = AVATARS_PER_CLASS[split] if per_class is None else per_class
         check(per_class >= 1, f"per_class must be at least 1, got {per_class}")
         check(skip >= 0, f"skip must not be negative, got {skip}")
@@ -154,9 +154,13 @@ def _check_styles(styles: Sequence[str]) -> None:
     for style in styles:
         if style not in known:
             near = suggest(style, [*known, "train", "held-out"])
-            raise DataError(f"there is no avatar style {style!r} among the {len(known)}{near}")
-    if not styles or len(set(styles)) < len(styles):
-        raise DataError(f"expected at least one avatar style and none twice, got {', '.join(styles) or 'none'}")
+            some = "" if near else f"; the ten defaults are {', '.join(STYLES)}"
+            raise DataError(f"there is no avatar style {style!r} among DiceBear's {len(known)}{near}{some}")
+    if not styles:
+        raise DataError("no avatar style is named; leave the colon out for all ten")
+    twice = [style for style in styles if styles.count(style) > 1]
+    if twice:
+        raise DataError(f"the avatar style {twice[0]!r} is named twice; name each once")
 
 
 def _file_name(style: str, size: int, split: str) -> str:

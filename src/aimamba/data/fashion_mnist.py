@@ -76,8 +76,11 @@ class FashionMNIST(Images):
             ConfigError: A setting is out of range.
             DataError: A file is missing, truncated, or not one of Fashion-MNIST's.
         """
-        check(size in FASHION_SIDES, f"size must be 32, or 28 for no margin, for Fashion-MNIST, got {size}")
-        check(split in _PREFIXES, f"split must be 'train' or 'held-out' for Fashion-MNIST, got {split!r}")
+        check(
+            size in FASHION_SIDES,
+            f"Fashion-MNIST has images of 32 pixels, or 28 without a margin; got {size}, give --size 32 or 28",
+        )
+        check(split in _PREFIXES, f"Fashion-MNIST has no split {split!r}; use train or held-out")
         check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
         place = _find() if folder is None else Path(folder).expanduser()
         prefix = _PREFIXES[split]

@@ -233,11 +233,15 @@ def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
         raise DataError(f"{root}: the folder is empty: a sub-folder with images is needed for each class")
     if wanted is None:
         return tuple(found)
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise DataError(f"{root}: expected at least one class and none twice, got {', '.join(wanted) or 'none'}")
+    if not wanted:
+        raise DataError(f"{root}: no class is named; leave the colon out for all {len(found)}")
+    twice = [name for name in wanted if wanted.count(name) > 1]
+    if twice:
+        raise DataError(f"{root}: the class {twice[0]!r} is named twice; name each once")
     for name in wanted:
         if name not in found:
-            raise DataError(f"{root}: there is no class {name!r} among its {len(found)} folders{suggest(name, found)}")
+            near = suggest(name, found) or f": {', '.join(found[:10])}{', ...' if len(found) > 10 else ''}"
+            raise DataError(f"{root}: there is no class {name!r} among its {len(found)} folders{near}")
     return tuple(wanted)
 
 

@@ -120,10 +120,10 @@ def open_splits(
         per_class: Take at most this many training images of each class.
         held_out_per_class: Take at most this many held-out images of each class.
         skip_per_class: How many training avatars of each class to skip first.
-        upscale: See ``open_images``, as for the rest.
-        max_broken: For each split.
-        strict: For both splits.
-        progress: For both splits.
+        upscale: As in ``open_images``, like the following; applied to each split.
+        max_broken: As in ``open_images``.
+        strict: As in ``open_images``.
+        progress: As in ``open_images``.
 
     Raises:
         ConfigError: A setting is out of range.

@@ -1,19 +1,20 @@
-"""How a set of images is named, in every command and recipe: NAME[-SIZE][:WHICH][:SPLIT[:N]].
+"""Image sets: NAME[-SIZE][:WHICH][:SPLIT[:N]].
 
-  avatars                       ten styles of avatars that come with the package
+  avatars                       ten styles of avatars, drawn by the package
   avatars-64                    the same at 64 pixels
-  avatars:planets,sprouts       chosen styles
-  fashion-mnist                 the official files, where Debian's package or $AIMAMBA_DATA has them
-  fashion-mnist:FOLDER          the official files in a folder; -28 leaves out the margin, -32 is the default
+  avatars:planets,sprouts       chosen styles, of the 61 that DiceBear has
+  fashion-mnist                 the official files, from Debian's package or $AIMAMBA_DATA
+  fashion-mnist:FOLDER          the official files in a folder
+  fashion-mnist-28              28 pixels as published; by default padded to 32
   FOLDER                        image files; sub-folders are classes
   FOLDER:cats,dogs              chosen classes
-  FILE.npz                      images as ADM's evaluator reads them; without WHICH, SPLIT and N
+  FILE.npz                      images as ADM's evaluator reads them, to measure or show only
 
-SPLIT is train, held-out or, for a folder, all; N takes that many images of each class, as in
-avatars-64:planets,sprouts:held-out:6 or photos:held-out. Commands that train or encode use both splits, so there the
-name has none. Commands that measure or show images take the held-out images of a named set and all of a folder where
-no split is given. Of avatars there are 3,000 train and 500 held-out images of each style, or N. A path that exists
-goes before a name.
+SPLIT is train, held-out or, for a folder, all. N limits the images of each class and follows a split, as in
+avatars-64:planets,sprouts:held-out:6. -SIZE is for named sets; a folder takes --size. Training and encoding use both
+splits, so leave SPLIT out there. Elsewhere the default is held-out for a named set and all for a folder. Avatars have
+3,000 training and 500 held-out images of each style, unless N says otherwise. An existing path takes precedence over a
+name.
 """
 
 import re
@@ -30,6 +31,7 @@ NAMES = ("avatars", "fashion-mnist")
 FASHION_SIDES = (28, 32)
 """Sides of Fashion-MNIST's images in pixels, without and with a margin."""
 
+_EXPECTED = "expected a folder, an .npz file, avatars or fashion-mnist"
 _NAMED = re.compile(rf"({'|'.join(NAMES)})(?:-(\d+))?(?::(.*))?", re.DOTALL)
 _SPLIT = re.compile(r"(.*):(train|held-out|all)(?::([^:]*))?", re.DOTALL)
 _IDX_FILE = re.compile(r"(train|t10k)-images-idx3-ubyte(\.gz)?")
@@ -99,6 +101,12 @@ def parse_spec(text: str) -> ImageSpec:
         _refuse(text, body)
     name, size, rest = named.groups()
     side = None if size is None else int(size)
+    if side == 0:
+        raise DataError(f"{text}: a size of 0 pixels is not possible; write it as in {name}-64")
+    if rest is not None and (found := re.search(r":(\d+)$", f":{rest}")):
+        raise DataError(
+            f"{text}: a number needs a split before it, as in {text.removesuffix(found[0])}:held-out{found[0]}"
+        )
     if name == "avatars":
         styles = None if rest is None else _names(rest)
         return ImageSpec(text=text, kind="avatars", size=side, which=styles, split=split, per_class=per_class)
@@ -171,6 +179,11 @@ def _holds_fashion_mnist(folder: Path) -> bool:
 
 def _refuse(text: str, body: str) -> NoReturn:
     """Raise the error for an unknown name, with the nearest name or file."""
+    if not body:
+        raise DataError(f"{text!r}: the name of the image set is empty; {_EXPECTED}")
+    folder, _, size = body.rpartition("-")
+    if size.isdecimal() and _existing(folder) is not None:
+        raise DataError(f"{text}: a folder takes no -SIZE; give {folder} and --size {size}")
     path = Path(body).expanduser()
     try:
         known = [entry.name for entry in path.parent.iterdir()]
@@ -180,4 +193,5 @@ def _refuse(text: str, body: str) -> NoReturn:
     if "/" not in body:
         word = re.sub(r"(-\d+)?(:.*)?$", "", body, flags=re.DOTALL)
         known = [*NAMES, *known]
-    raise DataError(f"{text}: no such file, folder or named set{suggest(word, known)}")
+    near = suggest(word, known)
+    raise DataError(f"{text}: no such file, folder or named set{near or f'; {_EXPECTED}'}")

@@ -1,6 +1,8 @@
 """``checkpoint.pt``: the state from which a stopped run continues, and the checks that it may."""
 
 import dataclasses
+import tomllib
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -73,13 +75,37 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     fix = f"delete {path.name} to start over, or give another --out"
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums in it
+            damaged = archive.testzip()
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {fix}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} does not match; {fix}")
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a truncated archive or pickle can fail in any way
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {fix}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a training run; {fix}")
+    if (wrong := _wrong_field(content)) is not None:
+        raise CheckpointError(f"{path} is not a checkpoint of a training run: its {wrong}; {fix}")
     names = [field.name for field in dataclasses.fields(Checkpoint)]
     return Checkpoint(**{name: content[name] for name in names if name in content})  # 0.1.0 wrote no basis
+
+
+def _wrong_field(content: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the first field that is missing or has another type, or None."""
+    kinds: dict[str, Any] = {"step": int, "seconds": (int, float), "recipe": str, "parts": dict}
+    for name, kind in kinds.items():
+        if not isinstance(value := content.get(name), kind) or isinstance(value, bool):
+            return f"'{name}' is {str(value)[:40]!r}"
+    if content["step"] < 0:
+        return f"'step' is {content['step']}"
+    try:
+        tomllib.loads(content["recipe"])
+    except (ValueError, RecursionError):
+        return "'recipe' is not TOML"
+    return None
 
 
 def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -> None:
