@@ -154,6 +154,6 @@ def test_every_line_of_the_table_is_a_name(tmp_path):
     for name in ("FOLDER", "FILE.npz"):
         (tmp_path / name).mkdir() if name == "FOLDER" else (tmp_path / name).touch()
     table = [line.split()[0] for line in spec.__doc__.splitlines() if line.startswith("  ")]
-    assert len(table) == 8
+    assert len(table) == 9
     for name in [*table, "avatars-64:planets,sprouts:held-out:6", "photos:held-out"]:
         parse_spec(name)
