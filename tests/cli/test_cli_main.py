@@ -149,6 +149,16 @@ def test_a_warning_is_one_line(aimamba, monkeypatch):
     assert warnings.showwarning is before
 
 
+def test_escapes_in_names_do_not_reach_the_terminal(aimamba, refusal, models, here):
+    pipeline = here / "hostile"
+    shutil.copytree(models / "pipeline", pipeline)
+    names = ["a\x1b[2Jb", "c\nd", "e\u202ef", "g\x9bh", "नमस्ते \u200d👩"]
+    (pipeline / "pipeline.json").write_text(json.dumps({"class_names": names}), encoding="utf-8")
+    out = aimamba("info", pipeline).out
+    assert r"a\x1b[2Jb, c\nd, e\u202ef, g\x9bh, नमस्ते \u200d👩".replace(r"\u200d", "\u200d") in out
+    assert r"no\x1b[31m" in refusal("info", "no\x1b[31m")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp932:strict"])
 def test_printing_never_fails(encoding, models, here):
     """Names that the terminal's encoding lacks are printed as escapes."""
