@@ -88,11 +88,15 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None}
     if arguments.data is not None:  # a recipe's limits are for its own images
         given |= {"data.per_class": None, "data.held_out_per_class": None}
-    # Quoted, so that a folder called 2024 or true stays a string.
-    overrides = {key: json.dumps(value) if isinstance(value, str) else value for key, value in given.items()}
+    overrides = {key: _quoted(value) if isinstance(value, str) else value for key, value in given.items()}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set expects KEY=VALUE, as in fit.steps=500, got {setting!r}")
         overrides[key.strip()] = value.strip()
     return overrides
+
+
+def _quoted(text: str) -> str:
+    """Quote a value for TOML, so that a folder called 2024 or true stays a string, in any script."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
