@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Encode both splits."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_folder, print_line
     from aimamba.config import check
     from aimamba.data.codes import view_names
     from aimamba.data.sets import open_splits
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     with locked(out):
         metas = encode_splits(tokenizer, splits, out, views=views, batch_size=batch_size, progress=True)
     for split, meta in zip(("train", "held-out"), metas, strict=True):
-        print(
+        print_line(
             f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
             f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"
         )

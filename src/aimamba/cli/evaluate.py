@@ -51,7 +51,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print and write."""
-    from aimamba.cli.output import output_file, output_folder, print_table, write_json
+    from aimamba.cli.output import output_file, output_folder, print_line, print_table, write_json
     from aimamba.devices import resolve_device
     from aimamba.evaluation.report import write_report
     from aimamba.evaluation.run import evaluate
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_report(folder, evaluation)
     print_table(summary(evaluation.comparison.network, evaluation.comparison.metrics))
     if folder is not None:
-        print(f"report: {folder / 'index.html'}")
+        print_line(f"report: {folder / 'index.html'}")
 
 
 def _request(arguments: argparse.Namespace) -> "EvaluationRequest":

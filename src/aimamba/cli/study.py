@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do the missing runs, then write table and figure."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_folder, print_line
     from aimamba.devices import resolve_device
     from aimamba.studies.figures import require_matplotlib
     from aimamba.studies.recipe import load_study, study_names
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_matplotlib()
     results = request.read_results() if arguments.report_only else _run(request, device)
     table, figure = write_report(results)
-    print(f"{len(results.runs)} runs in {results.path}; {table}, {figure}")
+    print_line(f"{len(results.runs)} runs in {results.path}; {table}, {figure}")
 
 
 def _run(request: "StudyRequest", device: "torch.device") -> "Results":
@@ -77,4 +77,4 @@ def _run(request: "StudyRequest", device: "torch.device") -> "Results":
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
