@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = "aimamba"
 ENTRIES = ("__init__", "__main__")  # names for users, which re-export; no part of the architecture
-EVERYWHERE = 2  # the lowest layers, which every room may import: boxes without arrows
+EVERYWHERE = 3  # the lowest layers, which every room may import: boxes without arrows
 INK, MUTED = "#1f2933", "#5f6b7a"
 PURPOSE = {
     "cli": "parse, call, print",
@@ -38,6 +38,7 @@ PURPOSE = {
     "checkpoints": "files to config and tensors",
     "ops": "tensor functions and kernels",
     "config": "strict dataclasses",
+    "documents": "strict JSON and TOML",
     "devices": "device and dtype by name",
     "errors": "one-line errors",
     "files": "atomic writes, cache",
