@@ -13,8 +13,8 @@ from aimamba.errors import ConfigError
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL holds none")
+    parser.add_argument("model", metavar="MODEL", help="official checkpoint: hub id, folder or file")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--dtype", default="float32", help="dtype of the weights written (default float32)")
 

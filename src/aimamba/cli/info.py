@@ -18,7 +18,7 @@ _CLASSES_SHOWN = 20
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="folder, file, hub id, packaged model or preset")
     parser.add_argument("--verify", action="store_true", help="compare the weights with the SHA-256 sums saved")
 
 

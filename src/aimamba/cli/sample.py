@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
         help="avatars-64 (default), the folder of a saved model or training run, an official checkpoint, or a hub id "
         "such as hp-l33/aim-base",
     )
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if the model does not include one")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument(
         "--classes",
         metavar="NAMES",
@@ -47,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
         "--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the images (default: samples)"
     )
     parser.add_argument("--npz", type=Path, metavar="FILE", help="write N samples of all classes into one .npz file")
-    parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default: all classes in turn) or random")
+    parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default): classes in turn; or random")
     add_sampling(parser)
     add_placement(parser)
     add_engine(parser)

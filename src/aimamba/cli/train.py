@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
         "recipe", metavar="RECIPE", nargs="?", help="name of a packaged recipe, or path of a .toml file"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--data", metavar="SOURCE", help="avatars, fashion-mnist, or a folder of images or codes")
+    parser.add_argument("--data", metavar="SET", help="a set of images, see below, or a folder of codes")
     parser.add_argument("--size", type=int, help="side of the images in pixels")
     parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer of a generator: a run, a model or a hub id")
     parser.add_argument("--steps", type=int, help="number of weight updates")
@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--lr", type=float, help="highest learning rate")
     parser.add_argument("--seed", type=int, help="seed of weights, image order and dropout")
     parser.add_argument("--init", metavar="MODEL", help="start from the weights and the shape of this model")
-    parser.add_argument("--strict", action="store_true", default=None, help="stop at the first broken image")
+    parser.add_argument("--strict", action="store_true", default=None, help="stop at the first unreadable image")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting, as in fit.ema_decay=0.999"
     )
