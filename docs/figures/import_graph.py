@@ -150,9 +150,7 @@ def plot(edges: set[Edge], inside: dict[str, list[str]], layers: Sequence[Sequen
         _box(axes, room, place, [part for line in lines for part in textwrap.wrap(line, 54)])
     level = -(len(layers) - EVERYWHERE - 0.5) * GAP
     axes.plot((-5.9, 5.9), (level, level), color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
-    note = (
-        "Arrows: direct imports. “also”: imports that skip layers. Below the dashed line: importable from everywhere."
-    )
+    note = "Arrows: direct imports. “also”: imports that skip layers. Below the dashed line: open to all."
     axes.text(0, -(len(layers) - 1) * GAP - 0.85, note, ha="center", va="center", color=MUTED, fontsize=8.5)
     figure.savefig(out, dpi=150, metadata={"Software": None})
     with Image.open(out) as image:  # few colours make a small file

@@ -75,9 +75,7 @@ def add_measuring(parser: Parser) -> None:
         metavar="NETWORK",
         help="lite0 (default), inception (downloads its weights), or a file with Inception's weights",
     )
-    parser.add_argument(
-        "--size", type=int, help="side in pixels: of avatars, and of the squares cropped from a folder's images"
-    )
+    parser.add_argument("--size", type=int, help="side in pixels of avatars, or of the squares cropped from a folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and the settings to this file")
 
 

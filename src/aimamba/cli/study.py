@@ -30,9 +30,7 @@ def add_arguments(parser: Parser) -> None:
         help="training images per run; in guidance, samples per setting (default: the study's)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
-    parser.add_argument(
-        "--tokenizer", metavar="MODEL", help="tokenizer that encodes the training images (default: avatars-64)"
-    )
+    parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer of the training images (default: avatars-64)")
     parser.add_argument("--model", metavar="MODEL", help="model that the study guidance samples (default: avatars-64)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--report-only", action="store_true", help="write table and figure again, and run nothing")
