@@ -39,7 +39,7 @@ def make_cache(tmp_path_factory) -> Callable[[], Path]:
     from aimamba.files import cache_folder
 
     kernels = cache_folder() / "native"  # named by a hash of their sources
-    kernels.mkdir(parents=True, exist_ok=True)
+    kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def make() -> Path:
         folder = tmp_path_factory.mktemp("cache")

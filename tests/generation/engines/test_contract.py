@@ -1,7 +1,5 @@
 """The contract that every engine and its states keep, and that the growth benchmark relies on."""
 
-import itertools
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -222,27 +220,44 @@ def test_bytes_are_those_of_what_mixers_remember(name, engine, model, tokens):
     assert state.join([engine.init_state(2)]).nbytes == 3 * wanted
 
 
-GROWTH = [
-    *itertools.product(["plain", "recorded"], ["aim", "attention"]),
-    *itertools.product(["native", "native-int8"], ["aim"]),
-    *(pytest.param("cuda-graphs", subject, marks=pytest.mark.gpu) for subject in ("aim", "attention")),
-]
+# Variant and subject of the benchmark, tokens, and a tensor that this kind of state alone has in each mixer.
+GROWTH = {
+    "plain": ("plain", "aim", 48, "ssm"),
+    "plain-dual": ("plain", "aim", 24, "weights"),
+    "plain-attention": ("plain", "attention", 24, None),
+    "native": ("native", "aim", 24, None),
+    "native-int8": ("native-int8", "aim", 24, None),
+    "recorded-state": ("plain", "aim", 24, "ssm"),
+    "recorded-dual": ("plain", "aim", 24, "dt"),
+    "recorded-attention": ("plain", "attention", 24, None),
+    "cuda-graphs": ("cuda-graphs", "aim", 24, None),
+    "cuda-graphs-attention": ("cuda-graphs", "attention", 24, None),
+}
 
 
-@pytest.mark.parametrize(("variant", "subject"), GROWTH)
-def test_growth_is_measured_on_every_state(monkeypatch, variant, subject):
-    device = "cuda" if variant == "cuda-graphs" else "cpu"
-    if variant.startswith("native"):
-        require_native()
-    if variant == "recorded":
-        variant = "plain"  # a name that the benchmark knows
-        monkeypatch.setattr(ours, "make_engine", lambda model, _: make_recorded(model))
+def test_growth_knows_every_engine():
+    assert GROWTH.keys() == ENGINES.keys()
+
+
+def test_growth_is_measured_on_every_state(monkeypatch, name):
+    variant, subject, tokens, tensor = GROWTH[name]
+    if name.startswith("recorded"):  # in place of an engine that the benchmark knows by name
+        form = {"state": "state", "dual": "dual"}.get(name.removeprefix("recorded-"))
+        monkeypatch.setattr(ours, "make_engine", lambda model, _: make_recorded(model, form))
     measurement = Measurement(
-        section="growth", subject=subject, variant=variant, device=device, tokens=24, batch=2, quick=True
+        section="growth",
+        subject=subject,
+        variant=variant,
+        device="cuda" if "cuda" in name else "cpu",
+        tokens=tokens,
+        batch=2,
+        quick=True,
     )
     found = measure_growth(measurement)
     assert found["milliseconds_per_token"]["median"] > 0
-    assert found["remembered_bytes"] == ours.Ours(measurement).engine.init_state(1).nbytes > 0
+    state = ours.Ours(measurement).engine.init_state(1)
+    assert found["remembered_bytes"] == state.nbytes > 0
+    assert tensor is None or f"0.{tensor}" in state.tensors()
 
 
 def test_unsupported_is_one_verb(make_aim):
