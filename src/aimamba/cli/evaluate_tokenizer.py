@@ -28,10 +28,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Reconstruct, compare, print."""
-    from aimamba.cli.image_size import default_size
     from aimamba.cli.output import output_file, print_table, write_json
     from aimamba.devices import resolve_device
     from aimamba.evaluation.features import open_extractor
+    from aimamba.evaluation.image_size import default_size
     from aimamba.evaluation.sources import open_source
     from aimamba.evaluation.summary import reconstruction_summary, summary
     from aimamba.evaluation.tokenizer import compare_tokenizer, tokenizer_report

@@ -19,6 +19,7 @@ from aimamba.evaluation.sources import Source
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
 from aimamba.networks.perceptual import PerceptualLoss
+from aimamba.ops.psnr import psnr
 from aimamba.ops.ssim import gaussian_window, ssim, uniform_window
 
 _SMALLEST = 11  # pixels, the side of SSIM's window
@@ -136,9 +137,8 @@ def _errors(
     by n - 1, and a data range of 2 although the values lie in [0, 1], which raises it.
     """
     x, y = reconstructed.double(), real.double()
-    squares = (x - y).square().mean(dim=(1, 2, 3))
     found = {
-        "psnr": 10 * torch.log10(255**2 / squares.clamp(min=1e-10)),
+        "psnr": psnr(x, y, data_range=255.0),
         "ssim": ssim(x, y, gaussian_window(), data_range=255.0),
         "ssim_llamagen": ssim(x / 255, y / 255, uniform_window(), data_range=2.0, unbiased=True),
     }
