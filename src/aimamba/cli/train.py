@@ -98,5 +98,15 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _quoted(text: str) -> str:
-    """Quote a value for TOML, so that a folder called 2024 or true stays a string, in any script."""
+    """Return a text as a TOML string, so that a folder called 2024 or true stays a text.
+
+    Raises:
+        ConfigError: It has bytes outside UTF-8, which no recipe can record.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"train: {text!r} is not valid UTF-8, so recipe.toml cannot record it; rename the folder or file"
+        ) from error
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
