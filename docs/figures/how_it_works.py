@@ -129,7 +129,7 @@ def generator(cells: list[str]) -> list[str]:
         heading(238, "2", "Generator", "predicts one token after another, given a class", RUST),
         box(128, block, 334, 70, RUST_PALE, RUST),
         text(295, block + 28, "Mamba-2 blocks", size=15, fill=RUST),
-        text(295, block + 59, "one state of fixed size, carried from token to token", size=11.5, fill=MUTED),
+        text(295, block + 59, "one state of bounded size, carried from token to token", size=11.5, fill=MUTED),
         arrow(f"M140 {block + 42}H452", stroke=RUST),
         # the condition
         box(24, into, 84, TOKEN, GREEN_PALE, GREEN, radius=15),
@@ -171,7 +171,7 @@ def generator(cells: list[str]) -> list[str]:
         arrow(f"M560 {y - 6}V{56 + 104}", stroke=BLUE, dashed=True),
         text(572, 262, "all 256 sampled: to the decoder", size=12.5, fill=BLUE, anchor="start"),
     ]
-    notes = ("row by row, left to right", "256 steps per image,", "each at the same cost")
+    notes = ("row by row, left to right", "256 steps per image,", "at nearly the same cost")
     parts += [text(628, y + 34 + 22 * i, note, size=12.5, fill=MUTED, anchor="start") for i, note in enumerate(notes)]
     return parts
 

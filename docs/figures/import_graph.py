@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = "aimamba"
 ENTRIES = ("__init__", "__main__")  # names for users, which re-export; no part of the architecture
-EVERYWHERE = 2  # the lowest layers, which every room may import: boxes without arrows
+EVERYWHERE = 4  # the lowest layers, which every room may import: boxes without arrows
 INK, MUTED = "#1f2933", "#5f6b7a"
 PURPOSE = {
     "cli": "parse, call, print",
@@ -37,7 +37,9 @@ PURPOSE = {
     "networks": "frozen feature networks",
     "checkpoints": "files to config and tensors",
     "ops": "tensor functions and kernels",
+    "seeds": "random generators",
     "config": "strict dataclasses",
+    "documents": "strict JSON and TOML",
     "devices": "device and dtype by name",
     "errors": "one-line errors",
     "files": "atomic writes, cache",
@@ -136,7 +138,7 @@ def plot(edges: set[Edge], inside: dict[str, list[str]], layers: Sequence[Sequen
     foundation = {room for layer in layers[-EVERYWHERE:] for room in layer}
     shown = {edge for edge in edges if edge[1] not in foundation}
     direct = direct_edges(shown)
-    figure = Figure(figsize=(9, 10.4))
+    figure = Figure(figsize=(9, 0.95 * len(layers)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-6.1, 6.1), ylim=(-(len(layers) - 1) * GAP - 1.15, 0.8))
     axes.axis("off")
@@ -145,10 +147,10 @@ def plot(edges: set[Edge], inside: dict[str, list[str]], layers: Sequence[Sequen
     for room, place in places.items():
         also = sorted(imported for importer, imported in shown - direct if importer == room)
         lines = [PURPOSE.get(room, ""), " · ".join(inside.get(room, ())), f"also: {', '.join(also)}" if also else ""]
-        _box(axes, room, place, [part for line in lines for part in textwrap.wrap(line, 52)])
+        _box(axes, room, place, [part for line in lines for part in textwrap.wrap(line, 54)])
     level = -(len(layers) - EVERYWHERE - 0.5) * GAP
     axes.plot((-5.9, 5.9), (level, level), color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
-    note = "Arrows: direct imports. “also”: imports past the rooms between. Below the dashed line: open to every room."
+    note = "Arrows: direct imports. “also”: imports that skip layers. Below the dashed line: open to all."
     axes.text(0, -(len(layers) - 1) * GAP - 0.85, note, ha="center", va="center", color=MUTED, fontsize=8.5)
     figure.savefig(out, dpi=150, metadata={"Software": None})
     with Image.open(out) as image:  # few colours make a small file

@@ -4,9 +4,12 @@ The command line prints the message and exits with status 2. Every other excepti
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 _SIMILAR = 0.55  # similarity from 0 to 1; below it, words are alike by chance
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's control, format, surrogate, line and paragraph characters
+_JOINERS = "\u200c\u200d"  # format characters that belong to scripts and emoji
 _AS_SIMILAR = 0.15  # a word whose similarity is lower than the best by this much is not suggested
 
 
@@ -24,6 +27,19 @@ class DataError(AimambaError):
 
 class CheckpointError(AimambaError):
     """Weights are missing, truncated or belong to another model."""
+
+
+def printable(text: str) -> str:
+    """Return text of the user's, such as a class name, as one line that is safe to print to a terminal.
+
+    Control characters, line ends and marks that reverse the direction of text become escapes, as in Python's strings.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _UNSEEN and char not in _JOINERS
+        else char
+        for char in text
+    )
 
 
 def suggest(word: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -1,6 +1,8 @@
 """An opened checkpoint: what it holds, and what is read of its files."""
 
+import argparse
 import json
+import os
 import shutil
 
 import pytest
@@ -269,3 +271,47 @@ def test_a_changed_class_name_names_the_way_out(saved):
     del content["sha256"]
     (saved / "pipeline.json").write_text(json.dumps(content))
     assert Pipeline.from_pretrained(saved).class_names[0] == "z"
+
+
+@pytest.fixture
+def llamagen(golden):
+    """The state dict of a tokenizer as LlamaGen saves it, and other weights of the same shape."""
+    tensors = load_file(golden / "adaln" / "model.safetensors")
+    right = {key.removeprefix("vqvae."): value for key, value in tensors.items() if key.startswith("vqvae.")}
+    return right, {key: value + 1 for key, value in right.items()}
+
+
+@pytest.mark.parametrize(
+    "nested", [("ema", "model"), ("ema", "state_dict"), ("model", "state_dict"), ("ema",), ("state_dict",)]
+)
+def test_the_average_is_read_as_in_llamagens_own_code(golden, llamagen, tmp_path, capsys, nested):
+    torch.save(dict(reversed([*zip(nested, llamagen, strict=False)])) | {"steps": 3}, tmp_path / "vq.pt")
+    assert same(VQModel.from_pretrained(tmp_path / "vq.pt"), VQModel.from_pretrained(golden / "adaln"))
+    notice = f"{tmp_path / 'vq.pt'}: read '{nested[0]}', which stands beside '{nested[1]}'\n" if nested[1:] else ""
+    assert capsys.readouterr().err == notice
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrapped_models(golden, llamagen, tmp_path, prefix):
+    torch.save({"model": {prefix + key: value for key, value in llamagen[0].items()}}, tmp_path / "vq.pt")
+    assert same(VQModel.from_pretrained(tmp_path / "vq.pt"), VQModel.from_pretrained(golden / "adaln"))
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_training_checkpoint_of_llamagen_holds_its_arguments(golden, llamagen, tmp_path):
+    content = {"model": llamagen[0], "optimizer": {"state": {}}, "steps": 5, "args": argparse.Namespace(lr=1e-4)}
+    torch.save(content, tmp_path / "vq.pt")
+    assert same(VQModel.from_pretrained(tmp_path / "vq.pt"), VQModel.from_pretrained(golden / "adaln"))
+    hostile = argparse.Namespace(lr=Hostile(str(tmp_path / "executed")))
+    for arguments in (hostile, Hostile(str(tmp_path / "executed"))):
+        torch.save({**content, "args": arguments}, tmp_path / "vq.pt")
+        with pytest.raises(CheckpointError):
+            VQModel.from_pretrained(tmp_path / "vq.pt")
+        assert not (tmp_path / "executed").exists()

@@ -1,8 +1,6 @@
 """What all commands share: help, lazy imports, and one line for every error."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -149,15 +147,21 @@ def test_a_warning_is_one_line(aimamba, monkeypatch):
     assert warnings.showwarning is before
 
 
+def test_escapes_in_names_do_not_reach_the_terminal(aimamba, refusal, pipeline):
+    names = ["a\x1b[2Jb", "c\nd", "e\u202ef", "g\x9bh", "नमस्ते \u200d👩"]
+    type(pipeline)(pipeline.tokenizer, pipeline.generator, names).save_pretrained("hostile")
+    out = aimamba("info", "hostile").out
+    assert r"a\x1b[2Jb, c\nd, e\u202ef, g\x9bh, नमस्ते \u200d👩".replace(r"\u200d", "\u200d") in out
+    assert r"no\x1b[31m" in refusal("info", "no\x1b[31m")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp932:strict"])
-def test_printing_never_fails(encoding, models, here):
+def test_printing_never_fails(encoding, pipeline):
     """Names that the terminal's encoding lacks are printed as escapes."""
-    pipeline = here / "cafés"
-    shutil.copytree(models / "pipeline", pipeline)
     names = ["café", "кошки", "北京", "\N{FROG FACE}", "cat"]
-    (pipeline / "pipeline.json").write_text(json.dumps({"class_names": names}))
+    type(pipeline)(pipeline.tokenizer, pipeline.generator, names).save_pretrained("cafés")
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-m", "aimamba", "info", str(pipeline)]
+    command = [sys.executable, "-m", "aimamba", "info", "cafés"]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     codec = encoding.partition(":")[0]

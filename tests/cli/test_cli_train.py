@@ -253,3 +253,15 @@ def test_refusals(refusal, trained, recipes, photos, arguments):
     for part in REFUSALS[arguments]:
         assert part in message
     assert not (recipes / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["2024", "true", "photos \N{FROG FACE}", "caf\udce9", 'a"b\\c', "a\x7fb\nc"])
+def test_any_name_of_a_folder_reaches_the_recipe(name):
+    from aimamba.cli.arguments import Parser
+    from aimamba.cli.train import _overrides, add_arguments
+    from aimamba.train.recipe import load_recipe
+
+    parser = Parser(prog="aimamba train")
+    add_arguments(parser)
+    given = parser.parse_args(["avatars-tiny-vq", "--data", name])
+    assert load_recipe("avatars-tiny-vq", _overrides(given)).data.source == name

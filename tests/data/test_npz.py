@@ -1,6 +1,8 @@
 """ADM's files: images in a stream, and what is refused."""
 
+import os
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -91,3 +93,55 @@ def test_damaged_files(tmp_path, pixels):
     path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(DataError, match="arr_0 is damaged"):
         list(open_source(str(path)).batches(20))
+
+
+def member(header, content=b""):
+    """An array file with any header."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("arr_1", member(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,)}\n"), "announces"),
+        ("arr_1", member(b"{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}\n"), "shape"),
+        ("arr_0", member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (-3, 8, 8, 3)}\n"), "shape"),
+        ("arr_0", member(b"{'descr': '|u1', 'fortran_order': False, 'shape': ((((((("), "not a readable"),
+        ("arr_0", member(b"(" * 5000), "not a readable"),
+        ("mu", member(b"{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (1,)}\n", bytes(8)), "numbers"),
+        ("mu", member(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n", bytes(8)), "expected numbers"),
+        ("mu", member(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}\n", b"\xff" * 8), "not finite"),
+    ],
+)
+def test_hostile_headers(tmp_path, pixels, name, content, message):
+    arrays = {"arr_0": pixels(3), "arr_1": np.arange(3), "mu": np.zeros(1), "sigma": np.eye(1)}
+    np.savez(tmp_path / "whole.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "whole.npz") as whole, zipfile.ZipFile(tmp_path / "s.npz", "w") as changed:
+        for part in whole.namelist():
+            changed.writestr(part, content if part == f"{name}.npy" else whole.read(part))
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(str(tmp_path / "s.npz"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_compression(tmp_path, pixels, method):
+    path = tmp_path / "s.npz"
+    np.savez(tmp_path / "whole.npz", arr_0=pixels(50))
+    with zipfile.ZipFile(tmp_path / "whole.npz") as whole, zipfile.ZipFile(path, "w", method) as packed:
+        packed.writestr("arr_0.npy", whole.read("arr_0.npy"))
+    whole = path.read_bytes()
+    for place in range(40, len(whole) - 200, 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            found = np.concatenate(list(open_source(str(path)).batches(20)))
+        except DataError:
+            continue
+        assert_array_equal(found, pixels(50), err_msg=f"byte {place}")  # as of a version number that nobody reads
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "s.npz")
+    with pytest.raises(DataError, match="not a file"):
+        open_source(str(tmp_path / "s.npz"))

@@ -90,8 +90,11 @@ def test_a_path_that_exists_goes_before_a_name(tmp_path):
         ("avatars-big", r"did you mean 'avatars'\?"),
         ("photo", r"did you mean 'photos'\?"),
         ("photo:held-out:3", r"did you mean 'photos'\?"),
-        ("some/where", "^some/where: no such file, folder or named set$"),
-        ("", "no such file, folder or named set"),
+        ("some/where", "^some/where: no such file, folder or named set; expected a folder, an .npz file, avatars or"),
+        ("", "the name of the image set is empty"),
+        ("avatars-0", "a size of 0 pixels is not possible"),
+        ("photos-64", "a folder takes no -SIZE; give photos and --size 64"),
+        ("avatars:planets:3", "a number needs a split before it, as in avatars:planets:held-out:3"),
         ("x" * 5000, "no such file, folder or named set"),
         ("avatars:train:", r"expected a number of images .* as in avatars:train:10, got ''"),
         ("avatars:train:-1", "got '-1'"),
@@ -154,6 +157,6 @@ def test_every_line_of_the_table_is_a_name(tmp_path):
     for name in ("FOLDER", "FILE.npz"):
         (tmp_path / name).mkdir() if name == "FOLDER" else (tmp_path / name).touch()
     table = [line.split()[0] for line in spec.__doc__.splitlines() if line.startswith("  ")]
-    assert len(table) == 8
+    assert len(table) == 9
     for name in [*table, "avatars-64:planets,sprouts:held-out:6", "photos:held-out"]:
         parse_spec(name)

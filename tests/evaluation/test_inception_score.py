@@ -27,3 +27,13 @@ def test_classes_that_are_certain_and_even():
     score = InceptionScore()
     score.add(torch.eye(5).repeat(4, 1) * 1e4)
     assert score.value() == pytest.approx(5)
+
+
+def test_float64_is_only_asked_of_the_cpu(monkeypatch):
+    """MPS has no float64: logits move to the CPU before they are widened."""
+    order = []
+    for name in ("cpu", "double"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, real=real, name=name: order.append(name) or real(self))
+    InceptionScore().add(torch.zeros(2, 3))
+    assert order == ["cpu", "double"]

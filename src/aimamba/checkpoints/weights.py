@@ -1,5 +1,7 @@
 """Read files of weights: names, shapes and dtypes from the header, tensors when they are needed."""
 
+import argparse
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,13 @@ from torch import Tensor
 from aimamba.errors import CheckpointError
 
 PICKLED = (".pt", ".pth", ".bin")
+
+_NESTED = (
+    "ema",
+    "model",
+    "state_dict",
+)  # in the order in which LlamaGen's vq_demo.py and reconstruction_vq_ddp.py look
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
 
 _DTYPES = {
     "F64": torch.float64,
@@ -112,12 +121,27 @@ def _readable(path: Path) -> Iterator[None]:
 def _unpickle(path: Path) -> dict[str, Tensor]:
     with _readable(path):
         try:
-            with warnings.catch_warnings(action="ignore"):  # torch warns about odd pickles before it fails on them
+            # torch warns about odd pickles before it fails on them. LlamaGen's training checkpoints hold their command
+            # line as a Namespace: a plain object, in which nothing executes.
+            allowed = torch.serialization.safe_globals([argparse.Namespace])
+            with warnings.catch_warnings(action="ignore"), allowed:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are not a pickle can fail in any way
             raise ValueError from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    nested = [key for key in _NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    if nested:
+        content = content[nested[0]]
+    if len(nested) > 1:
+        print(f"{path}: read '{nested[0]}', which stands beside '{nested[1]}'", file=sys.stderr)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: expected a state dict of tensors, flat or under 'model'")
-    return content
+        raise CheckpointError(
+            f"{path}: expected a state dict of tensors, flat or under {', '.join(map(repr, _NESTED))}"
+        )
+    return _unwrapped(content)
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes that every name has because the model was wrapped when it was saved."""
+    while tensors and (prefix := next((p for p in _WRAPPERS if all(str(key).startswith(p) for key in tensors)), None)):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return tensors

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from aimamba import __version__
 from aimamba.cli.arguments import Parser
-from aimamba.errors import AimambaError, ConfigError, suggest
+from aimamba.errors import AimambaError, ConfigError, printable, suggest
 
 COMMANDS = {
     "sample": "generate images of the classes you name",
@@ -86,7 +86,8 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _report(message: str) -> None:
-    print(f"aimamba: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = printable(" ".join(message.splitlines()))
+    print(f"aimamba: {line}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -54,7 +54,7 @@ def add_engine(parser: Parser) -> None:
 def add_sampling(parser: Parser) -> None:
     """Add the settings of sampling, with the names and defaults of ``SamplingConfig``, and ``--batch-size``."""
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first image, one more for each next (default 0)"
+        "--seed", type=int, default=0, help="seed of the first image; each following one uses the next (default 0)"
     )
     parser.add_argument("--cfg-scale", type=float, default=1.0, help="guidance scale (default 1: no guidance)")
     parser.add_argument("--cfg-schedule", default="constant", help="constant (default), linear or power-cosine")
@@ -75,7 +75,7 @@ def add_measuring(parser: Parser) -> None:
         metavar="NETWORK",
         help="lite0 (default), inception (downloads its weights), or a file with Inception's weights",
     )
-    parser.add_argument("--size", type=int, help="crop a folder's images to squares of this side in pixels")
+    parser.add_argument("--size", type=int, help="side in pixels of avatars, or of the squares cropped from a folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and the settings to this file")
 
 

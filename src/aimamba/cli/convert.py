@@ -13,15 +13,15 @@ from aimamba.errors import ConfigError
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL holds none")
+    parser.add_argument("model", metavar="MODEL", help="official checkpoint: hub id, folder or file")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--dtype", default="float32", help="dtype of the weights written (default float32)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the checkpoint, check every key, and write the folder."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_folder, print_line
     from aimamba.devices import resolve_dtype
     from aimamba.models import AiM, VQModel
     from aimamba.pipeline import Pipeline
@@ -33,12 +33,12 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = open_model(arguments.model)
     if checkpoint.parts == {"tokenizer"}:
         VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained(out)
-        print(f"tokenizer written to {out}")
+        print_line(f"tokenizer written to {out}")
     elif checkpoint.parts == {"generator"} and arguments.tokenizer is None:
         AiM.from_pretrained(checkpoint, dtype=dtype).save_pretrained(out)
-        print(f"generator without a tokenizer written to {out}; --tokenizer would make it a pipeline")
+        print_line(f"generator without a tokenizer written to {out}; --tokenizer would make it a pipeline")
     else:
         pipeline = Pipeline.from_pretrained(checkpoint, tokenizer=arguments.tokenizer, dtype=dtype)
         pipeline.save_pretrained(out)
         classes = pipeline.generator.config.num_classes
-        print(f"pipeline of {pipeline.image_size} px and {classes} classes written to {out}")
+        print_line(f"pipeline of {pipeline.image_size} px and {classes} classes written to {out}")

@@ -1,7 +1,7 @@
 """Encode images into codes, for a generator to train on.
 
 IMAGES names a set of images, see below, without a split: training and held-out images are encoded separately, into
-DIR/train and DIR/held-out; held-out images in their centre view alone. The same command continues an interrupted
+DIR/train and DIR/held-out; held-out images only in the centre view. The same command continues an interrupted
 encoding and ends with the same bytes.
 """
 
@@ -18,7 +18,7 @@ def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.epilog = spec.__doc__
     parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
-    parser.add_argument("images", metavar="IMAGES", help="folder of class sub-folders, avatars or fashion-mnist")
+    parser.add_argument("images", metavar="IMAGES", help="a set of images with classes, see below")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--size", type=int, help=f"side in pixels (default: as in IMAGES, else {_DEFAULT_SIZE})")
     parser.add_argument("--views", default="center", help="center (default), center-flip or ten-crop")
@@ -26,13 +26,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--held-out-per-class", type=int, metavar="N", help="the same for held-out images")
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default 32)")
     parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
-    parser.add_argument("--strict", action="store_true", help="stop at the first broken image")
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     add_placement(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Encode both splits."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_folder, print_line
     from aimamba.config import check
     from aimamba.data.codes import view_names
     from aimamba.data.sets import open_splits
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     with locked(out):
         metas = encode_splits(tokenizer, splits, out, views=views, batch_size=batch_size, progress=True)
     for split, meta in zip(("train", "held-out"), metas, strict=True):
-        print(
+        print_line(
             f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
             f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"
         )

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.epilog = spec.__doc__
-    parser.add_argument("samples", nargs="?", metavar="SAMPLES", help="avatars-64:held-out, a folder, an .npz file")
-    parser.add_argument("--reference", required=True, metavar="SET", help="real images: the same kinds of set")
+    parser.add_argument("samples", nargs="?", metavar="SAMPLES", help="the set to measure, see below")
+    parser.add_argument("--reference", required=True, metavar="SET", help="set of real images, see below")
     parser.add_argument("--model", metavar="MODEL", help="sample this model instead: a folder, a run or a hub id")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if the model has none")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument("-n", type=int, metavar="N", help="samples of the model (default 5000)")
     parser.add_argument("--labels", metavar="HOW", help="balanced (default): classes in turn; or random")
     add_sampling(parser)
@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
         help="training images, to search for copies; default: those of a named held-out reference; none: no search",
     )
     parser.add_argument("--sweep", metavar="SCALES", help="measure these guidance scales as well, as in 1,1.5,2,3")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with images and plots there")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report to DIR")
     parser.add_argument("--protocol", metavar="NAME", help="aim-paper: the settings of the paper's numbers")
     add_measuring(parser)
     add_placement(parser)
@@ -51,7 +51,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print and write."""
-    from aimamba.cli.output import output_file, output_folder, print_table, write_json
+    from aimamba.cli.output import output_file, output_folder, print_line, print_table, write_json
     from aimamba.devices import resolve_device
     from aimamba.evaluation.report import write_report
     from aimamba.evaluation.run import evaluate
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_report(folder, evaluation)
     print_table(summary(evaluation.comparison.network, evaluation.comparison.metrics))
     if folder is not None:
-        print(f"report: {folder / 'index.html'}")
+        print_line(f"report: {folder / 'index.html'}")
 
 
 def _request(arguments: argparse.Namespace) -> "EvaluationRequest":

@@ -18,7 +18,7 @@ _CLASSES_SHOWN = 20
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="folder, file, hub id, packaged model or preset")
     parser.add_argument("--verify", action="store_true", help="compare the weights with the SHA-256 sums saved")
 
 
@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from aimamba.checkpoints.checkpoint import open_checkpoint
+    from aimamba.cli.output import print_line
     from aimamba.errors import CheckpointError, suggest
     from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, VQModel
     from aimamba.pipeline import Pipeline
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     _describe("tokenizer", pipeline.tokenizer)
     count = pipeline.generator.config.num_classes
     shown = ", ".join(pipeline.class_name(label) for label in range(min(count, _CLASSES_SHOWN)))
-    print(f"classes     {shown}" + (f", ... ({count} in all)" if count > _CLASSES_SHOWN else ""))
+    print_line(f"classes     {shown}" + (f", ... ({count} in all)" if count > _CLASSES_SHOWN else ""))
     return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aimamba.data.class_names import normalise
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, printable
 from aimamba.files import write_atomically
 
 _LONGEST_NAME = 60  # characters
@@ -64,11 +64,16 @@ def output_file(option: str, path: Path | None) -> Path | None:
     return path
 
 
+def print_line(text: str) -> None:
+    """Print one line to stdout; what could harm a terminal or end the line is printed as an escape."""
+    print(printable(text))
+
+
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
     """Print names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        print_line(f"{name:<{width}}  {value}")
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from aimamba.cli.image_size import default_size
-    from aimamba.cli.output import file_name, output_folder
+    from aimamba.cli.output import file_name, output_folder, print_line
     from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
     from aimamba.data.transforms import center_crop, to_array
     from aimamba.devices import resolve_device, resolve_dtype
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
             rows.append([original, image])
             names.append(f"{found.name}  {psnr:.1f} dB")
     sheet(rows, row_names=names, column_names=["original", "reconstruction"]).save(out / "sheet.png")
-    print(f"{len(originals)} images at {size} px, mean PSNR {total / len(originals):.2f} dB: {out / 'sheet.png'}")
+    print_line(f"{len(originals)} images at {size} px, mean PSNR {total / len(originals):.2f} dB: {out / 'sheet.png'}")
 
 
 def _open(text: str, size: int | None, side: int | None) -> list[_Original]:

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
         help="avatars-64 (default), the folder of a saved model or training run, an official checkpoint, or a hub id "
         "such as hp-l33/aim-base",
     )
-    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if the model does not include one")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument(
         "--classes",
         metavar="NAMES",
@@ -47,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
         "--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the images (default: samples)"
     )
     parser.add_argument("--npz", type=Path, metavar="FILE", help="write N samples of all classes into one .npz file")
-    parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default: all classes in turn) or random")
+    parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default): classes in turn; or random")
     add_sampling(parser)
     add_placement(parser)
     add_engine(parser)
@@ -55,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate and write."""
-    from aimamba.cli.output import output_file, output_folder
+    from aimamba.cli.output import output_file, output_folder, print_line
     from aimamba.config import check, from_mapping
     from aimamba.data.sheets import sheet
     from aimamba.devices import resolve_device, resolve_dtype
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         sheet(list(zip(*rows, strict=True)), column_names=names, title=title).save(path)
     else:
         sheet(rows, row_names=names, title=title).save(path)
-    print(f"{len(labels) * arguments.n} images in {out}, on one sheet: {path}")
+    print_line(f"{len(labels) * arguments.n} images in {out}, on one sheet: {path}")
     return None
 
 
@@ -167,6 +167,7 @@ def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", 
     """Generate images of all classes and write them to one file; image i has the seed ``config.seed + i``."""
     from tqdm import tqdm
 
+    from aimamba.cli.output import print_line
     from aimamba.data.npz import write_npz
     from aimamba.evaluation.sources import ModelSource, make_labels
 
@@ -181,7 +182,7 @@ def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", 
                 bar.update(len(images))
 
         write_npz(path, watched(), labels, source.size)
-    print(f"{len(labels)} images of {source.size} px in {path}")
+    print_line(f"{len(labels)} images of {source.size} px in {path}")
 
 
 def _blocks(classes: int, n: int, batch_size: int) -> Iterator[tuple[range, range]]:

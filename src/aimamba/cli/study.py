@@ -1,4 +1,4 @@
-"""Answer a question by several runs: the paper's studies, on avatars.
+"""Run a study: several trainings or settings, compared in one table and figure.
 
 NAME is the name of a packaged study (ablation, baseline, guidance, scaling) or the path of a .toml file. The study's
 folder gets the runs, results.json with their raw numbers, table.md and figure.png. The same command continues a study
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("study", metavar="NAME", nargs="?", help="if missing, the packaged studies are listed")
+    parser.add_argument("study", metavar="NAME", nargs="?", help="name of a study, or path of a .toml file")
     parser.add_argument(
         "--budget",
         type=int,
         metavar="IMAGES",
-        help="images that every run trains on; in guidance, that every setting generates (default: the study's)",
+        help="training images per run; in guidance, samples per setting (default: the study's)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="whose codes the generators learn (default: avatars-64)")
-    parser.add_argument("--model", metavar="MODEL", help="what the study guidance samples (default: avatars-64)")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer of the training images (default: avatars-64)")
+    parser.add_argument("--model", metavar="MODEL", help="model that the study guidance samples (default: avatars-64)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--report-only", action="store_true", help="write table and figure again, without any run")
+    parser.add_argument("--report-only", action="store_true", help="write table and figure again, and run nothing")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do the missing runs, then write table and figure."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_folder, print_line
     from aimamba.devices import resolve_device
     from aimamba.studies.figures import require_matplotlib
     from aimamba.studies.recipe import load_study, study_names
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_matplotlib()
     results = request.read_results() if arguments.report_only else _run(request, device)
     table, figure = write_report(results)
-    print(f"{len(results.runs)} runs in {results.path}; {table}, {figure}")
+    print_line(f"{len(results.runs)} runs in {results.path}; {table}, {figure}")
 
 
 def _run(request: "StudyRequest", device: "torch.device") -> "Results":
@@ -77,4 +77,4 @@ def _run(request: "StudyRequest", device: "torch.device") -> "Results":
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

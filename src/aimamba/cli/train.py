@@ -12,7 +12,7 @@ from typing import Any
 
 from aimamba.cli.arguments import Parser
 from aimamba.data import spec
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, printable
 
 _FLAGS = {
     "data": "data.source",
@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
         "recipe", metavar="RECIPE", nargs="?", help="name of a packaged recipe, or path of a .toml file"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--data", metavar="SOURCE", help="avatars, fashion-mnist, or a folder of images or codes")
+    parser.add_argument("--data", metavar="SET", help="a set of images, see below, or a folder of codes")
     parser.add_argument("--size", type=int, help="side of the images in pixels")
     parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer of a generator: a run, a model or a hub id")
     parser.add_argument("--steps", type=int, help="number of weight updates")
@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--lr", type=float, help="highest learning rate")
     parser.add_argument("--seed", type=int, help="seed of weights, image order and dropout")
     parser.add_argument("--init", metavar="MODEL", help="start from the weights and the shape of this model")
-    parser.add_argument("--strict", action="store_true", default=None, help="stop at the first broken image")
+    parser.add_argument("--strict", action="store_true", default=None, help="stop at the first unreadable image")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting, as in fit.ema_decay=0.999"
     )
@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load the recipe, prepare the task and train."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_folder, print_line
     from aimamba.config import to_mapping
     from aimamba.devices import resolve_device
     from aimamba.train.fit import fit
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, _overrides(arguments))
     out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
     result = fit(
-        lambda: make_task(recipe, device=device, codes=out / "codes", log=lambda line: print(line, file=sys.stderr)),
+        lambda: make_task(recipe, device=device, codes=out / "codes", log=_log),
         recipe.fit,
         out,
         device=device,
@@ -76,7 +76,11 @@ def run(arguments: argparse.Namespace) -> None:
         tensorboard=arguments.tensorboard,
     )
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    print(f"{result.model}: {result.steps} steps, held out: {numbers}")
+    print_line(f"{result.model}: {result.steps} steps, held out: {numbers}")
+
+
+def _log(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -84,11 +88,15 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None}
     if arguments.data is not None:  # a recipe's limits are for its own images
         given |= {"data.per_class": None, "data.held_out_per_class": None}
-    # Quoted, so that a folder called 2024 or true stays a string.
-    overrides = {key: json.dumps(value) if isinstance(value, str) else value for key, value in given.items()}
+    overrides = {key: _quoted(value) if isinstance(value, str) else value for key, value in given.items()}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set expects KEY=VALUE, as in fit.steps=500, got {setting!r}")
         overrides[key.strip()] = value.strip()
     return overrides
+
+
+def _quoted(text: str) -> str:
+    """Quote a value for TOML, so that a folder called 2024 or true stays a string, in any script."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

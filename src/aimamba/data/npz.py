@@ -4,7 +4,12 @@
 statistics.
 """
 
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +23,16 @@ from aimamba.errors import DataError
 from aimamba.files import write_atomically
 
 _IMAGES, _LABELS = "arr_0", "arr_1"
-_DAMAGED = (zipfile.BadZipFile, ValueError, EOFError, KeyError, RuntimeError)
-"""What reading can raise; RuntimeError where the file has a password or a rare compression."""
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, struct.error),
+    *(ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError),
+    *(SyntaxError, MemoryError, RecursionError, RuntimeError, tokenize.TokenError),
+)
+"""What reading can raise; RuntimeError where the file has a password or a rare compression. A header is Python source,
+and damaged it raises whatever Python's parser does; bzip2's errors are OSError."""
+
+_LARGEST_LABELS = 1 << 30  # bytes
+_LARGEST_STATISTICS = 1 << 29  # bytes; 2,048 features squared are 34 MB
 
 
 class NpzStatistics(NamedTuple):
@@ -61,14 +74,17 @@ class NpzImages(Images):
         self.name = str(path) if name is None else name
         self._path = path
         self.class_names = ()
+        if not path.is_file():
+            raise DataError(f"{self.name}: this is not a file; give an .npz file")
         try:
-            with path.open("rb") as file, np.load(file) as content:
-                keys = set(content.files)
-                self.statistics = _statistics(content)
-                labels = content[_LABELS] if _LABELS in keys else None
+            with zipfile.ZipFile(path) as archive:
+                keys = {name.removesuffix(".npy") for name in archive.namelist()}
+                self.statistics = _statistics(archive, keys)
+                labels = _read_array(archive, _LABELS, _LARGEST_LABELS) if _LABELS in keys else None
             shape, dtype = self._header() if _IMAGES in keys else ((0, 0, 0, 3), np.dtype(np.uint8))
         except _DAMAGED as error:
-            raise DataError(f"{self.name}: not a readable .npz file ({error}); fetch or write it again") from error
+            detail = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"{self.name}: not a readable .npz file ({detail}); fetch or write it again") from error
         if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
             raise DataError(
                 f"{self.name}: arr_0 holds {dtype} of shape {shape}; expected square images as uint8 (n, s, s, 3)"
@@ -107,7 +123,8 @@ class NpzImages(Images):
         with self._open() as file:
             _read_header(file)
             for start in range(0, self._count, batch_size):
-                yield self._read(file, min(batch_size, self._count - start))
+                count = min(batch_size, self._count - start)
+                yield self._read(file, count, last=start + count == self._count)
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Return some images, in one pass through the file."""
@@ -133,11 +150,13 @@ class NpzImages(Images):
             assert isinstance(file, zipfile.ZipExtFile)
             yield file
 
-    def _read(self, file: zipfile.ZipExtFile, count: int) -> UInt8[np.ndarray, "b s s 3"]:
+    def _read(self, file: zipfile.ZipExtFile, count: int, *, last: bool = False) -> UInt8[np.ndarray, "b s s 3"]:
         length = count * self.size**2 * 3
         try:
             content = file.read(length)
-        except (zipfile.BadZipFile, EOFError) as error:
+            if last:
+                file.read(1)  # the checksum is compared at the end
+        except _DAMAGED as error:
             raise DataError(f"{self.name}: arr_0 is damaged ({error}); fetch or write it again") from error
         if len(content) < length:
             raise DataError(f"{self.name}: arr_0 ends before its {self._count} images; fetch or write it again")
@@ -175,18 +194,42 @@ def write_npz(
 def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    return read(file)
+    shape, fortran, dtype = read(file)
+    if any(length < 0 for length in shape):
+        raise ValueError(f"an array has the shape {shape}")
+    return shape, fortran, dtype
 
 
-def _statistics(content: Any) -> NpzStatistics | None:
-    if "mu" not in content.files or "sigma" not in content.files:
+def _read_array(archive: zipfile.ZipFile, key: str, most: int) -> np.ndarray:
+    """Read an array of numbers whose header announces at most ``most`` bytes, taking no more memory than that."""
+    with archive.open(f"{key}.npy") as file:
+        assert isinstance(file, zipfile.ZipExtFile)
+        shape, fortran, dtype = _read_header(file)
+        if dtype.kind not in "iufb":
+            raise ValueError(f"{key} holds {str(dtype)[:40]}, expected numbers")
+        length = math.prod(shape) * dtype.itemsize
+        if length > most:
+            raise ValueError(f"{key} announces {length:,} bytes, more than {most:,}")
+        content = file.read(length)
+        file.read(1)  # the checksum is compared at the end
+    if len(content) < length:
+        raise ValueError(f"{key} ends early")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _statistics(archive: zipfile.ZipFile, keys: set[str]) -> NpzStatistics | None:
+    if not {"mu", "sigma"} <= keys:
         return None
-    spatial = _moments(content, "_s") if "mu_s" in content.files and "sigma_s" in content.files else (None, None)
-    return NpzStatistics(*_moments(content, ""), *spatial)
+    spatial = _moments(archive, "_s") if {"mu_s", "sigma_s"} <= keys else (None, None)
+    return NpzStatistics(*_moments(archive, ""), *spatial)
 
 
-def _moments(content: Any, suffix: str) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
-    mean, covariance = (content[f"{key}{suffix}"].astype(np.float64) for key in ("mu", "sigma"))
+def _moments(archive: zipfile.ZipFile, suffix: str) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
+    mean, covariance = (
+        _read_array(archive, f"{key}{suffix}", _LARGEST_STATISTICS).astype(np.float64) for key in ("mu", "sigma")
+    )
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(f"mu{suffix} and sigma{suffix} have shapes {mean.shape} and {covariance.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"mu{suffix} or sigma{suffix} is not finite")
     return mean, covariance

@@ -22,7 +22,7 @@ class InceptionScore:
 
     def add(self, logits: Float[Tensor, "b c"]) -> None:
         """Add a batch of images by the logits of their classes."""
-        logs = logits.detach().double().cpu().log_softmax(dim=1)
+        logs = logits.detach().cpu().double().log_softmax(dim=1)
         while len(logs):
             taken, logs = logs[: self._split_size - self._count], logs[self._split_size - self._count :]
             self._count += len(taken)

@@ -60,7 +60,7 @@ class GuidanceMetrics:
     metrics: "Metrics"
 
     @property
-    def recognised(self) -> float | None:
+    def unanimous_accuracy(self) -> float | None:
         """5-NN accuracy (unanimous) of the samples, where it was measured."""
         found = self.metrics.recognition
         return None if found is None else found.samples.unanimous
@@ -68,7 +68,7 @@ class GuidanceMetrics:
     def to_dict(self) -> dict[str, float]:
         """Return one entry of the JSON list ``guidance``: the metrics that are one number, without nesting."""
         single = {key: value for key, value in self.metrics.to_dict().items() if isinstance(value, float)}
-        accuracy = {} if self.recognised is None else {"recognised": self.recognised}
+        accuracy = {} if self.unanimous_accuracy is None else {"recognised": self.unanimous_accuracy}
         return {"cfg_scale": self.cfg_scale, **single, **accuracy}
 
 

@@ -61,7 +61,7 @@ def _single_numbers(metrics: Metrics) -> dict[str, float]:
 
 def _one_line(network: str, entry: GuidanceMetrics) -> str:
     parts = [f"{_title(network, key)} {_rounded(key, value)}" for key, value in _single_numbers(entry.metrics).items()]
-    parts += [] if entry.recognised is None else [f"unanimous 5-NN accuracy {entry.recognised:.1%}"]
+    parts += [] if entry.unanimous_accuracy is None else [f"unanimous 5-NN accuracy {entry.unanimous_accuracy:.1%}"]
     return ", ".join(parts)
 
 
