@@ -18,10 +18,10 @@ SHARED = """
 budget = 8
 
 [data]
-source = "avatars"
+source = "avatars:planets,sprouts"
 size = 16
-per_class = 2
-held_out_per_class = 1
+per_class = 10
+held_out_per_class = 5
 
 [model]
 width = 16
@@ -40,7 +40,7 @@ lr = 1e-2
 checkpoint_every = 1
 
 [judging]
-reference = "avatars-16:held-out:2"
+reference = "avatars-16:planets,sprouts:held-out:10"
 samples = 10
 scales = [1.0, 2.0]
 """
@@ -122,13 +122,12 @@ def tokenizer(here, make_vq):
 @pytest.fixture
 def study(here, aimamba, tokenizer, make_aim):
     """Write the recipe of a kind of study and run it."""
-    from aimamba.data import STYLES
     from aimamba.pipeline import Pipeline
 
     def run(kind, *options):
         (here / f"{kind}.toml").write_text(f'kind = "{kind}"\n{SHARED}{STUDIES[kind]}')
         if kind == "guidance":
-            Pipeline(tokenizer, make_aim(num_classes=10, num_tokens=16), STYLES).save_pretrained("whole")
+            Pipeline(tokenizer, make_aim(num_classes=2, num_tokens=16), ("planets", "sprouts")).save_pretrained("whole")
         source = ("--model", "whole") if kind == "guidance" else ("--tokenizer", "vq")
         return aimamba("study", f"{kind}.toml", *source, "--device", "cpu", *options)
 
@@ -304,14 +303,16 @@ REFUSALS = {
     "ablation --report-only --out scaled": ["holds the study 'scaling', not 'ablation'"],
     "odd.toml --tokenizer vq": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
     "deep.toml --tokenizer vq": ["plain: model", "unknown key 'dept'"],
-    "far.toml --tokenizer vq": ["reference avatars-16:held-out:2 has images of 16 pixels, the models generate 8"],
+    "far.toml --tokenizer vq": [
+        "reference avatars-16:planets,sprouts:held-out:10 has images of 16 pixels, the models generate 8"
+    ],
     "own.toml --tokenizer vq": ["order 'hilbert' needs a grid whose side is a power of two, got 3"],
 }
 
 
 @pytest.mark.parametrize("arguments", REFUSALS)
 def test_refusals(refusal, tokenizer, here, arguments):
-    Avatars(16, "held-out", 2)  # the reference, cached now so that no bar is shown
+    Avatars(16, "held-out", 10, ("planets", "sprouts"))  # the reference, cached now so that no bar is shown
     (here / "file").write_text("no folder")
     begun = {"format": "aimamba study 1", "study": "scaling", "settings": {}, "runs": {}}
     for name, text in (("broken", "{"), ("foreign", '{"runs": []}'), ("scaled", json.dumps(begun))):
