@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def golden() -> Path:
     """Folder of what the official code computes (see its README)."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def pixels() -> Callable[..., np.ndarray]:
+    """Make random images of 8 pixels, (N, 8, 8, 3)."""
+    return lambda n, seed=0: np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from aimamba.errors import AimambaError, ConfigError
 from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.recipe import load_recipe
 from aimamba.train.tracking import read_metrics
+from refusals import one_line_error
 
 MANY = 100_000
 
@@ -57,10 +58,9 @@ TOML = {
 )
 def test_a_hostile_document_is_refused_soon(parse, text, fault):
     started = time.process_time()
-    with pytest.raises(DocumentError) as caught:
+    with one_line_error(DocumentError) as caught:
         parse(text)
     assert fault in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert time.process_time() - started < 5
 
 

@@ -25,7 +25,7 @@ def tokenizer(trained):
 
 
 @pytest.mark.parametrize("command", REFUSALS)
-def test_bad_input_is_told_in_a_line_and_nothing_is_written(command, refusal, tokenizer, photos, here):
+def test_bad_input_gets_one_line_and_no_files_are_written(command, refusal, tokenizer, photos, here):
     words = [str(tokenizer) if word == "TOK" else word for word in command.split()]
     line = refusal("encode", *words)
     for part in REFUSALS[command]:

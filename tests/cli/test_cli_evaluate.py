@@ -76,10 +76,10 @@ def test_a_model(aimamba, light, model, here, monkeypatch):
     found = json.loads((here / "found.json").read_text())
     assert found["lite0"]["recognition"]["per_class"].keys() == set(STYLES)
     assert found["lite0"]["neighbours"]["train"] == "avatars-8:train"
-    drawn = found["settings"]["samples"]
-    assert (drawn["count"], drawn["labels"], drawn["decode_position_shift"]) == (20, "balanced", 0)
-    assert drawn["sampling"]["cfg_scale"] == 2
-    assert drawn["sampling"]["top_k"] == 5
+    samples = found["settings"]["samples"]
+    assert (samples["count"], samples["labels"], samples["decode_position_shift"]) == (20, "balanced", 0)
+    assert samples["sampling"]["cfg_scale"] == 2
+    assert samples["sampling"]["top_k"] == 5
     assert found["settings"]["train"] == {"name": "avatars-8:train", "count": 8}
     again = aimamba("evaluate", "--model", model, *options.split(), "--train", "none", "--batch-size", 3)
     assert [line.split() for line in again.out.splitlines()] == [line.split() for line in out.splitlines()[:-2]]
@@ -173,9 +173,9 @@ def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, m
     ]
     found = json.loads((here / "found.json").read_text())
     assert found["inception"].keys() >= {"fid", "sfid", "inception_score", "precision", "recall"}
-    drawn = found["settings"]["samples"]
-    assert (drawn["count"], drawn["labels"], drawn["decode_position_shift"]) == (24, "random", 1)
-    assert drawn["sampling"]["cfg_scale"] == 1.5
+    samples = found["settings"]["samples"]
+    assert (samples["count"], samples["labels"], samples["decode_position_shift"]) == (24, "random", 1)
+    assert samples["sampling"]["cfg_scale"] == 1.5
     assert found["settings"]["protocol"] == "aim-paper"
     for flags, message in {
         "": "give --cfg-scale",

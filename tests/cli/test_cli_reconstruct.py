@@ -51,16 +51,16 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
     assert sorted(path.name for path in (here / "a/b").iterdir()) == ["0000-3.png", "0001-1.png", "sheet.png"]
     measured = []
     for name, file in zip(("0000-3.png", "0001-1.png"), files, strict=True):
-        original, drawn = halves(here / "a/b" / name)
+        original, decoded = halves(here / "a/b" / name)
         expected = to_array(center_crop(open_image(file), 16))
         assert np.array_equal(original, expected)
         tokenizer = pipeline.tokenizer
         codes = tokenizer.encode(to_float(torch.from_numpy(expected).permute(2, 0, 1)[None]))
-        assert np.array_equal(drawn, np.asarray(to_pil(to_uint8(FastDecoder(tokenizer)(codes)))[0]))
-        apart = np.abs(drawn.astype(int) - np.asarray(to_pil(to_uint8(tokenizer.decode(codes)))[0]))
+        assert np.array_equal(decoded, np.asarray(to_pil(to_uint8(FastDecoder(tokenizer)(codes)))[0]))
+        apart = np.abs(decoded.astype(int) - np.asarray(to_pil(to_uint8(tokenizer.decode(codes)))[0]))
         assert apart.max() <= 1, "sums in another order may tip a rounding, no more"
         assert np.mean(apart > 0) < 0.01
-        measured.append(psnr(original, drawn))
+        measured.append(psnr(original, decoded))
     assert out == f"2 images at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
 
 

@@ -72,19 +72,19 @@ def same(one, two):
 
 
 def test_files_tell_class_and_seed(aimamba, models, pipeline, here):
-    options = ["--classes", "sprouts,sea shells", "-n", 3, "--seed", 5, "--device", "cpu", "--out", "new/drawn"]
+    options = ["--classes", "sprouts,sea shells", "-n", 3, "--seed", 5, "--device", "cpu", "--out", "new/sampled"]
     status, out, err = aimamba("sample", "--model", models / "pipeline", *options)
     assert status == 0
-    assert out == "6 images in new/drawn, on one sheet: new/drawn/sheet.png\n"
+    assert out == "6 images in new/sampled, on one sheet: new/sampled/sheet.png\n"
     assert "6.0/6 images" in err
     stems = [f"{name}-seed{seed}.png" for name in ("sea-shells", "sprouts") for seed in (5, 6, 7)]
-    assert sorted(path.name for path in (here / "new/drawn").iterdir()) == sorted([*stems, "sheet.png"])
-    drawn = pixels(here / "new/drawn")
+    assert sorted(path.name for path in (here / "new/sampled").iterdir()) == sorted([*stems, "sheet.png"])
+    sampled = pixels(here / "new/sampled")
     expected = pipeline(["sprouts", "sea shells"], 3, SamplingConfig(seed=5))
     for index, image in enumerate(expected):
         name = ("sprouts", "sea-shells")[index // 3]
-        assert np.array_equal(drawn[f"{name}-seed{5 + index % 3}.png"], np.asarray(image))
-    width, height = size("new/drawn/sheet.png")
+        assert np.array_equal(sampled[f"{name}-seed{5 + index % 3}.png"], np.asarray(image))
+    width, height = size("new/sampled/sheet.png")
     assert width > 3 * 64
     assert 2 * 64 < height < width
 
@@ -93,21 +93,21 @@ def test_the_batch_size_changes_nothing(aimamba, models, here):
     command = ["sample", "--model", models / "pipeline", "-n", 3, "--cfg-scale", 2, "--device", "cpu"]
     for batch_size in (1, 2, 7, 100):
         assert aimamba(*command, "--batch-size", batch_size, "--out", f"by-{batch_size}").status == 0
-    drawn = pixels(here / "by-100")
-    assert len(drawn) == 15
-    assert len({image.tobytes() for image in drawn.values()}) > 9
+    sampled = pixels(here / "by-100")
+    assert len(sampled) == 15
+    assert len({image.tobytes() for image in sampled.values()}) > 9
     for batch_size in (1, 2, 7):
-        assert same(pixels(here / f"by-{batch_size}"), drawn)
+        assert same(pixels(here / f"by-{batch_size}"), sampled)
 
 
 @pytest.mark.parametrize("flags", SETTINGS)
 def test_every_setting_arrives(aimamba, models, pipeline, here, flags):
-    options = ["--classes", 0, "-n", 4, "--device", "cpu", "--out", "drawn", *flags.split()]
+    options = ["--classes", 0, "-n", 4, "--device", "cpu", "--out", "sampled", *flags.split()]
     assert aimamba("sample", "--model", models / "pipeline", *options).status == 0
     expected = pipeline([0], 4, SamplingConfig(**SETTINGS[flags]))
     seed = SETTINGS[flags].get("seed", 0)
-    drawn = pixels(here / "drawn")
-    assert same(drawn, {f"planets-seed{seed + j}.png": np.asarray(image) for j, image in enumerate(expected)})
+    sampled = pixels(here / "sampled")
+    assert same(sampled, {f"planets-seed{seed + j}.png": np.asarray(image) for j, image in enumerate(expected)})
     plain = pipeline([0], 4)
     assert any(not np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(plain, expected, strict=True))
 

@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 from aimamba.data.npz import write_npz
 from aimamba.data.sets import open_source
 from aimamba.errors import DataError
+from refusals import one_line_error
 
 
 def test_what_is_written_is_what_numpy_reads(tmp_path, pixels):
@@ -21,12 +22,6 @@ def test_what_is_written_is_what_numpy_reads(tmp_path, pixels):
         assert content["arr_0"].dtype == np.uint8
         assert_array_equal(content["arr_0"], images)
         assert_array_equal(content["arr_1"], labels)
-
-
-@pytest.fixture
-def pixels():
-    """Random images of 8 pixels."""
-    return lambda n, seed=0: np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -74,9 +69,8 @@ def test_memory_stays_bounded(tmp_path):
 )
 def test_refusals(tmp_path, content, message):
     np.savez(tmp_path / "s.npz", **content)
-    with pytest.raises(DataError, match=message) as caught:
+    with one_line_error(DataError, match=message):
         open_source(str(tmp_path / "s.npz"))
-    assert "\n" not in str(caught.value)
 
 
 def test_damaged_files(tmp_path, pixels):
@@ -119,9 +113,8 @@ def test_hostile_headers(tmp_path, pixels, name, content, message):
     with zipfile.ZipFile(tmp_path / "whole.npz") as whole, zipfile.ZipFile(tmp_path / "s.npz", "w") as changed:
         for part in whole.namelist():
             changed.writestr(part, content if part == f"{name}.npy" else whole.read(part))
-    with pytest.raises(DataError, match=message) as caught:
+    with one_line_error(DataError, match=message) as caught:
         open_source(str(tmp_path / "s.npz"))
-    assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
 
 

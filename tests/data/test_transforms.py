@@ -12,6 +12,7 @@ from PIL import Image
 from aimamba.data.files import open_image
 from aimamba.data.transforms import center_crop, flip, random_crop, resize, ten_crop, to_array, to_rgb
 from aimamba.errors import DataError
+from refusals import one_line_error
 
 
 def noise(width, height, seed=0, channels=3):
@@ -241,9 +242,8 @@ class TestBitDepth:
     )
     def test_an_unknown_range_is_an_error(self, tmp_path, values, message):
         Image.fromarray(values).save(tmp_path / "a.tif")
-        with pytest.raises(DataError, match=message) as caught:
+        with one_line_error(DataError, match=message) as caught:
             open_image(tmp_path / "a.tif")
-        assert "\n" not in str(caught.value)
         assert "a.tif" in str(caught.value)
 
     @pytest.mark.parametrize(

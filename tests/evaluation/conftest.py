@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -54,12 +53,6 @@ def few_avatars(cache, monkeypatch) -> None:
 
     monkeypatch.setattr(sets, "STYLES", STYLES)
     monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
-
-
-@pytest.fixture
-def pixels():
-    """Random images of 8 pixels."""
-    return lambda n, seed=0: np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
 
 
 @pytest.fixture

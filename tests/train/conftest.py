@@ -14,12 +14,12 @@ TIMINGS = ("seconds", "pictures_per_second")
 
 @pytest.fixture
 def rng() -> Callable[..., torch.Generator]:
-    """Make a random generator, seeded with 0 unless told otherwise."""
+    """Make a random generator, seeded with 0 by default."""
     return lambda seed=0: torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
-def pixels() -> Callable[..., np.ndarray]:
+def stacked() -> Callable[..., np.ndarray]:
     """Stack PIL images into one array."""
     return lambda images: np.stack([np.asarray(image) for image in images])
 

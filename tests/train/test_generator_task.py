@@ -143,7 +143,7 @@ def test_only_the_generator_is_trained(make, batch, rng):
     assert all(parameter.grad is None for parameter in task.tokenizer.parameters())
 
 
-def test_the_sheet_is_a_guided_sample_of_each_class(make, pixels, rendered_sheets):
+def test_the_sheet_is_a_guided_sample_of_each_class(make, stacked, rendered_sheets):
     task = make(sheet_pictures=2, sheet_cfg_scale=3.0, sheet_top_k=4)
     calls = rendered_sheets(generator_module)
     task.sheet(task.model)
@@ -151,7 +151,7 @@ def test_the_sheet_is_a_guided_sample_of_each_class(make, pixels, rendered_sheet
     assert tuple(names["row_names"]) == NAMES
     assert [len(row) for row in rows] == [2] * 5
     images = Pipeline(task.tokenizer, task.model, NAMES)(NAMES, 2, SamplingConfig(cfg_scale=3.0, top_k=4))
-    assert np.array_equal(pixels([image for row in rows for image in row]), pixels(images))
+    assert np.array_equal(stacked([image for row in rows for image in row]), stacked(images))
 
 
 def test_saving(make, tmp_path):

@@ -182,7 +182,7 @@ def test_held_out_metrics(make):
     assert 1 < measured["perplexity"] < 24 * measured["codes_used"]
 
 
-def test_the_sheet_shows_every_class_first(make, pixels, rendered_sheets):
+def test_the_sheet_shows_every_class_first(make, stacked, rendered_sheets):
     task = make(classes=(4, 4, 4, 1, 1, 0))
     calls = rendered_sheets(tokenizer_module)
     task.sheet(task.model)
@@ -190,10 +190,10 @@ def test_the_sheet_shows_every_class_first(make, pixels, rendered_sheets):
     assert names["row_names"] == ["original", "reconstruction"]
     assert names["column_names"] == ["planets", "sprouts", "cats", "cats", "cats", "sprouts"]
     expected = np.stack([task.held_out.image(i) for i in (5, 3, 0, 1, 2, 4)])
-    assert np.array_equal(pixels(originals), expected)
+    assert np.array_equal(stacked(originals), expected)
     output = task.model(to_float(torch.from_numpy(expected).permute(0, 3, 1, 2))).images.detach()
     levels = ((output.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
-    assert np.abs(pixels(reconstructions) - levels).max() <= 0.51, "rounded to 8 bits"
+    assert np.abs(stacked(reconstructions) - levels).max() <= 0.51, "rounded to 8 bits"
 
 
 def test_a_sheet_has_ten_columns_at_most(make, rendered_sheets):
