@@ -16,11 +16,7 @@ from aimamba.errors import CheckpointError
 
 PICKLED = (".pt", ".pth", ".bin")
 
-_NESTED = (
-    "ema",
-    "model",
-    "state_dict",
-)  # in the order in which LlamaGen's vq_demo.py and reconstruction_vq_ddp.py look
+_NESTED = ("ema", "model", "state_dict")  # in the order of LlamaGen's vq_demo.py and reconstruction_vq_ddp.py
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
 
 _DTYPES = {
