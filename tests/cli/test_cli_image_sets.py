@@ -185,10 +185,10 @@ def test_encoding(aimamba, model, name):
         assert count in (None, meta["pictures"])
 
 
-@pytest.mark.parametrize("name", ["avatars-16:thumbs", "fashion-mnist-28", "photos:cats", "photos"])
+@pytest.mark.parametrize("name", LEARNED)
 def test_training(aimamba, name):
     Path("vq.toml").write_text(RECIPE)
-    status, _, err = aimamba("train", "vq.toml", "--data", name, "--size", LEARNED.get(name, (0, 0, 16))[2])
+    status, _, err = aimamba("train", "vq.toml", "--data", name, "--size", LEARNED[name][2])
     assert status == 0, err
 
 
