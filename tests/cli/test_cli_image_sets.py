@@ -192,6 +192,48 @@ def test_training(aimamba, name):
     assert status == 0, err
 
 
+STUDY = """
+kind = "scaling"
+budget = 4
+
+[data]
+source = "{source}"
+size = 16
+
+[model]
+width = 16
+num_blocks = 1
+state_size = 4
+head_width = 8
+
+[fit]
+batch_size = 2
+lr = 1e-2
+
+[judging]
+reference = "{reference}"
+samples = 4
+scales = [1.0]
+
+[[variants]]
+name = "only"
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "reference"),
+    [("avatars-16:thumbs", "photos:train:3"), ("photos:cats", "square.npz")],  # others are in test_cli_study.py
+)
+def test_studying(aimamba, light, make_vq, source, reference):
+    make_vq(channel_mult=(1, 1, 2)).save_pretrained("vq")
+    Path("study.toml").write_text(STUDY.format(source=source, reference=reference))
+    status, _, err = aimamba("study", "study.toml", "--tokenizer", "vq", "--device", "cpu")
+    assert status == 0, err
+    results = json.loads(Path("studies/study/results.json").read_text())
+    assert list(results["runs"]) == ["only-seed-0"]
+    assert results["settings"]["recipe"]["judging"]["reference"] == reference
+
+
 NOT_LEARNED = {
     "avatars-16:held-out": "training and encoding choose the split themselves; leave out ':held-out'",
     "avatars-16:train:3": "leave out ':train' and what follows",
