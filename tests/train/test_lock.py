@@ -17,9 +17,13 @@ import os, sys, time
 from pathlib import Path
 from aimamba.train.lock import locked
 with locked(Path(sys.argv[1])):
-    if "fork" in sys.argv and os.fork() == 0:
-        time.sleep(5)
-        os._exit(0)
+    if "fork" in sys.argv:
+        receive, send = os.pipe()
+        if os.fork() == 0:
+            os.write(send, b"!")
+            time.sleep(5)
+            os._exit(0)
+        os.read(receive, 1)  # the child runs
     print("held", flush=True)
     time.sleep(60)
 """
