@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aimamba.checkpoints import checkpoint as module
-from aimamba.checkpoints import locate, weights
+from aimamba.checkpoints import locate
 from aimamba.checkpoints.checkpoint import open_checkpoint
 from aimamba.checkpoints.weights import WeightsFile, read_tensors
 from aimamba.errors import CheckpointError
 from aimamba.models import AiM, VQModel
 from aimamba.pipeline import Pipeline
+from watching import watch_tensors
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -37,27 +38,8 @@ def pickled(golden, tmp_path):
 @pytest.fixture
 def tensors_read(monkeypatch):
     """Names of the tensors that were read from safetensors files, in order."""
-    read, opened = [], weights.safe_open
-
-    class Watched:
-        def __init__(self, *arguments, **options):
-            self.file = opened(*arguments, **options)
-
-        def __enter__(self):
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *error):
-            return self.file.__exit__(*error)
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def get_tensor(self, key):
-            read.append(key)
-            return self.file.get_tensor(key)
-
-    monkeypatch.setattr(weights, "safe_open", Watched)
+    read = []
+    watch_tensors(monkeypatch, lambda path, name: read.append(name))
     return read
 
 

@@ -3,13 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from aimamba.checkpoints import locate, weights
 from aimamba.pipeline import Pipeline
+from watching import watch_tensors
+
+pytestmark = pytest.mark.usefixtures("photos")
 
 HUB_ID = "someone/something"
 
@@ -34,16 +35,6 @@ def folder(make_aim, make_vq, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def few_photos(here):
-    rng = np.random.default_rng(0)
-    for name in ("cats", "dogs"):
-        (here / "photos" / name).mkdir(parents=True)
-        for number in range(3):
-            pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(here / "photos" / name / f"{number}.png")
-
-
 class Reads:
     """Counts of requests to the hub, of configs read, and of tensors read by file and name."""
 
@@ -59,25 +50,10 @@ def reads(monkeypatch, folder):
         reads.hub[source] += 1
         return str(folder)
 
-    opened, read_text, load = weights.safe_open, Path.read_text, torch.load
+    read_text, load = Path.read_text, torch.load
 
-    class Watched:
-        def __init__(self, path, **options):
-            self.path, self.file = path, opened(path, **options)
-
-        def __enter__(self):
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *error):
-            return self.file.__exit__(*error)
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def get_tensor(self, key):
-            reads.tensors[self.path, key] += 1
-            return self.file.get_tensor(key)
+    def watched_tensor(path, name):
+        reads.tensors[path, name] += 1
 
     def watched_text(path, *arguments, **options):
         if path.suffix == ".json" and path.is_relative_to(folder):
@@ -89,7 +65,7 @@ def reads(monkeypatch, folder):
         return load(path, **options)
 
     monkeypatch.setattr(locate, "snapshot_download", download)
-    monkeypatch.setattr(weights, "safe_open", Watched)
+    watch_tensors(monkeypatch, watched_tensor)
     monkeypatch.setattr(Path, "read_text", watched_text)
     monkeypatch.setattr(torch, "load", watched_load)
     return reads
