@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   := runs
 READY  := $(VENV)/.ready
+GPU_TESTS := tests/ops tests/generation
 
 .PHONY: demo train-demo test test-gpu bench-gpu lint clean
 
@@ -22,8 +23,8 @@ test: $(READY)                  ## the whole suite
 	$(BIN)/python -m pytest -n 2
 
 # On a machine whose Python has a CUDA build of torch already: make test-gpu READY= BIN="$(dirname "$(which python3)")"
-test-gpu: $(READY)              ## kernels and graphs on a CUDA device, against the plain path
-	PYTHONPATH=src $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= tests/ops tests/generation
+test-gpu: $(READY)              ## kernels, graphs and training on a CUDA device, against the plain path
+	PYTHONPATH=src $(BIN)/python -m pytest -q -n 8 -o addopts= -o filterwarnings= $(GPU_TESTS)
 
 bench-gpu: $(READY)             ## benchmark generation, training and every kernel layout on a CUDA device
 	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda --layouts

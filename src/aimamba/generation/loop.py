@@ -49,7 +49,8 @@ def generate(
         DataError: A label is out of range or the prefix does not fit.
         ConfigError: The numbers of labels, configs and seeds differ; a seed is not in [0, 2^64); or the engine is
             unknown or cannot decode this model.
-        CheckpointError: After the last token, if the logits contain NaN or infinity, as with damaged weights.
+        CheckpointError: After the last token, if the logits contain NaN or infinity, as with damaged weights. With an
+            engine that queues its steps, this check is the only wait for the device.
     """
     count, length = labels.shape[0], model.config.num_tokens
     shared = config if isinstance(config, SamplingConfig) else None

@@ -1,5 +1,7 @@
 """The engine for CUDA devices. What needs one is marked ``gpu``; the rest of it is tested in ``test_recorded``."""
 
+from itertools import islice
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -8,6 +10,7 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines.cuda_graphs import CudaGraphEngine, capture
 from decoding import decode
+from waiting import counted_waits
 
 VARIANTS = [
     {"adaln": "block", "form": "dual"},
@@ -121,10 +124,13 @@ def test_no_step_waits_for_the_device(built, config):
     next(run)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in run:
-            pass
+        steps = [codes.shape[1] for codes in islice(run, model.config.num_tokens - 1)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert steps == list(range(2, model.config.num_tokens + 1))
+    with counted_waits("cuda") as waits:
+        assert list(run) == []
+    assert len(waits) == 1, "the last logits are checked, after the last step"
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines.recorded import RecordedEngine
 from aimamba.generation.engines.recorded_step import RecordedStep, triton_operators
 from decoding import decode
+from waiting import counted_waits
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -179,6 +180,31 @@ def test_generate_takes_it(model):
     engine.guided_sample = lambda logits, uniform, **_: torch.full_like(uniform, 7, dtype=torch.long)
     *_, codes = generate(model, labels, config, engine=engine)
     assert (codes == 7).all(), "it samples too"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingConfig(),
+        SamplingConfig(cfg_scale=2.0, temperature=0.8, top_k=5, top_p=0.9),
+        [SamplingConfig(cfg_scale=2.0), SamplingConfig(top_k=7), SamplingConfig(temperature=0.0)],
+    ],
+    ids=["plain", "all", "each"],
+)
+def test_only_the_end_of_an_image_reads_a_number(model, config):
+    """So that no step waits for a device; a CUDA device itself says so in ``test_cuda_graphs``."""
+    engine, _ = make_engine(model)
+    run = generate(model, torch.tensor([0, 3, 5]), config, engine=engine)
+    next(run)
+    waits = []
+    for _ in range(model.config.num_tokens - 1):
+        with counted_waits() as found:
+            next(run)
+        waits += found
+    assert waits == []
+    with counted_waits() as waits:
+        assert list(run) == []
+    assert len(waits) == 1, "the last logits are checked, after the last step"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -26,17 +26,21 @@ def no_memory(monkeypatch):
         each.cache_clear()
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @pytest.fixture
 def cuda(monkeypatch):
-    """Treat the CPU as a CUDA device; the kernels are interpreted."""
-    monkeypatch.setattr(scan, "_on_cuda", lambda x: True)
+    """Without a CUDA device, treat the CPU as one; the kernels are interpreted."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(scan, "_on_cuda", lambda x: True)
 
 
-def make(dtype=torch.float32, *, length=20, heads=2, first=True):
+def make(dtype=torch.float32, *, length=20, heads=2, first=True, device=DEVICE):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(device)
 
     dt, A = torch.nn.functional.softplus(normal(2, length, heads)), -normal(heads).exp()
     x, B, C = (normal(2, length, *rest).to(dtype) for rest in ((heads, 16), (16,), (16,)))
@@ -45,7 +49,7 @@ def make(dtype=torch.float32, *, length=20, heads=2, first=True):
 
 def test_a_cpu_ignores_the_named_backend(monkeypatch):
     monkeypatch.setenv(scan.ENVIRONMENT, "mamba-ssm")
-    inputs = make()
+    inputs = make(device="cpu")
     assert_close(scan.ssd_scan(*inputs, chunk_size=8), ssd_autograd(*inputs, chunk_size=8), rtol=0, atol=0)
 
 
@@ -101,7 +105,7 @@ def test_the_trial_works_inside_autocast_checkpoint_and_inference(cuda):
     pytest.importorskip("triton", reason="Triton is not installed")
     x, *rest = make(torch.bfloat16, first=False)
     x.requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = torch.utils.checkpoint.checkpoint(lambda x: scan.ssd_scan(x, *rest)[0], x, use_reentrant=False)
     y.float().sum().backward()
     assert x.grad.isfinite().all()
@@ -114,12 +118,12 @@ def test_a_model_trains_by_the_kernels(cuda, make_aim, monkeypatch):
     scans = pytest.importorskip("aimamba.ops.ssd.triton.chunked", reason="Triton is not installed")
     taken, plain = [], scans.ssd_chunked
     monkeypatch.setattr(scans, "ssd_chunked", lambda *inputs, **rest: taken.append(1) or plain(*inputs, **rest))
-    gradients = {}
+    gradients, codes, labels = {}, torch.arange(8, device=DEVICE)[None], torch.tensor([0], device=DEVICE)
     for name in ("plain", ""):
         monkeypatch.setenv(scan.ENVIRONMENT, name)
-        model = make_aim().train()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(torch.arange(8)[None], torch.tensor([0]), checkpointing=True)
+        model = make_aim().train().to(DEVICE)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            logits = model(codes, labels, checkpointing=True)
         logits.float().square().mean().backward()
         gradients[name] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert len(taken) == 5, "in two blocks, twice each, after a trial"
@@ -173,7 +177,7 @@ def test_fla_gets_what_it_documents(cuda, monkeypatch, first):
     def simple_gla(q, k, v, g, *, scale, initial_state, output_final_state):
         """The recurrence h = exp(g) h + k v^T, o = q h of its documentation, (B, T, H, ...)."""
         assert output_final_state
-        h = torch.zeros(q.shape[0], *q.shape[2:], v.shape[3]) if initial_state is None else initial_state
+        h = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if initial_state is None else initial_state
         outputs = []
         for t in range(q.shape[1]):
             h = h * g[:, t].exp()[..., None, None] + k[:, t, :, :, None] * v[:, t, :, None]
