@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 RUNS   := runs
 READY  := $(VENV)/.ready
 GPU_TESTS := tests/ops tests/generation
+PEERS  := .peers
 
 .PHONY: demo train-demo test test-gpu bench-gpu lint clean
 
@@ -26,8 +27,8 @@ test: $(READY)                  ## the whole suite
 test-gpu: $(READY)              ## kernels, graphs and training on a CUDA device, against the plain path
 	PYTHONPATH=src $(BIN)/python -m pytest -q -n 8 -o addopts= -o filterwarnings= $(GPU_TESTS)
 
-bench-gpu: $(READY)             ## benchmark generation, training and every kernel layout on a CUDA device
-	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda --layouts
+bench-gpu: $(READY)             ## the most telling figures of a CUDA device, in eight minutes; peers from $(PEERS)
+	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda --telling --seconds 480 --peers $(PEERS)
 
 lint: $(READY)                  ## style, types, layers
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from benchmarks.timing import repeated
 
 _BUFFER_BYTES = 1 << 30  # far more than any last-level cache
 _SHAPES = ((2048, 2048, 2048), (1024, 768, 16384), (1024, 3072, 1536), (4096, 4096, 4096))  # rows, inner, columns
+_LARGE = (8192, 8192, 8192)  # a GPU does smaller ones in less time than it takes to begin
 _READ_STREAMS = (1, 4, 8, 16)
 _ROUNDS = 3
 _COPY = "copy"
@@ -36,7 +37,8 @@ def measure_ceiling(measurement: Measurement) -> dict[str, Any]:
     if measurement.subject == "bandwidth":
         rates = _bandwidth(device, 1 << 22 if measurement.quick else _BUFFER_BYTES, measurement.limit_seconds)
     else:
-        shapes = _QUICK_SHAPES if measurement.quick else _SHAPES
+        shapes = _SHAPES if device.type == "cpu" else (*_SHAPES, _LARGE)
+        shapes = _QUICK_SHAPES if measurement.quick else shapes
         limit = measurement.limit_seconds / len(shapes)
         rates = {
             " x ".join(map(str, shape)): _products(shape, measurement.dtype, device, limit / 2) for shape in shapes

@@ -137,6 +137,33 @@ def training_operations(work: Work, *, images: int, tokens: int, mixing: bool = 
     return 3.0 * images * (tokens * per_token + 2 * work.once)
 
 
+def training_bytes(parameters: int, *, updates: bool) -> float:
+    """Return the bytes of the float32 weights that a training step moves.
+
+    Forward and backward read them and write their gradient. With ``updates``, AdamW also reads the gradient, reads and
+    writes the weights and both moments, and the moving average is read and written.
+
+    Args:
+        parameters: Number of all weights.
+        updates: Whether the optimiser takes its step.
+    """
+    return 4.0 * parameters * (2 + (1 + 2 + 4 + 2 if updates else 0))
+
+
+def training_floor(
+    work: Work, dtype: str, ceilings: Mapping[str, Any], *, images: int, tokens: int, parameters: int, updates: bool
+) -> Floor:
+    """Return the floor of a training step, with the arguments of ``training_operations`` and ``training_bytes``.
+
+    The products between tokens are not counted, because their number depends on the form chosen for them. What is kept
+    for the backward pass is not counted either, because it can be computed again.
+    """
+    done = training_operations(work, images=images, tokens=tokens)
+    moved = training_bytes(parameters, updates=updates)
+    rate = ceilings["operations_per_second"].get(dtype)
+    return Floor(moved, done, moved / ceilings["bytes_per_second"], done / rate if rate else None)
+
+
 def ssd_mixing(*, inner: int, state_size: int, chunk: int) -> int:
     """Return the matrix operations per token of one SSD layer in chunks: C B^T, its product with x, both states."""
     return 2 * chunk * (state_size + inner) + 4 * inner * state_size

@@ -22,6 +22,7 @@ from benchmarks.measurement import LAYOUTS, Measurement, SkippedError, first_lin
 from benchmarks.ours import aim_config
 
 POSITIONS = (32, 128, 255)
+STEP, WHOLE_STEP = "step", ("dual", "products", "modulation")  # a subject for what a usual step needs
 STATE_POSITION = 128  # the state has one size at every position
 PRODUCTS = ((8192, 4), (8192, 8), (16384, 4), (16384, 8), (32768, 8))  # numbers and warps of a program
 DTYPE = torch.bfloat16
@@ -75,7 +76,8 @@ def measure_kernel(measurement: Measurement) -> dict[str, Any]:
         with torch.device("meta"):
             model = AiM(aim_config(measurement)).to(DTYPE)
         step = Step(model=model, rows=2 * measurement.batch, device=device, layouts=measurement.variant == LAYOUTS)
-        return {"pieces": PIECES[measurement.subject](step)}
+        kinds = WHOLE_STEP if measurement.subject == STEP else (measurement.subject,)
+        return {"pieces": [piece for kind in kinds for piece in PIECES[kind](step)]}
 
 
 def microseconds(calls: Sequence[Callable[[], object]], *, repeats: int = 10) -> float:

@@ -15,6 +15,7 @@ SECTIONS = (
     "kernels",
     "scan",
     "convolution",
+    "profile",
 )
 
 LAYOUTS = "layouts"
@@ -43,6 +44,7 @@ class Measurement:
         size: Name of the preset that sets the shapes.
         device: Torch device.
         limit_seconds: Time limit for measuring, without building and warming up.
+        box_seconds: Time after which the process that measures is stopped; None is several times the limit.
         quick: Use tiny models, to check that everything runs.
         paths: Folders of peers, as pairs of name and path.
     """
@@ -56,13 +58,14 @@ class Measurement:
     size: str = "aim-b"
     device: str = "cpu"
     limit_seconds: float = 60.0
+    box_seconds: float | None = None
     quick: bool = False
     paths: tuple[tuple[str, str], ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
         """The fields that identify this measurement in a results file."""
-        skipped = ("limit_seconds", "paths", "device", "quick")
+        skipped = ("limit_seconds", "box_seconds", "paths", "device", "quick")
         return {name: value for name, value in asdict(self).items() if name not in skipped}
 
 

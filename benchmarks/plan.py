@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from aimamba.models import AIM_PRESETS
 from benchmarks.measurement import LAYOUTS, Measurement
 from benchmarks.peers import PEERS
+from benchmarks.telling import TRAINING_BATCH as TELLING_BATCH
+from benchmarks.telling import telling
 
 ENGINES = {  # by dtype of the matrices
     "cpu": {"float32": ("plain", "native"), "bfloat16": ("plain", "native"), "int8": ("native-int8",)},
@@ -25,6 +27,7 @@ SCAN_BACKENDS = {
 SCAN_BATCH = {"cpu": 4, "cuda": 16, "mps": 4}
 SCAN_SIZES = {"cpu": ("aim-b",), "cuda": ("aim-b", "aim-l", "aim-xl"), "mps": ("aim-b",)}
 CONVOLUTIONS = ("ours", "shifted products", "grouped")
+PROFILED = (("aim-xl", 64), ("aim-l", 1))  # sizes and batches of a decoding step on CUDA
 QUICK_TOKENS = 16
 DEFAULT_SIZE = "aim-b"
 
@@ -43,6 +46,7 @@ class Plan:
         limit_seconds: Time limit of one measurement.
         quick: Use tiny models.
         layouts: Time every launch layout of the kernels.
+        telling: Only the most telling figures of a GPU, see ``benchmarks.telling``.
     """
 
     sections: Sequence[str]
@@ -54,9 +58,12 @@ class Plan:
     limit_seconds: float = 60.0
     quick: bool = False
     layouts: bool = False
+    telling: bool = False
 
     def measurements(self) -> list[Measurement]:
-        """Return all measurements in order; ceilings come first."""
+        """Return all measurements in order; ceilings come first, unless the most telling figures do."""
+        if self.telling:
+            return list(telling(self._base(""), self.sections, self.paths))
         makers = {
             "ceilings": self._ceilings,
             "sampling": self._sampling,
@@ -67,6 +74,7 @@ class Plan:
             "kernels": self._kernels,
             "scan": self._scan,
             "convolution": self._convolution,
+            "profile": self._profile,
         }
         return [each for section, maker in makers.items() if section in self.sections for each in maker()]
 
@@ -183,3 +191,12 @@ class Plan:
         base = replace(self._base("convolution"), batch=TRAINING_BATCH)
         for dtype in self._float_dtypes():
             yield from (replace(base, dtype=dtype, subject=form) for form in CONVOLUTIONS)
+
+    def _profile(self) -> Iterator[Measurement]:
+        """A token of every engine and batch, and a training step, in bfloat16 where the plan has it."""
+        base = replace(self._base("profile"), dtype="bfloat16" if "bfloat16" in self.dtypes else self.dtypes[0])
+        if base.dtype in self._float_dtypes():
+            batch = TELLING_BATCH if self.device_type == "cuda" else TRAINING_BATCH
+            yield replace(base, subject="training", batch=batch)
+        for size, batch in PROFILED if self.device_type == "cuda" and not self.size else [(base.size, self.batches[0])]:
+            yield replace(base, subject="sampling", size=size, batch=batch, variant=self._engines(base.dtype)[-1])

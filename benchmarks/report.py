@@ -42,6 +42,7 @@ def markdown(results: Results) -> str:
         "kernels": _kernels,
         "scan": _scan,
         "convolution": _convolution,
+        "profile": _profile,
     }
     parts += [
         f"## {section.capitalize()}\n\n{make(results.of(section))}"
@@ -113,14 +114,25 @@ def _ceilings(found: list[Found]) -> str:
     return table(["ceiling", "best", "reached by"], rows)
 
 
+def _size(each: Found, found: list[Found]) -> str:
+    """The size, where a table holds several."""
+    return f", {each['size']}" if len({other["size"] for other in found}) > 1 else ""
+
+
+def _shape(each: Found, found: list[Found]) -> str:
+    """The size and the batch, where a table holds several."""
+    batch = f", batch {each['batch']}" if len({other["batch"] for other in found}) > 1 else ""
+    return _size(each, found) + batch
+
+
 def _sampling(found: list[Found]) -> str:
     head = ["", "dtype", "batch", "s/image", "ms/token", "floor, s/image", "times the floor", "peak GiB"]
     rows = []
-    for each in sorted(found, key=lambda each: (each["batch"], each["dtype"])):
+    for each in sorted(found, key=lambda each: (each["size"], each["batch"], each["dtype"])):
         floor = each.get("floor")
         rows.append(
             [
-                name(each),
+                name(each) + _size(each, found),
                 each["dtype"],
                 str(each["batch"]),
                 _range(each["seconds_per_picture"]) + marks(each),
@@ -134,16 +146,17 @@ def _sampling(found: list[Found]) -> str:
 
 
 def _training(found: list[Found]) -> str:
-    head = ["", "dtype", "tokens/s", "share of the matrix rate", "with mixing", "peak GiB"]
+    head = ["", "dtype", "tokens/s", "share of the matrix rate", "with mixing", "times the floor", "peak GiB"]
     rows = [
         [
-            name(each),
+            name(each) + _shape(each, found),
             each["dtype"],
             _range(each["tokens_per_second"]) + marks(each),
             *(
                 "" if each.get(share) is None else f"{each[share]:.0%}"
                 for share in ("matrix_share", "matrix_share_with_mixing")
             ),
+            _number(each.get("times_floor")),
             _gib(each["peak_bytes"]),
         ]
         for each in sorted(found, key=lambda each: each["dtype"])
@@ -270,8 +283,46 @@ def _convolution(found: list[Found]) -> str:
     return table(["", "size", "dtype", "ms, forward and backward"], rows)
 
 
+def _profile(found: list[Found]) -> str:
+    """One table for each token or step."""
+    parts = []
+    for each in found:
+        what = "a training step" if each["subject"] == "training" else "a token"
+        title = f"{what} of {each['size']}, {each['dtype']}, batch {each['batch']}: {summary(each)}"
+        rows = [
+            [f"`{kernel_name(line['name'])}`", *(cell.strip() for cell in _profile_cells(line))]
+            for line in each["kernels"]
+        ]
+        parts += [title[0].upper() + title[1:] + ".", table(["kernel", "us", "count", "share"], rows)]
+    return "\n\n".join(parts)
+
+
+def kernel_name(name: str, longest: int = 90) -> str:
+    """Return a kernel's name without what its templates repeat, on one line."""
+    short = " ".join(name.replace("void ", "").replace("at::native::", "").replace("`", "'").split())
+    return (short if len(short) <= longest else short[: longest - 3] + "...").replace("|", "/")
+
+
+def profiled(found: Found) -> list[str]:
+    """Return a profile as lines of text, the longest kernels first; none for another measurement."""
+    return [
+        f"  {'  '.join(_profile_cells(line))}  {kernel_name(line['name'])}"
+        for line in found.get("kernels", ())
+        if "share" in line
+    ]
+
+
+def _profile_cells(line: Found) -> list[str]:
+    return [f"{line['microseconds']:9.1f}", f"{line['count']:6g}", f"{line['share']:4.0%}"]
+
+
 def summary(found: Found) -> str:
     """Return the most important number of a measurement, as text."""
+    if "busy_milliseconds" in found:
+        return (
+            f"{_number(found['milliseconds'])} ms, of which kernels {_number(found['busy_milliseconds'])} ms in "
+            f"{_number(found['launches'])} launches"
+        )
     for key in (
         "seconds_per_picture",
         "tokens_per_second",

@@ -6,7 +6,7 @@ from typing import Any
 
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
-from benchmarks.floors import Work, sampling_floor, training_operations
+from benchmarks.floors import Floor, Work, sampling_floor, training_floor, training_operations
 from benchmarks.measurement import SECTIONS, Measurement
 
 FILE = "results.json"
@@ -43,6 +43,7 @@ class Results:
             results.measurements, results.skipped = content["measurements"], content["skipped"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: expected results of this command; choose another folder with --out") from error
+        results.complete()
         return results
 
     @classmethod
@@ -92,16 +93,19 @@ class Results:
         rates = {dtype: max(rate, rates.get("float32", 0.0)) for dtype, rate in rates.items()}
         return {"bytes_per_second": bandwidth[-1], "operations_per_second": rates} if bandwidth else None
 
-    def write(self, folder: Path) -> None:
-        """Compute floors and shares of the bandwidth, and write the file."""
-        ceilings = self.ceilings()
-        if ceilings is not None:
+    def complete(self) -> None:
+        """Compute floors and shares of the bandwidth."""
+        if (ceilings := self.ceilings()) is not None:
             for each in self.measurements:
                 add_floor(each, ceilings)
         add_shares(self.of("kernels"))
+
+    def write(self, folder: Path) -> None:
+        """Compute floors and shares of the bandwidth, and write the file."""
+        self.complete()
         content = {
             "provenance": self.provenance,
-            "ceilings": ceilings,
+            "ceilings": self.ceilings(),
             "measurements": self.measurements,
             "skipped": self.skipped,
         }
@@ -110,7 +114,7 @@ class Results:
 
 
 def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
-    """Add ``floor`` and ``times_floor`` to a time, or the share of the matrix rate to a training speed."""
+    """Add ``floor`` and ``times_floor`` to a time, and the share of the matrix rate to a training speed."""
     if "work" not in found:
         return
     work, tokens, batch = Work.read(found["work"]), found["tokens"], found["batch"]
@@ -119,17 +123,24 @@ def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
         for name, mixing in (("matrix_share", False), ("matrix_share_with_mixing", True)):
             operations = training_operations(work, images=batch, tokens=tokens, mixing=mixing)
             found[name] = operations / found["seconds"]["median"] / rate if rate else None
+        least = training_floor(
+            work,
+            found["dtype"],
+            ceilings,
+            images=batch,
+            tokens=tokens,
+            parameters=found["parameters"],
+            updates=found.get("updates", False),
+        )
+        found["floor"] = {"seconds": least.seconds, **_described(least)}
+        found["times_floor"] = found["seconds"]["median"] / least.seconds
         return
     seen = tokens + 1 if found["section"] == "growth" else None
     floor = sampling_floor(work, found["dtype"], ceilings, rows=2 * batch, tokens=tokens, seen=seen)
     found["floor"] = {
         "milliseconds_per_token": 1000 * floor.seconds,
         "seconds_per_picture": floor.seconds * tokens / batch,
-        "bound": floor.bound,
-        "bytes": floor.bytes,
-        "operations": floor.operations,
-        "bytes_milliseconds": 1000 * floor.bytes_seconds,
-        "operations_milliseconds": None if floor.operations_seconds is None else 1000 * floor.operations_seconds,
+        **_described(floor),
     }
     taken = (
         found["seconds_per_picture"]["median"] / tokens * batch * 1000
@@ -137,6 +148,16 @@ def add_floor(found: dict[str, Any], ceilings: dict[str, Any]) -> None:
         else found["milliseconds_per_token"]["median"]
     )
     found["times_floor"] = taken / found["floor"]["milliseconds_per_token"]
+
+
+def _described(floor: Floor) -> dict[str, Any]:
+    return {
+        "bound": floor.bound,
+        "bytes": floor.bytes,
+        "operations": floor.operations,
+        "bytes_milliseconds": 1000 * floor.bytes_seconds,
+        "operations_milliseconds": None if floor.operations_seconds is None else 1000 * floor.operations_seconds,
+    }
 
 
 def add_shares(kernels: list[dict[str, Any]]) -> None:

@@ -1,46 +1,83 @@
-"""Tokens per second of a forward and a backward pass over a few images."""
+"""Tokens per second of training on a few images: forward and backward, with or without the optimiser."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from benchmarks.measurement import Measurement, spread
+from aimamba.train.ema import ExponentialAverage
+from aimamba.train.optim import Learner, adamw
+from benchmarks.measurement import Measurement, SkippedError, spread
 from benchmarks.sampling import build
+from benchmarks.subject import Subject
+from benchmarks.telling import GRAPH, OPTIMIZER
 from benchmarks.timing import peak_bytes, repeated
 
 _MOST_RUNS = 10
+_LR, _CLIP, _DECAY = 1e-4, 1.0, 0.9999
 
 
 def measure_training(measurement: Measurement) -> dict[str, Any]:
-    """Run forward and backward without an optimizer; ``bfloat16`` is autocast over float32 weights.
+    """Run training steps; ``bfloat16`` is autocast over float32 weights.
+
+    The variant "with the optimiser" adds what ``aimamba.train.fit`` adds: clipping, AdamW, the moving average, and
+    reading the loss.
 
     Returns:
-        ``tokens_per_second`` and ``seconds`` of a pass with their spread, ``peak_bytes`` and ``work``.
+        ``tokens_per_second`` and ``seconds`` of a step with their spread, ``peak_bytes``, ``updates`` and ``work``.
     """
-    weights = Measurement(**{**measurement.__dict__, "dtype": "float32", "variant": ""})
-    subject, device = build(weights), torch.device(measurement.device)
-    subject.model.train()
-    parts = {"compiled": [subject.model], "blocks compiled": getattr(subject.model, "blocks", [])}
-    for module in parts.get(measurement.variant, []):
-        module.compile(dynamic=False)
-    vocabulary = subject.model.config.vocab_size  # type: ignore[union-attr]
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(vocabulary, (measurement.batch, measurement.tokens), generator=generator).to(device)
-    labels = torch.arange(measurement.batch, device=device)
-
-    def run() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=measurement.dtype == "bfloat16"):
-            loss = subject.loss(codes, labels)
-        loss.backward()
-        subject.model.zero_grad(set_to_none=True)
-
-    taken = repeated(run, device, limit=measurement.limit_seconds, most=_MOST_RUNS)
+    device = torch.device(measurement.device)
+    step, subject = training_step(measurement)
+    taken = repeated(step, device, limit=measurement.limit_seconds, warm_up=2, most=_MOST_RUNS)
     tokens = measurement.batch * measurement.tokens
     return {
         "seconds": spread(taken),
         "tokens_per_second": spread([tokens / seconds for seconds in taken]),
         "peak_bytes": peak_bytes(device),
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        "updates": measurement.variant in (OPTIMIZER, GRAPH),
         "work": asdict(subject.work),
     }
+
+
+def training_step(measurement: Measurement) -> tuple[Callable[[], object], Subject]:
+    """Build a generator, and return one training step on random codes, and the generator."""
+    weights = Measurement(**{**measurement.__dict__, "dtype": "float32", "variant": ""})
+    subject, device = build(weights), torch.device(measurement.device)
+    subject.model.train()
+    compiled = measurement.variant == "compiled"
+    parts = [subject.model] if compiled else list(getattr(subject.model, "blocks", ()))
+    for module in parts if measurement.variant in ("compiled", "blocks compiled") else ():
+        module.compile(dynamic=False)
+    vocabulary = subject.model.config.vocab_size  # type: ignore[union-attr]
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(vocabulary, (measurement.batch, measurement.tokens), generator=generator).to(device)
+    labels = torch.arange(measurement.batch, device=device)
+
+    def backward() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=measurement.dtype == "bfloat16"):
+            loss = subject.loss(codes, labels)
+        loss.backward()
+        return loss.detach()
+
+    def run() -> None:
+        backward()
+        subject.model.zero_grad(set_to_none=True)
+
+    if measurement.variant not in (OPTIMIZER, GRAPH):
+        return run, subject
+    if measurement.variant == GRAPH:
+        raise SkippedError("not in this version")
+    optimizer = adamw(subject.model, lr=_LR, betas=(0.9, 0.95), weight_decay=0.05)
+    learner, average = Learner(subject.model, optimizer, _LR), ExponentialAverage(subject.model, _DECAY)
+
+    def update() -> list[float]:
+        loss = backward()
+        read: list[float] = torch.stack([loss, learner.clip(_CLIP)]).tolist()
+        learner.step(_LR)
+        average.update(subject.model)
+        optimizer.zero_grad(set_to_none=True)
+        return read
+
+    return update, subject

@@ -24,6 +24,7 @@ _MEASURES = {
     "kernels": "benchmarks.kernels:measure_kernel",
     "scan": "benchmarks.scan:measure_scan",
     "convolution": "benchmarks.convolution:measure_convolution",
+    "profile": "benchmarks.profiling:measure_profile",
 }
 
 

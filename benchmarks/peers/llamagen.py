@@ -41,11 +41,15 @@ class LlamaGen(Subject):
             "resid_dropout_p": 0.0,
             "ffn_dropout_p": 0.0,
         }
-        if measurement.quick:
-            model = gpt.Transformer(gpt.ModelArgs(dim=32, n_layer=2, n_head=2, **settings))
-        else:
-            model = gpt.GPT_models[_SIZES[measurement.size]](**settings)
-        self.model = model.to(self.device, self.dtype)
+        with self.device:
+            if measurement.quick:
+                model = gpt.Transformer(gpt.ModelArgs(dim=32, n_layer=2, n_head=2, **settings))
+            else:
+                model = gpt.GPT_models[_SIZES[measurement.size]](**settings)
+        model = model.to(self.dtype)
+        self.model = model
+        if measurement.section == "sampling" and measurement.variant == "compiled":  # as its sample_c2i.py does
+            self.model = torch.compile(model, mode="reduce-overhead", fullgraph=True)
         self.work = Work(
             matrices=numbers(linear_weights(model)),
             memories=attention_memories(

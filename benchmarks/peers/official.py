@@ -38,18 +38,18 @@ class Official(Subject):
         if config.num_tokens != measurement.tokens or config.adaln not in ("block", "group"):
             raise UnavailableError(f"the official code has no model with the shape of {measurement.size}")
         self.tokens, self.device, self.kernels = config.num_tokens, torch.device(measurement.device), kernels
-        model = network(
-            settings(
-                d_model=config.width,
-                n_layer=config.num_blocks,
-                vocab_size=config.vocab_size,
-                ssm_cfg={"layer": "Mamba2", "headdim": config.head_width, "d_state": config.state_size},
-                num_classes=config.num_classes,
-                num_tokens=config.num_tokens,
-                adaln_group=config.adaln == "group",
-                num_groups=config.adaln_groups if config.adaln == "group" else 1,
-            )
+        shape = settings(
+            d_model=config.width,
+            n_layer=config.num_blocks,
+            vocab_size=config.vocab_size,
+            ssm_cfg={"layer": "Mamba2", "headdim": config.head_width, "d_state": config.state_size},
+            num_classes=config.num_classes,
+            num_tokens=config.num_tokens,
+            adaln_group=config.adaln == "group",
+            num_groups=config.adaln_groups if config.adaln == "group" else 1,
         )
+        with self.device:
+            model = network(shape)
         model.cfg_scale = CFG_SCALE
         self.model = model.to(self.device, TORCH_DTYPES[measurement.dtype])
         if find_spec("causal_conv1d") is None:

@@ -1,15 +1,19 @@
 """``python -m benchmarks``: the whole command on tiny models, and its messages."""
 
 import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from aimamba.models import AIM_PRESETS
 from aimamba.studies.provenance import provenance
-from benchmarks.__main__ import main
+from benchmarks.__main__ import _checkouts, _measure, main
 from benchmarks.measurement import Measurement
 from benchmarks.results import Results
+from benchmarks.telling import FIGURES
 
 
 def test_the_whole_command(tmp_path, monkeypatch, capsys):
@@ -51,13 +55,64 @@ def test_what_fails_is_reported_and_the_rest_continues(tmp_path, monkeypatch, ca
         "chunked": {"skipped": "failed: no such instruction"},
         "plain": {"off": {"y": 0.0}, "forward_ms": [1.0], "both_ms": [2.0], "peak_bytes": 0},
     }
-    monkeypatch.setattr("benchmarks.__main__._measure", lambda measurement: answers[measurement.subject])
+    monkeypatch.setattr("benchmarks.__main__._measure", lambda measurement, left: answers[measurement.subject])
     arguments = ["--quick", "--device", "cpu", "--dtypes", "float32", "--only", "scan", "--out", str(tmp_path / "new")]
     assert main(arguments) == 0
     content = json.loads((tmp_path / "new" / "results.json").read_text())
     assert content["skipped"] == ["scan of chunked, aim-b, float32, batch 4, 16 tokens: failed: no such instruction"]
     assert [each["subject"] for each in content["measurements"]] == ["plain"]
     assert f"not measured: {content['skipped'][0]}\n" in capsys.readouterr().out
+
+
+def test_what_there_is_no_time_for_is_reported(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.__main__.time", SimpleNamespace(monotonic=lambda: now[0]))
+    lefts = []
+
+    def measured(measurement, left):
+        lefts.append(left)
+        now[0] += 60
+        return {"tokens_per_second": 1.0, "peak_bytes": 0, "skipped": "no device"}
+
+    monkeypatch.setattr("benchmarks.__main__._measure", measured)
+    arguments = ["--device", "cpu", "--telling", "--seconds", "100", "--only", "training", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert lefts == [100, 40]
+    skipped = json.loads((tmp_path / "results.json").read_text())["skipped"]
+    assert len(skipped) == sum(row[0] == "training" and row[1] == "aim" for row in FIGURES)
+    assert skipped[2].endswith("the 100 s for everything were over; raise --seconds, or choose with --only")
+    assert skipped[2] in capsys.readouterr().out
+
+
+def test_what_outlives_its_time_is_stopped_with_all_it_started(tmp_path, monkeypatch):
+    """As a compiler that a worker has started, which would hold its pipes."""
+    left = tmp_path / "left"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "torch.py").write_text(
+        "import os, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(left)!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    started = time.monotonic()
+    found = _measure(Measurement(section="training", subject="aim", box_seconds=2.0))
+    assert found == {"skipped": "did not finish in 2 s and was stopped"}
+    assert time.monotonic() - started < 20
+    assert not running(int(left.read_text()))
+
+
+def running(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_peers_of_a_folder_are_those_that_are_there(tmp_path):
+    (tmp_path / "LlamaGen").mkdir()
+    assert _checkouts(tmp_path) == {"llamagen": str(tmp_path / "LlamaGen")}
+    assert _checkouts(None) == _checkouts(tmp_path / "missing") == {}
 
 
 def test_the_estimate_names_every_size(capsys):

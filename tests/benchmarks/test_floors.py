@@ -15,6 +15,8 @@ from benchmarks.floors import (
     sampling_floor,
     sampling_operations,
     ssd_mixing,
+    training_bytes,
+    training_floor,
     training_operations,
 )
 from benchmarks.ours import attention_of_same_size, count_work
@@ -100,6 +102,18 @@ def test_training_operations_by_hand():
     assert training_operations(work, images=2, tokens=5, mixing=True) == 3 * 2 * (5 * 27 + 6)
     assert ssd_mixing(inner=6, state_size=4, chunk=8) == 2 * 8 * 4 + 2 * 8 * 6 + 2 * 2 * 6 * 4
     assert attention_mixing(width=6, tokens=3) * 3 == 2 * 2 * 6 * (1 + 2 + 3)
+
+
+def test_a_training_step_by_hand():
+    assert training_bytes(10, updates=False) == 10 * 4 * 2, "weights are read, gradients written"
+    # The optimiser reads gradients, and reads and writes weights, both moments and the average.
+    assert training_bytes(10, updates=True) == 10 * 4 * (2 + 1 + 2 * 3 + 2)
+    work = Work(matrices=1000)
+    step = {"images": 2, "tokens": 5, "parameters": 1000, "updates": True}
+    few = training_floor(work, "float32", CEILINGS, **step)
+    assert (few.bound, few.seconds) == ("bytes", 4 * 11 * 1000 / 1e9)
+    many = training_floor(work, "float32", CEILINGS, **(step | {"images": 2000}))
+    assert (many.bound, many.seconds) == ("operations", 3 * 2000 * 5 * 2000 / 1e10)
 
 
 def test_work_survives_json():

@@ -1,5 +1,7 @@
 """The plan of the benchmarks, and every kind of measurement on tiny models."""
 
+import json
+
 import pytest
 
 from aimamba.models import AIM_PRESETS
@@ -8,6 +10,7 @@ from benchmarks.measurement import LAYOUTS, SECTIONS, Measurement, spread
 from benchmarks.ours import Ours
 from benchmarks.plan import KERNELS, Plan
 from benchmarks.report import summary
+from benchmarks.telling import OPTIMIZER
 from benchmarks.worker import measure, read_measurement, write_measurement
 
 
@@ -45,6 +48,9 @@ def test_peers_are_measured_where_named():
         ("ceilings", "bandwidth", "", "best"),
         ("ceilings", "products", "", "best"),
         ("training", "aim", "", "tokens_per_second"),
+        ("training", "aim", OPTIMIZER, "tokens_per_second"),
+        ("profile", "training", "", "kernels"),
+        ("profile", "sampling", "plain", "kernels"),
         ("growth", "attention", "plain", "milliseconds_per_token"),
         ("startup", "load", "", "seconds"),
         ("decoder", "aim", "fast", "seconds_per_picture"),
@@ -116,3 +122,18 @@ def test_layouts_are_measured_where_chosen():
     assert {each.subject for each in measured if each.variant == LAYOUTS} == {*KERNELS, "triton"}
     [scan] = [each for each in measured if each.section == "scan" and each.variant == LAYOUTS]
     assert (scan.subject, scan.size, scan.dtype) == ("triton", "aim-b", "bfloat16")
+
+
+def test_the_most_telling_figures_of_a_gpu():
+    figures = plan("cuda", telling=True)
+    assert [(each.section, each.size, each.batch) for each in figures[:2]] == [
+        ("sampling", "aim-xl", 64),
+        ("training", "aim-b", 32),
+    ]
+    assert {each.subject for each in figures if each.section in ("sampling", "training")} == {"aim"}, "no peer is named"
+    assert len({json.dumps(each.identity) for each in figures}) == len(figures)
+    paths = {"official": "AiM", "llamagen": "LlamaGen"}
+    more = plan("cuda", telling=True, paths=paths)
+    assert {each.subject for each in more} >= {"official", "llamagen", "vq-official"}
+    assert all(each.box_seconds and each.dtype == "bfloat16" for each in more)
+    assert {each.section for each in plan("cuda", telling=True, sections=["profile"])} == {"profile"}
