@@ -350,8 +350,8 @@ def test_auto_is_bfloat16_where_that_is_faster(tmp_path, monkeypatch, capsys, ou
 
 
 def test_the_randomness_of_a_step_depends_on_all_bits_of_the_seed():
-    from aimamba.train.fit import _rng
+    from aimamba.train.step import step_generator
 
     seeds = [1, *(1 + 2**bit for bit in range(32, 64))]
-    found = {tuple(torch.rand(4, generator=_rng(seed, 3, torch.device("cpu"))).tolist()) for seed in seeds}
+    found = {tuple(torch.rand(4, generator=step_generator(seed, 3, torch.device("cpu"))).tolist()) for seed in seeds}
     assert len(found) == len(seeds)

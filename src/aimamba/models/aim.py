@@ -283,7 +283,10 @@ class AiM(PretrainedModel[AiMConfig]):
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             if checkpointing:
-                residual = checkpoint(block, residual, modulation[:, index], use_reentrant=False)
+                # Blocks draw no random numbers, and reading their state would wait for a device.
+                residual = checkpoint(
+                    block, residual, modulation[:, index], use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 residual = block(residual, modulation[:, index])
         return (self._logits if head else self._final)(residual, final_modulation[:, None])

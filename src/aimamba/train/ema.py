@@ -26,19 +26,24 @@ class ExponentialAverage(Generic[Model]):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        self._source: Model | None = None
+        self._averages: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._counters: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @torch.no_grad()
     def update(self, model: Model) -> None:
         """Update the average with the weights of ``model``."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, values = [], []
-        for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:
-                average.copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)  # one kernel for all tensors
+        if self._source is not model:  # finding hundreds of tensors takes longer than queueing their update
+            self._source = model
+            pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+            self._averages = [average for average, _ in pairs if average.is_floating_point()]
+            self._values = [value for average, value in pairs if average.is_floating_point()]
+            self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        for average, value in self._counters:
+            average.copy_(value)
+        torch._foreach_lerp_(self._averages, self._values, 1 - decay)  # one kernel for all tensors
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:

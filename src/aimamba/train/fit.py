@@ -17,14 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, cast
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aimamba.config import check, to_mapping
 from aimamba.devices import bfloat16_pays
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
+from aimamba.train.ahead import Ahead
 from aimamba.train.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -43,7 +43,8 @@ from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
 from aimamba.train.result import RESULT, discard_old_result, is_finished, save_result
 from aimamba.train.settings import FitConfig
-from aimamba.train.task import Batch, Model, Task, to_device
+from aimamba.train.step import RecordedStep, TrainingStep, check_recordable
+from aimamba.train.task import Batch, Model, Task
 from aimamba.train.tensorboard import TensorBoard, require_tensorboard
 from aimamba.train.toml import to_toml
 from aimamba.train.tracking import Progress, RunningMeans, read_metrics
@@ -168,6 +169,8 @@ class _Run(Generic[Model, Batch]):
         self.precision = config.precision
         if self.precision == "auto":
             self.precision = "bfloat16" if bfloat16_pays(device) else "float32"
+        if config.cuda_graph:
+            check_recordable(task, device)
         self.model = task.model.to(device).train()
         optimizer = adamw(
             self.model,
@@ -196,13 +199,16 @@ class _Run(Generic[Model, Batch]):
             check_same_basis(saved.basis, self.basis, out)
             restore(saved, self.parts, out / CHECKPOINT_FILE)
             self.step, self.seconds = saved.step, saved.seconds
+        steps = RecordedStep if config.cuda_graph else TrainingStep
+        self.taken = steps(task, self.model, self.learners, config, device, self.precision)
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
 
     def train(self, interruption: Interruption, records: Records, progress: Progress) -> None:
         """Take the remaining steps, with evaluations and checkpoints in between, and save the model."""
         config = self.config
-        batches = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
+        read = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
+        batches = Ahead(read, self.device)
         failures = 0
         while True:
             if interruption.received:
@@ -252,7 +258,7 @@ class _Run(Generic[Model, Batch]):
             f"finished {self.out}: {config.steps} steps in {self.seconds:.0f} s; the model is {self.out}/model"
         )
 
-    def update(self, batches: Iterator[Batch], lr: float) -> tuple[float, float]:
+    def update(self, batches: Ahead[Batch], lr: float) -> tuple[float, float]:
         """Take one step, or skip it if its loss or gradient is not finite.
 
         Args:
@@ -262,30 +268,17 @@ class _Run(Generic[Model, Batch]):
         Returns:
             The loss as reported, and the norm of the gradient before clipping.
         """
-        parts = self.config.accumulation
-        rng = _rng(self.config.seed, self.step, self.device)
-        reports: list[dict[str, Tensor | float]] = []
-        losses = []
-        for batch in islice(batches, parts):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss, report = self.task.loss(self.model, to_device(batch, self.device), rng, self.step)
-            (loss / parts).backward()
-            losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
-            reports.append(report)
-        gradients = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
-        mean, *norms = torch.stack([torch.stack(losses).mean(), *gradients]).tolist()  # waits for the device, once
+        values, reports = self.taken.take(islice(batches, self.config.accumulation), self.step, lr)
+        batches.fetch()
+        mean, *norms = values.tolist()  # waits for the device, once
         norm = math.hypot(*norms)
         if math.isfinite(mean) and math.isfinite(norm):
-            for learner in self.learners:
-                learner.step(lr * (learner.peak / self.config.lr))
             if self.average is not None:
                 self.average.update(self.model)
             names = ("gradient_norm", "adversary_gradient_norm")
             self.means.add({"loss": mean, **dict(zip(names, norms, strict=False))})
             for report in reports:
                 self.means.add(report)
-        for learner in self.learners:
-            learner.optimizer.zero_grad(set_to_none=True)
         return mean, norm
 
     def evaluate_and_render(self, records: Records, progress: Progress) -> None:
@@ -322,9 +315,3 @@ class _Run(Generic[Model, Batch]):
         """Write ``model/``."""
         with self.model_to_keep() as model:
             save_result(self.out, self.recipe, lambda folder: self.task.save(model, folder))
-
-
-def _rng(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """Return a random generator seeded for ``step``, so that no random state has to be saved."""
-    state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state[0]))

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -82,8 +83,35 @@ class Learner(NamedTuple):
         """Clip the norm of the gradient of all parameters to ``limit`` (0 is no limit); return the norm before."""
         return nn.utils.clip_grad_norm_(self.network.parameters(), limit or math.inf).float()
 
-    def step(self, lr: float) -> None:
-        """Update the parameters that have a gradient, with learning rate ``lr``."""
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next steps."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def step(self, skip: Tensor | None = None) -> None:
+        """Update the parameters that have a gradient.
+
+        Args:
+            skip: A float32 scalar on the device; 1 leaves parameters and moments as they are. So nobody has to wait for
+                it, unlike for a condition.
+        """
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # how torch's GradScaler tells a fused optimiser
         self.optimizer.step()
+
+    def make_recordable(self) -> None:
+        """Prepare for a CUDA graph: the learning rate becomes a tensor, which ``set_lr`` fills.
+
+        The states that are saved and loaded have numbers all the same.
+        """
+
+        def with_numbers(optimizer: Optimizer, state: dict[str, Any]) -> None:
+            for group in state["param_groups"]:
+                group |= {"lr": float(group["lr"]), "capturable": False}
+
+        for group in self.optimizer.param_groups:
+            rate = torch.tensor(float(group["lr"]), dtype=torch.float32, device=group["params"][0].device)
+            group |= {"lr": rate, "capturable": True}
+        self.optimizer.register_state_dict_post_hook(with_numbers)

@@ -60,6 +60,9 @@ class Task(Protocol[Model, Batch]):
         With an adversary, the loss is the sum of the model's loss and the adversary's. Neither part may have gradients
         with respect to the other network. A network that gets no gradient in a step is not updated.
 
+        With ``fit.cuda_graph`` this is called in the first steps only, and what it did on the device is replayed: it
+        must not depend on ``step``, nor on numbers that it reads from the device.
+
         Args:
             model: The model in training.
             batch: The examples, on the model's device.

@@ -1,0 +1,215 @@
+"""One training step on the device: loss, gradients, clipping and optimisers, without waiting for the device.
+
+``RecordedStep`` records it as a CUDA graph. A step of a generator launches a thousand kernels or more; replayed as a
+graph, they follow each other without Python in between.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aimamba.config import check
+from aimamba.errors import ConfigError
+from aimamba.train.optim import Learner
+from aimamba.train.settings import FitConfig
+from aimamba.train.task import Batch, Model, Task
+
+Reports = list[dict[str, Tensor | float]]
+"""What ``Task.loss`` reports, for each part of a batch."""
+
+_WARM_UP_STEPS = 2  # compile kernels and allocate what libraries keep, which a recording must not do
+
+
+class TrainingStep(Generic[Model, Batch]):
+    """Takes steps as they are written.
+
+    Args:
+        task: The task, whose ``loss`` is minimised.
+        model: The model in training, on ``device``.
+        learners: The networks with their optimisers.
+        config: Settings of the loop.
+        device: Where to train.
+        precision: ``float32`` or ``bfloat16``, for the forward pass.
+    """
+
+    def __init__(
+        self,
+        task: Task[Model, Batch],
+        model: Model,
+        learners: Sequence[Learner],
+        config: FitConfig,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.task, self.model, self.learners, self.config = task, model, learners, config
+        self.device, self.precision = device, precision
+
+    def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
+        """Take step number ``step``; if its loss or gradient is not finite, weights and moments stay as they are.
+
+        Args:
+            parts: The parts of the batch, on the device.
+            step: Number of the step, counted from 0.
+            lr: Learning rate of the model.
+
+        Returns:
+            A vector on the device: the loss as reported, then the norm of each network's gradient before clipping; and
+            the reports of the parts. Both may be overwritten by the next step.
+        """
+        self._set_lr(lr)
+        found = self._run(parts, step_generator(self.config.seed, step, self.device), step)
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def _set_lr(self, lr: float) -> None:
+        for learner in self.learners:
+            learner.set_lr(lr * (learner.peak / self.config.lr))
+
+    def _run(self, parts: Iterable[Batch], rng: torch.Generator, step: int) -> tuple[Tensor, Reports]:
+        reports: Reports = []
+        losses = []
+        for batch in parts:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                loss, report = self.task.loss(self.model, batch, rng, step)
+            (loss / self.config.accumulation).backward()
+            losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
+            reports.append(report)
+        gradients = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
+        values = torch.stack([torch.stack(losses).mean(), *gradients])
+        skip = values.isfinite().all().logical_not().float()
+        for learner in self.learners:
+            learner.step(skip)
+        return values, reports
+
+
+class RecordedStep(TrainingStep[Model, Batch]):
+    """Takes the first two steps as they are written, records the third, and replays it from then on.
+
+    Batches are copied into the tensors that were recorded. Random numbers are those of ``TrainingStep``, because the
+    generator belongs to the recording and is seeded before every step.
+
+    Args:
+        record: Turns a step on fixed tensors, with its generator, into one that repeats it.
+    """
+
+    def __init__(
+        self,
+        task: Task[Model, Batch],
+        model: Model,
+        learners: Sequence[Learner],
+        config: FitConfig,
+        device: torch.device,
+        precision: str,
+        *,
+        record: "Callable[[Run, torch.Generator], Run] | None" = None,
+    ) -> None:
+        super().__init__(task, model, learners, config, device, precision)
+        self._record = capture if record is None else record
+        self._rng = torch.Generator(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._batch: Batch | None = None
+        self._replay: Run | None = None
+        self._warm_up = _WARM_UP_STEPS
+        for learner in learners:
+            learner.make_recordable()
+
+    def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
+        """See ``TrainingStep.take``.
+
+        Raises:
+            ConfigError: The batch has another shape than those before it, or the step cannot be recorded.
+        """
+        self._set_lr(lr)
+        self._rng.manual_seed(step_seed(self.config.seed, step))
+        [batch] = parts
+        self._fill(batch)
+        if self._replay is None and self._warm_up > 0:
+            self._warm_up -= 1
+            return self._aside()
+        if self._replay is None:
+            self._forget_gradients()  # those of the recording are in its own memory
+            try:
+                self._replay = self._record(self._run_recorded, self._rng)
+            except RuntimeError as error:  # an operation that waits for the device, or another that CUDA refuses
+                reason = str(error).strip().partition("\n")[0]
+                raise ConfigError(f"fit.cuda_graph: the step cannot be recorded ({reason}); set it to false") from error
+        return self._replay()
+
+    def _run_recorded(self) -> tuple[Tensor, Reports]:
+        assert self._batch is not None
+        return self._run([self._batch], self._rng, 0)
+
+    def _aside(self) -> tuple[Tensor, Reports]:
+        """Take a step on the stream that will be recorded, or on the only one."""
+        self._forget_gradients()
+        if self._stream is None:
+            return self._run_recorded()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            found = self._run_recorded()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return found
+
+    def _forget_gradients(self) -> None:
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+
+    def _fill(self, batch: Batch) -> None:
+        """Copy a batch into the fixed tensors."""
+        if self._batch is None:
+            copies = [tensor.clone() for tensor in batch]
+            self._batch = type(batch)._make(copies) if hasattr(batch, "_make") else type(batch)(copies)
+            return
+        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (self._batch, batch)]
+        check(
+            shapes[0] == shapes[1],
+            f"fit.cuda_graph needs batches of one shape, got {shapes[1]} after {shapes[0]}; set it to false",
+        )
+        for fixed, tensor in zip(self._batch, batch, strict=True):
+            fixed.copy_(tensor, non_blocking=True)
+
+
+Run = Callable[[], tuple[Tensor, Reports]]
+"""A step on fixed tensors."""
+
+
+def capture(run: Run, rng: torch.Generator) -> Run:
+    """Capture what ``run`` launches as a CUDA graph with the generator ``rng``. Calling the result replays it."""
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(rng)
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load images meanwhile
+        found = run()
+
+    def replay() -> tuple[Tensor, Reports]:
+        graph.replay()
+        values, reports = found
+        return values, [dict(report) for report in reports]
+
+    return replay
+
+
+def check_recordable(task: Task[Model, Batch], device: torch.device) -> None:
+    """Raise a ``ConfigError`` if the steps of a task cannot be recorded as a CUDA graph on this device."""
+    check(
+        device.type == "cuda",
+        f"fit.cuda_graph needs a CUDA device, and the run is on {device.type}; set it to false",
+    )
+    check(
+        task.adversary() is None and not task.companions(),
+        "fit.cuda_graph replays one step, and the steps of this stage differ (a discriminator, or a codebook that is "
+        "refilled); set it to false",
+    )
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of the random numbers of ``step`` in a run with ``seed``."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Return a random generator seeded for ``step``, so that no random state has to be saved."""
+    return torch.Generator(device).manual_seed(step_seed(seed, step))
