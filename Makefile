@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   := runs
 READY  := $(VENV)/.ready
-GPU_TESTS := tests/ops tests/generation
+GPU_TESTS := tests/ops tests/generation tests/train/test_training_step.py
 PEERS  := .peers
 
 .PHONY: demo train-demo test test-gpu bench-gpu lint clean

@@ -5,9 +5,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from aimamba.data.codes import CodeBatch
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.optim import Learner, adamw
+from aimamba.train.settings import FitConfig
+from aimamba.train.step import RecordedStep, TrainingStep
 from benchmarks.measurement import Measurement, SkippedError, spread
 from benchmarks.sampling import build
 from benchmarks.subject import Subject
@@ -15,7 +19,7 @@ from benchmarks.telling import GRAPH, OPTIMIZER
 from benchmarks.timing import peak_bytes, repeated
 
 _MOST_RUNS = 10
-_LR, _CLIP, _DECAY = 1e-4, 1.0, 0.9999
+_LR, _DECAY = 1e-4, 0.9999
 
 
 def measure_training(measurement: Measurement) -> dict[str, Any]:
@@ -29,7 +33,7 @@ def measure_training(measurement: Measurement) -> dict[str, Any]:
     """
     device = torch.device(measurement.device)
     step, subject = training_step(measurement)
-    taken = repeated(step, device, limit=measurement.limit_seconds, warm_up=2, most=_MOST_RUNS)
+    taken = repeated(step, device, limit=measurement.limit_seconds, warm_up=3, most=_MOST_RUNS)
     tokens = measurement.batch * measurement.tokens
     return {
         "seconds": spread(taken),
@@ -55,29 +59,37 @@ def training_step(measurement: Measurement) -> tuple[Callable[[], object], Subje
     codes = torch.randint(vocabulary, (measurement.batch, measurement.tokens), generator=generator).to(device)
     labels = torch.arange(measurement.batch, device=device)
 
-    def backward() -> torch.Tensor:
+    def run() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=measurement.dtype == "bfloat16"):
             loss = subject.loss(codes, labels)
         loss.backward()
-        return loss.detach()
-
-    def run() -> None:
-        backward()
         subject.model.zero_grad(set_to_none=True)
 
     if measurement.variant not in (OPTIMIZER, GRAPH):
         return run, subject
-    if measurement.variant == GRAPH:
-        raise SkippedError("not in this version")
-    optimizer = adamw(subject.model, lr=_LR, betas=(0.9, 0.95), weight_decay=0.05)
-    learner, average = Learner(subject.model, optimizer, _LR), ExponentialAverage(subject.model, _DECAY)
+    return _with_optimizer(measurement, subject, CodeBatch(codes, labels)), subject
+
+
+def _with_optimizer(measurement: Measurement, subject: Subject, batch: CodeBatch) -> Callable[[], object]:
+    """Return a step as ``aimamba.train.fit`` takes it, without the data."""
+    device, graph = torch.device(measurement.device), measurement.variant == GRAPH
+    if graph and device.type != "cuda":
+        raise SkippedError("a CUDA graph needs a CUDA device")
+
+    def loss(_model: nn.Module, batch: CodeBatch, _rng: torch.Generator, _step: int) -> tuple[Tensor, dict[str, Any]]:
+        return subject.loss(batch.codes, batch.labels), {}
+
+    config = FitConfig(steps=1, batch_size=measurement.batch, lr=_LR, cuda_graph=graph)
+    optimizer = adamw(subject.model, lr=_LR, betas=config.betas, weight_decay=config.weight_decay)
+    average = ExponentialAverage(subject.model, _DECAY)
+    kind: Any = RecordedStep if graph else TrainingStep
+    learners = [Learner(subject.model, optimizer, _LR)]
+    step = kind(loss, subject.model, learners, config, device, measurement.dtype)
 
     def update() -> list[float]:
-        loss = backward()
-        read: list[float] = torch.stack([loss, learner.clip(_CLIP)]).tolist()
-        learner.step(_LR)
+        values, _ = step.take([batch], 0, _LR)
+        read: list[float] = values.tolist()
         average.update(subject.model)
-        optimizer.zero_grad(set_to_none=True)
         return read
 
-    return update, subject
+    return update

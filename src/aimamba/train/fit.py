@@ -200,7 +200,7 @@ class _Run(Generic[Model, Batch]):
             restore(saved, self.parts, out / CHECKPOINT_FILE)
             self.step, self.seconds = saved.step, saved.seconds
         steps = RecordedStep if config.cuda_graph else TrainingStep
-        self.taken = steps(task, self.model, self.learners, config, device, self.precision)
+        self.taken = steps(task.loss, self.model, self.learners, config, device, self.precision)
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
 

@@ -20,6 +20,9 @@ from aimamba.train.task import Batch, Model, Task
 Reports = list[dict[str, Tensor | float]]
 """What ``Task.loss`` reports, for each part of a batch."""
 
+Loss = Callable[[Model, Batch, torch.Generator, int], tuple[Tensor, dict[str, Tensor | float]]]
+"""See ``Task.loss``."""
+
 _WARM_UP_STEPS = 2  # compile kernels and allocate what libraries keep, which a recording must not do
 
 
@@ -27,7 +30,7 @@ class TrainingStep(Generic[Model, Batch]):
     """Takes steps as they are written.
 
     Args:
-        task: The task, whose ``loss`` is minimised.
+        loss: ``Task.loss``.
         model: The model in training, on ``device``.
         learners: The networks with their optimisers.
         config: Settings of the loop.
@@ -37,14 +40,14 @@ class TrainingStep(Generic[Model, Batch]):
 
     def __init__(
         self,
-        task: Task[Model, Batch],
+        loss: Loss[Model, Batch],
         model: Model,
         learners: Sequence[Learner],
         config: FitConfig,
         device: torch.device,
         precision: str,
     ) -> None:
-        self.task, self.model, self.learners, self.config = task, model, learners, config
+        self.loss, self.model, self.learners, self.config = loss, model, learners, config
         self.device, self.precision = device, precision
 
     def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
@@ -74,7 +77,7 @@ class TrainingStep(Generic[Model, Batch]):
         losses = []
         for batch in parts:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss, report = self.task.loss(self.model, batch, rng, step)
+                loss, report = self.loss(self.model, batch, rng, step)
             (loss / self.config.accumulation).backward()
             losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
@@ -98,7 +101,7 @@ class RecordedStep(TrainingStep[Model, Batch]):
 
     def __init__(
         self,
-        task: Task[Model, Batch],
+        loss: Loss[Model, Batch],
         model: Model,
         learners: Sequence[Learner],
         config: FitConfig,
@@ -107,7 +110,7 @@ class RecordedStep(TrainingStep[Model, Batch]):
         *,
         record: "Callable[[Run, torch.Generator], Run] | None" = None,
     ) -> None:
-        super().__init__(task, model, learners, config, device, precision)
+        super().__init__(loss, model, learners, config, device, precision)
         self._record = capture if record is None else record
         self._rng = torch.Generator(device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
