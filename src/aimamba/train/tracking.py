@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,7 +32,13 @@ class RunningMeans:
 
     def take(self) -> dict[str, float]:
         """Return the mean of each name since the last call, and start again."""
-        means = {name: float(total) / self._counts[name] for name, total in self._totals.items()}
+        totals = {name: total for name, total in self._totals.items() if not isinstance(total, Tensor)}
+        tensors = {name: total for name, total in self._totals.items() if isinstance(total, Tensor)}
+        if tensors:
+            device = next(iter(tensors.values())).device
+            read = torch.stack([total.to(device) for total in tensors.values()]).tolist()  # waits for it, once
+            totals |= dict(zip(tensors, read, strict=True))
+        means = {name: totals[name] / count for name, count in self._counts.items()}
         self._totals, self._counts = {}, {}
         return means
 
