@@ -25,10 +25,10 @@ test: $(READY)                  ## the whole suite
 
 # On a machine whose Python has a CUDA build of torch already: make test-gpu READY= BIN="$(dirname "$(which python3)")"
 test-gpu: $(READY)              ## kernels, graphs and training on a CUDA device, against the plain path
-	PYTHONPATH=src $(BIN)/python -m pytest -q -n 8 -o addopts= -o filterwarnings= $(GPU_TESTS)
+	PYTHONPATH=src $(BIN)/python3 -m pytest -q -n 8 -o addopts= -o filterwarnings= $(GPU_TESTS)
 
 bench-gpu: $(READY)             ## the most telling figures of a CUDA device, in eight minutes; peers from $(PEERS)
-	PYTHONPATH=src $(BIN)/python -m benchmarks --device cuda --telling --seconds 480 --peers $(PEERS)
+	PYTHONPATH=src $(BIN)/python3 -m benchmarks --device cuda --telling --seconds 480 --peers $(PEERS)
 
 lint: $(READY)                  ## style, types, layers
 	$(BIN)/ruff check .

@@ -80,7 +80,7 @@ def _on_cuda(seen: Any) -> dict[str, tuple[float, int]]:
     """Return microseconds and number of each kernel."""
     found: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     for event in seen.events():
-        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
             time, count = found[event.name]
             found[event.name] = time + event.time_range.elapsed_us(), count + 1
     return dict(found)
