@@ -207,8 +207,13 @@ def test_blocks_begin_silent_under_adaln_zero(make_aim):
     model.init_weights(torch.Generator().manual_seed(0))
     residual = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
     modulation = model.adaln(model.condition(torch.tensor([0, 1])))
-    for index, block in enumerate(model.blocks):
-        assert torch.equal(block(residual, modulation[:, index]), residual)
+    mixed = gate = None
+    for block, of_block in zip(model.blocks, modulation.unbind(1), strict=True):
+        shift, scale, next_gate = of_block.unbind(1)
+        new_residual, mixed = block(residual, mixed, gate, shift, scale)
+        assert torch.equal(new_residual, residual)
+        gate = next_gate
+    assert not gate.any()
 
 
 def test_every_parameter_is_trained(make_aim):

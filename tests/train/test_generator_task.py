@@ -9,6 +9,7 @@ import torch
 from aimamba.data.codes import CodeBatch, CodeSet
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
+from aimamba.ops.loss import cross_entropy
 from aimamba.pipeline import Pipeline
 from aimamba.train import generator as generator_module
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
@@ -95,7 +96,7 @@ def test_how_many_labels_are_dropped(make, batch, monkeypatch, rng):
 def test_checkpointing_and_slices_change_neither_loss_nor_gradients(make, batch, precision, monkeypatch, rng):
     results = []
     for checkpointing, logits_at_once in ((False, 2**22), (True, 2**22), (False, 20)):
-        monkeypatch.setattr(generator_module, "_LOGITS_AT_ONCE", logits_at_once)
+        monkeypatch.setattr(cross_entropy, "_ON_CPU", logits_at_once)
         task = make(checkpointing=checkpointing)
         passed = []
         task.model.blocks[0].register_forward_pre_hook(lambda *_, passed=passed: passed.append(1))

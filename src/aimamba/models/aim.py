@@ -29,7 +29,8 @@ from aimamba.models.pretrained import PretrainedModel
 from aimamba.models.state import AiMState, MixerState
 from aimamba.ops.cache import Position, common
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.norm.rms import modulated_rms_norm, modulated_rms_norm_step
+from aimamba.ops.norm.modulated import residual_modulated_norm
+from aimamba.ops.norm.rms import modulated_rms_norm_step
 
 MixerKind = Literal["mamba2", "attention"]
 PositionKind = Literal["learned", "rope", "none"]
@@ -119,7 +120,7 @@ AIM_PRESETS: dict[str, AiMConfig] = {  #                                        
 
 
 class Block(nn.Module):
-    """Add ``gate * mixer(norm(residual) * (1 + scale) + shift)`` to the residual."""
+    """Compute ``mixer(norm(residual) * (1 + scale) + shift)``, to be added to the residual times a gate."""
 
     def __init__(self, config: AiMConfig, index: int) -> None:
         super().__init__()
@@ -144,11 +145,28 @@ class Block(nn.Module):
         else:
             self.mixer = FeedForward(config.width, hidden=round(config.feed_forward * config.width))
 
-    def forward(self, residual: Float[Tensor, "b l d"], modulation: Float[Tensor, "b 3 d"]) -> Float[Tensor, "b l d"]:
-        """Process all tokens in parallel; the residual is float32 or wider."""
-        shift, scale, gate = modulation.unbind(1)  # each (B, D)
-        mixed = self.mixer(modulated_rms_norm(residual, self.norm.weight, scale, shift))
-        return residual + gate[:, None] * mixed
+    def forward(
+        self,
+        residual: Float[Tensor, "b l d"],
+        mixed: Float[Tensor, "b l d"] | None,
+        gate: Float[Tensor, "b d"] | None,
+        shift: Float[Tensor, "b d"],
+        scale: Float[Tensor, "b d"],
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+        """Add the previous block's output to the residual, and process all tokens in parallel.
+
+        Args:
+            residual: Float32 or wider.
+            mixed: Output of the previous block; None for the first block.
+            gate: Gate of the previous block; None for the first block.
+            shift: Shift of this block.
+            scale: Scale of this block.
+
+        Returns:
+            The new residual, and the output of this block, which the next one adds.
+        """
+        residual, hidden = residual_modulated_norm(residual, mixed, gate, self.norm.weight, scale, shift)
+        return residual, self.mixer(hidden)
 
     def step(
         self,
@@ -281,14 +299,18 @@ class AiM(PretrainedModel[AiMConfig]):
         place = torch.arange(position_shift, codes.shape[1] + position_shift, device=codes.device)
         hidden = torch.cat([condition[:, None], self.embed(codes, place, token_mask)], dim=1)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        for index, block in enumerate(self.blocks):
+        mixed = gate = None
+        for block, of_block in zip(self.blocks, modulation.unbind(1), strict=True):
+            shift, scale, next_gate = of_block.unbind(1)  # each (B, D)
+            given = residual, mixed, gate, shift, scale
             if checkpointing:
                 # Blocks draw no random numbers, and reading their state would wait for a device.
-                residual = checkpoint(
-                    block, residual, modulation[:, index], use_reentrant=False, preserve_rng_state=False
-                )
+                residual, mixed = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                residual = block(residual, modulation[:, index])
+                residual, mixed = block(*given)
+            gate = next_gate
+        if mixed is not None and gate is not None:
+            residual = residual + gate[:, None] * mixed
         return (self._logits if head else self._final)(residual, final_modulation[:, None])
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:

@@ -15,12 +15,11 @@ from aimamba.data.shards import fingerprint
 from aimamba.data.sheets import sheet
 from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
-from aimamba.ops.cross_entropy import sliced_cross_entropy
+from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline
 
 _IMAGES_AT_ONCE = 64
 _SHEET_CLASSES = 10
-_LOGITS_AT_ONCE = 2**22  # 16 MiB in float32: slices of 256 tokens for 16,384 codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,4 +157,4 @@ def code_cross_entropy(
     """
     hidden = model(codes[:, :-1], labels, token_mask=token_mask, head=False, checkpointing=checkpointing)
     head = model.word_embedding.weight
-    return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten(), logits_at_once=_LOGITS_AT_ONCE)
+    return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten())

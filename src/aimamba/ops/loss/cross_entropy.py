@@ -1,5 +1,7 @@
 """Cross entropy of a linear head in slices of tokens, so that all logits never exist at once.
 
+On a CUDA device, where Triton is installed, one kernel turns the logits of a slice into their gradient in place.
+
 Shape letters: M tokens, D width, V vocabulary.
 """
 
@@ -10,9 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from aimamba.ops import triton as kernels
+
+_ON_CPU = 2**22  # logits: 16 MiB in float32, slices of 256 tokens for 16,384 codes
+_SHARE_OF_CUDA = 512  # bytes of a CUDA device's memory for each logit that may exist: 4 thousandths hold them
+
 
 def sliced_cross_entropy(
-    hidden: Float[Tensor, "m d"], weight: Float[Tensor, "v d"], targets: Int[Tensor, " m"], *, logits_at_once: int
+    hidden: Float[Tensor, "m d"],
+    weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, " m"],
+    *,
+    logits_at_once: int | None = None,
 ) -> Float[Tensor, ""]:
     """Compute ``cross_entropy((hidden @ weight.T).float(), targets)``, the mean over tokens, slice by slice.
 
@@ -24,15 +35,50 @@ def sliced_cross_entropy(
         hidden: Inputs of the head.
         weight: Weight of the head.
         targets: The correct class of each token.
-        logits_at_once: Logits that may exist at a time; a slice has at least one token.
+        logits_at_once: Logits that may exist at a time; a slice has at least one token. By default 4 million, and on a
+            CUDA device as many as its memory has room for: thousands of tokens.
     """
     device = hidden.device.type
+    logits_at_once = logits_at_once or _logits_at_once(hidden.device)
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     rows = max(1, logits_at_once // weight.shape[0])
     with torch.autocast(device, enabled=False):
         return _SlicedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, weight, targets, rows, narrow, torch.is_grad_enabled()
         )
+
+
+def _logits_at_once(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _ON_CPU
+    return max(_ON_CPU, torch.cuda.get_device_properties(device).total_memory // _SHARE_OF_CUDA)
+
+
+def _fused(logits: Tensor) -> bool:
+    """Return whether the Triton kernel can take these logits."""
+    if not logits.is_cuda or logits.dtype not in (torch.float32, torch.bfloat16) or kernels.unsupported() is not None:
+        return False
+    from aimamba.ops.loss.triton import cross_entropy as kernel  # noqa: PLC0415 - imports Triton
+
+    return logits.shape[1] <= kernel.MOST_CODES
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, tokens: int, learning: bool) -> tuple[Tensor, Tensor]:
+    """Return the sum of the cross entropies and, if ``learning``, the gradient of their mean over all ``tokens``.
+
+    The gradient has the dtype of ``logits`` and may replace them.
+    """
+    if _fused(logits):
+        from aimamba.ops.loss.triton.cross_entropy import cross_entropy_  # noqa: PLC0415
+
+        return cross_entropy_(logits, targets, 1 / tokens, learning=learning).sum(), logits
+    narrow, targets = logits.dtype, targets[:, None]
+    logs = F.log_softmax(logits.to(torch.promote_types(narrow, torch.float32)), dim=-1)  # (rows, V)
+    loss = -logs.gather(1, targets).sum()
+    if not learning:
+        return loss, logits
+    dlogits = logs.exp_().scatter_add_(1, targets, logs.new_full(targets.shape, -1.0))
+    return loss, dlogits.div_(tokens).to(narrow)
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
@@ -48,12 +94,11 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=wide)
         for start in range(0, len(hidden), rows):
             part = hidden[start : start + rows].to(narrow)
-            target = targets[start : start + rows, None]
-            logs = F.log_softmax((part @ head.mT).to(wide), dim=-1)  # (rows, V)
-            total -= logs.gather(1, target).sum()
+            loss, dlogits = _loss_and_gradient(
+                part @ head.mT, targets[start : start + rows], len(hidden), wants_hidden or wants_weight
+            )
+            total += loss
             if wants_hidden or wants_weight:
-                dlogits = logs.exp_().scatter_add_(1, target, logs.new_full(target.shape, -1.0))
-                dlogits = dlogits.div_(len(hidden)).to(narrow)
                 if dhidden is not None:
                     dhidden[start : start + rows] = dlogits @ head
                 if wants_weight and dweight is None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from aimamba.ops.cross_entropy import sliced_cross_entropy
+from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 
 
 def make(tokens=11, width=5, classes=7, dtype=torch.float64, seed=0):

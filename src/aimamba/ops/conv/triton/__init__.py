@@ -1,0 +1,1 @@
+"""The causal convolution as Triton kernels. Importing a module here imports Triton."""

@@ -1,0 +1,54 @@
+"""The cross entropy of each token and its gradient as one Triton kernel, which replaces logits by their gradient.
+
+A program handles one token: it reads its logits once, into registers. Shape letters: M tokens, V vocabulary.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MOST_CODES = 65536  # more do not fit into the registers of a program
+_CODES_PER_WARP = 1024
+
+
+@triton.jit
+@no_type_check
+def _kernel(logits, targets, losses, factor, V: tl.constexpr, WIDE: tl.constexpr, LEARNING: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    code = tl.arange(0, WIDE)
+    inside = code < V
+    own = logits + token * V + code
+    target = tl.load(targets + token)
+    values = tl.load(own, mask=inside, other=-float("inf")).to(tl.float32)
+    highest = tl.max(values, axis=0)
+    powers = tl.exp(values - highest)
+    total = tl.sum(powers, axis=0)
+    chosen = tl.sum(tl.where(code == target, values, 0.0), axis=0)
+    tl.store(losses + token, tl.log(total) + (highest - chosen))
+    if LEARNING:
+        slope = (powers / total - tl.where(code == target, 1.0, 0.0)) * factor
+        tl.store(own, slope.to(logits.dtype.element_ty), mask=inside)
+
+
+def cross_entropy_(
+    logits: Float[Tensor, "m v"], targets: Int[Tensor, " m"], factor: float, *, learning: bool
+) -> Float[Tensor, " m"]:
+    """Return the cross entropy of each token, in float32.
+
+    Args:
+        logits: Contiguous, float32 or bfloat16; at most ``MOST_CODES`` codes. With ``learning`` they are overwritten.
+        targets: The correct codes.
+        factor: Factor of the gradient, one over the number of all tokens for their mean.
+        learning: Whether to replace the logits by ``factor`` times the gradient of their cross entropy.
+    """
+    tokens, codes = logits.shape
+    losses = torch.empty(tokens, dtype=torch.float32, device=logits.device)
+    wide = triton.next_power_of_2(codes)
+    warps = max(1, min(16, wide // _CODES_PER_WARP))
+    with torch.cuda.device_of(logits):
+        _kernel[(tokens,)](logits, targets, losses, factor, codes, wide, learning, num_warps=warps)
+    return losses

@@ -1,0 +1,124 @@
+"""The gated norm of a mixer for all tokens, forward and backward: see ``aimamba.ops.norm.rms.gated_rms_norm``.
+
+A program of the forward kernel handles one token, one of the backward kernel several, whose shares of the gradient of
+the scale it adds up. The gate is read from, and its gradient written to, the first features of the input projection's
+output.
+
+Shape letters: M tokens, E inner width, Z projected features.
+"""
+
+from typing import NamedTuple, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
+
+    Attributes:
+        tokens: Tokens of a program; the forward kernel takes one.
+        warps: Warps of a program.
+    """
+
+    tokens: int
+    warps: int
+
+
+FORWARD = Launch(tokens=1, warps=4)
+BACKWARD = Launch(tokens=16, warps=8)
+
+
+@triton.jit
+@no_type_check
+def _forward_kernel(y, projected, weight, out, inverses, eps, Z: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDE)
+    inside = column < E
+    z = tl.load(projected + token * Z + column, mask=inside, other=0.0).to(tl.float32)
+    gated = tl.load(y + token * E + column, mask=inside, other=0.0).to(tl.float32) * z / (1 + tl.exp(-z))
+    inverse = tl.rsqrt(tl.sum(gated * gated, axis=0) / E + eps)
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * E + column, (gated * inverse * scale).to(out.dtype.element_ty), mask=inside)
+    tl.store(inverses + token, inverse)
+
+
+@triton.jit
+@no_type_check
+def _backward_kernel(
+    dout, y, projected, weight, inverses, dy, dprojected, sums, M,
+    Z: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, WIDE)
+    inside = column < E
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    total = tl.zeros((WIDE,), dtype=tl.float32)
+    first = tl.program_id(0).to(tl.int64) * TOKENS
+    for token in range(tl.minimum(TOKENS, M - first)):
+        place = first + token
+        z = tl.load(projected + place * Z + column, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(y + place * E + column, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dout + place * E + column, mask=inside, other=0.0).to(tl.float32)
+        inverse = tl.load(inverses + place)
+        opening = 1 / (1 + tl.exp(-z))
+        normal = value * z * opening * inverse
+        total += gradient * normal
+        dnormal = gradient * scale
+        mean = tl.sum(dnormal * normal, axis=0) / E
+        dgated = (dnormal - normal * mean) * inverse
+        tl.store(dy + place * E + column, (dgated * z * opening).to(dy.dtype.element_ty), mask=inside)
+        dz = dgated * value * opening * (1 + z * (1 - opening))
+        tl.store(dprojected + place * Z + column, dz.to(dprojected.dtype.element_ty), mask=inside)
+    tl.store(sums + tl.program_id(0) * E + column, total, mask=inside)
+
+
+def gated_rms_norm(
+    y: Float[Tensor, "b l e"],
+    projected: Float[Tensor, "b l z"],
+    weight: Float[Tensor, " e"],
+    *,
+    eps: float,
+    launch: Launch = FORWARD,
+) -> tuple[Float[Tensor, "b l e"], Float[Tensor, "b l"]]:
+    """Compute ``rms_norm(y * silu(z), weight)``, where z are the first E features of ``projected``.
+
+    Takes contiguous tensors.
+
+    Returns:
+        The result in the dtype of ``y``, and one over the root mean squares in float32.
+    """
+    batch, length, inner = y.shape
+    out, inverses = torch.empty_like(y), torch.empty(batch, length, dtype=torch.float32, device=y.device)
+    _forward_kernel[(batch * length,)](
+        y, projected, weight, out, inverses, eps, projected.shape[2], inner, triton.next_power_of_2(inner),
+        num_warps=launch.warps,
+    )  # fmt: skip
+    return out, inverses
+
+
+def gated_rms_norm_backward(
+    dout: Float[Tensor, "b l e"],
+    y: Float[Tensor, "b l e"],
+    projected: Float[Tensor, "b l z"],
+    weight: Float[Tensor, " e"],
+    inverses: Float[Tensor, "b l"],
+    dprojected: Float[Tensor, "b l z"],
+    *,
+    launch: Launch = BACKWARD,
+) -> tuple[Float[Tensor, "b l e"], Float[Tensor, " e"]]:
+    """Write the gradient of z into ``dprojected``.
+
+    Returns:
+        The gradients of ``y``, in its dtype, and of ``weight``, in float32.
+    """
+    batch, length, inner = y.shape
+    programs = triton.cdiv(batch * length, launch.tokens)
+    dy, sums = torch.empty_like(y), torch.empty(programs, inner, dtype=torch.float32, device=y.device)
+    _backward_kernel[(programs,)](
+        dout, y, projected, weight, inverses, dy, dprojected, sums, batch * length,
+        projected.shape[2], inner, triton.next_power_of_2(inner), launch.tokens, num_warps=launch.warps,
+    )  # fmt: skip
+    return dy, sums.sum(dim=0)

@@ -1,0 +1,322 @@
+"""Add, normalise and modulate between two blocks for all tokens: see ``aimamba.ops.norm.modulated``.
+
+One Triton kernel forward and two backward: the first handles a few tokens a program and adds up their shares of the
+gradients of gate, shift and scale, the second adds up those of a row. Results are the same in every run.
+
+Shape letters: B rows, L tokens, D width, G parts that the tokens of a row come in.
+"""
+
+from typing import Any, NamedTuple, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Launch(NamedTuple):
+    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
+
+    Attributes:
+        tokens: Tokens of a program; the forward kernel takes one.
+        warps: Warps of a program.
+    """
+
+    tokens: int
+    warps: int
+
+
+FORWARD = Launch(tokens=1, warps=4)
+BACKWARD = Launch(tokens=16, warps=4)
+_COLUMNS = 128  # of a program that adds up parts
+
+
+@triton.jit
+@no_type_check
+def _load(pointer, column, inside):
+    return tl.load(pointer + column, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def _forward_kernel(
+    residual, mixed, gate, weight, scale, shift, new_residual, hidden, inverses,
+    L, gate_stride, scale_stride, shift_stride, eps,
+    D: tl.constexpr, WIDE: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    row = token // L
+    column = tl.arange(0, WIDE)
+    inside = column < D
+    x = _load(residual + token * D, column, inside)
+    if ADD:
+        x += _load(gate + row * gate_stride, column, inside) * _load(mixed + token * D, column, inside)
+        tl.store(new_residual + token * D + column, x, mask=inside)
+    inverse = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
+    factor = _load(weight, column, inside) * (1 + _load(scale + row * scale_stride, column, inside))
+    y = x * inverse * factor + _load(shift + row * shift_stride, column, inside)
+    tl.store(hidden + token * D + column, y.to(hidden.dtype.element_ty), mask=inside)
+    tl.store(inverses + token, inverse)
+
+
+@triton.jit
+@no_type_check
+def _backward_kernel(
+    dhidden, dnew, residual, mixed, gate, weight, scale, inverses, dresidual, dmixed, sums,
+    L, gate_stride, scale_stride,
+    D: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, WIDE)
+    inside = column < D
+    factor = _load(weight, column, inside) * (1 + _load(scale + row * scale_stride, column, inside))
+    if ADD:
+        opening = _load(gate + row * gate_stride, column, inside)
+    dshift = tl.zeros((WIDE,), dtype=tl.float32)
+    dfactor = tl.zeros((WIDE,), dtype=tl.float32)
+    dgate = tl.zeros((WIDE,), dtype=tl.float32)
+    for index in range(tl.minimum(TOKENS, L - part * TOKENS)):
+        token = row * L + part * TOKENS + index
+        inverse = tl.load(inverses + token)
+        gradient = _load(dhidden + token * D, column, inside)
+        normal = _load(residual + token * D, column, inside) * inverse
+        dshift += gradient
+        dfactor += gradient * normal
+        dnormal = gradient * factor
+        mean = tl.sum(dnormal * normal, axis=0) / D
+        dx = (dnormal - normal * mean) * inverse
+        if ADD:
+            dx += _load(dnew + token * D, column, inside)
+            dgate += dx * _load(mixed + token * D, column, inside)
+            tl.store(dmixed + token * D + column, (dx * opening).to(dmixed.dtype.element_ty), mask=inside)
+        tl.store(dresidual + token * D + column, dx, mask=inside)
+    sums += (row * tl.num_programs(0) + part) * 3 * D + column
+    tl.store(sums, dshift, mask=inside)
+    tl.store(sums + D, dfactor, mask=inside)
+    tl.store(sums + 2 * D, dgate, mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _sum_kernel(
+    sums, weight, scale, dshift, dscale, dgate, dweights, parts, scale_stride,
+    D: tl.constexpr, WIDE_G: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64)
+    column, part = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, WIDE_G)
+    inside = column < D
+    cell = sums + (row * parts + part)[:, None] * 3 * D + column[None, :]
+    known = (part < parts)[:, None] & inside[None, :]
+    total = tl.sum(tl.load(cell, mask=known, other=0.0), axis=0)
+    tl.store(dshift + row * D + column, total.to(dshift.dtype.element_ty), mask=inside)
+    total = tl.sum(tl.load(cell + D, mask=known, other=0.0), axis=0)
+    product = total * _load(weight, column, inside)
+    tl.store(dscale + row * D + column, product.to(dscale.dtype.element_ty), mask=inside)
+    product = total * (1 + _load(scale + row * scale_stride, column, inside))
+    tl.store(dweights + row * D + column, product, mask=inside)
+    if ADD:
+        total = tl.sum(tl.load(cell + 2 * D, mask=known, other=0.0), axis=0)
+        tl.store(dgate + row * D + column, total.to(dgate.dtype.element_ty), mask=inside)
+
+
+def residual_modulated_norm(
+    residual: Float[Tensor, "b l d"],
+    mixed: Float[Tensor, "b l d"] | None,
+    gate: Float[Tensor, "b d"] | None,
+    weight: Float[Tensor, " d"],
+    scale: Float[Tensor, "b d"],
+    shift: Float[Tensor, "b d"],
+    *,
+    dtype: torch.dtype,
+    eps: float,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+    """Compute ``aimamba.ops.norm.modulated.residual_modulated_norm``, the second result in ``dtype``.
+
+    The residual must be float32.
+
+    """
+    if torch.compiler.is_compiling():
+        new_residual, hidden, _ = _operator(residual, mixed, gate, weight, scale, shift, dtype, eps)
+    else:
+        new_residual, hidden = _Norm.apply(  # type: ignore[no-untyped-call]
+            residual, mixed, gate, weight, scale, shift, dtype, eps
+        )
+    return (residual if mixed is None else new_residual), hidden
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Copy only if the last axis has a stride; the modulations of a block are slices of those of all blocks."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _forward(
+    residual: Tensor,
+    mixed: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the forward kernel.
+
+    Returns:
+        The new residual, which is empty if there is nothing to add; the normalised and modulated residual; and one over
+        its root mean square (B, L).
+    """
+    new_residual, hidden, inverses = _results(residual, mixed, dtype)
+    residual, scale, shift = residual.contiguous(), _rows(scale), _rows(shift)
+    batch, length, width = residual.shape
+    add = mixed is not None
+    mixed, gate = (mixed.contiguous(), _rows(gate)) if mixed is not None and gate is not None else (residual, shift)
+    with torch.cuda.device_of(residual):
+        _forward_kernel[(batch * length,)](
+            residual, mixed, gate, weight, scale, shift, new_residual, hidden, inverses,
+            length, gate.stride(0), scale.stride(0), shift.stride(0), eps,
+            width, triton.next_power_of_2(width), add, num_warps=FORWARD.warps,
+        )  # fmt: skip
+    return new_residual, hidden, inverses
+
+
+def _backward(
+    dnew: Tensor,
+    dhidden: Tensor,
+    residual: Tensor,
+    mixed: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    inverses: Tensor,
+) -> list[Tensor]:
+    """Run the backward kernels.
+
+    Returns:
+        The gradients of the residual, the weight, the scale and the shift and, if there was something to add, of what
+        was added and of its gate. ``residual`` is the one that was normalised.
+    """
+    residual, scale, dhidden, dnew = residual.contiguous(), _rows(scale), dhidden.contiguous(), dnew.contiguous()
+    batch, length, width = residual.shape
+    parts = triton.cdiv(length, BACKWARD.tokens)
+    add = mixed is not None
+    unused = residual  # any pointer will do for what is neither read nor written
+    dresidual = torch.empty_like(residual)
+    dshift, dscale = (scale.new_empty(batch, width) for _ in range(2))
+    dmixed, dgate, opening = unused, unused, scale
+    if mixed is not None and gate is not None:
+        mixed, opening = mixed.contiguous(), _rows(gate)
+        dmixed, dgate = torch.empty_like(mixed), gate.new_empty(batch, width)
+    sums = residual.new_empty(batch, parts, 3, width)
+    dweights = residual.new_empty(batch, width)
+    with torch.cuda.device_of(residual):
+        _backward_kernel[(parts, batch)](
+            dhidden, dnew if add else unused, residual, mixed if add else unused, opening, weight, scale, inverses,
+            dresidual, dmixed, sums, length, opening.stride(0), scale.stride(0),
+            width, triton.next_power_of_2(width), BACKWARD.tokens, add, num_warps=BACKWARD.warps,
+        )  # fmt: skip
+        _sum_kernel[(triton.cdiv(width, _COLUMNS), batch)](
+            sums, weight, scale, dshift, dscale, dgate, dweights, parts, scale.stride(0),
+            width, triton.next_power_of_2(parts), _COLUMNS, add, num_warps=4,
+        )  # fmt: skip
+    found = [dresidual, dweights.sum(dim=0).to(weight.dtype), dscale, dshift]
+    return [*found, dmixed, dgate] if add else found
+
+
+def _results(residual: Tensor, mixed: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    new_residual = residual.new_empty(0 if mixed is None else residual.shape)
+    return new_residual, residual.new_empty(residual.shape, dtype=dtype), residual.new_empty(residual.shape[:2])
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _save(ctx, inputs, output)
+        return output[:2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dnew: Tensor, dhidden: Tensor) -> tuple[Tensor | None, ...]:
+        return _arranged(_backward(dnew, dhidden, *ctx.saved_tensors))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    residual, mixed, gate, weight, scale, *_ = inputs
+    new_residual, _, inverses = output
+    ctx.save_for_backward(residual if mixed is None else new_residual, mixed, gate, weight, scale, inverses)
+
+
+def _arranged(found: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return gradients in the order of the arguments of the forward pass."""
+    dresidual, dweight, dscale, dshift, *added = found
+    dmixed, dgate = added or (None, None)
+    return dresidual, dmixed, dgate, dweight, dscale, dshift, None, None
+
+
+@torch.library.custom_op("aimamba::residual_modulated_norm", mutates_args=())
+def _operator(
+    residual: Tensor,
+    mixed: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(residual, mixed, gate, weight, scale, shift, dtype, eps)
+
+
+@torch.library.custom_op("aimamba::residual_modulated_norm_backward", mutates_args=())
+def _backward_operator(
+    dnew: Tensor,
+    dhidden: Tensor,
+    residual: Tensor,
+    mixed: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    inverses: Tensor,
+) -> list[Tensor]:
+    return _backward(dnew, dhidden, residual, mixed, gate, weight, scale, inverses)
+
+
+@_operator.register_fake
+def _(
+    residual: Tensor,
+    mixed: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(residual, mixed, dtype)
+
+
+@_backward_operator.register_fake
+def _(
+    dnew: Tensor,
+    dhidden: Tensor,
+    residual: Tensor,
+    mixed: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    inverses: Tensor,
+) -> list[Tensor]:
+    rows = scale.new_empty(scale.shape)
+    found = [residual.new_empty(residual.shape), torch.empty_like(weight), rows, torch.empty_like(rows)]
+    if mixed is not None and gate is not None:
+        found += [mixed.new_empty(mixed.shape), gate.new_empty(gate.shape)]
+    return found
+
+
+def _gradients(ctx: Any, dnew: Tensor, dhidden: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _arranged(_backward_operator(dnew, dhidden, *ctx.saved_tensors))
+
+
+_operator.register_autograd(_gradients, setup_context=_save)
