@@ -1,11 +1,10 @@
-"""The kernels of a decoding step on CUDA, one at a time, next to the bytes that each has to move.
+"""The kernels of a decoding or training step on CUDA, one at a time, next to the bytes that each has to move.
 
 Every kernel runs as in use: from a CUDA graph, many times on different memory, so that caches do not help.
 """
 
 import functools
 import itertools
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,15 @@ from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.sampling import logits as plain
 from benchmarks.measurement import LAYOUTS, Measurement, SkippedError, first_line
 from benchmarks.ours import aim_config
+from benchmarks.timing_cuda import copies, microseconds
+from benchmarks.training_kernels import time_training
 
 POSITIONS = (32, 128, 255)
 STEP, WHOLE_STEP = "step", ("dual", "products", "modulation")  # a subject for what a usual step needs
+TRAINING = "training"  # a subject for the kernels of a training step
 STATE_POSITION = 128  # the state has one size at every position
 PRODUCTS = ((8192, 4), (8192, 8), (16384, 4), (16384, 8), (32768, 8))  # numbers and warps of a program
 DTYPE = torch.bfloat16
-_ENOUGH_BYTES = 512 << 20  # several times any cache
 _COPY_BYTES = 1 << 30
 
 Piece = dict[str, Any]
@@ -75,36 +76,12 @@ def measure_kernel(measurement: Measurement) -> dict[str, Any]:
             return {"bytes_per_second": copy_rate(device)}
         with torch.device("meta"):
             model = AiM(aim_config(measurement)).to(DTYPE)
+        if measurement.subject == TRAINING:
+            layouts = measurement.variant == LAYOUTS
+            return {"pieces": time_training(model, measurement.batch, device, layouts=layouts)}
         step = Step(model=model, rows=2 * measurement.batch, device=device, layouts=measurement.variant == LAYOUTS)
         kinds = WHOLE_STEP if measurement.subject == STEP else (measurement.subject,)
         return {"pieces": [piece for kind in kinds for piece in PIECES[kind](step)]}
-
-
-def microseconds(calls: Sequence[Callable[[], object]], *, repeats: int = 10) -> float:
-    """Return the time of one call: the median over replays of a CUDA graph of all calls."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in calls[:2]:
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    taken = []
-    for _ in range(repeats + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        taken.append(1000 * start.elapsed_time(end) / len(calls))
-    return statistics.median(taken[2:])
-
-
-def copies(size: int) -> int:
-    """Return how many copies of ``size`` bytes a measurement runs over, so that they do not fit in a cache."""
-    return max(4, min(200, -(-_ENOUGH_BYTES // max(size, 1))))
 
 
 def copy_rate(device: torch.device) -> float:

@@ -21,6 +21,7 @@ FIGURES: tuple[Row, ...] = (
     ("kernels", "copy", "", "aim-b", 1, 25.0),
     ("ceilings", "products", "", "aim-b", 1, 25.0),
     ("ceilings", "bandwidth", "", "aim-b", 1, 25.0),
+    ("kernels", "training", "layouts", "aim-b", TRAINING_BATCH, 75.0),
     ("profile", "training", "", "aim-b", TRAINING_BATCH, 40.0),
     ("profile", "sampling", "cuda-graphs", "aim-xl", 64, 40.0),
     ("profile", "sampling", "cuda-graphs", "aim-l", 1, 40.0),

@@ -35,7 +35,7 @@ def _kernel(logits, targets, losses, factor, V: tl.constexpr, WIDE: tl.constexpr
 
 
 def cross_entropy_(
-    logits: Float[Tensor, "m v"], targets: Int[Tensor, " m"], factor: float, *, learning: bool
+    logits: Float[Tensor, "m v"], targets: Int[Tensor, " m"], factor: float, *, learning: bool, warps: int | None = None
 ) -> Float[Tensor, " m"]:
     """Return the cross entropy of each token, in float32.
 
@@ -44,11 +44,12 @@ def cross_entropy_(
         targets: The correct codes.
         factor: Factor of the gradient, one over the number of all tokens for their mean.
         learning: Whether to replace the logits by ``factor`` times the gradient of their cross entropy.
+        warps: Warps of a program; by default chosen by the number of codes.
     """
     tokens, codes = logits.shape
     losses = torch.empty(tokens, dtype=torch.float32, device=logits.device)
     wide = triton.next_power_of_2(codes)
-    warps = max(1, min(16, wide // _CODES_PER_WARP))
+    warps = warps or max(1, min(16, wide // _CODES_PER_WARP))
     with torch.cuda.device_of(logits):
         _kernel[(tokens,)](logits, targets, losses, factor, codes, wide, learning, num_warps=warps)
     return losses

@@ -151,7 +151,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _forward(
+def normalise(
     residual: Tensor,
     mixed: Tensor | None,
     gate: Tensor | None,
@@ -160,8 +160,10 @@ def _forward(
     shift: Tensor,
     dtype: torch.dtype,
     eps: float,
+    *,
+    launch: Launch = FORWARD,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward kernel.
+    """Add, normalise and modulate, without a gradient.
 
     Returns:
         The new residual, which is empty if there is nothing to add; the normalised and modulated residual; and one over
@@ -176,12 +178,12 @@ def _forward(
         _forward_kernel[(batch * length,)](
             residual, mixed, gate, weight, scale, shift, new_residual, hidden, inverses,
             length, gate.stride(0), scale.stride(0), shift.stride(0), eps,
-            width, triton.next_power_of_2(width), add, num_warps=FORWARD.warps,
+            width, triton.next_power_of_2(width), add, num_warps=launch.warps,
         )  # fmt: skip
     return new_residual, hidden, inverses
 
 
-def _backward(
+def normalise_backward(
     dnew: Tensor,
     dhidden: Tensor,
     residual: Tensor,
@@ -190,8 +192,10 @@ def _backward(
     weight: Tensor,
     scale: Tensor,
     inverses: Tensor,
+    *,
+    launch: Launch = BACKWARD,
 ) -> list[Tensor]:
-    """Run the backward kernels.
+    """Compute the gradients of ``normalise``.
 
     Returns:
         The gradients of the residual, the weight, the scale and the shift and, if there was something to add, of what
@@ -199,7 +203,7 @@ def _backward(
     """
     residual, scale, dhidden, dnew = residual.contiguous(), _rows(scale), dhidden.contiguous(), dnew.contiguous()
     batch, length, width = residual.shape
-    parts = triton.cdiv(length, BACKWARD.tokens)
+    parts = triton.cdiv(length, launch.tokens)
     add = mixed is not None
     unused = residual  # any pointer will do for what is neither read nor written
     dresidual = torch.empty_like(residual)
@@ -214,7 +218,7 @@ def _backward(
         _backward_kernel[(parts, batch)](
             dhidden, dnew if add else unused, residual, mixed if add else unused, opening, weight, scale, inverses,
             dresidual, dmixed, sums, length, opening.stride(0), scale.stride(0),
-            width, triton.next_power_of_2(width), BACKWARD.tokens, add, num_warps=BACKWARD.warps,
+            width, triton.next_power_of_2(width), launch.tokens, add, num_warps=launch.warps,
         )  # fmt: skip
         _sum_kernel[(triton.cdiv(width, _COLUMNS), batch)](
             sums, weight, scale, dshift, dscale, dgate, dweights, parts, scale.stride(0),
@@ -232,14 +236,14 @@ def _results(residual: Tensor, mixed: Tensor | None, dtype: torch.dtype) -> tupl
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs)
+        output = normalise(*inputs)
         _save(ctx, inputs, output)
         return output[:2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dnew: Tensor, dhidden: Tensor) -> tuple[Tensor | None, ...]:
-        return _arranged(_backward(dnew, dhidden, *ctx.saved_tensors))
+        return _arranged(normalise_backward(dnew, dhidden, *ctx.saved_tensors))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -266,7 +270,7 @@ def _operator(
     dtype: torch.dtype,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(residual, mixed, gate, weight, scale, shift, dtype, eps)
+    return normalise(residual, mixed, gate, weight, scale, shift, dtype, eps)
 
 
 @torch.library.custom_op("aimamba::residual_modulated_norm_backward", mutates_args=())
@@ -280,7 +284,7 @@ def _backward_operator(
     scale: Tensor,
     inverses: Tensor,
 ) -> list[Tensor]:
-    return _backward(dnew, dhidden, residual, mixed, gate, weight, scale, inverses)
+    return normalise_backward(dnew, dhidden, residual, mixed, gate, weight, scale, inverses)
 
 
 @_operator.register_fake

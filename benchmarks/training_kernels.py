@@ -1,0 +1,168 @@
+"""The kernels of a training step on CUDA, one at a time, next to the bytes that each has to move.
+
+Shape letters: B batch, L tokens, E inner width, H heads, C convolved channels, Z projected features, V vocabulary.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from aimamba import AiM
+from benchmarks.measurement import first_line
+from benchmarks.timing_cuda import copies, microseconds
+
+DTYPE = torch.bfloat16
+_LOSS_TOKENS = 4096
+
+Timed = tuple[str, object, int, Callable[[], object]]
+"""Name of a kernel, its launch layout, the bytes that it reads and writes at least, and a call."""
+
+
+def time_training(model: AiM, batch: int, device: torch.device, *, layouts: bool) -> list[dict[str, Any]]:
+    """Time the kernels of a block and of the loss, forward and backward, for images of the model's size."""
+    pieces = []
+    for kernel, launch, size, call in _calls(model, batch, device, layouts):
+        piece: dict[str, Any] = {"kernel": kernel, "rows": batch, "launch": launch, "bytes": size}
+        try:
+            piece["microseconds"] = microseconds([call] * copies(max(size, 1 << 24)))
+        except Exception as error:  # whatever a compiler or a driver may raise
+            piece["failed"] = first_line(error)
+        pieces.append(piece)
+    return pieces
+
+
+def _calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:
+    yield from _mixer_calls(model, batch, device, layouts)
+    yield from _norm_calls(model, batch, device, layouts)
+    yield from _product_calls(model, batch, device)
+    yield from _loss_calls(model, device, layouts)
+
+
+def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:
+    from aimamba.ops.conv.triton import causal  # noqa: PLC0415 - imports Triton
+    from aimamba.ops.norm.triton import gated  # noqa: PLC0415
+    from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
+
+    config = model.config
+    length, inner = config.num_tokens, config.width * config.expand
+    heads, channels = inner // config.head_width, inner + 2 * config.state_size
+    made = functools.partial(torch.randn, device=device)
+    projected = made(batch, length, inner + channels + heads).to(DTYPE)
+    taps, bias, dt_bias, A_log, skip = made(channels, 4), made(channels), made(heads) - 4, made(heads), made(heads)
+    scale, dout = made(inner), made(batch, length, inner).to(DTYPE)
+    dprojected = torch.empty_like(projected)
+    tokens = batch * length
+
+    for launch in [(32, 64, 4), (16, 128, 4), (64, 64, 4), (16, 64, 2), (8, 256, 4)] if layouts else [causal.FORWARD]:
+        call = functools.partial(causal.causal_conv_silu, projected, taps, bias, inner, launch=causal.Launch(*launch))
+        yield "convolution", list(launch), 4 * tokens * channels, call
+    active = causal.causal_conv_silu(projected, taps, bias, inner)
+    backward = [(16, 64, 4), (8, 64, 2), (16, 64, 8), (8, 128, 4), (16, 32, 2), (32, 64, 8)]
+    for launch in backward if layouts else [causal.BACKWARD]:
+        call = functools.partial(
+            causal.causal_conv_silu_backward, projected, taps, bias, active, dprojected, inner,
+            launch=causal.Launch(*launch),
+        )  # fmt: skip
+        yield "convolution, backward", list(launch), 6 * tokens * channels, call
+
+    for launch in [(1, 2), (1, 4), (1, 8)] if layouts else [gated.FORWARD]:
+        call = functools.partial(gated.gated_rms_norm, dout, projected, scale, eps=1e-5, launch=gated.Launch(*launch))
+        yield "gated norm", list(launch), 6 * tokens * inner, call
+    _, inverses = gated.gated_rms_norm(dout, projected, scale, eps=1e-5)
+    for launch in [(16, 4), (16, 8), (8, 8), (32, 8), (8, 4), (16, 16)] if layouts else [gated.BACKWARD]:
+        call = functools.partial(
+            gated.gated_rms_norm_backward, dout, dout, projected, scale, inverses, dprojected,
+            launch=gated.Launch(*launch),
+        )  # fmt: skip
+        yield "gated norm, backward", list(launch), 10 * tokens * inner, call
+
+    for launches in _scan_launches(quadratic) if layouts else [quadratic.LAUNCHES[DTYPE]]:
+        label = f"tiles of {launches.tokens}, {tuple(launches.output)}, {launches.pair_heads} heads"
+        tiles = quadratic.similarities(active, inner, launches.tokens)
+        steps = quadratic.steps(projected, dt_bias, A_log, launches.tokens)
+        yield (
+            "similarities",
+            label,
+            4 * tokens * config.state_size,
+            functools.partial(quadratic.similarities, active, inner, launches.tokens),
+        )
+        yield (
+            "steps",
+            label,
+            2 * tokens * heads,
+            functools.partial(quadratic.steps, projected, dt_bias, A_log, launches.tokens),
+        )
+        yield (
+            "scan",
+            label,
+            4 * tokens * inner,
+            functools.partial(quadratic.ssd_quadratic, active, tiles, steps, skip, inner, launches=launches),
+        )
+        yield "scan, backward", label, 6 * tokens * inner, functools.partial(
+            quadratic.ssd_quadratic_backward, dout, projected, active, tiles, steps, dt_bias, A_log, skip, dprojected,
+            launches=launches,
+        )  # fmt: skip
+
+
+def _scan_launches(quadratic: Any) -> Iterator[Any]:
+    """Yield layouts of the scan: one launch for all of its kernels at a time."""
+    for tokens, warps, stages in ((64, 4, 1), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 2), (64, 8, 3), (128, 8, 2)):
+        launch = quadratic.Launch(warps, stages)
+        for heads in (6, 12, 24) if (warps, stages) in ((4, 2), (8, 2)) else (12,):
+            yield quadratic.Launches(tokens, launch, launch, launch, heads)
+
+
+def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:
+    from aimamba.ops.norm.triton import modulated  # noqa: PLC0415 - imports Triton
+
+    length, width = model.config.num_tokens, model.config.width
+    made = functools.partial(torch.randn, device=device)
+    residual, weight = made(batch, length, width), made(width)
+    mixed, dhidden = (made(batch, length, width).to(DTYPE) for _ in range(2))
+    shift, scale, gate = made(batch, 3, width).to(DTYPE).unbind(1)
+    size = batch * length * width
+
+    def forward(launch: Any) -> Any:
+        return modulated.normalise(residual, mixed, gate, weight, scale, shift, DTYPE, 1e-5, launch=launch)
+
+    for launch in [(1, 1), (1, 2), (1, 4), (1, 8)] if layouts else [modulated.FORWARD]:
+        yield "norm between blocks", list(launch), 12 * size, functools.partial(forward, modulated.Launch(*launch))
+    new, _, inverses = forward(modulated.FORWARD)
+    for launch in [(16, 4), (8, 4), (32, 4), (16, 8), (8, 2), (16, 2)] if layouts else [modulated.BACKWARD]:
+        call = functools.partial(
+            modulated.normalise_backward, residual, dhidden, new, mixed, gate, weight, scale, inverses,
+            launch=modulated.Launch(*launch),
+        )  # fmt: skip
+        yield "norm between blocks, backward", list(launch), 18 * size, call
+
+
+def _product_calls(model: AiM, batch: int, device: torch.device) -> Iterator[Timed]:
+    """Yield the products of a block and of the head by torch, forward and for both gradients, for comparison."""
+    mixer, config = model.blocks[0].mixer, model.config
+    tokens = batch * config.num_tokens
+    shapes = {"in_proj": mixer.in_proj.weight.shape, "out_proj": mixer.out_proj.weight.shape}
+    for name, (outputs, inputs) in (shapes | {"head": (config.vocab_size, config.width)}).items():
+        count = min(tokens, _LOSS_TOKENS) if name == "head" else tokens
+        x, y, weight = (
+            torch.randn(shape, device=device, dtype=DTYPE)
+            for shape in ((count, inputs), (count, outputs), (outputs, inputs))
+        )
+        size = 2 * (x.numel() + y.numel() + weight.numel())
+        yield name, "torch", size, functools.partial(torch.matmul, x, weight.t())
+        yield f"{name}, gradient of inputs", "torch", size, functools.partial(torch.matmul, y, weight)
+        yield f"{name}, gradient of weights", "torch", size, functools.partial(torch.matmul, y.t(), x)
+
+
+def _loss_calls(model: AiM, device: torch.device, layouts: bool) -> Iterator[Timed]:
+    from aimamba.ops.loss.triton import cross_entropy  # noqa: PLC0415 - imports Triton
+
+    codes = model.config.vocab_size
+    logits = torch.randn(_LOSS_TOKENS, codes, device=device).to(DTYPE)
+    targets = torch.randint(codes, (_LOSS_TOKENS,), device=device)
+    for warps in (4, 8, 16, 32) if layouts else (None,):
+        call = functools.partial(
+            cross_entropy.cross_entropy_, logits, targets, 1 / _LOSS_TOKENS, learning=True, warps=warps
+        )
+        yield "cross entropy", "default" if warps is None else warps, 4 * logits.numel(), call
