@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from aimamba.models import AIM_PRESETS
+from benchmarks.kernels import TRAINING
 from benchmarks.measurement import LAYOUTS, Measurement
 from benchmarks.peers import PEERS
 from benchmarks.telling import TRAINING_BATCH as TELLING_BATCH
@@ -171,6 +172,7 @@ class Plan:
             for batch in self.batches:
                 here = replace(base, size=size, batch=batch, variant=variant)
                 yield from (replace(here, subject=kernel) for kernel in KERNELS)
+            yield replace(base, size=size, batch=TELLING_BATCH, subject=TRAINING, variant=variant)
 
     def _scan(self) -> Iterator[Measurement]:
         sizes = self._sizes(SCAN_SIZES[self.device_type])

@@ -119,7 +119,7 @@ def test_backends_of_the_scan_by_device():
 def test_layouts_are_measured_where_chosen():
     assert not [each for each in plan("cuda") if each.variant == LAYOUTS]
     measured = plan("cuda", layouts=True)
-    assert {each.subject for each in measured if each.variant == LAYOUTS} == {*KERNELS, "triton"}
+    assert {each.subject for each in measured if each.variant == LAYOUTS} == {*KERNELS, "training", "triton"}
     [scan] = [each for each in measured if each.section == "scan" and each.variant == LAYOUTS]
     assert (scan.subject, scan.size, scan.dtype) == ("triton", "aim-b", "bfloat16")
 
