@@ -1,12 +1,17 @@
 """What ``fit.compile = "blocks"`` gives the compiler: two graphs for all blocks, with our operators in them."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
+
+import pytest
 
 # In a process of its own: the compiler cannot see through the checks of shapes that the tests add to every function.
 PROGRAM = """
 import json
+import sys
 import torch
 from torch._dynamo.utils import counters
 from aimamba.models import AiM, AiMConfig
@@ -16,6 +21,12 @@ from aimamba.train.generator import code_cross_entropy
 def compiler(graph, _):
     graphs.append([str(node.target) for node in graph.graph.nodes])
     return graph.forward
+
+if sys.argv[1] == "cuda":  # take the kernels for CUDA, which Triton interprets
+    from aimamba.ops.mixer import dispatch
+    from aimamba.ops.norm import modulated
+    dispatch._triton_applies = lambda *_: True
+    modulated._kernels_apply = lambda *_: True
 
 found = {}
 for adaln in ("block", "group"):
@@ -38,11 +49,28 @@ print(json.dumps({"graphs": found, "breaks": len(counters["graph_break"]), "kern
 """
 
 
-def test_the_first_block_is_a_graph_and_all_others_are_one():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+def compiled(device, **environment):
+    command = [sys.executable, "-c", PROGRAM, device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["breaks"] == 0
     for graphs in found["graphs"].values():
-        assert len(graphs) == 2
+        assert len(graphs) == 2, "the first block, which adds nothing, and all others"
+    return found
+
+
+def test_two_graphs_with_the_operator_of_the_cpu():
+    found = compiled("cpu")
+    for graphs in found["graphs"].values():
         if found["kernel"]:
             assert [sum("mixer_sequence" in target for target in targets) for targets in graphs] == [1, 1]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_two_graphs_with_the_operators_of_cuda():
+    found = compiled("cuda", TRITON_INTERPRET="1")
+    for graphs in found["graphs"].values():
+        for targets in graphs:
+            ours = [target for target in targets if "aimamba" in target]
+            assert [target.split(".")[1] for target in ours] == ["residual_modulated_norm", "mixer_sequence_triton"]
+            assert len(targets) < 40

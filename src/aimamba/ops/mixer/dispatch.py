@@ -40,16 +40,25 @@ def mixer_sequence(
 
     May compile the kernels, which takes a few seconds.
     """
-    if projected.is_cuda:
-        if projected.dtype == torch.bfloat16 and not os.environ.get(ENVIRONMENT) and kernels.unsupported() is None:
-            from aimamba.ops.mixer.triton import sequence as fused  # noqa: PLC0415 - imports Triton
+    if _triton_applies(projected, weights, state_size):
+        from aimamba.ops.mixer.triton import sequence as fused  # noqa: PLC0415 - imports Triton
 
-            shape = len(weights.A_log), len(weights.norm_weight), state_size, weights.conv_weight.shape[1]
-            if fused.unsupported(projected, weights, state_size) is None and _works(projected.device, *shape):
-                return fused.mixer_sequence(projected, weights, state_size=state_size)
-    elif native.unsupported(projected, weights, state_size) is None:
+        return fused.mixer_sequence(projected, weights, state_size=state_size)
+    if native.unsupported(projected, weights, state_size) is None:
         return native.mixer_sequence(projected, weights, state_size=state_size)
     return plain.mixer_sequence(projected, weights, state_size=state_size, chunk_size=chunk_size, ssd=ssd_scan)
+
+
+def _triton_applies(projected: Tensor, weights: MixerWeights, state_size: int) -> bool:
+    """Return whether the Triton kernels take these inputs. May compile and try them."""
+    if not projected.is_cuda or projected.dtype != torch.bfloat16:
+        return False
+    if os.environ.get(ENVIRONMENT) or kernels.unsupported() is not None:
+        return False
+    from aimamba.ops.mixer.triton import sequence as fused  # noqa: PLC0415 - imports Triton
+
+    shape = len(weights.A_log), len(weights.norm_weight), state_size, weights.conv_weight.shape[1]
+    return fused.unsupported(projected, weights, state_size) is None and _works(projected.device, *shape)
 
 
 @cache
