@@ -1,11 +1,8 @@
 """Whether Triton kernels can be used here. The kernels are in the ``triton`` folder of each operation."""
 
-from functools import cache
-
 _OLDEST = (3, 5)  # 3.4 fails to compile a cumulative sum that is shorter than a program has threads
 
 
-@cache
 def unsupported() -> str | None:
     """Return the reason why Triton kernels cannot be used, or None."""
     try:
