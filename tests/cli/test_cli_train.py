@@ -143,6 +143,34 @@ class TestRuns:
         assert same_model(recipes / "runs/vq/model", trained / "runs/vq/model")
         assert metrics(recipes / "runs/vq") == metrics(trained / "runs/vq")
 
+    def test_a_tokenizer_does_not_go_on_with_other_classes(self, recipes, photos, aimamba, refusal):
+        command = ["train", "vq.toml", "--data", photos, "--device", "cpu", "--out", "run", "--steps"]
+        assert aimamba(*command, 1).status == 0
+        shutil.copytree(photos / "dogs", photos / "birds")
+        message = refusal(*command, 2)
+        assert (
+            "run holds a run on another set of classes (cats, dogs) than the one given (birds, cats, dogs)" in message
+        )
+        shutil.rmtree(photos / "birds")
+        (photos / "dogs/0.png").rename(photos / "dogs/more.png")
+        assert "run holds a run on another set of images (" in refusal(*command, 2)
+        (photos / "dogs/more.png").rename(photos / "dogs/0.png")
+        assert aimamba(*command, 2).status == 0
+
+    def test_the_best_model_is_the_result(self, recipes, aimamba, monkeypatch):
+        values = iter([2.0, 1.0, 3.0])
+        evaluate = TokenizerTask.evaluate
+        monkeypatch.setattr(
+            TokenizerTask, "evaluate", lambda *given: {**evaluate(*given), "reconstruction": next(values)}
+        )
+        status, out, err = aimamba("train", "vq.toml", "--device", "cpu", "--set", "fit.evaluate_every=1")
+        assert status == 0
+        assert out.startswith("runs/vq/model: step 2 of 3, the best, held out: reconstruction 1, ")
+        assert "warning: held-out reconstruction rises: 3, best 1 at step 2." in err
+        assert {"model", "model-last"} <= {path.name for path in Path("runs/vq").iterdir()}
+        assert not same_model(Path("runs/vq/model"), Path("runs/vq/model-last"))
+        assert aimamba("info", "runs/vq/model-last").status == 0
+
     def test_a_stopped_generator_goes_on_upon_the_same_codes(self, trained, recipes, aimamba, refusal, monkeypatch):
         command = ["train", "aim.toml", "--tokenizer", "vq", "--device", "cpu", "--set", "task.token_dropout=0.1"]
         command += ["--steps", 6, "--set", "fit.ema_decay=0.9"]

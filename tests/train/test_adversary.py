@@ -139,7 +139,7 @@ def test_metrics_name_every_loss(tmp_path, metrics):
     expected = late["l2"] + late["quantizer"] + late["perceptual"]  # without the discriminator's own loss
     expected += 0.5 * late["adaptive_weight"] * late["adversarial"]
     assert late["loss"] == pytest.approx(expected, rel=1e-5)
-    assert result.metrics.keys() == {"l2", "psnr", "codes_used", "perplexity", "perceptual"}
+    assert result.metrics.keys() == {"reconstruction", "l2", "psnr", "codes_used", "perplexity", "perceptual"}
 
 
 def test_without_perceptual_and_adversarial_losses_there_is_no_trace_of_them(tmp_path, metrics):
@@ -148,7 +148,7 @@ def test_without_perceptual_and_adversarial_losses_there_is_no_trace_of_them(tmp
     assert task.perceptual is None
     result = fit(task, settings(), tmp_path)
     assert metrics(tmp_path, "train")[0].keys() == {"step", "loss", "gradient_norm", "l1", "l2", "quantizer", "lr"}
-    assert result.metrics.keys() == {"l2", "psnr", "codes_used", "perplexity"}
+    assert result.metrics.keys() == {"reconstruction", "l2", "psnr", "codes_used", "perplexity"}
     assert not any("adversary" in name for name in read_checkpoint(tmp_path / "checkpoint.pt").parts)
 
 

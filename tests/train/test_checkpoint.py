@@ -13,6 +13,8 @@ from aimamba.train.checkpoint import (
     Checkpoint,
     check_same_basis,
     check_same_recipe,
+    checkpoint_files,
+    find_checkpoint,
     read_checkpoint,
     restore,
     write_checkpoint,
@@ -184,3 +186,50 @@ def test_a_field_of_another_kind_is_one_line(tmp_path, changes):
     [name] = changes
     with one_line_error(CheckpointError, match=f"is not a checkpoint of a training run: its '{name}' is"):
         read_checkpoint(path)
+
+
+class TestSeveral:
+    """More than one checkpoint in a folder: the newest that can be read counts."""
+
+    def write(self, out, steps, count=3):
+        before = None
+        for step in steps:
+            write_checkpoint(out / "checkpoint.pt", checkpoint(step=step, recipe=""), count=count, before=before)
+            before = step
+
+    @pytest.mark.parametrize("links", [True, False])
+    def test_the_newest_are_kept(self, tmp_path, monkeypatch, links):
+        if not links:
+            monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("not supported")))
+        self.write(tmp_path, [2, 4, 6, 8])
+        assert [path.name for path in checkpoint_files(tmp_path)] == [
+            "checkpoint.pt", "checkpoint-000006.pt", "checkpoint-000004.pt",
+        ]  # fmt: skip
+        assert [read_checkpoint(path).step for path in checkpoint_files(tmp_path)] == [8, 6, 4]
+        write_checkpoint(tmp_path / "checkpoint.pt", checkpoint(step=10), count=1, before=8)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+    def test_an_older_one_stands_in_for_a_damaged_one(self, tmp_path, capsys):
+        self.write(tmp_path, [2, 4, 6])
+        for path, step in zip(checkpoint_files(tmp_path), (4, 2), strict=False):
+            path.write_bytes(path.read_bytes()[:-200])
+            found = find_checkpoint(tmp_path, "", 9, dict)
+            assert (found.checkpoint.step, found.path.name) == (step, f"checkpoint-{step:06d}.pt")
+            printed = capsys.readouterr().err
+            assert printed.count("\n") == 1
+            assert printed.startswith(f"{tmp_path / 'checkpoint.pt'} cannot be read")
+            assert printed.endswith(f"; going on from checkpoint-{step:06d}.pt, after step {step}\n")
+        checkpoint_files(tmp_path)[2].write_bytes(b"")
+        with one_line_error(CheckpointError, match=r"checkpoint\.pt cannot be read"):
+            find_checkpoint(tmp_path, "", 9, dict)
+
+    def test_one_of_steps_that_are_taken_again_goes(self, tmp_path):
+        self.write(tmp_path, [2, 4, 6])
+        write_checkpoint(tmp_path / "checkpoint.pt", checkpoint(step=3), count=3, before=None)
+        assert [path.name for path in checkpoint_files(tmp_path)] == ["checkpoint.pt", "checkpoint-000002.pt"]
+
+    def test_a_run_killed_between_two_renames_continues(self, tmp_path, capsys):
+        self.write(tmp_path, [2, 4])
+        (tmp_path / "checkpoint.pt").unlink()
+        assert find_checkpoint(tmp_path, "", 9, dict).checkpoint.step == 2
+        assert capsys.readouterr().err == ""

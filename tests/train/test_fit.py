@@ -81,7 +81,7 @@ def test_a_model_without_blocks_cannot_be_compiled_by_them(tmp_path):
 
 def test_the_files_of_a_run(whole, metrics):
     assert {path.name for path in whole.iterdir()} == {
-        "recipe.toml", "metrics.jsonl", "checkpoint.pt", "sheets", "model",
+        "recipe.toml", "metrics.jsonl", "checkpoint.pt", "sheets", "model", "model-last",
     }  # fmt: skip
     assert sorted(path.name for path in (whole / "sheets").iterdir()) == ["step-000003.png", "step-000006.png"]
     recipe = tomllib.loads((whole / "recipe.toml").read_text())
@@ -111,7 +111,7 @@ def test_speed_and_time_are_measured_and_continue_with_the_run(tmp_path, monkeyp
 
 def test_training_learns_and_keeps_the_average(tmp_path, metrics):
     task = ToyTask()
-    result = fit(task, settings(steps=60, lr=0.02, log_every=20), tmp_path)
+    result = fit(task, settings(steps=60, lr=0.02, log_every=20, keep="last"), tmp_path)
     losses = [line["loss"] for line in metrics(tmp_path) if line["split"] == "train"]
     assert losses[-1] < losses[0]
     kept = torch.load(result.model / "weights.pt")
@@ -124,7 +124,7 @@ def test_training_learns_and_keeps_the_average(tmp_path, metrics):
 
 def test_without_an_average_the_model_itself_is_kept(tmp_path):
     task = ToyTask()
-    result = fit(task, settings(ema_decay=0.0), tmp_path)
+    result = fit(task, settings(ema_decay=0.0, keep="last"), tmp_path)
     torch.testing.assert_close(torch.load(result.model / "weights.pt"), dict(task.model.state_dict()), rtol=0, atol=0)
     assert task.model.training
 
@@ -254,6 +254,26 @@ def test_a_truncated_checkpoint_is_an_error_that_says_how_to_fix_it(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(CheckpointError, match=r"cut short; delete checkpoint\.pt to start over, or give another --out"):
         fit(ToyTask(), settings(), out)
+
+
+def test_after_a_damaged_checkpoint_an_older_one_gives_the_same_run(tmp_path, whole, metrics):
+    def interrupt(at: int) -> float:
+        if at == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    out, several = tmp_path / "run", settings(checkpoints=3)
+    with pytest.raises(Interrupted):
+        fit(ToyTask(interrupt), several, out, recipe=RECIPE)
+    (out / "checkpoint.pt").write_bytes(b"")
+    task = ToyTask()
+    fit(task, several, out, recipe=RECIPE)
+    assert task.positions[0] == 16
+    names = sorted(path.name for path in out.glob("checkpoint*"))
+    assert names == ["checkpoint-000002.pt", "checkpoint-000004.pt", "checkpoint.pt"]
+    parts = (read_checkpoint(folder / "checkpoint.pt").parts for folder in (out, whole))
+    torch.testing.assert_close(*parts, rtol=0, atol=0)
+    assert metrics(out) == metrics(whole)
 
 
 def test_a_step_with_a_loss_that_is_not_finite_is_skipped(tmp_path, capsys, metrics):

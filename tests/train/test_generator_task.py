@@ -48,6 +48,10 @@ def expected(model, codes, labels, **options):
     return -log_probabilities.gather(-1, codes[..., None]).mean()
 
 
+def test_bits_per_token_decide_which_model_is_the_best(make):
+    assert make().objective() == ("bits_per_token", pytest.approx(math.log2(24)))
+
+
 def test_the_loss_without_dropout(make, batch, rng):
     task = make(label_dropout=0.0)
     loss, report = task.loss(task.model, batch, rng(), 0)

@@ -15,6 +15,7 @@ from aimamba.errors import ConfigError
         {"ema_decay": 1.0}, {"ema_decay": -0.1}, {"final_lr_fraction": 1.5}, {"accumulation": 3}, {"accumulation": 0},
         {"clip_norm": -1.0}, {"log_every": 0}, {"betas": (-0.1, 0.9)}, {"seed": -1}, {"seed": 2**64},
         {"weight_decay": -0.1}, {"evaluate_every": -1}, {"sheet_every": -1}, {"checkpoint_every": -1},
+        {"checkpoints": 0}, {"patience": -1},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(wrong):

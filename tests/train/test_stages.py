@@ -1,6 +1,7 @@
 """From a recipe to a task."""
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from aimamba.train.stages import make_task, resolved
 from aimamba.train.task import Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import to_toml
+from refusals import one_line_error
 
 CPU = torch.device("cpu")
 DATA = {"source": "avatars:thumbs,landscape", "size": 16, "per_class": 4, "held_out_per_class": 2}
@@ -341,6 +343,18 @@ class TestInit:
         given.save_pretrained(here / "given")
         model = make_task(recipe("generator", init="given"), device=CPU).model
         assert torch.equal(model.condition.table.weight, given.condition.table.weight)
+
+    def test_weights_that_are_not_finite_are_refused(self, tokenizer, make_aim, here):
+        given = make_aim(num_tokens=64, num_classes=2)
+        given.word_embedding.weight.data[3, 1] = math.nan
+        given.save_pretrained(here / "given")
+        with one_line_error(CheckpointError, match=r"^given: its weights hold NaN .* \(first in word_embedding.weight"):
+            make_task(recipe("generator", init="given"), device=CPU)
+        tokenizer.decoder.head.bias.data[0] = math.inf
+        tokenizer.save_pretrained(here / "vq")
+        for stage, init in (("tokenizer", "vq"), ("generator", None)):
+            with one_line_error(CheckpointError, match=r"^vq: its weights hold NaN .* \(first in decoder.head.bias"):
+                make_task(recipe(stage, init=init), device=CPU)
 
     def test_a_generator_of_other_codes_is_refused(self, tokenizer, make_aim, here):
         make_aim(num_tokens=9).save_pretrained(here / "given")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from aimamba.data.loader import Batch
 from aimamba.data.sheets import to_float
 from aimamba.errors import ConfigError
-from aimamba.models import VQModel
+from aimamba.models import VQConfig, VQModel
 from aimamba.train import tokenizer as tokenizer_module
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 
@@ -159,6 +159,36 @@ def test_batches_continue_from_any_position(make):
         assert torch.equal(batch.labels, expected.labels)
 
 
+def test_the_reconstruction_error_has_the_weights_of_the_losses(make):
+    task = make(l1_weight=0.3, l2_weight=2.0, perceptual_weight=0.5, perceptual_side=8)
+    measured = task.evaluate(task.model.eval())
+    images = to_float(torch.from_numpy(np.stack([task.held_out.image(i) for i in range(4)])).permute(0, 3, 1, 2))
+    error = task.model(images).images.detach().clamp(-1, 1) - images
+    expected = 0.3 * error.abs().mean() + 2.0 * measured["l2"] + 0.5 * measured["perceptual"]
+    assert measured["reconstruction"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_decides_which_model_is_the_best(make):
+    assert make().objective() == ("reconstruction", math.inf)
+    assert make(adversarial_weight=0.5, discriminator_layers=1, discriminator_channels=4).objective() is None
+    assert make(l2_weight=0.0).objective() is None
+
+
+def test_the_basis_names_classes_and_images():
+    def basis(images):
+        config = VQConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, norm_groups=4)
+        return TokenizerTask(VQModel(config), images, images, TokenizerTaskConfig()).basis()
+
+    first = basis(Noise((0, 0, 1)))
+    assert first["set of classes"] == "planets, sprouts, robots, shells, cats"
+    assert first["set of images"].startswith("3 images, ")
+    assert basis(Noise((0, 0, 1))) == first
+    fewer = basis(Noise((0, 0, 1), class_names=("planets", "sprouts")))
+    assert fewer["set of classes"] == "planets, sprouts"
+    assert basis(Noise((0, 1, 1)))["set of images"] != first["set of images"]
+    assert len(basis(Noise((0,), class_names=tuple(map(str, range(1000)))))["set of classes"]) < 120
+
+
 def test_weight_decay_skips_the_codebook_only(make):
     task = make()
     assert [name for name, _ in task.model.named_parameters() if task.no_weight_decay(name)] == ["codebook"]
@@ -173,6 +203,7 @@ def test_held_out_metrics(make):
     counts = np.bincount(output.codes.flatten().numpy(), minlength=24)
     share = counts[counts > 0] / counts.sum()
     expected = {
+        "reconstruction": errors.mean(),  # l2 alone has a weight
         "l2": errors.mean(),
         "psnr": np.mean(10 * np.log10(2**2 / errors)),
         "codes_used": (counts > 0).mean(),

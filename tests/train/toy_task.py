@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aimamba.train.fit import FitConfig
+from aimamba.train.task import Objective
 
 SETTINGS = {
     "steps": 6,
@@ -77,6 +78,9 @@ class ToyTask:
         assert not model.training
         assert not torch.is_grad_enabled()
         return {"loss": float((model(torch.eye(4)) - 1).square().mean())}
+
+    def objective(self) -> Objective:
+        return Objective("loss")
 
     def sheet(self, model) -> Image.Image:
         return Image.new("RGB", (2, 2))

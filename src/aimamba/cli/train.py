@@ -76,7 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
         tensorboard=arguments.tensorboard,
     )
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    print_line(f"{result.model}: {result.steps} steps, held out: {numbers}")
+    taken = (
+        f"{result.steps} steps" if result.step == result.steps else f"step {result.step} of {result.steps}, the best"
+    )
+    print_line(f"{result.model}: {taken}, held out: {numbers}")
 
 
 def _log(line: str) -> None:

@@ -217,6 +217,7 @@ def training_recipe(
         settings["lr"] = chosen
     steps = max(1, budget // max(1, settings.get("batch_size", 1)))
     settings |= {"steps": steps, "warmup_steps": round(study.warmup * steps), "seed": seed}
+    settings.setdefault("keep", "last")  # all variants are compared after the same number of images
     return Recipe(
         stage="generator",
         description=f"{variant.name} of the study {study.kind}",

@@ -1,11 +1,15 @@
 """``checkpoint.pt``: the state from which a stopped run continues, and the checks that it may."""
 
+import contextlib
 import dataclasses
+import os
+import re
+import sys
 import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -21,8 +25,11 @@ CHECKPOINT_FILE = "checkpoint.pt"
 _FORMAT = "aimamba training run 1"
 _MAY_CHANGE = {
     "description",
+    "data.workers",
     *(f"fit.{key}" for key in ("steps", "log_every", "evaluate_every", "sheet_every", "checkpoint_every")),
+    *(f"fit.{key}" for key in ("checkpoints", "keep", "patience")),
 }
+_OLDER = re.compile(r"checkpoint-(\d{6,12})\.pt")  # with the number of steps
 
 
 @runtime_checkable
@@ -57,14 +64,55 @@ class Checkpoint:
     basis: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+class Found(NamedTuple):
+    """A checkpoint and the file that it was read from."""
+
+    checkpoint: Checkpoint
+    path: Path
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint, *, count: int = 1, before: int | None = None) -> None:
     """Write ``checkpoint`` atomically: a reader finds the old file or the new one, always complete.
 
     The draft next to it has a fixed name, so a run that is killed while writing leaves at most one draft.
+
+    Args:
+        path: The file to write.
+        checkpoint: What to write.
+        count: Number of checkpoints to keep in the folder; older ones are called ``checkpoint-000100.pt``, after their
+            number of steps.
+        before: Number of steps of the good checkpoint that is in ``path``; None if there is none worth keeping.
     """
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     content = {"format": _FORMAT, **fields}
+    if count > 1 and before is not None and before < checkpoint.step:
+        older = path.with_name(f"checkpoint-{before:06d}.pt")
+        older.unlink(missing_ok=True)
+        try:
+            os.link(path, older)  # so that there is a newest one at every moment
+        except OSError:  # no hard links there
+            path.rename(older)
     write_atomically(path, lambda draft: torch.save(content, draft), draft=f"{path.name}.partial")
+    earlier = [older for older in _older(path.parent) if _steps(older) < checkpoint.step][: count - 1]
+    for superfluous in set(_older(path.parent)) - set(earlier):  # also those of steps that are taken again
+        with contextlib.suppress(OSError):
+            superfluous.unlink()
+
+
+def checkpoint_files(out: Path) -> list[Path]:
+    """Return the checkpoints in the folder of a run, the newest first."""
+    newest = out / CHECKPOINT_FILE
+    return [newest] * newest.exists() + _older(out)
+
+
+def _older(out: Path) -> list[Path]:
+    found = [path for path in out.iterdir() if _OLDER.fullmatch(path.name)] if out.is_dir() else []
+    return sorted(found, key=_steps, reverse=True)
+
+
+def _steps(path: Path) -> int:
+    named = _OLDER.fullmatch(path.name)
+    return int(named[1]) if named else 0
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -129,8 +177,10 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -
             ) from error
 
 
-def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Checkpoint | None:
+def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Found | None:
     """Return the checkpoint from which the run in ``out`` continues, or None if it has none yet.
+
+    It is the newest one that can be read; a line on stderr names those that cannot.
 
     Args:
         out: Folder of the run.
@@ -140,19 +190,29 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Che
 
     Raises:
         ConfigError: The checkpoint belongs to another recipe, or has taken more than ``steps`` steps.
-        CheckpointError: The checkpoint cannot be read.
+        CheckpointError: No checkpoint can be read, but there is one.
     """
-    path = out / CHECKPOINT_FILE
-    if not path.exists():
-        return None
-    saved = read_checkpoint(path)
-    check_same_recipe(saved.recipe, recipe, out, resolve)
-    if saved.step > steps:
-        raise ConfigError(
-            f"{out} has taken {saved.step} steps, more than fit.steps = {steps}; "
-            f"set it to at least {saved.step}, or give another --out"
-        )
-    return saved
+    files = checkpoint_files(out)
+    first_fault: CheckpointError | None = None
+    for path in files:
+        try:
+            saved = read_checkpoint(path)
+        except CheckpointError as fault:
+            first_fault = first_fault or fault
+            continue
+        if first_fault is not None:
+            fault_of = str(first_fault).partition("; ")[0]
+            print(f"{fault_of}; going on from {path.name}, after step {saved.step}", file=sys.stderr)
+        check_same_recipe(saved.recipe, recipe, out, resolve)
+        if saved.step > steps:
+            raise ConfigError(
+                f"{out} has taken {saved.step} steps, more than fit.steps = {steps}; "
+                f"set it to at least {saved.step}, or give another --out"
+            )
+        return Found(saved, path)
+    if first_fault is not None:
+        raise first_fault
+    return None
 
 
 def check_same_basis(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
@@ -169,16 +229,22 @@ def check_same_basis(before: Mapping[str, str], now: Mapping[str, str], folder: 
     for name, fingerprint in now.items():
         if (was := before.get(name, fingerprint)) != fingerprint:
             raise ConfigError(
-                f"{folder} holds a run on another {name} ({was[:12]}) than the one given ({fingerprint[:12]}); "
+                f"{folder} holds a run on another {name} ({_shown(was)}) than the one given ({_shown(fingerprint)}); "
                 "give that one, or another --out"
             )
+
+
+def _shown(fingerprint: str) -> str:
+    """Return a hash cut short, and any other text as it is."""
+    return fingerprint[:12] if re.fullmatch("[0-9a-f]{64}", fingerprint) else fingerprint
 
 
 def check_same_recipe(before: str, now: str, folder: Path, resolve: Resolve) -> None:
     """Check that a run is continued with the recipe that it began with.
 
     Recipes are compared with their defaults filled in, so a run of an older version, which did not know a setting yet,
-    continues with its default. The number of steps, the intervals and the description may change.
+    continues with its default. What does not change the steps may change: their number, the intervals, what is kept,
+    the workers and the description.
 
     Args:
         before: The recipe that the run in ``folder`` began with, as TOML.

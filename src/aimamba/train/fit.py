@@ -1,10 +1,10 @@
 """The training loop: one for all stages, in one process.
 
 A run is a folder with ``recipe.toml`` (its settings), ``metrics.jsonl`` and ``sheets/`` (its progress),
-``checkpoint.pt`` (its state) and ``model/`` (its result). After any interruption, the command that began a run
-continues it exactly: examples depend only on seed and position, random numbers only on seed and step, and everything
-else is in the checkpoint. Exactly means bit for bit, on the same device with the same number of threads, as long as the
-operations are deterministic.
+``checkpoint.pt`` (its state) and ``model/`` (its result: the model of the best evaluation, or the last one). After any
+interruption, the command that began a run continues it exactly: examples depend only on seed and position, random
+numbers only on seed and step, and everything else is in the checkpoint. Exactly means bit for bit, on the same device
+with the same number of threads, as long as the operations are deterministic.
 """
 
 import contextlib
@@ -25,9 +25,11 @@ from aimamba.devices import bfloat16_pays
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.train.ahead import Ahead
+from aimamba.train.best import HeldOut, not_finite
 from aimamba.train.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
+    Found,
     Resolve,
     Stateful,
     check_same_basis,
@@ -41,7 +43,16 @@ from aimamba.train.lock import check_one_process, locked
 from aimamba.train.memory import keep_freed_memory
 from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
-from aimamba.train.result import RESULT, discard_old_result, is_finished, save_result
+from aimamba.train.result import (
+    LAST,
+    RESULT,
+    About,
+    discard_last,
+    discard_old_result,
+    is_finished,
+    read_about,
+    save_result,
+)
 from aimamba.train.settings import FitConfig
 from aimamba.train.step import RecordedStep, TrainingStep, check_recordable
 from aimamba.train.task import Batch, Model, Task
@@ -60,12 +71,14 @@ class Result:
 
     Attributes:
         model: Folder of the finished model.
-        steps: Number of steps it was trained for.
+        steps: Number of steps that the run took; fewer than ``fit.steps`` if ``fit.patience`` ended it.
+        step: Number of steps after which the model was taken.
         metrics: Its metrics on held-out examples.
     """
 
     model: Path
     steps: int
+    step: int
     metrics: dict[str, float]
 
 
@@ -83,7 +96,7 @@ def fit(
 
     If the run is finished, this only returns its result. A finished run can be extended by a larger ``config.steps``;
     from then on it follows the schedule of the longer run. A step whose loss or gradient is NaN or infinite is skipped;
-    five such steps in a row end the run.
+    five such steps in a row end the run. So does ``config.patience``, if the held-out loss does not improve.
 
     Memory that the process frees is kept for reuse (see ``train.memory``).
 
@@ -110,7 +123,7 @@ def fit(
         require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
     if is_finished(out, text, config.steps, resolve):
-        print(f"{out} is finished: {config.steps} steps; raise fit.steps (--steps) to train on", file=sys.stderr)
+        print(_finished(out, config.steps), file=sys.stderr)
         discard_old_result(out)
         if tensorboard:
             TensorBoard(out, step=config.steps + 1).close()
@@ -120,10 +133,22 @@ def fit(
             saved = find_checkpoint(out, text, config.steps, resolve)
             run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
             _train(run, tensorboard=tensorboard)
+    if (about := read_about(out)) is not None:
+        return Result(model=out / RESULT, steps=about.steps, step=about.step, metrics=about.metrics)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
     metrics = {name: value for name, value in last.items() if name not in ("step", "split")}
-    return Result(model=out / RESULT, steps=config.steps, metrics=metrics)
+    return Result(model=out / RESULT, steps=config.steps, step=config.steps, metrics=metrics)
+
+
+def _finished(out: Path, steps: int) -> str:
+    about = read_about(out)
+    if about is not None and about.steps < steps:
+        return (
+            f"{out} is finished: fit.patience = {about.patience} ended it after step {about.steps} of {steps}; "
+            "raise it, or set it to 0, to train on"
+        )
+    return f"{out} is finished: {steps} steps; raise fit.steps (--steps) to train on"
 
 
 def _train(run: "_Run[Any, Any]", *, tensorboard: bool) -> None:
@@ -134,6 +159,8 @@ def _train(run: "_Run[Any, Any]", *, tensorboard: bool) -> None:
         Records(out, step=run.step, tensorboard=tensorboard) as records,
         Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
     ):
+        if run.best.forgotten:
+            progress.log(f"{out} has not kept its best model so far: evaluations are compared from here on")
         if run.step:
             progress.log(f"continuing {out} after step {run.step} of {config.steps}")
         if config.precision == "auto":
@@ -161,9 +188,9 @@ class _Run(Generic[Model, Batch]):
         out: Path,
         recipe: str,
         device: torch.device,
-        saved: Checkpoint | None,
+        found: Found | None,
     ) -> None:
-        """Begin a run in ``out``, or restore it from ``saved``."""
+        """Begin a run in ``out``, or restore it from the checkpoint that was found."""
         self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
         self.step, self.seconds = 0, 0.0
         self.precision = config.precision
@@ -195,10 +222,22 @@ class _Run(Generic[Model, Batch]):
             self.learners.append(Learner(network, optimizer, lr))
             self.parts |= {"adversary": network, "adversary optimizer": optimizer}
         self.basis = task.basis()
-        if saved is not None:
+        check(
+            not config.patience or task.objective() is not None,
+            "fit.patience needs a held-out loss to judge by, and with task.adversarial_weight there is none; set it "
+            "to 0",
+        )
+        self.best = HeldOut(task.objective(), keep=config.keep == "best", patience=config.patience)
+        self.held_out: dict[str, float] = {}
+        self.kept: int | None = None  # the step of the good checkpoint in checkpoint.pt
+        if found is not None:
+            saved = found.checkpoint
             check_same_basis(saved.basis, self.basis, out)
-            restore(saved, self.parts, out / CHECKPOINT_FILE)
+            parts = self.parts | {"best": self.best} if "best" in saved.parts else self.parts
+            restore(saved, parts, found.path)
             self.step, self.seconds = saved.step, saved.seconds
+            self.kept = saved.step if found.path.name == CHECKPOINT_FILE else None
+        self.parts["best"] = self.best
         steps = RecordedStep if config.cuda_graph else TrainingStep
         self.taken = steps(task.loss, self.model, self.learners, config, device, self.precision)
         out.mkdir(parents=True, exist_ok=True)
@@ -220,6 +259,13 @@ class _Run(Generic[Model, Batch]):
             self.evaluate_and_render(records, progress)
             if self.step == config.steps:
                 break
+            if self.best.exhausted:
+                self.save_checkpoint()
+                progress.warn(
+                    f"ended after step {self.step} of {config.steps}: held-out {self.best.name} has not improved in "
+                    f"{self.best.since} evaluations (fit.patience = {config.patience})"
+                )
+                break
 
             started = time.perf_counter()
             lr = learning_rate(
@@ -238,7 +284,7 @@ class _Run(Generic[Model, Batch]):
             failures = 0 if math.isfinite(loss) and math.isfinite(norm) else failures + 1
             if failures:
                 values = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
-                progress.log(f"step {self.step} is skipped: {values}")
+                progress.warn(f"step {self.step} is skipped: {values}")
                 if failures == _MAX_FAILURES:
                     raise ConfigError(
                         f"{self.out}: step {self.step} is the {failures}th skipped step in a row: {values}; "
@@ -254,9 +300,7 @@ class _Run(Generic[Model, Batch]):
             if self.due(config.checkpoint_every):
                 self.save_checkpoint()
         self.save_model()
-        progress.log(
-            f"finished {self.out}: {config.steps} steps in {self.seconds:.0f} s; the model is {self.out}/model"
-        )
+        progress.log(f"finished {self.out}: {self.step} steps in {self.seconds:.0f} s; {self.described()}")
 
     def update(self, batches: Ahead[Batch], lr: float) -> tuple[float, float]:
         """Take one step, or skip it if its loss or gradient is not finite.
@@ -283,13 +327,16 @@ class _Run(Generic[Model, Batch]):
 
     def evaluate_and_render(self, records: Records, progress: Progress) -> None:
         """Evaluate the model and render a sample sheet, if they are due after this step."""
-        if self.due(self.config.evaluate_every):
+        if self.due(self.config.evaluate_every) or self.best.exhausted:
             with self.model_to_keep() as model:
-                held_out = self.task.evaluate(model)
-            records.write(self.step, "held-out", held_out)
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
-            progress.log(f"step {self.step}, held out: {numbers}")
-        if self.due(self.config.sheet_every):
+                self.held_out = self.task.evaluate(model)
+                warnings = self.best.observe(self.step, self.held_out, model)
+            records.write(self.step, "held-out", self.held_out)
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.held_out.items())
+            progress.log(f"step {self.step}, held out: {numbers}{self.best.compared()}")
+            for warning in warnings:
+                progress.warn(warning)
+        if self.due(self.config.sheet_every) or self.best.exhausted:
             with self.model_to_keep() as model:
                 records.sheet(self.step, self.task.sheet(model))
 
@@ -309,9 +356,42 @@ class _Run(Generic[Model, Batch]):
         """Write ``checkpoint.pt``."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts, basis=self.basis)
-        write_checkpoint(self.out / CHECKPOINT_FILE, checkpoint)
+        write_checkpoint(self.out / CHECKPOINT_FILE, checkpoint, count=self.config.checkpoints, before=self.kept)
+        self.kept = self.step
 
     def save_model(self) -> None:
-        """Write ``model/``."""
+        """Write ``model/``, and ``model-last/`` if the best evaluation was not the last one."""
         with self.model_to_keep() as model:
-            save_result(self.out, self.recipe, lambda folder: self.task.save(model, folder))
+            if not self.best.superseded:
+                discard_last(self.out)
+                self._save(model, RESULT, self.step, self.held_out)
+                return
+            if not_finite(model) is None:  # a run that has diverged has its best model all the same
+                self._save(model, LAST, self.step, self.held_out)
+            self.best.load_best(model)
+            self._save(model, RESULT, self.best.step, self.best.metrics)
+
+    def _save(self, model: Model, name: str, step: int, metrics: dict[str, float]) -> None:
+        bad = not_finite(model)
+        check(
+            bad is None,
+            f"{self.out}: the weights after step {step} are not finite ({bad}), so no model is saved; lower fit.lr = "
+            f"{self.config.lr:g} or raise fit.warmup_steps, in another --out",
+        )
+        about = About(step=step, steps=self.step, keep=self.config.keep, patience=self.config.patience, metrics=metrics)
+
+        def save(folder: Path) -> None:
+            self.task.save(model, folder)
+            about.write(folder)
+
+        save_result(self.out, self.recipe, save, name=name)
+
+    def described(self) -> str:
+        """Return which model was saved, and where."""
+        if not self.best.superseded:
+            return f"the model is {self.out / RESULT}"
+        return (
+            f"the model in {self.out / RESULT} is that of step {self.best.step}, the best by held-out "
+            f"{self.best.name} ({self.best.value:.4g}; at the end {self.held_out[self.best.name]:.4g}, "
+            f"in {self.out / LAST})"
+        )

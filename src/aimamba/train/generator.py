@@ -17,6 +17,7 @@ from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline
+from aimamba.train.task import Objective
 
 _IMAGES_AT_ONCE = 64
 _SHEET_CLASSES = 10
@@ -118,6 +119,10 @@ class GeneratorTask:
             total += float(code_cross_entropy(model, codes, labels)) * len(chosen)
         loss = total / len(self.held_out)
         return {"loss": loss, "bits_per_token": loss / math.log(2)}
+
+    def objective(self) -> Objective:
+        """Return the bits per token; a model that knows nothing needs log2 of the codebook's size."""
+        return Objective("bits_per_token", math.log2(self.model.config.vocab_size))
 
     def sheet(self, model: AiM) -> Image:
         """Render guided samples, one row for each of the first classes, with the same seeds each time."""

@@ -39,6 +39,10 @@ class FitConfig:
         evaluate_every: Steps between evaluations on held-out images; 0 is only at the end.
         sheet_every: Steps between sample sheets; 0 is only at the end.
         checkpoint_every: Steps between checkpoints; 0 is only at the end and on interruption.
+        checkpoints: Number of checkpoints to keep. From 2 on a damaged one costs only the steps since the one before.
+        keep: Which model is the result: ``best``, that of the evaluation with the lowest held-out loss, with the last
+            one beside it in ``model-last/``; or ``last``. A tokenizer with an adversarial loss keeps the last.
+        patience: Evaluations in a row without improvement of the held-out loss after which the run ends; 0 is never.
     """
 
     steps: int
@@ -60,13 +64,20 @@ class FitConfig:
     evaluate_every: int = 0
     sheet_every: int = 0
     checkpoint_every: int = 1000
+    checkpoints: int = 1
+    keep: Literal["best", "last"] = "best"
+    patience: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every"):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoints"):
             check(getattr(self, name) >= 1, f"fit.{name} must be at least 1, got {getattr(self, name)}")
         intervals = ("evaluate_every", "sheet_every", "checkpoint_every")
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "seed", *intervals):
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "seed", "patience", *intervals):
             check(getattr(self, name) >= 0, f"fit.{name} must not be negative, got {getattr(self, name)}")
+        check(
+            not self.patience or self.evaluate_every > 0,
+            f"fit.patience = {self.patience} counts evaluations, but fit.evaluate_every is 0; set it too",
+        )
         check(self.seed < 1 << 64, f"fit.seed must be below 2^64, got {shown(self.seed)}")
         check(0 < self.lr < math.inf, f"fit.lr must be positive, got {self.lr}")
         check(

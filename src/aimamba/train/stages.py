@@ -17,9 +17,10 @@ from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.seeds import seeded
+from aimamba.train.best import not_finite
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
-from aimamba.train.task import Task
+from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
 
@@ -86,7 +87,7 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
         "fit.compile is for generators only: a tokenizer spends its time in convolutions, which it does not speed up; "
         "leave it out",
     )
-    initial = VQModel.from_pretrained(recipe.init) if recipe.init else None
+    initial = _finite(VQModel.from_pretrained(recipe.init), recipe.init) if recipe.init else None
     config = initial.config if initial else _model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
     check(
@@ -116,7 +117,7 @@ def _generator_task(
             f"the tokenizer {task.tokenizer} does not exist yet: train it first "
             f"('aimamba train {tokenizer_recipe}'), or give another with --tokenizer"
         )
-    tokenizer = VQModel.from_pretrained(task.tokenizer, device=device)
+    tokenizer = _finite(VQModel.from_pretrained(task.tokenizer, device=device), task.tokenizer)
     source = _code_source(recipe, tokenizer, codes, log)
     fixed = {
         "vocab_size": tokenizer.config.codebook_size,
@@ -126,6 +127,20 @@ def _generator_task(
     model = _initial_generator(recipe, recipe.init, fixed) if recipe.init else _new_generator(recipe, fixed)
     train, held_out = source.load()
     return GeneratorTask(model, tokenizer.cpu(), train, held_out, source.class_names, task, seed=recipe.fit.seed)
+
+
+def _finite(model: Model, source: str) -> Model:
+    """Return ``model``, which was loaded from ``source``.
+
+    Raises:
+        CheckpointError: One of its weights is NaN or infinite; every step from there would be skipped.
+    """
+    if (bad := not_finite(model)) is not None:
+        raise CheckpointError(
+            f"{source}: its weights hold NaN or infinity (first in {bad}), so nothing can be trained with them; give "
+            "another model"
+        )
+    return model
 
 
 def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
@@ -143,7 +158,7 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
 
 def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> AiM:
     """Load the generator ``init``, with a new class table if the number of classes differs."""
-    given = AiM.from_pretrained(init)
+    given = _finite(AiM.from_pretrained(init), init)
     for name in ("vocab_size", "num_tokens"):
         check(
             getattr(given.config, name) == fixed[name],

@@ -1,9 +1,10 @@
 """The interface between the training loop and a stage: model, batches, loss, evaluation."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -28,6 +29,18 @@ class Adversary:
     lr: float
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
+
+
+class Objective(NamedTuple):
+    """The held-out metric that decides which evaluation is the best; lower is better.
+
+    Attributes:
+        metric: Its name among the metrics that ``Task.evaluate`` returns.
+        uniform: Its value, in the same unit, for a model that knows nothing; infinity where there is none.
+    """
+
+    metric: str
+    uniform: float = math.inf
 
 
 @runtime_checkable
@@ -100,6 +113,10 @@ class Task(Protocol[Model, Batch]):
 
     def evaluate(self, model: Model) -> dict[str, float]:
         """Return metrics of ``model`` on held-out examples, the same ones in every call."""
+        ...
+
+    def objective(self) -> Objective | None:
+        """Return which metric of ``evaluate`` decides what the best model is, or None if none of them can."""
         ...
 
     def sheet(self, model: Model) -> Image:

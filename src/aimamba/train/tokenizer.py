@@ -1,5 +1,7 @@
 """Stage 1: train a tokenizer to encode images as codes and to decode them."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +22,11 @@ from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weig
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.seeds import seeded
 from aimamba.train.codebook import CodebookUse
-from aimamba.train.task import Adversary
+from aimamba.train.task import Adversary, Objective
 
 _IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
+_LONGEST_LISTED = 80  # characters of the names of the classes in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +132,13 @@ class TokenizerTask:
         return {"codebook_use": self.use}
 
     def basis(self) -> dict[str, str]:
-        """Return no fingerprints: the recipe describes everything that the images depend on."""
-        return {}
+        """Return the classes and a fingerprint of the names and labels of the training images."""
+        names, labels = self.train.class_names, np.asarray(self.train.labels)
+        digest = hashlib.sha256(json.dumps([list(names), list(getattr(self.train, "names", ()))]).encode())
+        digest.update(labels.astype("<i8").tobytes())
+        listed = ", ".join(names)
+        classes = listed if len(listed) <= _LONGEST_LISTED else f"{len(names)} classes, {listed[:_LONGEST_LISTED]}..."
+        return {"set of classes": classes, "set of images": f"{len(labels):,} images, {digest.hexdigest()[:12]}"}
 
     def adversary(self) -> Adversary | None:
         """Return the discriminator, if there is one."""
@@ -209,28 +217,46 @@ class TokenizerTask:
         """Return metrics of the reconstructions of held-out images.
 
         Returns:
-            ``l2``, the mean squared error; ``psnr`` in dB, a mean over images; ``codes_used``, the fraction of the
-            codebook; the ``perplexity`` of the codes; and ``perceptual``, the mean distance, with a perceptual loss.
+            ``reconstruction``, the sum of the pixel and perceptual errors with the weights of their losses; ``l2``, the
+            mean squared error; ``psnr`` in dB, a mean over images; ``codes_used``, the fraction of the codebook; the
+            ``perplexity`` of the codes; and ``perceptual``, the mean distance, with a perceptual loss.
         """
         errors, distances, counts = [], [], torch.zeros(model.config.codebook_size)
+        absolute = []
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             images = self._held_out_images(model, range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out))))
             output = model(images)
             reconstructions = output.images.clamp(-1, 1)
-            errors.append((reconstructions - images).square().mean(dim=(1, 2, 3)).cpu())
+            difference = reconstructions - images
+            errors.append(difference.square().mean(dim=(1, 2, 3)).cpu())
+            absolute.append(difference.abs().mean(dim=(1, 2, 3)).cpu())
             if self.perceptual is not None:
                 distances.append(self.perceptual.to(images.device).distances(reconstructions, images).cpu())
             counts += torch.bincount(output.codes.flatten(), minlength=len(counts)).cpu()
         error = torch.cat(errors)
         share = counts / counts.sum()
         perceptual = {"perceptual": float(torch.cat(distances).mean())} if distances else {}
+        weighted = self.config.l1_weight * float(torch.cat(absolute).mean()) + self.config.l2_weight * float(
+            error.mean()
+        )
         return {
+            "reconstruction": weighted + self.config.perceptual_weight * perceptual.get("perceptual", 0.0),
             "l2": float(error.mean()),
             "psnr": float(10 * torch.log10(4 / error.clamp(min=1e-10)).mean()),
             "codes_used": float((counts > 0).float().mean()),
             "perplexity": float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum())),
             **perceptual,
         }
+
+    def objective(self) -> Objective | None:
+        """Return the reconstruction error.
+
+        It is None with an adversarial loss, which buys texture with errors of pixels and features: by them, the best
+        model would be the one before it began. It is None too if no loss of the reconstruction has a weight.
+        """
+        config = self.config
+        weights = config.l1_weight + config.l2_weight + config.perceptual_weight
+        return None if config.adversarial_weight or not weights else Objective("reconstruction")
 
     @torch.no_grad()
     def sheet(self, model: VQModel) -> Image:

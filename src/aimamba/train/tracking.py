@@ -94,7 +94,7 @@ class MetricsFile:
 class Progress:
     """Show loss, images/s and time left: a progress bar on a terminal, otherwise a line every few seconds."""
 
-    def __init__(self, *, steps: int, start: int, batch_size: int, interval: float = 10.0) -> None:
+    def __init__(self, *, steps: int, start: int, batch_size: int, interval: float = 10.0, quiet: bool = False) -> None:
         """Show a run on standard error.
 
         Args:
@@ -102,13 +102,15 @@ class Progress:
             start: Number of steps already taken.
             batch_size: Images per step.
             interval: Seconds between lines where there is no terminal.
+            quiet: Whether to print warnings only.
         """
+        self._quiet = quiet
         self._stream = sys.stderr
         self._steps, self._step, self._batch_size = steps, start, batch_size
         self._loss, self._seconds = math.nan, math.nan
         self._interval, self._last_line = interval, time.monotonic()
         self._bar = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not quiet:
             layout = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(total=steps, initial=start, file=self._stream, bar_format=layout, dynamic_ncols=True)
 
@@ -126,8 +128,16 @@ class Progress:
             left = tqdm.format_interval((self._steps - self._step) * self._seconds)
             self.log(f"step {self._step}/{self._steps}: loss {self._loss:.4g}, {rate:.3g} images/s, {left} left")
 
+    def warn(self, message: str) -> None:
+        """Print a line that is worth reading where the others are not wanted."""
+        self._print(message)
+
     def log(self, message: str) -> None:
         """Print a line, above the progress bar if there is one."""
+        if not self._quiet:
+            self._print(message)
+
+    def _print(self, message: str) -> None:
         if self._bar is not None:
             self._bar.write(message, file=self._stream)
         else:
