@@ -96,7 +96,7 @@ def quick(words: list[str]) -> list[str]:
     """Return an ``aimamba`` command with the flags and sets that make it small."""
     words = [SMALLER.get(word, word) for word in words]
     match words[1]:
-        case "train":
+        case "train" if words[2] not in ("--list", "--show", "--settings"):
             return [*words, *shlex.split(QUICK[words[2]])]
         case "evaluate" if "--model" in words:
             return [*words, "-n", "10"]

@@ -1,6 +1,7 @@
 """``aimamba train``, both stages, small."""
 
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from aimamba.models import VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.train.generator import GeneratorTask
-from aimamba.train.recipe import recipe_names
+from aimamba.train.recipe import load_recipe, recipe_names
 from aimamba.train.tokenizer import TokenizerTask
 from aimamba.train.toml import to_toml
 
@@ -30,6 +31,12 @@ REFUSALS = {
     "vq": ["unknown recipe 'vq'", "the path of a .toml file"],
     "nowhere/vq.toml": ["cannot read nowhere/vq.toml", "No such file"],
     "no.toml": ["no.toml is not valid TOML", "line 1"],
+    "vq.toml --list": ["--list stands alone, got vq.toml too"],
+    "--settings --show vq.toml": ["--show stands alone, got --settings too"],
+    "--show avatars-tinyvq": ["unknown recipe 'avatars-tinyvq'", "did you mean 'avatars-tiny-vq'"],
+    "--show nowhere/vq.toml": ["cannot read nowhere/vq.toml"],
+    "vq.toml --workers -1": ["data.workers must not be negative, got -1"],
+    "vq.toml --workers 9999": ["data.workers must be at most 256, got 9999"],
     "vq.toml --steps 0": ["fit.steps must be at least 1, got 0"],
     "vq.toml --batch-size -1": ["fit.batch_size must be at least 1, got -1"],
     "vq.toml --lr 0": ["fit.lr must be positive, got 0"],
@@ -276,6 +283,73 @@ class TestSettings:
         monkeypatch.chdir(trained)
         message = refusal("train", "vq.toml", "--lr", 0.5, "--device", "cpu")
         assert "runs/vq holds a run with fit.lr 0.001, now it is 0.5" in message
+
+
+class TestReference:
+    def test_the_list_of_recipes(self, aimamba):
+        status, out, err = aimamba("train", "--list")
+        assert (status, err) == (0, "")
+        lines = out.splitlines()
+        assert [line.split()[0] for line in lines] == recipe_names()
+        assert lines[recipe_names().index("avatars-64-vq")].endswith("  avatars at 64 pixels as 8 x 8 codes from 2,048")
+
+    def test_a_recipe_to_copy(self, aimamba, recipes):
+        status, out, _ = aimamba("train", "--show", "avatars-tiny-vq")
+        assert status == 0
+        Path("copy.toml").write_text(out)
+        assert load_recipe("copy.toml") == load_recipe("avatars-tiny-vq")
+        assert "#   aimamba train avatars-tiny-vq" in out
+        assert aimamba("train", "--show", "vq.toml").out == Path("vq.toml").read_text()
+
+    def test_all_settings(self, aimamba):
+        status, out, _ = aimamba("train", "--settings")
+        assert status == 0
+        page = (Path(__file__).parents[2] / "docs/settings.md").read_text(encoding="utf-8")
+        assert out == page, "write it again: aimamba train --settings > docs/settings.md"
+
+
+class TestQuietAndWorkers:
+    def test_quiet_prints_the_result_alone(self, trained, recipes, aimamba):
+        for command in (["vq.toml"], ["aim.toml", "--tokenizer", trained / "runs/vq"]):
+            status, out, err = aimamba("train", *command, "--steps", 1, "--device", "cpu", "--out", "run", "--quiet")
+            assert status == 0
+            assert out.startswith("run/model: 1 steps, held out: ")
+            assert err == ""
+            shutil.rmtree("run")
+
+    def test_workers_change_nothing_and_may_change(self, recipes, photos, aimamba):
+        command = ["train", "vq.toml", "--data", photos, "--device", "cpu", "--set", "data.flip=true"]
+        assert aimamba(*command, "--out", "none").status == 0
+        assert aimamba(*command, "--out", "parts", "--steps", 3, "--workers", 2).status == 0
+        assert same_model(Path("parts/model"), Path("none/model"))
+        status, _, err = aimamba(*command, "--out", "parts", "--steps", 4, "--workers", 1)
+        assert status == 0
+        assert "continuing parts after step 3 of 4" in err
+        assert multiprocessing.active_children() == []
+
+    def test_an_interruption_ends_the_workers(self, recipes, photos, aimamba, monkeypatch):
+        loss = TokenizerTask.loss
+
+        def interrupted(*arguments, **options):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGINT)  # as a terminal does
+            signal.raise_signal(signal.SIGINT)
+            return loss(*arguments, **options)
+
+        monkeypatch.setattr(TokenizerTask, "loss", interrupted)
+        status, _, err = aimamba("train", "vq.toml", "--data", photos, "--device", "cpu", "--workers", 2)
+        assert status == 130
+        assert err.splitlines()[-1].startswith("aimamba: stopped after step 1 of 3; the same command continues")
+        assert "Traceback" not in err
+        assert multiprocessing.active_children() == []
+
+
+def test_the_recipe_of_a_run_describes_what_it_was_trained_on(recipes, photos, aimamba):
+    command = ["train", "avatars-tiny-vq", "--data", photos, "--out", "run", *shlex.split(TINY)]
+    assert aimamba(*command).status == 0
+    for path in ("run/recipe.toml", "run/model/recipe.toml"):
+        description = tomllib.loads(Path(path).read_text())["description"]
+        assert description == f"a tokenizer for {photos} at 16 pixels, from the recipe avatars-tiny-vq"
 
 
 @pytest.mark.parametrize("arguments", REFUSALS)

@@ -1,12 +1,21 @@
+import functools
 import itertools
+import multiprocessing
+import os
+import signal
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
 
+from aimamba.data import loader
+from aimamba.data.folder import ImageFolder
 from aimamba.data.loader import batches
 from aimamba.errors import ConfigError, DataError
+from refusals import one_line_error
 
 
 class Numbered:
@@ -28,6 +37,15 @@ class Numbered:
         image[0, 0] = index
         image[0, 1, 1] = 0 if rng is None else rng.integers(256)
         return image
+
+
+class Warned(Numbered):
+    """Its first image is warned of."""
+
+    def image(self, index, rng=None):
+        if index == 0:
+            warnings.warn("0.png is odd", stacklevel=2)
+        return super().image(index, rng)
 
 
 def take(count, images, **options):
@@ -91,9 +109,7 @@ def test_large_seeds_and_positions_are_told_apart():
 
 
 def test_workers_give_the_same_batches_in_the_same_order():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of every fork with threads
-        images, labels = take(5, Numbered(7), workers=2, start=3)
+    images, labels = take(5, Numbered(7), workers=2, start=3)
     expected_images, expected_labels = take(5, Numbered(7), start=3)
     assert torch.equal(images, expected_images)
     assert torch.equal(labels, expected_labels)
@@ -101,12 +117,53 @@ def test_workers_give_the_same_batches_in_the_same_order():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_error_keeps_its_one_line(workers):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        stream = batches(Numbered(4, broken={2}), batch_size=4, seed=0, workers=workers)
-        with pytest.raises(DataError) as caught:
-            next(stream)
+    stream = batches(Numbered(4, broken={2}), batch_size=4, seed=0, workers=workers)
+    with pytest.raises(DataError) as caught:
+        next(stream)
     assert str(caught.value) == "2.png: broken"
+
+
+class TestWorkers:
+    def test_signals_are_left_to_the_parent_and_closing_ends_them(self):
+        expected = take(12, Numbered(7))[0]
+        stream = batches(Numbered(7), batch_size=4, seed=0, workers=2)
+        seen = [next(stream).images]
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        for worker in workers:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(worker.pid, number)
+        seen += [next(stream).images for _ in range(11)]
+        assert torch.equal(torch.cat(seen), expected)
+        stream.close()
+        assert not any(worker.is_alive() for worker in workers)
+
+    def test_one_that_dies_is_one_line_that_says_what_to_do(self):
+        stream = batches(Numbered(7), batch_size=4, seed=0, workers=1)
+        next(stream)
+        [worker] = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with one_line_error(DataError, match=r"^a process that decodes images has ended .* lower data.workers = 1"):
+            for _ in range(99):
+                next(stream)
+
+    def test_warnings_come_from_the_parent_and_once(self):
+        with pytest.warns(UserWarning, match="^0.png is odd$") as caught:
+            take(6, Warned(2), workers=2)
+        assert len(caught) == 1
+
+    def test_spawned_as_on_mac_and_windows(self, tmp_path, monkeypatch):
+        for name in ("cats", "dogs"):
+            (tmp_path / name).mkdir()
+            for number in range(12):
+                image = np.random.default_rng(number).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+                Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+        folder = ImageFolder(tmp_path, size=8, crop="random", flip=True)
+        expected = take(2, folder)
+        spawned = functools.partial(DataLoader, multiprocessing_context="spawn")
+        monkeypatch.setattr(loader, "DataLoader", spawned)
+        found = take(2, folder, workers=1)
+        assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
 def test_global_generators_are_left_alone():

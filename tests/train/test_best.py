@@ -240,6 +240,7 @@ class TestWarnings:
         assert found[1] == ["warning: held-out bits is 13.1, worse than the 9 of a model that knows nothing"]
         assert len(found[3]) == 2
         assert found.keys() == {1, 3}
+        assert self.follow([9.05, 9.0]) == {}, "random weights are a little worse"
 
     def test_not_a_number(self):
         assert self.follow([5, math.nan])[2][0].startswith("warning: held-out bits is nan: the training diverges")

@@ -71,6 +71,22 @@ def test_flags_go_over_the_recipe(path):
     assert recipe.description == 'say "x"\nsteps = 1'
 
 
+@pytest.mark.parametrize(
+    ("overrides", "description"),
+    [
+        ({}, "ORIGINAL"),
+        ({"fit.steps": "10", "data.source": '"avatars:planets"'}, "ORIGINAL"),  # as it is
+        ({"fit.steps": 20, "fit.seed": 3}, "ORIGINAL; changed: fit.steps, fit.seed"),
+        ({"data.source": "photos", "fit.steps": 20}, "a generator for photos at 64 pixels, from the recipe PATH"),
+        ({"data.size": 32}, "a generator for avatars:planets at 32 pixels, from the recipe PATH"),
+        ({"data.source": "photos", "description": "mine"}, "mine"),
+    ],
+)
+def test_the_description_is_of_what_is_trained(path, overrides, description):
+    expected = description.replace("ORIGINAL", "a test").replace("PATH", path)
+    assert load_recipe(path, overrides).description == expected
+
+
 def test_the_settings_of_the_model_are_settings_of_its_config(path):
     """The recipe itself does not check them, so a setting that no config has would go unnoticed above."""
     overrides = {"task.tokenizer": "vq"}

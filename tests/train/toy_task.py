@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aimamba.train.fit import FitConfig
-from aimamba.train.task import Objective
+from aimamba.train.task import Amount, Objective
 
 SETTINGS = {
     "steps": 6,
@@ -46,6 +46,9 @@ class ToyTask:
         self.before_step = before_step
         self.step = 0
         self.positions: list[int] = []
+
+    def amount(self) -> Amount:
+        return Amount(100, 50, 4, "numbers")
 
     def batches(self, start: int, batch_size: int) -> Iterator[ToyBatch]:
         while True:

@@ -18,6 +18,7 @@ _FLAGS = {
     "data": "data.source",
     "size": "data.size",
     "strict": "data.strict",
+    "workers": "data.workers",
     "init": "init",
     "tokenizer": "task.tokenizer",
     "steps": "fit.steps",
@@ -33,6 +34,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "recipe", metavar="RECIPE", nargs="?", help="name of a packaged recipe, or path of a .toml file"
     )
+    parser.add_argument("--list", action="store_true", help="list the packaged recipes")
+    parser.add_argument("--show", metavar="RECIPE", help="print a recipe, to copy and change")
+    parser.add_argument("--settings", action="store_true", help="print all settings of a recipe, with their defaults")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--data", metavar="SET", help="a set of images, see below, or a folder of codes")
     parser.add_argument("--size", type=int, help="side of the images in pixels")
@@ -46,12 +50,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting, as in fit.ema_decay=0.999"
     )
+    parser.add_argument(
+        "--workers", type=int, help="processes that decode a tokenizer's images ahead (default 0: none)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the result and warnings alone")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files to DIR/tensorboard")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Load the recipe, prepare the task and train."""
+    """Load the recipe, prepare the task and train; or print what was asked for."""
     from aimamba.cli.output import output_folder, print_line
     from aimamba.config import to_mapping
     from aimamba.devices import resolve_device
@@ -59,27 +67,56 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.train.recipe import load_recipe, recipe_names
     from aimamba.train.stages import make_task, resolved
 
+    if arguments.list or arguments.show is not None or arguments.settings:
+        _print_reference(arguments)
+        return
     if arguments.recipe is None:
         raise ConfigError(
-            f"train: no recipe given; expected the path of a .toml file or one of {', '.join(recipe_names())}"
+            f"train: no recipe given; expected the path of a .toml file or one of {', '.join(recipe_names())} "
+            "(--list describes them)"
         )
     device = resolve_device(arguments.device)
     recipe = load_recipe(arguments.recipe, _overrides(arguments))
     out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
+    log = _ignore if arguments.quiet else _log
     result = fit(
-        lambda: make_task(recipe, device=device, codes=out / "codes", log=_log),
+        lambda: make_task(recipe, device=device, codes=out / "codes", log=log, progress=not arguments.quiet),
         recipe.fit,
         out,
         device=device,
         recipe=resolved(to_mapping(recipe)),
         resolve=resolved,
         tensorboard=arguments.tensorboard,
+        quiet=arguments.quiet,
     )
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     taken = (
         f"{result.steps} steps" if result.step == result.steps else f"step {result.step} of {result.steps}, the best"
     )
     print_line(f"{result.model}: {taken}, held out: {numbers}")
+
+
+def _print_reference(arguments: argparse.Namespace) -> None:
+    """Print the list of recipes, one of them, or all settings."""
+    from aimamba.cli.output import print_table
+    from aimamba.train.recipe import load_recipe, recipe_names, recipe_text
+
+    asked = [option for option in ("list", "show", "settings") if getattr(arguments, option) not in (False, None)]
+    if len(asked) > 1 or arguments.recipe is not None:
+        other = f"--{asked[1]}" if len(asked) > 1 else arguments.recipe
+        raise ConfigError(f"train: --{asked[0]} stands alone, got {other} too; give one of them")
+    if arguments.list:
+        print_table([(name, load_recipe(name).description) for name in recipe_names()])
+    elif arguments.settings:
+        from aimamba.train.reference import settings_page
+
+        print(settings_page(), end="")
+    else:
+        print(recipe_text(arguments.show), end="")
+
+
+def _ignore(_line: str) -> None:
+    pass
 
 
 def _log(line: str) -> None:

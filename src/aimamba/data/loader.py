@@ -1,6 +1,9 @@
 """Endless batches in an order that depends on (seed, position) alone, so that training resumes exactly."""
 
+import signal
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -8,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aimamba.config import check
 from aimamba.data.images import ImageSet
@@ -61,15 +64,62 @@ def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]
         sampler=count(start, examples.batch_size),
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # does not affect the batches; keeps torch's global generator untouched
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    told: set[str] = set()
+    with _named_workers(workers):
+        for made in _started(loader):
+            for category, text in made.warnings:
+                if text not in told:  # several workers may meet the same broken file
+                    told.add(text)
+                    warnings.warn(category(text), stacklevel=3)
+            if isinstance(made.batch, DataError):
+                raise made.batch
+            yield made.batch
 
 
-class _Examples(Dataset[Batch | DataError]):
+def _started(loader: "DataLoader[Any]") -> Iterator["_Made"]:
+    """Start the workers now, and end them when the iterator is closed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)  # workers only decode
+        batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if (shutdown := getattr(batches, "_shutdown_workers", None)) is not None:
+            shutdown()
+
+
+@contextmanager
+def _named_workers(workers: int) -> Iterator[None]:
+    """Turn the end of a worker into an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        first = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"a process that decodes images has ended ({first}), perhaps for lack of memory; "
+            f"lower data.workers = {workers}, or set it to 0"
+        ) from error
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ignore Ctrl-C and SIGTERM, which a terminal sends to all: the parent finishes its step, then ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Made(NamedTuple):
+    """A batch, or the error instead of it, and the warnings of a worker that made it."""
+
+    batch: Batch | DataError
+    warnings: tuple[tuple[type[Warning], str], ...] = ()
+
+
+class _Examples(Dataset[_Made]):
     """Batches, indexed by the position of their first example."""
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int) -> None:
@@ -77,8 +127,16 @@ class _Examples(Dataset[Batch | DataError]):
         self._images = images
         self._order = ShuffledOrder(len(images), seed)
 
-    def __getitem__(self, start: int) -> Batch | DataError:
-        """Make a batch. A DataError is returned: raised in a worker, torch would wrap it in a traceback."""
+    def __getitem__(self, start: int) -> _Made:
+        """Make a batch. Errors and a worker's warnings are returned: torch would wrap or lose them."""
+        if get_worker_info() is None:
+            return _Made(self._make(start))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            batch = self._make(start)
+        return _Made(batch, tuple((warning.category, str(warning.message)) for warning in caught))
+
+    def _make(self, start: int) -> Batch | DataError:
         indices = []
         images = []
         try:

@@ -137,11 +137,13 @@ def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: tor
 
 def _begin(request: StudyRequest, parts: Iterable[PretrainedModel[Any]]) -> Results:
     """Start or continue the results, with everything that they depend on."""
+    recipe = to_mapping(request.study)
+    recipe["data"].pop("workers")  # which decide nothing
     settings = {
         "budget": request.images,
         "model": request.source,
         "weights": [part.fingerprint() for part in parts],
-        "recipe": to_mapping(request.study),
+        "recipe": recipe,
     }
     return Results.begin(request.out / RESULTS_FILE, request.name, settings)
 

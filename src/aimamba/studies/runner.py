@@ -1,6 +1,5 @@
 """Training, evaluation and timing of the generators of a study, on codes that are encoded once."""
 
-import dataclasses
 import statistics
 import sys
 from collections.abc import Callable
@@ -156,7 +155,7 @@ class StudyRunner:
         """Codes of all images, encoded on first use and kept in the folder ``codes``."""
         data = self.study.data
         folder = self._out / "codes"
-        images = open_splits(**dataclasses.asdict(data), progress=True)
+        images = open_splits(**data.images(), progress=True)
         for split, part in (("train", images.train), ("held-out", images.held_out)):
             self._log(f"codes of {len(part):,} {split} images in {folder / split}")
         views = "center-flip" if data.flip else "center"

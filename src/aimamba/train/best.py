@@ -12,6 +12,7 @@ from aimamba.train.task import Objective
 
 _IN_A_ROW = 3  # evaluations without improvement that are worth a warning
 _CLEARLY = 0.1  # so is one that is this share above the best
+_ABOVE = 1.01  # or above the uniform value times this: random weights are a little worse than uniform
 
 
 class HeldOut:
@@ -86,7 +87,7 @@ class HeldOut:
         assert self._objective is not None
         name, uniform = self._objective
         lines = []
-        above = value > uniform
+        above = value > uniform * _ABOVE
         if above and not self._above_uniform:
             lines.append(
                 f"warning: held-out {name} is {value:.4g}, worse than the {uniform:.4g} of a model that knows nothing"

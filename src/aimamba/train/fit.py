@@ -12,7 +12,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, cast
@@ -37,6 +37,7 @@ from aimamba.train.checkpoint import (
     restore,
     write_checkpoint,
 )
+from aimamba.train.costs import Costs
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
 from aimamba.train.lock import check_one_process, locked
@@ -91,6 +92,7 @@ def fit(
     recipe: Mapping[str, Any] | None = None,
     resolve: Resolve = lambda recipe: recipe,
     tensorboard: bool = False,
+    quiet: bool = False,
 ) -> Result:
     """Train ``task.model`` in the run folder ``out``, or continue the run that is there.
 
@@ -108,6 +110,7 @@ def fit(
         recipe: The other settings of the run, for ``recipe.toml``; ``config`` becomes its section ``fit``.
         resolve: Fills in the defaults of a recipe, because one that an older version wrote may not have all settings.
         tensorboard: Whether to write metrics and sheets for TensorBoard too.
+        quiet: Whether to print warnings only, and no progress.
 
     Returns:
         The finished model's folder and its metrics.
@@ -123,7 +126,8 @@ def fit(
         require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
     if is_finished(out, text, config.steps, resolve):
-        print(_finished(out, config.steps), file=sys.stderr)
+        if not quiet:
+            print(_finished(out, config.steps), file=sys.stderr)
         discard_old_result(out)
         if tensorboard:
             TensorBoard(out, step=config.steps + 1).close()
@@ -132,7 +136,7 @@ def fit(
         with locked(out):
             saved = find_checkpoint(out, text, config.steps, resolve)
             run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
-            _train(run, tensorboard=tensorboard)
+            _train(run, tensorboard=tensorboard, quiet=quiet)
     if (about := read_about(out)) is not None:
         return Result(model=out / RESULT, steps=about.steps, step=about.step, metrics=about.metrics)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
@@ -151,13 +155,13 @@ def _finished(out: Path, steps: int) -> str:
     return f"{out} is finished: {steps} steps; raise fit.steps (--steps) to train on"
 
 
-def _train(run: "_Run[Any, Any]", *, tensorboard: bool) -> None:
+def _train(run: "_Run[Any, Any]", *, tensorboard: bool, quiet: bool) -> None:
     """Open the files of a run and train it to its end."""
     out, config = run.out, run.config
     with (
         Interruption() as interruption,
         Records(out, step=run.step, tensorboard=tensorboard) as records,
-        Progress(steps=config.steps, start=run.step, batch_size=config.batch_size) as progress,
+        Progress(steps=config.steps, start=run.step, batch_size=config.batch_size, quiet=quiet) as progress,
     ):
         if run.best.forgotten:
             progress.log(f"{out} has not kept its best model so far: evaluations are compared from here on")
@@ -165,6 +169,9 @@ def _train(run: "_Run[Any, Any]", *, tensorboard: bool) -> None:
             progress.log(f"continuing {out} after step {run.step} of {config.steps}")
         if config.precision == "auto":
             progress.log(f"training in {run.precision}, chosen by fit.precision = 'auto' for this device")
+        if run.step < config.steps:
+            for line in run.costs.before():
+                progress.log(line)
         run.train(interruption, records, progress)
 
 
@@ -240,6 +247,8 @@ class _Run(Generic[Model, Batch]):
         self.parts["best"] = self.best
         steps = RecordedStep if config.cuda_graph else TrainingStep
         self.taken = steps(task.loss, self.model, self.learners, config, device, self.precision)
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        self.costs = Costs(task.amount(), config, parameters=trained, start=self.step, device=device)
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
 
@@ -247,7 +256,19 @@ class _Run(Generic[Model, Batch]):
         """Take the remaining steps, with evaluations and checkpoints in between, and save the model."""
         config = self.config
         read = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
-        batches = Ahead(read, self.device)
+        try:
+            self.take_steps(Ahead(self.costs.timed(read), self.device), interruption, records, progress)
+        finally:
+            if isinstance(read, Generator):  # ends the processes that read images
+                read.close()
+        self.save_model()
+        progress.log(f"finished {self.out}: {self.step} steps in {self.seconds:.0f} s; {self.described()}")
+
+    def take_steps(
+        self, batches: Ahead[Batch], interruption: Interruption, records: Records, progress: Progress
+    ) -> None:
+        """Take the remaining steps, with evaluations and checkpoints in between."""
+        config = self.config
         failures = 0
         while True:
             if interruption.received:
@@ -291,6 +312,8 @@ class _Run(Generic[Model, Batch]):
                         f"lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in another --out"
                     )
             progress.advance(loss, seconds)
+            for line in self.costs.observe(seconds):
+                progress.log(line)
             self.means.add({"seconds_per_step": seconds})
             if self.due(config.log_every):
                 means = self.means.take()
@@ -299,8 +322,6 @@ class _Run(Generic[Model, Batch]):
                 records.write(self.step, "train", means | more)
             if self.due(config.checkpoint_every):
                 self.save_checkpoint()
-        self.save_model()
-        progress.log(f"finished {self.out}: {self.step} steps in {self.seconds:.0f} s; {self.described()}")
 
     def update(self, batches: Ahead[Batch], lr: float) -> tuple[float, float]:
         """Take one step, or skip it if its loss or gradient is not finite.

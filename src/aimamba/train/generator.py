@@ -17,7 +17,7 @@ from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline
-from aimamba.train.task import Objective
+from aimamba.train.task import Amount, Objective
 
 _IMAGES_AT_ONCE = 64
 _SHEET_CLASSES = 10
@@ -91,6 +91,11 @@ class GeneratorTask:
     def no_weight_decay(self, name: str) -> bool:
         """Skip adaLN's table of offsets, which is added rather than multiplied."""
         return name == "adaln.table"
+
+    def amount(self) -> Amount:
+        """Return the numbers of images and of their codes."""
+        train = self.train
+        return Amount(len(train), len(self.held_out), self.model.config.num_tokens, "codes", views=train.views)
 
     def batches(self, start: int, batch_size: int) -> Iterator[CodeBatch]:
         """Yield shuffled training codes."""

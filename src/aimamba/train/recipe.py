@@ -4,17 +4,19 @@ Settings are taken from the defaults, the preset, the recipe and the flags; the 
 and ``task`` stay plain mappings here, because their fields depend on the stage (see ``train.stages``).
 """
 
+import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from aimamba.config import check, from_mapping
+from aimamba.config import check, flatten, from_mapping
 from aimamba.documents import parse_toml
 from aimamba.errors import ConfigError, suggest
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 
 _PACKAGED = RecipeFiles("recipe", "recipes", folder="recipes")
+_MOST_WORKERS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class DataConfig:
         upscale: Whether to enlarge images that are smaller than ``size``; otherwise they are an error.
         max_broken: Most broken files to skip; by default 1 % of the files, but at least 10.
         strict: Whether a broken file is an error instead of a warning.
+        workers: Processes that decode a tokenizer's images ahead of the steps; 0 decodes between them. The images are
+            the same for any number. A generator learns codes, which need none.
     """
 
     source: str = "avatars"
@@ -45,12 +49,19 @@ class DataConfig:
     upscale: bool = False
     max_broken: int | None = None
     strict: bool = False
+    workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("size", "per_class", "held_out_per_class"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"data.{name} must be at least 1, got {value}")
-        check(self.skip_per_class >= 0, f"data.skip_per_class must not be negative, got {self.skip_per_class}")
+        for name in ("skip_per_class", "workers"):
+            check(getattr(self, name) >= 0, f"data.{name} must not be negative, got {getattr(self, name)}")
+        check(self.workers <= _MOST_WORKERS, f"data.workers must be at most {_MOST_WORKERS}, got {self.workers}")
+
+    def images(self) -> dict[str, Any]:
+        """Return what decides the images, as the arguments of ``data.sets.open_splits``."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "workers"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,15 +103,36 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
             TOML value (``"100"``, ``"true"``, ``"[0.9, 0.95]"``) is read as one; any other string is taken literally.
 
     Returns:
-        The recipe. The sections ``model`` and ``task`` are not checked yet.
+        The recipe. The sections ``model`` and ``task`` are not checked yet. Its description is of what is trained: the
+        recipe's own one, unless overrides change it.
 
     Raises:
         ConfigError: The recipe does not exist or is not valid TOML, or a setting is unknown or has a wrong value.
     """
-    values = _PACKAGED.read(name_or_path)
+    original = _PACKAGED.read(name_or_path)
+    values = copy.deepcopy(original)
     for name, value in (overrides or {}).items():
         _override(values, name, _parsed(value) if isinstance(value, str) else value)
-    return from_mapping(Recipe, values, where=name_or_path)
+    recipe = from_mapping(Recipe, values, where=name_or_path)
+    if "description" in (overrides or {}):
+        return recipe
+    before = dict(flatten(original))
+    changed = [name for name, value in flatten(values) if value != before.get(name)]
+    return dataclasses.replace(recipe, description=_description(recipe, name_or_path, changed))
+
+
+def recipe_text(name_or_path: str) -> str:
+    """Return the file of a recipe, with its comments; arguments and errors as of ``load_recipe``."""
+    return _PACKAGED.text(name_or_path)
+
+
+def _description(recipe: Recipe, name: str, changed: Collection[str]) -> str:
+    """Describe a recipe of which some settings, by dotted name, are not those of its file."""
+    if {"data.source", "data.size", "stage"} & set(changed):
+        return f"a {recipe.stage} for {recipe.data.source} at {recipe.data.size} pixels, from the recipe {name}"
+    if changed and recipe.description:
+        return f"{recipe.description}; changed: {', '.join(changed)}"
+    return recipe.description
 
 
 def _override(values: dict[str, Any], name: str, value: Any) -> None:

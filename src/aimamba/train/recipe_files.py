@@ -37,13 +37,28 @@ class RecipeFiles(NamedTuple):
         Raises:
             ConfigError: The file does not exist or is not valid TOML.
         """
-        if name_or_path.endswith(".toml") or os.sep in name_or_path or "/" in name_or_path:
+        if _is_path(name_or_path):
             return read_toml(Path(name_or_path).expanduser())
+        return parse_toml(self._packaged(name_or_path))
+
+    def text(self, name_or_path: str) -> str:
+        """Return the text of a file that ``read`` reads, with its comments; errors as there."""
+        if _is_path(name_or_path):
+            path = Path(name_or_path).expanduser()
+            read_toml(path)
+            return path.read_text(encoding="utf-8")
+        return self._packaged(name_or_path)
+
+    def _packaged(self, name: str) -> str:
         names = self.names()
-        if name_or_path not in names:
+        if name not in names:
             raise ConfigError(
-                f"unknown {self.kind} {name_or_path!r}{suggest(name_or_path, names)}; "
+                f"unknown {self.kind} {name!r}{suggest(name, names)}; "
                 f"known {self.plural}: {', '.join(names)}; or give the path of a .toml file"
             )
-        packaged = resources.files("aimamba").joinpath(self.folder, f"{name_or_path}.toml")
-        return parse_toml(packaged.read_text(encoding="utf-8"))
+        packaged = resources.files("aimamba").joinpath(self.folder, f"{name}.toml")
+        return packaged.read_text(encoding="utf-8")
+
+
+def _is_path(name_or_path: str) -> bool:
+    return name_or_path.endswith(".toml") or os.sep in name_or_path or "/" in name_or_path

@@ -58,6 +58,7 @@ def make_task(
     device: torch.device,
     codes: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
+    progress: bool = True,
 ) -> Task[Any, Any]:
     """Prepare the task that ``recipe`` describes.
 
@@ -66,6 +67,7 @@ def make_task(
         device: Where to encode the images of a generator.
         codes: Folder to store the codes of a generator's images in; None keeps them in memory.
         log: Called with a line about each step that takes long.
+        progress: Show a bar on stderr while avatars are drawn or images encoded.
 
     Raises:
         ConfigError: A setting is unknown, or does not fit the images or the tokenizer.
@@ -73,15 +75,15 @@ def make_task(
         CheckpointError: The tokenizer cannot be loaded.
     """
     if recipe.stage == "tokenizer":
-        return _tokenizer_task(recipe)
-    return _generator_task(recipe, device, codes, log)
+        return _tokenizer_task(recipe, progress)
+    return _generator_task(recipe, device, codes, log, progress)
 
 
-def _open(data: DataConfig) -> Splits:
-    return open_splits(**dataclasses.asdict(data), progress=True)
+def _open(data: DataConfig, *, progress: bool) -> Splits:
+    return open_splits(**data.images(), progress=progress)
 
 
-def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
+def _tokenizer_task(recipe: Recipe, progress: bool) -> TokenizerTask:
     check(
         not recipe.fit.compile,
         "fit.compile is for generators only: a tokenizer spends its time in convolutions, which it does not speed up; "
@@ -95,16 +97,17 @@ def _tokenizer_task(recipe: Recipe) -> TokenizerTask:
         "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
     )
     _check_size(recipe, config)
-    train, held_out = _open(recipe.data)
+    train, held_out = _open(recipe.data, progress=progress)
     if initial is not None:
-        return TokenizerTask(initial, train, held_out, task, seed=recipe.fit.seed)
-    model = VQModel(config)
-    model.init_weights(seeded(recipe.fit.seed))
-    return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed)
+        model = initial
+    else:
+        model = VQModel(config)
+        model.init_weights(seeded(recipe.fit.seed))
+    return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed, workers=recipe.data.workers)
 
 
 def _generator_task(
-    recipe: Recipe, device: torch.device, codes: Path | None, log: Callable[[str], None]
+    recipe: Recipe, device: torch.device, codes: Path | None, log: Callable[[str], None], progress: bool
 ) -> GeneratorTask:
     task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
     check(
@@ -118,7 +121,7 @@ def _generator_task(
             f"('aimamba train {tokenizer_recipe}'), or give another with --tokenizer"
         )
     tokenizer = _finite(VQModel.from_pretrained(task.tokenizer, device=device), task.tokenizer)
-    source = _code_source(recipe, tokenizer, codes, log)
+    source = _code_source(recipe, tokenizer, codes, log, progress)
     fixed = {
         "vocab_size": tokenizer.config.codebook_size,
         "num_tokens": source.num_tokens,
@@ -191,7 +194,9 @@ class _CodeSource(NamedTuple):
     load: Callable[[], tuple[CodeSet, CodeSet]]
 
 
-def _code_source(recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Callable[[str], None]) -> _CodeSource:
+def _code_source(
+    recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Callable[[str], None], progress: bool
+) -> _CodeSource:
     """Find codes on disk (the recipe's own, or those that the run keeps in ``kept``), or images to encode."""
     given = Path(recipe.data.source).expanduser()
     if (given / "train" / META_FILE).is_file():
@@ -199,7 +204,7 @@ def _code_source(recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Cal
     _check_size(recipe, tokenizer.config)
     if kept is not None and _has_kept(kept, recipe.data):
         return _codes_on_disk(kept, tokenizer)
-    images = _open(recipe.data)
+    images = _open(recipe.data, progress=progress)
 
     def encode() -> tuple[CodeSet, CodeSet]:
         count = len(images.train) + len(images.held_out)
@@ -210,7 +215,7 @@ def _code_source(recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Cal
         draft = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(draft, ignore_errors=True)
         views = "center-flip" if recipe.data.flip else "center"
-        encode_splits(tokenizer, images, draft, views=views, batch_size=64, progress=sys.stderr.isatty())
+        encode_splits(tokenizer, images, draft, views=views, batch_size=64, progress=progress and sys.stderr.isatty())
         (draft / _NOTE).write_text(to_toml(to_mapping(recipe.data)), encoding="utf-8")
         draft.rename(kept)
         return _codes_on_disk(kept, tokenizer).load()
@@ -231,7 +236,7 @@ def _has_kept(folder: Path, data: DataConfig) -> bool:
         return False
     note = folder / _NOTE
     check(note.exists(), f"{folder} was not made by a training run and would be replaced; give another --out")
-    same = from_mapping(DataConfig, read_toml(note), where=str(note)) == data
+    same = from_mapping(DataConfig, read_toml(note), where=str(note)).images() == data.images()
     check(same, f"{folder} holds the codes of other images; remove it, or give another --out")
     return True
 

@@ -43,6 +43,26 @@ class Objective(NamedTuple):
     uniform: float = math.inf
 
 
+class Amount(NamedTuple):
+    """How much there is to train on.
+
+    Attributes:
+        train: Number of training images.
+        held_out: Number of held-out images.
+        values: Numbers of an image that the model learns: codes, or values of pixels.
+        unit: What they are called.
+        views: Number of stored views of a training image.
+        workers: Number of processes that read images ahead; None where there is nothing to decode.
+    """
+
+    train: int
+    held_out: int
+    values: int
+    unit: str
+    views: int = 1
+    workers: int | None = None
+
+
 @runtime_checkable
 class Task(Protocol[Model, Batch]):
     """A stage of training: its model, training examples and loss, and how to evaluate and save the result.
@@ -55,6 +75,10 @@ class Task(Protocol[Model, Batch]):
     @property
     def model(self) -> Model:
         """The model to train; ``fit`` moves it to the device."""
+        ...
+
+    def amount(self) -> Amount:
+        """Return how much there is to train on."""
         ...
 
     def batches(self, start: int, batch_size: int) -> Iterator[Batch]:

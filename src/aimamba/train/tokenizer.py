@@ -22,7 +22,7 @@ from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weig
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.seeds import seeded
 from aimamba.train.codebook import CodebookUse
-from aimamba.train.task import Adversary, Objective
+from aimamba.train.task import Adversary, Amount, Objective
 
 _IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
@@ -149,6 +149,11 @@ class TokenizerTask:
     def no_weight_decay(self, name: str) -> bool:
         """Skip the codebook, because only the direction of its vectors matters."""
         return name == "codebook"
+
+    def amount(self) -> Amount:
+        """Return the numbers of images and of the values of their pixels."""
+        values = 3 * self.train.size**2
+        return Amount(len(self.train), len(self.held_out), values, "pixel values", workers=self.workers)
 
     def batches(self, start: int, batch_size: int) -> Iterator[Batch]:
         """Yield shuffled training images."""

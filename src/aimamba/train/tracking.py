@@ -123,6 +123,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {self._loss:.4g}, {rate:.3g} images/s", refresh=False)
             self._bar.update()
+        elif self._quiet:
+            pass
         elif time.monotonic() - self._last_line >= self._interval or self._step == self._steps:
             self._last_line = time.monotonic()
             left = tqdm.format_interval((self._steps - self._step) * self._seconds)

@@ -1,0 +1,86 @@
+"""The list of all settings of a recipe, made from the classes that hold them."""
+
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+import typing
+from typing import Any, Literal, get_args, get_origin
+
+from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig
+from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.recipe import DataConfig, Recipe
+from aimamba.train.settings import FitConfig
+from aimamba.train.tokenizer import TokenizerTaskConfig
+from aimamba.train.toml import to_toml
+
+_WIDTH = 120
+_WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+_HEAD = """# Settings of a recipe
+
+Every setting of a training run, by its section of the recipe, with type and default. On the command line any of them is
+changed by its dotted name, as in `--set fit.ema_decay=0.999`. This page is made by `aimamba train --settings`.
+"""
+_PRESETS = "- `preset` (text, not set): A shape by name, over which the settings below go: {}."
+
+
+def settings_page() -> str:
+    """Return all settings as a page of Markdown, which also reads well as text."""
+    sections: list[tuple[str, type, list[str]]] = [
+        ("At the top", Recipe, []),
+        ("[data]: the images", DataConfig, []),
+        ("[model] of a tokenizer", VQConfig, [_PRESETS.format(", ".join(VQ_PRESETS))]),
+        ("[model] of a generator", AiMConfig, [_PRESETS.format(", ".join(AIM_PRESETS))]),
+        ("[task] of a tokenizer", TokenizerTaskConfig, []),
+        ("[task] of a generator", GeneratorTaskConfig, []),
+        ("[fit]: the training loop", FitConfig, []),
+    ]
+    blocks = [_HEAD]
+    for title, cls, first in sections:
+        items = [*first, *(_item(field, cls) for field in dataclasses.fields(cls) if not _is_section(field))]
+        blocks.append(f"## {title}\n\n" + "".join(f"{_wrapped(item)}\n" for item in items))
+    return "\n".join(blocks)
+
+
+def describe_fields(cls: type) -> dict[str, str]:
+    """Return what the docstring of a dataclass says about each of its fields, under "Attributes"."""
+    text = inspect.getdoc(cls) or ""
+    _, _, listed = text.partition("Attributes:\n")
+    entries = re.split(r"^ {4}(?=\w+: )", listed, flags=re.MULTILINE)[1:]
+    pairs = (" ".join(entry.split()).partition(": ") for entry in entries)
+    return {name: meaning.replace("``", "`") for name, _, meaning in pairs}
+
+
+def _is_section(field: "dataclasses.Field[Any]") -> bool:
+    return field.name in ("data", "model", "task", "fit")
+
+
+def _item(field: "dataclasses.Field[Any]", cls: type) -> str:
+    kind = _kind(typing.get_type_hints(cls)[field.name])
+    return f"- `{field.name}` ({kind}, {_default(field)}): {describe_fields(cls)[field.name]}"
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if field.default is None:
+        return "not set"
+    return f"default `{to_toml({'x': field.default}).removeprefix('x = ').strip()}`"
+
+
+def _kind(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(hint))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_kind(option) for option in get_args(hint) if option is not type(None))
+    if origin is tuple:
+        return f"list of {_kind(get_args(hint)[0])}s"
+    return _WORDS[hint]
+
+
+def _wrapped(item: str) -> str:
+    return "\n".join(
+        textwrap.wrap(item, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    )
