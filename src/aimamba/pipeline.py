@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine
 from aimamba.generation.fast_decoder import FastDecoder
 from aimamba.generation.weight_versions import weight_versions
-from aimamba.models import AiM, VQModel
+from aimamba.models import AiM, AiMConfig, VQModel
 
 _IMAGENET_CLASSES = 1000
 
@@ -43,7 +44,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str] = (), *, engine: str = "auto"
+        self,
+        tokenizer: VQModel,
+        generator: AiM,
+        class_names: Sequence[str] = (),
+        *,
+        engine: str = "auto",
+        foreign_tokenizer: bool = False,
     ) -> None:
         """Combine the parts.
 
@@ -52,10 +59,12 @@ class Pipeline:
             generator: Generates codes from class labels.
             class_names: Name of every label, or none.
             engine: Name of the engine that computes decoding steps, see ``aimamba.generation.engines``.
+            foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
 
         Raises:
-            ConfigError: The numbers of codes of generator and tokenizer differ, the grid of codes is not square, the
-                number of names is not that of classes, or there is no such engine.
+            ConfigError: The generator was trained on the codes of another tokenizer; the numbers of codes of generator
+                and tokenizer differ; the grid of codes is not square; the number of names is not that of classes; or
+                there is no such engine.
         """
         codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
         if codes != vocabulary:
@@ -63,6 +72,8 @@ class Pipeline:
                 f"generator and tokenizer do not belong together: {vocabulary} codes against {codes} in the codebook; "
                 "give the tokenizer that the generator was trained with"
             )
+        if not foreign_tokenizer:
+            _check_tokenizer(generator.config, tokenizer)
         self.grid = math.isqrt(generator.config.num_tokens)
         if self.grid**2 != generator.config.num_tokens:
             raise ConfigError(
@@ -89,6 +100,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         engine: str = "auto",
+        foreign_tokenizer: bool = False,
         verify: bool | None = None,
     ) -> "Pipeline":
         """Load generator, tokenizer and class names.
@@ -100,11 +112,12 @@ class Pipeline:
             device: Device of the weights, or ``auto`` for the fastest; on ``meta`` they have shapes but no values.
             dtype: Dtype of the weights, or its name such as ``bfloat16``.
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
+            foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
             verify: Whether to compare the weights with their SHA-256 sums; by default they are, up to 1 GB.
 
         Raises:
             CheckpointError: A part is missing or damaged.
-            ConfigError: There is no such device or dtype.
+            ConfigError: There is no such device or dtype, or the tokenizer is a foreign one.
         """
         device, dtype = _device(device), resolve_dtype(dtype) if isinstance(dtype, str) else dtype
         checkpoint = open_checkpoint(source)
@@ -117,13 +130,20 @@ class Pipeline:
             if tokenizer is not None:
                 raise
             raise CheckpointError(f"{error}; give the tokenizer's place beside the generator's") from error
-        return cls(vq, generator, names, engine=engine)
+        return cls(vq, generator, names, engine=engine, foreign_tokenizer=foreign_tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``tokenizer/``, ``generator/`` and ``pipeline.json`` into ``folder``."""
+        """Write ``tokenizer/``, ``generator/`` and ``pipeline.json`` into ``folder``.
+
+        The generator's config names the tokenizer, in the dtype in which it is written. One that was trained with
+        another tokenizer keeps the name of that one.
+        """
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline)
-        self.generator.save_pretrained(folder / AiM.folder_in_pipeline)
+        config = self.generator.config
+        if config.tokenizer in (None, self.tokenizer.code_fingerprint()):
+            config = replace(config, tokenizer=self.tokenizer.code_fingerprint(now=True))
+        self.generator.save_pretrained(folder / AiM.folder_in_pipeline, config=config)
         values = {"class_names": list(self.class_names)}
         configs = [f"{part}/{CONFIG_FILE}" for part in (VQModel.folder_in_pipeline, AiM.folder_in_pipeline)]
         sums = {PIPELINE_FILE: sum_of_values(values), **{name: sum_of_file(folder / name) for name in configs}}
@@ -226,6 +246,43 @@ class Pipeline:
         if self._decoder is None or not self._decoder.matches(self.tokenizer):
             self._decoder = FastDecoder(self.tokenizer)
         return to_uint8(self._decoder(codes.unflatten(1, (self.grid, self.grid))))
+
+
+def open_tokenizer(
+    source: str | Path | Checkpoint,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    foreign: bool = False,
+) -> VQModel:
+    """Load the tokenizer of a model; beside a generator, it must be the one that the generator was trained with.
+
+    Args:
+        source: A tokenizer, or what ``Pipeline.from_pretrained`` takes.
+        device: Device of the weights.
+        dtype: Dtype of the weights.
+        foreign: Accept a tokenizer that stands beside a generator of another one.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+        ConfigError: It stands beside a generator that was trained on the codes of another tokenizer.
+    """
+    checkpoint = open_checkpoint(source)
+    tokenizer = VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)
+    if not foreign and "generator" in checkpoint.parts:
+        _check_tokenizer(AiM.from_pretrained(checkpoint, device="meta").config, tokenizer)
+    return tokenizer
+
+
+def _check_tokenizer(config: AiMConfig, tokenizer: VQModel) -> None:
+    """Check that a tokenizer is the one that the generator's config names; one on the meta device has no weights."""
+    if config.tokenizer is None or tokenizer.codebook.is_meta:
+        return
+    if (given := tokenizer.code_fingerprint()) != config.tokenizer:
+        raise ConfigError(
+            f"the generator was trained with the tokenizer {config.tokenizer[:12]}, and the one given is {given[:12]}: "
+            "it would decode noise; give the right one, or accept it with --foreign-tokenizer (foreign_tokenizer=True)"
+        )
 
 
 def imagenet_class_names() -> tuple[str, ...]:

@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from aimamba.errors import CheckpointError, ConfigError, suggest
+from aimamba.errors import CheckpointError, ConfigError, printable, suggest
 
 if TYPE_CHECKING:
+    import torch
+
     from aimamba.checkpoints.checkpoint import Checkpoint
+    from aimamba.models import VQModel
+    from aimamba.pipeline import Pipeline
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +43,15 @@ def add_placement(parser: Parser) -> None:
     """Add ``--device`` and ``--dtype``: where and in which precision a model runs."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
+
+
+def add_foreign_tokenizer(parser: Parser) -> None:
+    """Add ``--foreign-tokenizer``: whether a generator may get another tokenizer than its own."""
+    parser.add_argument(
+        "--foreign-tokenizer",
+        action="store_true",
+        help="accept another tokenizer than the one whose codes the generator was trained on",
+    )
 
 
 def add_engine(parser: Parser) -> None:
@@ -131,3 +144,80 @@ def open_generator(source: str, tokenizer: str | None) -> "Checkpoint":
     if tokenizer is None:
         checkpoint.require("tokenizer", "give its tokenizer with --tokenizer")
     return checkpoint
+
+
+def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
+    """Load the model that images are to be sampled from, as ``--model``, ``--tokenizer`` and the placement say.
+
+    Of a training run that was stopped, the latest checkpoint is taken, with a notice.
+
+    Raises:
+        CheckpointError: A part is missing or damaged.
+        ConfigError: A setting is wrong, or the tokenizer is a foreign one.
+    """
+    from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.pipeline import Pipeline
+    from aimamba.train.stopped import is_stopped
+
+    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    options = {"engine": arguments.engine, "foreign_tokenizer": arguments.foreign_tokenizer}
+    if is_stopped(arguments.model):
+        return _load_stopped(arguments.model, arguments.tokenizer, device, dtype, options)
+    checkpoint = open_generator(arguments.model, arguments.tokenizer)
+    return Pipeline.from_pretrained(checkpoint, tokenizer=arguments.tokenizer, device=device, dtype=dtype, **options)
+
+
+def load_tokenizer(arguments: argparse.Namespace, remedy: str) -> "tuple[VQModel, Checkpoint | None]":
+    """Load the tokenizer of ``--model``, and return the checkpoint it is from, if it is not from a stopped run.
+
+    Args:
+        arguments: Those of the command.
+        remedy: How to get a tokenizer, if the model holds none; the end of the message.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+        ConfigError: A setting is wrong, or it stands beside a generator of another tokenizer.
+    """
+    from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.models import VQModel
+    from aimamba.pipeline import open_tokenizer
+    from aimamba.train.stopped import is_stopped, open_stopped
+
+    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    if is_stopped(arguments.model):
+        run = open_stopped(Path(arguments.model), device=device, dtype=dtype)
+        if not isinstance(run.model, VQModel):
+            raise CheckpointError(f"{arguments.model}: trains a generator and holds no tokenizer; {remedy}")
+        _notice(arguments.model, run.described)
+        return run.model, None
+    checkpoint = open_model(arguments.model)
+    checkpoint.require("tokenizer", remedy)
+    model = open_tokenizer(checkpoint, device=device, dtype=dtype, foreign=arguments.foreign_tokenizer)
+    return model, checkpoint
+
+
+def _load_stopped(
+    source: str, tokenizer: str | None, device: "torch.device", dtype: "torch.dtype", options: dict[str, Any]
+) -> "Pipeline":
+    from aimamba.models import AiM, VQModel
+    from aimamba.pipeline import Pipeline
+    from aimamba.train.stopped import open_stopped
+
+    run = open_stopped(Path(source), device=device, dtype=dtype)
+    if not isinstance(run.model, AiM):
+        raise CheckpointError(
+            f"{source}: trains a tokenizer, and sampling needs a generator; finish it, then train a generator with "
+            f"'aimamba train RECIPE --tokenizer {source}'"
+        )
+    place = run.tokenizer if tokenizer is None else tokenizer
+    try:
+        vq = VQModel.from_pretrained(str(place), device=device, dtype=dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; give the tokenizer's place with --tokenizer") from error
+    pipeline = Pipeline(vq, run.model, run.class_names, **options)
+    _notice(source, run.described)
+    return pipeline
+
+
+def _notice(source: str, described: str) -> None:
+    print(printable(f"{source}: the run is not finished: these are {described}"), file=sys.stderr)

@@ -7,7 +7,7 @@ checkpoint with both parts, or one that is given its --tokenizer, becomes a pipe
 import argparse
 from pathlib import Path
 
-from aimamba.cli.arguments import Parser, open_model
+from aimamba.cli.arguments import Parser, add_foreign_tokenizer, open_model
 from aimamba.errors import ConfigError
 
 
@@ -15,6 +15,7 @@ def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", help="official checkpoint: hub id, folder or file")
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
+    add_foreign_tokenizer(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--dtype", default="float32", help="dtype of the weights written (default float32)")
 
@@ -38,7 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
         AiM.from_pretrained(checkpoint, dtype=dtype).save_pretrained(out)
         print_line(f"generator without a tokenizer written to {out}; --tokenizer would make it a pipeline")
     else:
-        pipeline = Pipeline.from_pretrained(checkpoint, tokenizer=arguments.tokenizer, dtype=dtype)
+        pipeline = Pipeline.from_pretrained(
+            checkpoint, tokenizer=arguments.tokenizer, dtype=dtype, foreign_tokenizer=arguments.foreign_tokenizer
+        )
         pipeline.save_pretrained(out)
         classes = pipeline.generator.config.num_classes
         print_line(f"pipeline of {pipeline.image_size} px and {classes} classes written to {out}")

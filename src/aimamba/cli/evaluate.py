@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from aimamba.cli.arguments import (
     Parser,
     add_engine,
+    add_foreign_tokenizer,
     add_measuring,
     add_placement,
     add_sampling,
-    open_generator,
+    load_pipeline,
 )
 from aimamba.data import spec
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
     from aimamba.evaluation.run import EvaluationRequest
-    from aimamba.pipeline import Pipeline
 
 
 def add_arguments(parser: Parser) -> None:
@@ -35,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument("-n", type=int, metavar="N", help="samples of the model (default 5000)")
     parser.add_argument("--labels", metavar="HOW", help="balanced (default): classes in turn; or random")
+    add_foreign_tokenizer(parser)
     add_sampling(parser)
     parser.add_argument(
         "--train",
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
     folder = None if arguments.report is None else output_folder(arguments.report, "--report")
-    pipeline = None if request.model is None else _load(arguments)
+    pipeline = None if request.model is None else load_pipeline(arguments)
     evaluation = evaluate(request, pipeline=pipeline, device=device, progress=True)
     write_json(file, evaluation.to_dict())  # before anything else can fail
     if folder is not None:
@@ -93,17 +94,6 @@ def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
         protocol=arguments.protocol,
         features=arguments.features,
         size=arguments.size,
-    )
-
-
-def _load(arguments: argparse.Namespace) -> "Pipeline":
-    from aimamba.devices import resolve_device, resolve_dtype
-    from aimamba.pipeline import Pipeline
-
-    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    checkpoint = open_generator(arguments.model, arguments.tokenizer)
-    return Pipeline.from_pretrained(
-        checkpoint, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
     )
 
 

@@ -6,14 +6,9 @@ weights are given, and how the codebook is used.
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_measuring, add_placement, open_model
+from aimamba.cli.arguments import Parser, add_foreign_tokenizer, add_measuring, add_placement, load_tokenizer
 from aimamba.data import spec
-
-if TYPE_CHECKING:
-    from aimamba.checkpoints.checkpoint import Checkpoint
-    from aimamba.models import VQModel
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,6 +18,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("images", metavar="IMAGES", help="avatars-64:held-out, a folder, or an .npz file")
     parser.add_argument("--lpips", metavar="PATH", help="weights of VGG16 and LPIPS: a file, or a folder of both")
     add_measuring(parser)
+    add_foreign_tokenizer(parser)
     add_placement(parser)
 
 
@@ -39,10 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
-    checkpoint = open_model(arguments.model)
-    model = _load(checkpoint, arguments)
+    model, checkpoint = load_tokenizer(arguments, "give its tokenizer as MODEL")
     side = None
-    if arguments.size is None:
+    if arguments.size is None and checkpoint is not None:
         side = default_size(checkpoint, model.config.downsampling, arguments.images)
     images = open_source(arguments.images, size=arguments.size, default_size=side, progress=True)
     extractor = open_extractor(arguments.features, device=device)
@@ -50,12 +45,3 @@ def run(arguments: argparse.Namespace) -> None:
     found = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)
     write_json(file, tokenizer_report(found, images, extractor, tokenizer=arguments.model, dtype=arguments.dtype))
     print_table([*summary(found.network, found.distances), *reconstruction_summary(found.reconstruction)])
-
-
-def _load(checkpoint: "Checkpoint", arguments: argparse.Namespace) -> "VQModel":
-    from aimamba.devices import resolve_device, resolve_dtype
-    from aimamba.models import VQModel
-
-    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    checkpoint.require("tokenizer", "give its tokenizer as MODEL")
-    return VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)

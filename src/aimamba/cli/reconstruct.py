@@ -8,7 +8,7 @@ them (with the first 32 if there are more); prints the peak signal-to-noise rati
 import argparse
 from pathlib import Path
 
-from aimamba.cli.arguments import Parser, add_placement, open_model, require_positive
+from aimamba.cli.arguments import Parser, add_foreign_tokenizer, add_placement, load_tokenizer, require_positive
 from aimamba.data import spec
 
 _SHEET_ROWS = 32
@@ -25,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("reconstructions"), metavar="DIR", help="default: reconstructions"
     )
+    add_foreign_tokenizer(parser)
     add_placement(parser)
 
 
@@ -38,18 +39,17 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.evaluation.image_size import default_size
     from aimamba.evaluation.reconstruct import reconstruct
-    from aimamba.models import VQModel
 
     if arguments.size is not None:
         require_positive(size=arguments.size)
-    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out = output_folder(arguments.out)
     for text in arguments.images:
         spec.parse_spec(text)  # a wrong name is reported before the model is loaded
-    checkpoint = open_model(arguments.model)
-    checkpoint.require("tokenizer", "give its tokenizer as --model")
-    model = VQModel.from_pretrained(checkpoint, device=device, dtype=dtype)
-    side = default_size(checkpoint, model.config.downsampling, *arguments.images)
+    model, checkpoint = load_tokenizer(arguments, "give its tokenizer as --model")
+    side = None
+    if checkpoint is not None:
+        side = default_size(checkpoint, model.config.downsampling, *arguments.images)
     found = reconstruct(model, arguments.images, size=arguments.size, default_size=side, progress=True)
 
     out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_engine, add_placement, add_sampling, open_generator, require_positive
+from aimamba.cli.arguments import (
+    Parser,
+    add_engine,
+    add_foreign_tokenizer,
+    add_placement,
+    add_sampling,
+    load_pipeline,
+    require_positive,
+)
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +56,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--npz", type=Path, metavar="FILE", help="write N samples of all classes into one .npz file")
     parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default): classes in turn; or random")
+    add_foreign_tokenizer(parser)
     add_sampling(parser)
     add_placement(parser)
     add_engine(parser)
@@ -60,7 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.data.sheets import sheet
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.generation import SamplingConfig
-    from aimamba.pipeline import Pipeline
 
     settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     config = from_mapping(SamplingConfig, settings, where="sample")
@@ -71,13 +79,10 @@ def run(arguments: argparse.Namespace) -> None:
         f"--seed {config.seed} is too large for -n {arguments.n}: the last seed would be {last}, and "
         "it must be below 2^63; give a smaller --seed",
     )
-    device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    resolve_device(arguments.device), resolve_dtype(arguments.dtype)  # a wrong name is reported first
     out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
     _check_npz(arguments)
-    checkpoint = open_generator(arguments.model, arguments.tokenizer)
-    pipeline = Pipeline.from_pretrained(
-        checkpoint, tokenizer=arguments.tokenizer, device=device, dtype=dtype, engine=arguments.engine
-    )
+    pipeline = load_pipeline(arguments)
     if file is not None:
         return _write_npz(file, arguments, pipeline, config)
     labels = chosen_classes(arguments.classes, pipeline)

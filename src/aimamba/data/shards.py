@@ -33,11 +33,8 @@ LABELS_FILE = "labels.npy"
 
 
 def fingerprint(tokenizer: VQModel) -> str:
-    """Return the SHA-256 of a tokenizer's config and of the float32 weights that decide an image's codes.
-
-    It is the same for equal models, wherever they are stored, and for models that differ in the decoder alone.
-    """
-    return tokenizer.fingerprint(("encoder.", "to_code.", "codebook"))
+    """Return ``tokenizer.code_fingerprint()``, by which codes know the tokenizer that made them."""
+    return tokenizer.code_fingerprint()
 
 
 def encode_to_shards(

@@ -7,6 +7,7 @@ Shape letters: B batch, L tokens of an image, D width, V vocabulary, N blocks.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -66,6 +67,8 @@ class AiMConfig:
         feed_forward: Hidden width of the feed-forward blocks as a multiple of ``width``.
         decode_position_shift: Added to the place of every code when decoding step by step. Official weights were
             trained with 0, but the official code samples with 1; our own models use 0.
+        tokenizer: ``code_fingerprint`` of the tokenizer whose codes it was trained on; None where that is not known, as
+            of official weights.
     """
 
     width: int = 768
@@ -84,6 +87,7 @@ class AiMConfig:
     chunk_size: int = 64
     feed_forward: float = 8 / 3
     decode_position_shift: int = 0
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         check_generator(self)
@@ -106,6 +110,10 @@ class AiMConfig:
         check(
             self.decode_position_shift in (0, 1),
             f"AiMConfig: decode_position_shift must be 0 or 1, got {self.decode_position_shift}",
+        )
+        check(
+            self.tokenizer is None or re.fullmatch(r"[0-9a-f]{64}", self.tokenizer) is not None,
+            f"AiMConfig: tokenizer must be a fingerprint of 64 hex digits, got {str(self.tokenizer)[:80]!r}",
         )
 
 
@@ -187,6 +195,7 @@ class AiM(PretrainedModel[AiMConfig]):
     config_class = AiMConfig
     folder_in_pipeline = "generator"
     official_reader = staticmethod(aim_from_official)
+    companions = ("tokenizer",)
 
     def __init__(self, config: AiMConfig) -> None:
         super().__init__()

@@ -40,12 +40,14 @@ class PretrainedModel(nn.Module, Generic[Config]):
         config_class: The dataclass of its config.
         folder_in_pipeline: Its sub-folder in a saved pipeline: ``generator`` or ``tokenizer``.
         official_reader: Translates official checkpoints, see ``aimamba.checkpoints.official``.
+        companions: Settings that name other models; they are no part of the fingerprint.
     """
 
     config: Config
     config_class: ClassVar[type]
     folder_in_pipeline: ClassVar[str]
     official_reader: ClassVar[OfficialReader]
+    companions: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_pretrained(
@@ -89,17 +91,28 @@ class PretrainedModel(nn.Module, Generic[Config]):
         with torch.device("meta"):
             model = cls(from_mapping(cls.config_class, config, where=str(stored.place)))
         fill(model, tensors, where=str(stored.place))
+        if values and dtype.itemsize < torch.float32.itemsize:
+            model.note_saved()
         return model.cast(dtype).to(device).eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically."""
+    def note_saved(self) -> None:
+        """Note what the weights' narrower dtype is about to take away; for subclasses."""
+
+    def save_pretrained(self, folder: str | Path, *, config: Config | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically.
+
+        Args:
+            folder: The folder; made if needed.
+            config: Written in place of the model's own config.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         sums = {WEIGHTS_FILE: sum_of_file(folder / WEIGHTS_FILE)}
-        config = json.dumps({"class": type(self).__name__, **to_mapping(self.config), SUMS_KEY: sums}, indent=2)
-        write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(config + "\n"))
+        settings = to_mapping(self.config if config is None else config)
+        content = json.dumps({"class": type(self).__name__, **settings, SUMS_KEY: sums}, indent=2)
+        write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(content + "\n"))
 
     def cast(self: Model, dtype: torch.dtype) -> Model:
         """Set the dtype of the weights; a subclass may keep sensitive ones wider."""
@@ -116,4 +129,5 @@ class PretrainedModel(nn.Module, Generic[Config]):
             prefixes: Only the weights whose names begin with one of these are taken; by default all.
         """
         weights = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
-        return fingerprint(to_mapping(self.config), weights)
+        settings = {name: value for name, value in to_mapping(self.config).items() if name not in self.companions}
+        return fingerprint(settings, weights)

@@ -24,6 +24,7 @@ from aimamba.models.pretrained import PretrainedModel
 from aimamba.ops.quantize import nearest_code
 
 _NORM_EPS = 1e-6
+_DECIDE_CODES = ("encoder.", "to_code.", "codebook")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ class VQModel(PretrainedModel[VQConfig]):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
+        self._saved_fingerprint: tuple[str, int] | None = None  # with the changes of the weights before it
         self.encoder = Encoder(config)
         self.to_code = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
@@ -129,6 +131,26 @@ class VQModel(PretrainedModel[VQConfig]):
                     parameter.uniform_(-bound, bound, generator=generator)
         self.codebook.normal_(generator=generator)
         self.codebook.copy_(F.normalize(self.codebook, dim=-1))
+
+    def code_fingerprint(self, *, now: bool = False) -> str:
+        """Return the SHA-256 of the config and of the float32 weights that decide an image's codes, as 64 hex digits.
+
+        It is the same for equal models, wherever they are stored, and for models that differ in the decoder alone. It
+        is that of the weights as they were saved: one loaded in a narrower dtype has that of its file, unless ``now``
+        asks for the weights as they are.
+        """
+        saved = None if now else self._saved_fingerprint
+        if saved is not None and saved[1] == self._changes():
+            return saved[0]
+        return self.fingerprint(_DECIDE_CODES)
+
+    def note_saved(self) -> None:
+        """Note the fingerprint of the weights as they were saved, before a narrower dtype rounds them."""
+        self._saved_fingerprint = self.fingerprint(_DECIDE_CODES), self._changes()
+
+    def _changes(self) -> int:
+        """Return how often weights were changed in place; casting and moving them do not count."""
+        return sum(0 if weight.is_inference() else weight._version for weight in self.parameters())
 
     def latents(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b e h w"]:
         """Encode images without rounding to codes."""

@@ -24,7 +24,7 @@ from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
 
-_FROM_CODES = ("vocab_size", "num_tokens", "num_classes")  # settings of a generator that its codes decide
+_FROM_CODES = ("vocab_size", "num_tokens", "num_classes", "tokenizer")  # settings of a generator that its codes decide
 _NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
@@ -126,6 +126,7 @@ def _generator_task(
         "vocab_size": tokenizer.config.codebook_size,
         "num_tokens": source.num_tokens,
         "num_classes": len(source.class_names),
+        "tokenizer": tokenizer.code_fingerprint(),
     }
     model = _initial_generator(recipe, recipe.init, fixed) if recipe.init else _new_generator(recipe, fixed)
     train, held_out = source.load()
@@ -146,7 +147,7 @@ def _finite(model: Model, source: str) -> Model:
     return model
 
 
-def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
+def _new_generator(recipe: Recipe, fixed: Mapping[str, Any]) -> AiM:
     """Return a generator with random weights; images and tokenizer decide the settings in ``fixed``."""
     for name, value in fixed.items():
         check(
@@ -159,7 +160,7 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, int]) -> AiM:
     return model
 
 
-def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> AiM:
+def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, Any]) -> AiM:
     """Load the generator ``init``, with a new class table if the number of classes differs."""
     given = _finite(AiM.from_pretrained(init), init)
     for name in ("vocab_size", "num_tokens"):
@@ -169,7 +170,8 @@ def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, int]) -> A
             f"{fixed[name]}; use the tokenizer and data.size that it was trained with",
         )
     # Official weights decode with positions shifted by one; training continues without the shift.
-    model = AiM(dataclasses.replace(given.config, num_classes=fixed["num_classes"], decode_position_shift=0))
+    new = {"num_classes": fixed["num_classes"], "tokenizer": fixed["tokenizer"], "decode_position_shift": 0}
+    model = AiM(dataclasses.replace(given.config, **new))
     model.init_weights(seeded(recipe.fit.seed))
     tensors = given.state_dict()
     if fixed["num_classes"] != given.config.num_classes:

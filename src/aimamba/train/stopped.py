@@ -1,0 +1,110 @@
+"""The model of a run that was stopped: what its latest checkpoint holds, to look at before it is finished."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from aimamba.checkpoints.fill import fill
+from aimamba.checkpoints.locate import find_part
+from aimamba.config import from_mapping, to_mapping
+from aimamba.data.codes_meta import META_FILE, CodesMeta, read_meta
+from aimamba.documents import parse_toml
+from aimamba.errors import CheckpointError
+from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
+from aimamba.train.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint
+from aimamba.train.recipe import Recipe
+from aimamba.train.stages import resolved
+
+
+class StoppedRun(NamedTuple):
+    """The latest state of a run.
+
+    Attributes:
+        model: The moving average of the weights if the run has one, else the weights; in evaluation mode.
+        class_names: Names of a generator's classes.
+        tokenizer: Where a generator's tokenizer is, as the recipe names it; None for a tokenizer.
+        described: What the weights are, for a notice.
+    """
+
+    model: AiM | VQModel
+    class_names: tuple[str, ...]
+    tokenizer: str | None
+    described: str
+
+
+def is_stopped(source: str | Path) -> bool:
+    """Return whether ``source`` is the folder of a run with a checkpoint and without a result."""
+    folder = Path(source)
+    if not (folder / CHECKPOINT_FILE).is_file():
+        return False
+    for part in (AiM.folder_in_pipeline, VQModel.folder_in_pipeline):
+        try:
+            find_part(folder, part)
+        except CheckpointError:
+            continue
+        return False
+    return True
+
+
+def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StoppedRun:
+    """Load the weights in the latest checkpoint of a run.
+
+    Args:
+        folder: Folder of the run.
+        device: Device of the weights.
+        dtype: Dtype of the weights.
+
+    Raises:
+        CheckpointError: The checkpoint or the description of the codes is missing or damaged.
+        ConfigError: This version cannot read the recipe in the checkpoint.
+    """
+    saved = read_checkpoint(folder / CHECKPOINT_FILE)
+    where = f"{folder / CHECKPOINT_FILE}: recipe"
+    recipe = from_mapping(Recipe, parse_toml(saved.recipe), where=where)
+    settings = resolved(to_mapping(recipe))["model"]
+    model: AiM | VQModel
+    names: tuple[str, ...] = ()
+    with torch.device("meta"):
+        if recipe.stage == "tokenizer":
+            base = to_mapping(VQModel.from_pretrained(recipe.init, device="meta").config) if recipe.init else settings
+            model = VQModel(from_mapping(VQConfig, base, where=where))
+        else:
+            base = to_mapping(AiM.from_pretrained(recipe.init, device="meta").config) if recipe.init else settings
+            meta = _codes(folder, recipe)
+            names = meta.class_names
+            fixed = {
+                "vocab_size": meta.codebook_size,
+                "num_tokens": meta.grid[0] * meta.grid[1],
+                "num_classes": len(names),
+                "tokenizer": saved.basis.get("tokenizer", meta.tokenizer),
+                "decode_position_shift": 0,
+            }
+            model = AiM(from_mapping(AiMConfig, {**base, **fixed}, where=where))
+    tensors, averaged = _weights(saved, folder)
+    fill(model, tensors, where=str(folder / CHECKPOINT_FILE))
+    model = model.requires_grad_(False).cast(dtype).to(device).eval()
+    kind = "the averaged weights" if averaged else "the weights"
+    return StoppedRun(
+        model, names, recipe.task.get("tokenizer"), f"{kind} after step {saved.step} of {recipe.fit.steps}"
+    )
+
+
+def _weights(saved: Checkpoint, folder: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return the tensors of the model that a finished run would save, and whether they are averaged."""
+    averaged = "average" in saved.parts
+    tensors = saved.parts["average"].get("model") if averaged else saved.parts.get("model")
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{folder / CHECKPOINT_FILE}: holds no weights of a model; continue the training")
+    return dict(tensors), averaged
+
+
+def _codes(folder: Path, recipe: Recipe) -> CodesMeta:
+    """Return the description of the codes that a generator is trained on: the run's own, or those it was given."""
+    for place in (folder / "codes" / "train", Path(recipe.data.source).expanduser() / "train"):
+        if (meta := read_meta(place)) is not None:
+            return meta
+    raise CheckpointError(
+        f"{folder}: the run is not finished, and there is no {META_FILE} of the codes it was trained on in "
+        f"{folder / 'codes' / 'train'}; continue the training"
+    )
