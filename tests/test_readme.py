@@ -163,7 +163,9 @@ def test_commands_and_python_run_as_written(page, clone):
 
 def check_what_readme_promises() -> None:
     samples = {path.name for path in Path("my-avatars").iterdir()}
-    assert samples == {"sheet.png"} | {f"{name}-seed{i}.png" for name in ("planets", "sprouts") for i in range(4)}
+    assert samples == {"sheet.png", "settings.json"} | {
+        f"{name}-seed{i}.png" for name in ("planets", "sprouts") for i in range(4)
+    }
     assert len(list(Path("my-samples").glob("*-seed*.png"))) == 2 * 8
     run = {path.name for path in Path("runs/photos-aim").iterdir()}
     assert {"recipe.toml", "metrics.jsonl", "checkpoint.pt", "sheets", "model"} <= run

@@ -1,5 +1,6 @@
 """From class names to images: tokenizer, generator and class names in one object."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ from aimamba.devices import resolve_device, resolve_dtype
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
-from aimamba.generation.engines import check_engine
+from aimamba.generation.engines import check_engine, resolve_engine
 from aimamba.generation.fast_decoder import FastDecoder
+from aimamba.generation.record import ModelRecord
 from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, AiMConfig, VQModel
 
@@ -236,6 +238,28 @@ class Pipeline:
         if self._prepared is None or self._prepared[0] != now:
             self._prepared = now, make_engine(self.generator, self.engine)
         return self._prepared[1]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of both parts, as 64 hex digits: of their configs and their weights as they are now."""
+        parts = self.generator.fingerprint(), self.tokenizer.fingerprint()
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def record(self, model: str, tokenizer: str | None = None) -> ModelRecord:
+        """Return what is kept of this model with its samples.
+
+        Args:
+            model: Its name.
+            tokenizer: Name of the tokenizer, if it was given separately.
+        """
+        weights = self.generator.word_embedding.weight
+        return ModelRecord(
+            model=model,
+            tokenizer=tokenizer,
+            fingerprint=self.fingerprint(),
+            dtype=str(weights.dtype).removeprefix("torch."),
+            engine=resolve_engine(self.generator, self.engine),
+            device=weights.device.type,
+        )
 
     def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
         """Decode codes, in raster order, to 8-bit images on the tokenizer's device.

@@ -78,7 +78,9 @@ def test_files_tell_class_and_seed(aimamba, models, pipeline, here):
     assert out == "6 images in new/sampled, on one sheet: new/sampled/sheet.png\n"
     assert "6.0/6 images" in err
     stems = [f"{name}-seed{seed}.png" for name in ("sea-shells", "sprouts") for seed in (5, 6, 7)]
-    assert sorted(path.name for path in (here / "new/sampled").iterdir()) == sorted([*stems, "sheet.png"])
+    assert sorted(path.name for path in (here / "new/sampled").iterdir()) == sorted(
+        [*stems, "settings.json", "sheet.png"]
+    )
     sampled = pixels(here / "new/sampled")
     expected = pipeline(["sprouts", "sea shells"], 3, SamplingConfig(seed=5))
     for index, image in enumerate(expected):
@@ -165,7 +167,9 @@ def test_ctrl_c_leaves_what_is_finished(aimamba, models, here, monkeypatch):
     monkeypatch.setattr(pipeline_module, "generate", interrupted)
     status, out, err = aimamba("sample", "--model", models / "pipeline", "-n", 2, "--batch-size", 2)
     assert (status, out) == (130, "")
-    assert err.endswith("aimamba: stopped with 4 of 10 images finished, in samples\n")
+    assert err.endswith(
+        "aimamba: stopped with 4 of 10 images finished, in samples; the same command goes on from there\n"
+    )
     assert len(pixels(here / "samples")) == 4
 
 

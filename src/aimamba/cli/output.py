@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,32 @@ def output_file(option: str, path: Path | None) -> Path | None:
 def print_line(text: str) -> None:
     """Print one line to stdout; what could harm a terminal or end the line is printed as an escape."""
     print(printable(text))
+
+
+def print_notice(text: str) -> None:
+    """Print one line to stderr, as ``print_line``."""
+    print(printable(text), file=sys.stderr)
+
+
+@contextmanager
+def locked_parts(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder of unfinished samples; it is removed at the end if it is empty.
+
+    Raises:
+        ConfigError: Another process is writing there.
+    """
+    from aimamba.train.lock import locked
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except ConfigError as error:
+            raise ConfigError(
+                f"another process is sampling the same ({folder} is locked); wait for it, or stop it"
+            ) from error
+        yield
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def print_table(rows: Sequence[tuple[str, str]]) -> None:

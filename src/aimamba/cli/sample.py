@@ -1,11 +1,11 @@
 """Generate images of the classes you name.
 
 Writes each image as a PNG named by class and seed as soon as it is finished, and sheet.png with up to 32 samples of
-each class. With --npz, all images go into one file instead, in the format of ADM's evaluator.
+each class. Every image holds its settings: --like draws it again. With --npz, all images go into one file instead, in
+the format of ADM's evaluator. The same command continues one that was interrupted.
 """
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,21 +22,18 @@ from aimamba.cli.arguments import (
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
     from aimamba.generation import SamplingConfig
     from aimamba.pipeline import Pipeline
 
 _CLASSES_BY_DEFAULT = 10
-_SHEET_COLUMNS = 32
+_SAMPLES_BY_DEFAULT = 8
+_MODEL_BY_DEFAULT = "avatars-64"
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument(
         "--model",
-        default="avatars-64",
         metavar="MODEL",
         help="avatars-64 (default), the folder of a saved model or training run, an official checkpoint, or a hub id "
         "such as hp-l33/aim-base",
@@ -49,12 +46,19 @@ def add_arguments(parser: Parser) -> None:
         "first ten)",
     )
     parser.add_argument(
-        "-n", type=int, default=8, metavar="N", help="samples of each class (default 8); with --npz, in all"
+        "-n",
+        type=int,
+        default=_SAMPLES_BY_DEFAULT,
+        metavar="N",
+        help="samples of each class (default 8); with --npz, in all",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the images (default: samples)"
     )
     parser.add_argument("--npz", type=Path, metavar="FILE", help="write N samples of all classes into one .npz file")
+    parser.add_argument(
+        "--like", type=Path, metavar="IMAGE", help="draw this sample (a PNG of this command) again from its settings"
+    )
     parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default): classes in turn; or random")
     add_foreign_tokenizer(parser)
     add_sampling(parser)
@@ -64,12 +68,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate and write."""
-    from aimamba.cli.output import output_file, output_folder, print_line
+    from aimamba.cli.output import output_file, output_folder
     from aimamba.config import check, from_mapping
-    from aimamba.data.sheets import sheet
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.generation import SamplingConfig
 
+    if arguments.like is not None:
+        return _draw_again(arguments)
+    arguments.model = _MODEL_BY_DEFAULT if arguments.model is None else arguments.model
     settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     config = from_mapping(SamplingConfig, settings, where="sample")
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
@@ -85,19 +91,92 @@ def run(arguments: argparse.Namespace) -> None:
     pipeline = load_pipeline(arguments)
     if file is not None:
         return _write_npz(file, arguments, pipeline, config)
-    labels = chosen_classes(arguments.classes, pipeline)
+    return _write_folder(out, arguments, pipeline, config)
 
+
+def _write_folder(out: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
+    """Write an image for each class and seed; those that are there with the same settings stay."""
+    from aimamba.cli.output import print_line
+    from aimamba.cli.sample_files import plan, write_samples, write_settings, write_sheets
+
+    labels = chosen_classes(arguments.classes, pipeline)
     pipeline.prepare()  # reports an unsupported engine before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    rows = _generate(pipeline, labels, arguments.n, config, arguments.batch_size, out)
+    model = pipeline.record(arguments.model, arguments.tokenizer)
+    seeds = range(config.seed, config.seed + arguments.n)
+    rows = plan(pipeline, labels, seeds, config, model, out)
+    write_settings(out, model, config, rows)
+    there = write_samples(pipeline, [file for row in rows for file in row], arguments.batch_size)
     names = [pipeline.class_name(label) for label in labels]
-    path, title = out / "sheet.png", f"{arguments.model}, {config.describe()}"
-    if arguments.n < len(labels) <= _SHEET_COLUMNS:  # a wide sheet is easier to read than a tall one
-        sheet(list(zip(*rows, strict=True)), column_names=names, title=title).save(path)
-    else:
-        sheet(rows, row_names=names, title=title).save(path)
-    print_line(f"{len(labels) * arguments.n} images in {out}, on one sheet: {path}")
-    return None
+    path = write_sheets(out, rows, names, f"{arguments.model}, {config.describe()}", pipeline.image_size)
+    kept = f" ({there} were there)" if there else ""
+    print_line(f"{len(labels) * arguments.n} images in {out}{kept}, on one sheet: {path}")
+
+
+def _draw_again(arguments: argparse.Namespace) -> None:
+    """Draw the image of a PNG again from the settings in it."""
+    from aimamba.cli.output import output_folder, print_line
+    from aimamba.cli.sample_files import plan, write_samples
+    from aimamba.config import check
+    from aimamba.data.png_text import read_png_text
+    from aimamba.errors import CheckpointError
+    from aimamba.generation import SamplingConfig
+    from aimamba.generation.record import parse_record
+
+    _check_like(arguments, SamplingConfig())
+    path, out = arguments.like.expanduser(), output_folder(arguments.out)
+    record = parse_record(read_png_text(path), path)
+    known = record.model
+    if arguments.model is None:
+        _check_named(known.model, "--model", path)
+    if arguments.tokenizer is None and known.tokenizer is not None:
+        _check_named(known.tokenizer, "--tokenizer", path)
+    arguments.tokenizer = known.tokenizer if arguments.tokenizer is None else arguments.tokenizer
+    arguments.model = known.model if arguments.model is None else arguments.model
+    arguments.dtype = known.dtype
+    arguments.engine = known.engine if arguments.engine == "auto" else arguments.engine
+    arguments.device = known.device if arguments.device == "auto" and known.device == "cpu" else arguments.device
+    pipeline = load_pipeline(arguments)
+    found = pipeline.record(known.model, known.tokenizer)
+    if found.fingerprint != known.fingerprint:
+        raise CheckpointError(
+            f"{path}: was drawn by another model ({known.fingerprint[:12]}) than {arguments.model} "
+            f"({found.fingerprint[:12]}); give that one with --model"
+        )
+    classes = pipeline.generator.config.num_classes
+    check(record.label < classes, f"{path}: its class is number {record.label}, and the model has {classes}")
+    seeds = range(record.sampling.seed, record.sampling.seed + 1)
+    pipeline.prepare()
+    out.mkdir(parents=True, exist_ok=True)
+    [[file]] = plan(pipeline, [record.label], seeds, record.sampling, replace(found, aimamba=known.aimamba), out)
+    file = file._replace(record=replace(file.record, class_name=record.class_name))
+    write_samples(pipeline, [file], 1, again=True)
+    print_line(f"{path} drawn again: {file.path}")
+
+
+def _check_like(arguments: argparse.Namespace, defaults: "SamplingConfig") -> None:
+    """Refuse options that say what the image says."""
+    given = {field.name: getattr(arguments, field.name) for field in fields(defaults)}
+    expected = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    given |= {"classes": arguments.classes, "npz": arguments.npz, "labels": arguments.labels}
+    given |= {"n": arguments.n, "dtype": arguments.dtype}
+    expected |= {"classes": None, "npz": None, "labels": None, "n": _SAMPLES_BY_DEFAULT, "dtype": "float32"}
+    for name, value in given.items():
+        if value != expected[name]:
+            option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"sample: --like takes class, seed and settings from the image; leave {option} out")
+
+
+def _check_named(name: str, option: str, path: Path) -> None:
+    """Check that a model named by an image is on this machine: a file from anywhere shall start no download."""
+    from aimamba.checkpoints.locate import packaged_models
+    from aimamba.errors import CheckpointError
+
+    if name not in packaged_models() and not Path(name).exists():
+        raise CheckpointError(
+            f"{path}: was drawn by the model {name[:200]!r}, which is not on this machine under that name; give it "
+            f"with {option}"
+        )
 
 
 def _check_npz(arguments: argparse.Namespace) -> None:
@@ -136,63 +215,44 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     return list(dict.fromkeys(labels))
 
 
-def _generate(
-    pipeline: "Pipeline", labels: list[int], n: int, config: "SamplingConfig", batch_size: int, out: Path
-) -> "list[list[Image.Image]]":
-    """Generate and save ``n`` images of each class; return those for the sheet, one row for each class."""
-    from tqdm import tqdm
-
-    from aimamba.cli.output import file_names
-
-    stems = file_names([pipeline.class_name(label) for label in range(pipeline.generator.config.num_classes)])
-    rows: list[list[Image.Image]] = [[] for _ in labels]
-    done, total, tokens = 0, len(labels) * n, pipeline.generator.config.num_tokens
-    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
-    with tqdm(total=total * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
-
-        def show(codes: int, _: int) -> None:
-            bar.update(done * tokens + codes - bar.n)
-
-        try:
-            for places, seeds in _blocks(len(labels), n, batch_size):
-                some, first = [labels[place] for place in places], replace(config, seed=config.seed + seeds.start)
-                images = iter(pipeline(some, len(seeds), first, batch_size=batch_size, progress=show))
-                for place in places:
-                    for seed in seeds:
-                        image = next(images)
-                        image.save(out / f"{stems[labels[place]]}-seed{config.seed + seed}.png")
-                        rows[place] += [image] if seed < _SHEET_COLUMNS else []
-                done += len(places) * len(seeds)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped with {done} of {total} images finished, in {out}") from None
-    return rows
-
-
 def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
-    """Generate images of all classes and write them to one file; image i has the seed ``config.seed + i``."""
+    """Generate images of all classes and write them to one file; image i has the seed ``config.seed + i``.
+
+    Until the file is there, the codes are kept beside it, and the same command goes on with them.
+    """
     from tqdm import tqdm
 
-    from aimamba.cli.output import print_line
-    from aimamba.data.npz import write_npz
-    from aimamba.evaluation.sources import ModelSource, make_labels
+    from aimamba.cli.output import locked_parts, print_line, print_notice, write_json
+    from aimamba.config import to_mapping
+    from aimamba.evaluation.kept_codes import KeptCodes
+    from aimamba.evaluation.sources import ModelSource, kept_settings, make_labels
 
     how = arguments.labels or "balanced"
     labels = make_labels(how, arguments.n, pipeline.generator.config.num_classes, config.seed)
-    source = ModelSource(arguments.model, pipeline, labels, config, arguments.batch_size)
-    with tqdm(total=len(labels), unit="image") as bar:
-
-        def watched() -> "Iterator[np.ndarray]":
-            for images in source.batches(arguments.batch_size):
-                yield images
-                bar.update(len(images))
-
-        write_npz(path, watched(), labels, source.size)
+    pipeline.prepare()
+    model = pipeline.record(arguments.model, arguments.tokenizer)
+    parts = path.with_name(f"{path.name}.parts")
+    with locked_parts(parts):
+        source = ModelSource(
+            arguments.model,
+            pipeline,
+            labels,
+            config,
+            arguments.batch_size,
+            keep=lambda config: KeptCodes(parts, kept_settings(model, how, config)),
+        )
+        assert source.kept is not None
+        if source.known:
+            print_notice(f"{source.known} of {len(labels)} samples are there: going on from {parts}")
+        try:
+            with tqdm(total=len(labels), unit="image") as bar:
+                source.save(path, bar.update)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped with {source.known} of {len(labels)} samples finished, in {parts}; "
+                "the same command goes on from there"
+            ) from None
+        about = {**to_mapping(model), "labels": how, "n": len(labels), "class_names": list(pipeline.class_names)}
+        write_json(path.with_suffix(".settings.json"), {**about, "sampling": to_mapping(config)})
+        source.kept.remove()
     print_line(f"{len(labels)} images of {source.size} px in {path}")
-
-
-def _blocks(classes: int, n: int, batch_size: int) -> Iterator[tuple[range, range]]:
-    """Divide the grid of classes and seeds into blocks of at most ``batch_size`` images."""
-    together = max(1, batch_size // n)
-    for first in range(0, classes, together):
-        for seed in range(0, n, batch_size):
-            yield range(first, min(first + together, classes)), range(seed, min(seed + batch_size, n))

@@ -1,5 +1,6 @@
 """The image files of a folder, to be measured or shown: every one of them, with or without classes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.errors import DataError, suggest
 
-_SHEET = "sheet.png"  # the contact sheet that aimamba writes beside images
+_SHEET = re.compile(r"sheet(-page-\d+)?\.png")  # the contact sheets that aimamba writes beside images
 
 
 class ImageFiles(Images):
     """The image files below a folder, ordered by path; sub-folders are classes, and loose images have no class.
 
     Where ``ImageFolder`` prepares images for training and passes over broken ones, this reads every file and reports
-    the first that cannot be used. Contact sheets that aimamba wrote (``sheet.png``) are left out.
+    the first that cannot be used. Contact sheets that aimamba wrote (``sheet.png``, ``sheet-page-2.png``) are left out.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ def choose_files(
 
 
 def _list(root: Path) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in find_images(root) if path.name != _SHEET]
+    return [path.relative_to(root).as_posix() for path in find_images(root) if not _SHEET.fullmatch(path.name)]
 
 
 def _choose(

@@ -4,8 +4,9 @@ Images are uint8 arrays (n, s, s, 3). They are read in batches and never held in
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
-from aimamba.config import check
+from aimamba.config import check, to_mapping
+from aimamba.data.npz import NpzImages, write_npz
 from aimamba.data.sets import open_source
+from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.generation import SamplingConfig
+from aimamba.generation.record import ModelRecord
 from aimamba.pipeline import Pipeline
 
-__all__ = ["ModelSource", "Source", "make_labels", "open_source"]
+__all__ = ["ModelSource", "Source", "kept_settings", "make_labels", "open_source"]
 
 
 @runtime_checkable
@@ -55,10 +59,20 @@ class Source(Protocol):
 
 
 class ModelSource:
-    """Samples of a model, generated when they are read: image i has label i and seed ``config.seed + i``."""
+    """Samples of a model, generated when they are read: image i has label i and seed ``config.seed + i``.
+
+    Codes are generated once; from then on images are decoded from them.
+    """
 
     def __init__(
-        self, name: str, pipeline: Pipeline, labels: Int64[np.ndarray, " n"], config: SamplingConfig, batch_size: int
+        self,
+        name: str,
+        pipeline: Pipeline,
+        labels: Int64[np.ndarray, " n"],
+        config: SamplingConfig,
+        batch_size: int,
+        *,
+        keep: Callable[[SamplingConfig], KeptCodes | None] | None = None,
     ):
         """Describe the samples; nothing is generated yet.
 
@@ -68,6 +82,11 @@ class ModelSource:
             labels: Class of every sample.
             config: How tokens are sampled.
             batch_size: How many images to generate at once.
+            keep: Returns where to keep the codes of samples with some settings, so that an interrupted command goes on
+                with them.
+
+        Raises:
+            ConfigError: Codes of other settings are kept there.
         """
         self.name = name
         self.size = pipeline.image_size
@@ -75,44 +94,94 @@ class ModelSource:
         self.class_names = pipeline.class_names
         self.identity = None
         self.pipeline = pipeline
-        self._codes = np.full((len(labels), pipeline.grid**2), -1, np.int32)
         self.config = config
+        self.kept = None if keep is None else keep(config)
+        self._keep = keep
         self._batch_size = batch_size
+        self._saved: NpzImages | None = None
+        shape = len(labels), pipeline.grid**2
+        if self.kept is None:
+            self._codes = np.full(shape, -1, np.int32)
+        else:
+            self._codes = self.kept.load(*shape, pipeline.generator.config.vocab_size)
 
     def guided(self, scale: float) -> "ModelSource":
         """Return samples of the same labels and seeds at another guidance scale."""
         config = replace(self.config, cfg_scale=scale)
-        return ModelSource(f"{self.name} at {scale:g}", self.pipeline, self.labels, config, self._batch_size)
+        name = f"{self.name} at {scale:g}"
+        return ModelSource(name, self.pipeline, self.labels, config, self._batch_size, keep=self._keep)
+
+    @property
+    def known(self) -> int:
+        """Number of samples whose codes have been generated."""
+        return int((self._codes[:, 0] >= 0).sum())
 
     @property
     def codes(self) -> Int32[Tensor, "n l"]:
         """The codes of all samples; those that were not generated yet are generated now."""
-        missing = np.flatnonzero(self._codes[:, 0] < 0)
-        for start in range(0, len(missing), self._batch_size):
-            self._generate(missing[start : start + self._batch_size].tolist())
+        for start in range(0, len(self), self._batch_size):
+            self._generate(range(start, min(start + self._batch_size, len(self))))
         return torch.from_numpy(self._codes)
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
 
+    def save(self, path: Path, advance: Callable[[int], object] = lambda _: None) -> None:
+        """Write all images into an ``.npz`` file; they are read from it from then on.
+
+        Args:
+            path: The file; it is either whole or absent.
+            advance: Called with the number of images written since the last call.
+        """
+
+        def watched() -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+            for images in self.batches(self._batch_size):
+                yield images
+                advance(len(images))
+
+        write_npz(path, watched(), self.labels, self.size)
+        self._saved = NpzImages(path)
+
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
         """Yield all images in order, at most ``batch_size`` at once, however many are generated at once."""
+        if self._saved is not None:
+            yield from self._saved.batches(batch_size)
+            return
         for start in range(0, len(self), self._batch_size):
             images = self.take(range(start, min(start + self._batch_size, len(self))))
             yield from (images[first : first + batch_size] for first in range(0, len(images), batch_size))
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        """Generate some images."""
-        starts = range(0, len(indices), self._batch_size)
-        return np.concatenate([self._generate(indices[start : start + self._batch_size]) for start in starts])
+        """Return some images; those that were not generated yet are generated now."""
+        if self._saved is not None:
+            return self._saved.take(indices)
+        chosen = [indices[start : start + self._batch_size] for start in range(0, len(indices), self._batch_size)]
+        return np.concatenate([self._decode(some) for some in chosen])
 
-    def _generate(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
-        chosen = torch.from_numpy(self.labels[list(indices)])
-        seeds = [self.config.seed + index for index in indices]
-        [codes] = deque(self.pipeline.generate(chosen, self.config, seeds=seeds), maxlen=1)  # the last
-        self._codes[list(indices)] = codes.cpu().numpy()
+    def _decode(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
+        self._generate(indices)
+        device = self.pipeline.tokenizer.codebook.device
+        codes = torch.from_numpy(self._codes[list(indices)]).long().to(device)
         return self.pipeline.decode(codes).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def _generate(self, indices: Sequence[int]) -> None:
+        """Generate the codes of some images, as far as they are not known."""
+        missing = [index for index in indices if self._codes[index, 0] < 0]
+        if not missing:
+            return
+        chosen = torch.from_numpy(self.labels[missing])
+        seeds = [self.config.seed + index for index in missing]
+        [codes] = deque(self.pipeline.generate(chosen, self.config, seeds=seeds), maxlen=1)  # the last
+        self._codes[missing] = codes.cpu().numpy()
+        if self.kept is not None and missing == list(range(missing[0], missing[-1] + 1)):
+            self.kept.add(missing[0], self._codes[missing])
+
+
+def kept_settings(model: ModelRecord, labelling: str, config: SamplingConfig) -> dict[str, Any]:
+    """Return everything that the codes of samples depend on, for ``KeptCodes``: not names, places and batch sizes."""
+    about = {key: value for key, value in to_mapping(model).items() if key not in ("model", "tokenizer")}
+    return {**about, "labels": labelling, "sampling": to_mapping(config)}
 
 
 def make_labels(labelling: str, n: int, classes: int, seed: int = 0) -> Int64[np.ndarray, " n"]:

@@ -21,7 +21,16 @@ from aimamba.generation.engines.interface import Engine, SamplingEngine
 from aimamba.generation.engines.native import NativeEngine
 from aimamba.models import AiM
 
-__all__ = ["CudaGraphEngine", "Engine", "EngineName", "NativeEngine", "SamplingEngine", "check_engine", "make_engine"]
+__all__ = [
+    "CudaGraphEngine",
+    "Engine",
+    "EngineName",
+    "NativeEngine",
+    "SamplingEngine",
+    "check_engine",
+    "make_engine",
+    "resolve_engine",
+]
 
 EngineName = Literal["auto", "plain", "native", "native-int8", "cuda-graphs"]
 
@@ -47,14 +56,22 @@ def make_engine(model: AiM, name: str = "auto") -> Engine:
     Raises:
         ConfigError: The name is unknown, or the engine cannot decode this model on this machine.
     """
-    check_engine(name)
-    if name == "auto":
-        name = _fastest(model)
+    name = resolve_engine(model, name)
     if name == "plain":
         return model
     if name == "cuda-graphs":
         return CudaGraphEngine(model)
     return NativeEngine(model, weights="int8" if name == "native-int8" else None)
+
+
+def resolve_engine(model: AiM, name: str) -> str:
+    """Return the name of the engine that ``make_engine`` makes: what ``auto`` stands for here, or the name itself.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    check_engine(name)
+    return _fastest(model) if name == "auto" else name
 
 
 def _fastest(model: AiM) -> EngineName:

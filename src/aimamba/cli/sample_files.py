@@ -1,0 +1,163 @@
+"""The folder that ``aimamba sample`` writes: an image for each class and seed, its settings, and sheets of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from aimamba.cli.output import file_names, write_json
+from aimamba.config import to_mapping
+from aimamba.data.files import open_image
+from aimamba.data.png_text import read_png_text, write_png
+from aimamba.data.sheets import page_of, sheet, to_pil
+from aimamba.errors import DataError
+from aimamba.generation import SamplingConfig
+from aimamba.generation.record import ModelRecord, SampleRecord
+from aimamba.pipeline import Pipeline
+
+SETTINGS_FILE = "settings.json"
+
+_WIDE_SHEET = 32  # classes that may stand side by side on a sheet
+
+
+class SampleFile(NamedTuple):
+    """One image to be written.
+
+    Attributes:
+        path: The file.
+        record: Everything that the image depends on.
+    """
+
+    path: Path
+    record: SampleRecord
+
+    def is_there(self) -> bool:
+        """Return whether the file holds this image, whole and with these settings."""
+        try:
+            if not self.path.is_file() or read_png_text(self.path) != self.record.to_text():
+                return False
+            open_image(self.path)
+        except DataError:
+            return False
+        return True
+
+
+def plan(
+    pipeline: Pipeline, labels: Sequence[int], seeds: range, config: SamplingConfig, model: ModelRecord, out: Path
+) -> list[list[SampleFile]]:
+    """Return the files to write, one row for each class."""
+    stems = file_names([pipeline.class_name(label) for label in range(pipeline.generator.config.num_classes)])
+    return [
+        [
+            SampleFile(
+                out / f"{stems[label]}-seed{seed}.png",
+                SampleRecord(
+                    class_name=pipeline.class_name(label),
+                    label=label,
+                    sampling=replace(config, seed=seed),
+                    model=model,
+                ),
+            )
+            for seed in seeds
+        ]
+        for label in labels
+    ]
+
+
+def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: int, *, again: bool = False) -> int:
+    """Generate the images that are not there yet, and write each batch as soon as it is finished.
+
+    Args:
+        pipeline: The model.
+        files: What to write. The settings of all of them are equal but for the seed.
+        batch_size: Images generated at once.
+        again: Generate those that are there as well.
+
+    Returns:
+        The number of images that were there.
+
+    Raises:
+        KeyboardInterrupt: With a message that says how many images are finished.
+    """
+    missing = [file for file in files if again or not file.is_there()]
+    there, tokens = len(files) - len(missing), pipeline.generator.config.num_tokens
+    done = there
+    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
+    with tqdm(total=len(files) * tokens, initial=there * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
+        try:
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                for file, image in zip(batch, _generate(pipeline, batch, bar, done * tokens), strict=True):
+                    write_png(file.path, image, file.record.to_text())
+                done += len(batch)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped with {done} of {len(files)} images finished, in {files[0].path.parent}; "
+                "the same command goes on from there"
+            ) from None
+    return there
+
+
+def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: Sequence[Sequence[SampleFile]]) -> None:
+    """Write ``settings.json``: the model, every setting, and class and seed of each image of this command."""
+    images = [
+        {
+            "file": file.path.name,
+            "class": file.record.class_name,
+            "label": file.record.label,
+            "seed": file.record.sampling.seed,
+        }
+        for row in rows
+        for file in row
+    ]
+    write_json(out / SETTINGS_FILE, {**to_mapping(model), "sampling": to_mapping(config), "images": images})
+
+
+def write_sheets(out: Path, rows: Sequence[Sequence[SampleFile]], names: Sequence[str], title: str, size: int) -> Path:
+    """Write ``sheet.png`` and, where the rows do not fit on it, ``sheet-page-2.png`` and so on; return the first.
+
+    Args:
+        out: The folder.
+        rows: Files of the images, one row for each class.
+        names: Names of the classes.
+        title: Written above the images.
+        size: Side of an image in pixels.
+    """
+    page = page_of(size)
+    shown = [row[: page.columns] for row in rows]
+    first = out / "sheet.png"
+    for old in out.glob("sheet-page-*.png"):
+        old.unlink()
+    if len(rows[0]) < len(rows) <= min(_WIDE_SHEET, page.columns):  # a wide sheet is easier to read than a tall one
+        columns = list(zip(*_read(shown), strict=True))
+        _save(first, sheet(columns, column_names=names, title=title), title)
+        return first
+    pages = range(0, len(rows), page.rows)
+    for number, start in enumerate(pages, 1):
+        chosen = slice(start, start + page.rows)
+        heading = title if len(pages) == 1 else f"{title}, page {number} of {len(pages)}"
+        path = first if number == 1 else out / f"sheet-page-{number}.png"
+        _save(path, sheet(_read(shown[chosen]), row_names=names[chosen], title=heading), heading)
+    return first
+
+
+def _read(rows: Sequence[Sequence[SampleFile]]) -> list[list[Image.Image]]:
+    return [[open_image(file.path) for file in row] for row in rows]
+
+
+def _save(path: Path, image: Image.Image, title: str) -> None:
+    write_png(path, image, json.dumps({"sheet": title}))
+
+
+def _generate(pipeline: Pipeline, batch: Sequence[SampleFile], bar: tqdm, done: int) -> list[Image.Image]:
+    labels = torch.tensor([file.record.label for file in batch])
+    seeds = [file.record.sampling.seed for file in batch]
+    codes = torch.empty(0)
+    for codes in pipeline.generate(labels, batch[0].record.sampling, seeds=seeds):
+        bar.update(done + len(batch) * codes.shape[1] - bar.n)
+    return to_pil(pipeline.decode(codes))

@@ -1,0 +1,84 @@
+"""What a sample depends on, as it is kept in its PNG file."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimamba import __version__
+from aimamba.config import check, from_mapping, to_mapping
+from aimamba.documents import DocumentError, parse_json
+from aimamba.errors import ConfigError, DataError
+from aimamba.generation.sampling import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """The model and how it was run.
+
+    Attributes:
+        model: Its name, as the user gave it.
+        tokenizer: Name of the tokenizer, if it was given separately.
+        fingerprint: ``Pipeline.fingerprint()``.
+        dtype: Dtype of its weights.
+        engine: Engine that computed the decoding steps.
+        device: Type of the device, such as ``cpu``.
+        aimamba: Version of this package.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    fingerprint: str
+    dtype: str
+    engine: str
+    device: str
+    aimamba: str = __version__
+
+    def __post_init__(self) -> None:
+        check(
+            re.fullmatch(r"[0-9a-f]{64}", self.fingerprint) is not None,
+            f"fingerprint must have 64 hex digits, got {self.fingerprint[:80]!r}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """Everything that one image depends on.
+
+    Attributes:
+        class_name: Name of its class.
+        label: Number of its class.
+        sampling: Settings of sampling, with the seed of this image.
+        model: The model.
+    """
+
+    class_name: str
+    label: int
+    sampling: SamplingConfig
+    model: ModelRecord
+
+    def __post_init__(self) -> None:
+        check(self.label >= 0, f"label must be 0 or more, got {self.label}")
+
+    def to_text(self) -> str:
+        """Return the record as ASCII JSON."""
+        return json.dumps(to_mapping(self))
+
+
+def parse_record(text: str, path: Path) -> SampleRecord:
+    """Read a record.
+
+    Args:
+        text: What ``SampleRecord.to_text`` returned, or anything else.
+        path: The file that it is from, for messages.
+
+    Raises:
+        DataError: It is not the record of a sample.
+    """
+    try:
+        values = parse_json(text)
+        if not isinstance(values, dict):
+            raise DocumentError(f"expected an object, got {type(values).__name__}")
+        return from_mapping(SampleRecord, values, where="settings")
+    except (DocumentError, ConfigError) as error:
+        raise DataError(f"{path}: its text is not the settings of a sample ({error})") from error
