@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from aimamba import __version__
 from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
@@ -259,6 +260,7 @@ class Pipeline:
             dtype=str(weights.dtype).removeprefix("torch."),
             engine=resolve_engine(self.generator, self.engine),
             device=weights.device.type,
+            aimamba=__version__,
         )
 
     def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:

@@ -158,3 +158,26 @@ def photos(here) -> Path:
             pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(here / "photos" / name / f"{number}.png")
     return here / "photos"
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Replace both networks: the features are a few pixels of each image."""
+    import torch
+
+    from aimamba.evaluation import features
+
+    for network in (features.Lite0, features.InceptionV3):
+
+        def start(self, source="", *, device="cpu", name=network.name):
+            self.device, self.batch_size, self.width = torch.device("cpu"), 4, 4
+            self.spatial_width = 2 if name == "inception" else 0
+            self.settings = {"network": name}
+
+        def look(self, images):
+            found = images.flatten(2)[:, :, 27:29].flatten(1).float() / 255
+            rest = (found[:, 4:], found) if self.name == "inception" else ()
+            return features.Features(found[:, :4], *rest)
+
+        monkeypatch.setattr(network, "__init__", start)
+        monkeypatch.setattr(network, "__call__", look)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from aimamba.cli import output
 from aimamba.data import Avatars, sets
@@ -26,27 +25,6 @@ def model(make_aim, make_vq, here):
     """A model of two styles at 8 pixels."""
     Pipeline(make_vq(), make_aim(num_classes=2, num_tokens=16), STYLES).save_pretrained(here / "model")
     return here / "model"
-
-
-@pytest.fixture
-def light(monkeypatch):
-    """Replace both networks: the features are a few pixels of each image."""
-    from aimamba.evaluation import features
-
-    for network in (features.Lite0, features.InceptionV3):
-
-        def start(self, source="", *, device="cpu", name=network.name):
-            self.device, self.batch_size, self.width = torch.device("cpu"), 4, 4
-            self.spatial_width = 2 if name == "inception" else 0
-            self.settings = {"network": name}
-
-        def look(self, images):
-            found = images.flatten(2)[:, :, 27:29].flatten(1).float() / 255
-            rest = (found[:, 4:], found) if self.name == "inception" else ()
-            return features.Features(found[:, :4], *rest)
-
-        monkeypatch.setattr(network, "__init__", start)
-        monkeypatch.setattr(network, "__call__", look)
 
 
 def test_two_sets(aimamba, here):
@@ -146,7 +124,7 @@ def test_a_sweep_and_a_report(aimamba, light, model, here):
     assert one["frechet"] == found["frechet"]
     assert one["recognised"] == found["recognition"]["share"]
     alone = aimamba("evaluate", "--model", model, *options.split()[:4], "--cfg-scale", 3)
-    assert f" {three['frechet']:.2f}\n" in alone.out
+    assert f" {three['frechet']:.2f}  (few images: 8, needs 2,048)\n" in alone.out
     for entry in (one, three):
         share = f"unanimous 5-NN accuracy {entry['recognised']:.1%}"
         numbers = f"Fréchet distance {entry['frechet']:.2f}, kernel distance .*, {share}"
@@ -177,9 +155,23 @@ def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, m
     assert (samples["count"], samples["labels"], samples["decode_position_shift"]) == (24, "random", 1)
     assert samples["sampling"]["cfg_scale"] == 1.5
     assert found["settings"]["protocol"] == "aim-paper"
+    assert "rehearsal" not in found["settings"]
+    for flags, network, text in (
+        ("-n 9", "inception", "9 of 24 samples: not comparable with published numbers"),
+        ("--features lite0", "lite0", "lite0 in place of Inception: not comparable with published numbers"),
+        ("--features lite0 -n 9", "lite0", "9 of 24 samples, lite0 in place of Inception: not comparable"),
+    ):
+        answer = aimamba(*command, "--cfg-scale", 1.5, *flags.split(), "--report", "page")
+        assert answer.status == 0, answer.err
+        assert answer.out.splitlines()[-2].startswith("rehearsal of aim-paper")
+        assert text in answer.out
+        found = json.loads((here / "found.json").read_text())
+        assert text in found["settings"]["rehearsal"]
+        assert network in found
+        assert text in (here / "page" / "index.html").read_text(encoding="utf-8")
     for flags, message in {
         "": "give --cfg-scale",
-        "--cfg-scale 1.5 -n 9": "--protocol aim-paper fixes n 24, got 9",
+        "--cfg-scale 1.5 -n 25": "--protocol aim-paper takes 24 samples, fewer for a rehearsal; got 25",
         "--cfg-scale 1.5 --labels balanced": "fixes labels random, got balanced",
         "--cfg-scale 1.5 --top-k 3": "without top-k",
     }.items():

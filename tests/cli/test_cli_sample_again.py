@@ -145,7 +145,14 @@ RECORD = {
     "class_name": "planets",
     "label": 0,
     "sampling": {"seed": 1},
-    "model": {"model": "pipeline", "fingerprint": "0" * 64, "dtype": "float32", "engine": "plain", "device": "cpu"},
+    "model": {
+        "model": "pipeline",
+        "fingerprint": "0" * 64,
+        "dtype": "float32",
+        "engine": "plain",
+        "device": "cpu",
+        "aimamba": "0",
+    },
 }
 
 

@@ -56,7 +56,7 @@ def test_inceptions_numbers_have_their_published_names(npz, plain):
     found = compare(npz(12, 0), npz(9, 1), plain("inception", logits=True))
     assert found.nearest is None
     assert found.metrics.to_dict().keys() == {
-        *("fid", "sfid", "inception_score", "kid", "kid_std", "kid_subset_size", "precision", "recall")
+        *("fid", "sfid", "inception_score", "kid", "kid_std", "kid_subset_size", "precision", "recall", "few_images")
     }
     names = [name for name, _ in summary("inception", found.metrics)]
     assert names[:3] == ["inception FID", "inception sFID", "inception Inception score"]
@@ -66,7 +66,7 @@ def test_inceptions_numbers_have_their_published_names(npz, plain):
 def test_a_reference_of_statistics_alone(npz, plain, tmp_path):
     np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(4), sigma_s=np.eye(4))
     found = compare(npz(12, 0), open_source(str(tmp_path / "alone.npz")), plain("inception", logits=True))
-    assert found.metrics.to_dict().keys() == {"fid", "sfid", "inception_score"}
+    assert found.metrics.to_dict().keys() == {"fid", "sfid", "inception_score", "few_images"}
 
 
 def test_two_networks_are_refused(npz, plain):

@@ -33,7 +33,7 @@ def test_defaults_without_and_with_the_protocol():
         ({"samples": "a", "count": 4}, "so they need --model"),
         ({"samples": "a", "labels": "random"}, "so they need --model"),
         ({"model": "m", "protocol": "paper"}, "--protocol must be aim-paper, got 'paper'"),
-        ({"model": "m", "protocol": "aim-paper", "count": 9}, "fixes n 50000, got 9"),
+        ({"model": "m", "protocol": "aim-paper", "count": 50_001}, "takes 50000 samples, fewer for a rehearsal"),
         ({"model": "m", "protocol": "aim-paper", "labels": "balanced"}, "fixes labels random, got balanced"),
         ({"model": "m", "count": 0}, "-n must be at least 1, got 0"),
         ({"model": "m", "batch_size": 0}, "--batch-size must be at least 1, got 0"),

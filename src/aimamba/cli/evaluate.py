@@ -2,11 +2,15 @@
 
 SAMPLES and the reference each name a set of images, as described below: avatars-64:held-out, a folder (sub-folders are
 classes) or an .npz file. With --model instead of SAMPLES, a model is sampled and its images are measured as they are
-generated. Prints distances, precision and recall; if both sets have the same classes, the 5-NN accuracy of the samples;
-and if training images are known, whether samples are copies of them.
+generated; the same command continues one that was interrupted. Several SAMPLES are measured as one set. Prints
+distances, precision and recall; if both sets have the same classes, the 5-NN accuracy of the samples; and if training
+images are known, whether samples are copies of them.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +27,23 @@ from aimamba.data import spec
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aimamba.evaluation.run import EvaluationRequest
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from aimamba.evaluation.kept_codes import KeptCodes
+    from aimamba.evaluation.run import Evaluation, EvaluationRequest
+    from aimamba.generation import SamplingConfig
+    from aimamba.pipeline import Pipeline
+
+    Keep: TypeAlias = Callable[[SamplingConfig], KeptCodes]
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.epilog = spec.__doc__
-    parser.add_argument("samples", nargs="?", metavar="SAMPLES", help="the set to measure, see below")
+    parser.add_argument(
+        "samples", nargs="*", metavar="SAMPLES", help="the set to measure, see below; several are measured as one"
+    )
     parser.add_argument("--reference", required=True, metavar="SET", help="set of real images, see below")
     parser.add_argument("--model", metavar="MODEL", help="sample this model instead: a folder, a run or a hub id")
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
@@ -44,8 +58,15 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--sweep", metavar="SCALES", help="measure these guidance scales as well, as in 1,1.5,2,3")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report to DIR")
-    parser.add_argument("--protocol", metavar="NAME", help="aim-paper: the settings of the paper's numbers")
+    parser.add_argument("--save-npz", type=Path, metavar="FILE", help="write the samples to this .npz file as well")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out image files that cannot be read")
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="aim-paper: the settings of the paper's numbers; a smaller -n or --features lite0 is a rehearsal",
+    )
     add_measuring(parser)
+    parser.set_defaults(features=None)  # lite0, or Inception with the protocol
     add_placement(parser)
     add_engine(parser)
 
@@ -62,14 +83,87 @@ def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
     folder = None if arguments.report is None else output_folder(arguments.report, "--report")
+    saved = _npz_file(arguments)
     pipeline = None if request.model is None else load_pipeline(arguments)
-    evaluation = evaluate(request, pipeline=pipeline, device=device, progress=True)
-    write_json(file, evaluation.to_dict())  # before anything else can fail
-    if folder is not None:
-        write_report(folder, evaluation)
-    print_table(summary(evaluation.comparison.network, evaluation.comparison.metrics))
+    with _kept(request, pipeline) as keep:
+        evaluation = evaluate(request, pipeline=pipeline, device=device, keep=keep, save_npz=saved, progress=True)
+        write_json(file, evaluation.to_dict())  # before anything else can fail
+        if folder is not None:
+            write_report(folder, evaluation)
+    rows = summary(evaluation.comparison.network, evaluation.comparison.metrics)
+    if request.rehearsal is not None:
+        rows.append((f"rehearsal of {request.protocol}", request.rehearsal))
+    rows += [(f"left out of {name}", f"{count:,} files that cannot be read") for name, count in _broken(evaluation)]
+    print_table(rows)
+    if saved is not None:
+        print_line(f"samples: {saved}")
     if folder is not None:
         print_line(f"report: {folder / 'index.html'}")
+
+
+def _npz_file(arguments: argparse.Namespace) -> Path | None:
+    """Check ``--save-npz``; nothing is written yet."""
+    from aimamba.cli.output import output_file
+
+    file = output_file("--save-npz", arguments.save_npz)
+    if file is None:
+        return None
+    if file.suffix != ".npz":
+        raise ConfigError(f"--save-npz {file}: the name must end in .npz, for 'aimamba evaluate' to recognise the file")
+    for name in (*arguments.samples, arguments.reference, arguments.train):
+        if name is not None and file.exists() and Path(name).exists() and file.samefile(name):
+            raise ConfigError(f"--save-npz {file}: this is one of the sets to measure, and would be replaced")
+    return file
+
+
+def _broken(evaluation: "Evaluation") -> list[tuple[str, int]]:
+    """Return name and number of the files that were left out, for each set that had some."""
+    sets = [evaluation.settings[key] for key in ("samples", "reference", "train") if key in evaluation.settings]
+    return [(about["name"], about["broken"]) for about in sets if "broken" in about]
+
+
+@contextmanager
+def _kept(request: "EvaluationRequest", pipeline: "Pipeline | None") -> "Iterator[Keep | None]":
+    """Yield where the codes of a model's samples are kept until the evaluation is finished: in the cache folder.
+
+    An interrupted command goes on with them. Where the cache cannot be written, or another process evaluates the same
+    samples now, nothing is kept.
+    """
+    import hashlib
+    import json
+    import shutil
+
+    from aimamba.evaluation.kept_codes import KeptCodes
+    from aimamba.evaluation.sources import kept_settings
+    from aimamba.files import cache_folder
+    from aimamba.train.lock import locked
+
+    if pipeline is None or request.model is None:
+        yield None
+        return
+    pipeline.prepare()
+    model, labelling = pipeline.record(request.model), request.labelling
+    about = kept_settings(model, labelling, replace(request.sampling, cfg_scale=1.0))
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder() / "samples" / name
+
+    def keep(config: "SamplingConfig") -> KeptCodes:
+        return KeptCodes(folder / f"guidance-{config.cfg_scale!r}", kept_settings(model, labelling, config))
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except (ConfigError, OSError):
+            yield None
+            return
+        try:
+            yield keep
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on with the samples that are finished") from None
+        for part in folder.glob("guidance-*"):
+            shutil.rmtree(part, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
@@ -82,7 +176,7 @@ def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
     sampling = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     return EvaluationRequest(
         reference=arguments.reference,
-        samples=arguments.samples,
+        samples=tuple(arguments.samples),
         model=arguments.model,
         train=arguments.train,
         count=arguments.n,
@@ -94,6 +188,7 @@ def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
         protocol=arguments.protocol,
         features=arguments.features,
         size=arguments.size,
+        skip_broken=arguments.skip_broken,
     )
 
 

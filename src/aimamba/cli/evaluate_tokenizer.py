@@ -17,6 +17,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
     parser.add_argument("images", metavar="IMAGES", help="avatars-64:held-out, a folder, or an .npz file")
     parser.add_argument("--lpips", metavar="PATH", help="weights of VGG16 and LPIPS: a file, or a folder of both")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out image files that cannot be read")
     add_measuring(parser)
     add_foreign_tokenizer(parser)
     add_placement(parser)
@@ -39,7 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
     side = None
     if arguments.size is None and checkpoint is not None:
         side = default_size(checkpoint, model.config.downsampling, arguments.images)
-    images = open_source(arguments.images, size=arguments.size, default_size=side, progress=True)
+    images = open_source(
+        arguments.images,
+        size=arguments.size,
+        default_size=side,
+        skip_broken=arguments.skip_broken,
+        progress=True,
+    )
     extractor = open_extractor(arguments.features, device=device)
     lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)
     found = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)

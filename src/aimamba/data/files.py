@@ -15,6 +15,7 @@ from aimamba.errors import DataError, suggest
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
+_HUGE = 1 << 26  # pixels, beyond which decoding at full size takes more than 512 MB
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 # What Pillow raises on damaged files.
@@ -32,8 +33,13 @@ _UNREADABLE = (
 )
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str], *, least: int | None = None) -> Image.Image:
     """Decode a file into upright RGB with ``transforms.to_rgb``; of an animation the first frame.
+
+    Args:
+        path: The file.
+        least: The shorter side that is needed, in pixels. A JPEG of more than 64 million pixels is then decoded at a
+            half, a quarter or an eighth of its size, as far as it keeps that side.
 
     Raises:
         DataError: The file is missing, empty, truncated or not an image; the message names it.
@@ -41,6 +47,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         _require_file(path)
         with Image.open(path, formats=_FORMATS) as image:
+            if least is not None and image.width * image.height > _HUGE:
+                image.draft("RGB", (least, least))
             return to_rgb(image)
     except _UNREADABLE as error:
         raise DataError(_fault(path, error)) from error

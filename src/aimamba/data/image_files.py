@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from aimamba.config import check
 from aimamba.data.files import find_images, open_image, read_sizes
@@ -16,6 +18,10 @@ from aimamba.data.transforms import center_crop, to_array
 from aimamba.errors import DataError, suggest
 
 _SHEET = re.compile(r"sheet(-page-\d+)?\.png")  # the contact sheets that aimamba writes beside images
+_END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # JPEG, PNG
+_END = 4096  # bytes that are searched for them; some programs write more behind them
+_DECODED_AT_ONCE = 2  # the largest PNG takes 1.3 GB
+_DECODED_AT_LEAST = 64  # pixels, for checking alone: very large images are decoded smaller
 
 
 class ImageFiles(Images):
@@ -34,6 +40,8 @@ class ImageFiles(Images):
         classes: Sequence[str] | None = None,
         per_class: int | None = None,
         name: str | None = None,
+        skip_broken: bool | None = None,
+        progress: bool = False,
     ) -> None:
         """Find the files and read their headers.
 
@@ -45,6 +53,9 @@ class ImageFiles(Images):
             classes: Take only these sub-folders.
             per_class: Take at most this many images of each class (a fixed choice by name).
             name: The name that the user gave the folder; by default its path.
+            skip_broken: Decode every image first, and leave out those that cannot be read. None where the user cannot
+                choose it, so that messages do not name it.
+            progress: Show a bar on stderr while they are decoded.
 
         Raises:
             ConfigError: A number is below 1.
@@ -61,6 +72,10 @@ class ImageFiles(Images):
             raise DataError(
                 f"{self.name}: there are no images; give a folder of PNG, JPEG, WebP, BMP, GIF or TIFF files"
             )
+        self._remedy = "; --skip-broken leaves such files out" if skip_broken is False else ""
+        self.broken: tuple[str, ...] = ()
+        if skip_broken:
+            self._leave_broken_out(progress)
         self._paths = [root / path for path in self._names]
         self._cropped = size is not None
         self.size = self._check_sizes(size)
@@ -91,15 +106,48 @@ class ImageFiles(Images):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        image = open_image(self._paths[index])
+        path = self._paths[index]
+        try:
+            image = open_image(path, least=self.size if self._cropped else None)
+        except DataError as error:
+            raise DataError(f"{error}{self._remedy}") from error
+        if not self._cropped and image.size != (self.size, self.size):
+            raise DataError(f"{path}: the image has changed since it was found; give the command again")
         return to_array(center_crop(image, self.size) if self._cropped else image)
+
+    def _leave_broken_out(self, progress: bool) -> None:
+        """Decode every image, and keep those that can be."""
+
+        def fault(name: str) -> str | None:
+            try:
+                open_image(self._root / name, least=_DECODED_AT_LEAST)
+            except DataError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(_DECODED_AT_ONCE) as pool:
+            bar = tqdm(total=len(self._names), desc=f"checking {self.name}", unit="image", disable=not progress)
+            with bar:
+                faults = {}
+                for name, reason in zip(self._names, pool.map(fault, self._names), strict=True):
+                    faults[name] = reason
+                    bar.update()
+        self.broken = tuple(reason for reason in faults.values() if reason is not None)
+        self._names = [name for name, reason in faults.items() if reason is None]
+        if not self._names:
+            raise DataError(f"{self.name}: none of its {len(self.broken)} images can be read: {self.broken[0]}")
 
     def _check_sizes(self, wanted: int | None) -> int:
         """Return ``wanted`` if no image is smaller; without it the side that all images have."""
         first: tuple[int, int] | None = None
         for path, size in zip(self._paths, read_sizes(self._paths), strict=True):
             if isinstance(size, DataError):
-                raise size
+                raise DataError(f"{size}{self._remedy}")
+            if _may_be_cut(path):  # found now rather than after most of the work
+                try:
+                    open_image(path, least=wanted)
+                except DataError as error:
+                    raise DataError(f"{error}{self._remedy}") from error
             first = first or size
             image = f"{path}: the image is {size[0]} x {size[1]} pixels"
             if wanted is not None and min(size) < wanted:
@@ -111,6 +159,17 @@ class ImageFiles(Images):
                 )
         assert first is not None
         return wanted or first[0]
+
+
+def _may_be_cut(path: Path) -> bool:
+    """Return whether the end mark of a JPEG or PNG is missing; only decoding can tell whether that matters."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        mark = _END_MARKS.get(start[:2])
+        if mark is None:
+            return False
+        file.seek(max(0, path.stat().st_size - _END))
+        return mark not in file.read()
 
 
 def choose_files(

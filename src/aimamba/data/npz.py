@@ -164,29 +164,37 @@ class NpzImages(Images):
 
 
 def write_npz(
-    path: Path, batches: Iterable[UInt8[np.ndarray, "b s s 3"]], labels: Int64[np.ndarray, " n"], size: int
+    path: Path,
+    batches: Iterable[UInt8[np.ndarray, "b s s 3"]],
+    labels: Int64[np.ndarray, " n"] | None,
+    size: int,
+    *,
+    count: int | None = None,
 ) -> None:
     """Write images batch by batch, for ADM's evaluator and everything that reads its files.
 
     Args:
         path: The file; it is either whole or absent.
         batches: As many images as there are labels.
-        labels: Their classes.
+        labels: Their classes, or None.
         size: Their side in pixels.
+        count: Their number, where there are no labels.
     """
+    total = (count or 0) if labels is None else len(labels)
 
     def write(draft: Path) -> None:
         with zipfile.ZipFile(draft, "w") as archive:
             with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
-                shape = (len(labels), size, size, 3)
+                shape = (total, size, size, 3)
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                count = 0
+                written = 0
                 for images in batches:
                     file.write(np.ascontiguousarray(images).tobytes())
-                    count += len(images)
-                assert count == len(labels), f"{count} images, {len(labels)} labels"
-            with archive.open(f"{_LABELS}.npy", "w") as file:
-                np.save(file, labels)
+                    written += len(images)
+                assert written == total, f"{written} images, expected {total}"
+            if labels is not None:
+                with archive.open(f"{_LABELS}.npy", "w") as file:
+                    np.save(file, labels)
 
     write_atomically(path, write)
 

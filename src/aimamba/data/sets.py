@@ -156,7 +156,12 @@ def open_splits(
 
 
 def open_source(
-    source: str, *, size: int | None = None, default_size: int | None = None, progress: bool = False
+    source: str,
+    *,
+    size: int | None = None,
+    default_size: int | None = None,
+    skip_broken: bool | None = None,
+    progress: bool = False,
 ) -> Images:
     """Open a set of images to measure or to show.
 
@@ -166,6 +171,7 @@ def open_source(
         size: Side in pixels: of avatars, and to which a folder's images are cropped and scaled. An ``.npz`` file and a
             name with a size must agree with it.
         default_size: The side where neither ``size`` nor the name has one.
+        skip_broken: Leave out files of a folder that cannot be read, see ``ImageFiles``.
         progress: Show a bar on stderr while avatars are drawn for the first time.
 
     Raises:
@@ -187,7 +193,16 @@ def open_source(
     assert spec.path is not None
     if spec.kind == "folder":
         pixels = spec.resolve_size(size, default=default_size)
-        return ImageFiles(spec.path, split, size=pixels, classes=spec.which, per_class=spec.per_class, name=source)
+        return ImageFiles(
+            spec.path,
+            split,
+            size=pixels,
+            classes=spec.which,
+            per_class=spec.per_class,
+            name=source,
+            skip_broken=skip_broken,
+            progress=progress,
+        )
     if spec.kind == "file":
         raise DataError(f"{source}: expected a folder of images, an .npz file or a named set such as avatars-64:train")
     images = NpzImages(spec.path, name=source)

@@ -53,14 +53,7 @@ def compare(
     Raises:
         DataError: The image sizes of the sets differ, a set is too small, or features contain NaN or infinity.
     """
-    if 0 not in (samples.size, reference.size) and samples.size != reference.size:
-        raise DataError(
-            f"{samples.name} has images of {samples.size} x {samples.size} pixels, {reference.name} of "
-            f"{reference.size} x {reference.size}: give sets of one size (--size scales folders)"
-        )
-    check_enough(samples)
-    if train is not None:
-        check_search(reference, train)
+    check_sets(samples, reference, train)
     real = measure_set(reference, extractor, keep=True, progress=progress)
     generated = measure_set(samples, extractor, keep=False, progress=progress)
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
@@ -85,6 +78,22 @@ def compare(
     )
 
 
+def check_sets(samples: Source, reference: Source, train: Source | None = None) -> None:
+    """Check that sets can be compared, before anything is measured.
+
+    Raises:
+        DataError: The image sizes of the sets differ, or a set is too small or has no images to search.
+    """
+    if 0 not in (samples.size, reference.size) and samples.size != reference.size:
+        raise DataError(
+            f"{samples.name} has images of {samples.size} x {samples.size} pixels, {reference.name} of "
+            f"{reference.size} x {reference.size}: give sets of one size (--size scales folders)"
+        )
+    check_enough(samples)
+    if train is not None:
+        check_search(reference, train)
+
+
 def distances(
     samples: SetFeatures, reference: SetFeatures, *, device: torch.device | str = "cpu", progress: bool = False
 ) -> Metrics:
@@ -105,7 +114,8 @@ def distances(
             "use the same network for both"
         )
     frechet = frechet_distance(samples.gaussian, reference.gaussian)
-    metrics = Metrics(frechet=frechet, inception_score=samples.inception_score)
+    one, other = (None if found.stored is not None else len(found.vectors) for found in (samples, reference))
+    metrics = Metrics(frechet=frechet, inception_score=samples.inception_score, counts=(one, other))
     if samples.network == "inception":
         metrics = replace(metrics, fid=frechet, frechet=None)
         if samples.spatial is not None and reference.spatial is not None:

@@ -26,6 +26,7 @@ from aimamba.evaluation.sources import Source
 from aimamba.evaluation.statistics import Gaussian, Moments, check_finite
 from aimamba.files import cache_folder, write_atomically
 
+_LARGEST_SIDE = 2048  # pixels
 _ROWS = 1000  # vectors added to a covariance at once
 
 
@@ -84,11 +85,16 @@ def measure(source: Source, extractor: Extractor, *, progress: bool = False) -> 
 
 
 def check_enough(source: Source) -> None:
-    """Check that a set has at least two images.
+    """Check that a set has at least two images, of a size that a network can take.
 
     Raises:
-        DataError: It has fewer.
+        DataError: It has fewer, or images so large that a batch would take many gigabytes.
     """
+    if source.size > _LARGEST_SIDE:
+        raise DataError(
+            f"{source.name}: images of {source.size} pixels a side are too large to measure, at most {_LARGEST_SIDE}; "
+            "scale them down (--size does it for folders)"
+        )
     if len(source) < 2:
         raise DataError(f"{source.name}: too few images to measure a set, got {len(source)}; give at least 2")
 

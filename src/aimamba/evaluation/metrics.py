@@ -6,6 +6,16 @@ from typing import Any, Literal
 from aimamba.evaluation.codes import CodeCopying
 from aimamba.evaluation.neighbours import Copying, KnnAccuracy
 
+ENOUGH = {
+    **dict.fromkeys(("fid", "rfid", "frechet", "sfid", "rsfid", "precision", "recall"), 2048),
+    "kid": 2000,
+    "inception_score": 5000,
+    "recognition": 400,
+}
+"""How many images of each set a number takes. Covariances of fewer than 2,048 images are singular (the width of
+Inception's features), and precision and recall fall with them; kernel distances take two subsets of 1,000, an Inception
+score a split of 5,000; 400 images leave an accuracy uncertain by 5 points (two standard errors)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
@@ -91,6 +101,7 @@ class Metrics:
         recognition: 5-NN accuracy.
         neighbours: Closeness to training images.
         guidance: The same metrics at several guidance scales, in rising order; empty without a sweep.
+        counts: Images of the set and of the reference; None where that is not known.
     """
 
     fid: float | None = None
@@ -107,13 +118,31 @@ class Metrics:
     recognition: Recognition | None = None
     neighbours: TrainingNeighbours | None = None
     guidance: tuple[GuidanceMetrics, ...] = ()
+    counts: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def few_images(self) -> dict[str, tuple[int, int]]:
+        """The numbers that were measured on fewer images than they take: how many there were, and how many it takes.
+
+        They are those of the smaller set, and for the Inception score those of the set itself.
+        """
+        few = {}
+        for name, enough in ENOUGH.items():
+            counts = self.counts[:1] if name == "inception_score" else self.counts
+            least = min((count for count in counts if count is not None), default=enough)
+            if getattr(self, name) is not None and least < enough:
+                few[name] = least, enough
+        return few
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the metrics that were measured, in the order of the fields."""
         found: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Recognition | TrainingNeighbours):
+            if field.name == "counts":
+                few = {name: {"images": count, "enough": enough} for name, (count, enough) in self.few_images.items()}
+                found |= {"few_images": few} if few else {}
+            elif isinstance(value, Recognition | TrainingNeighbours):
                 found[field.name] = value.to_dict()
             elif isinstance(value, tuple):
                 found |= {field.name: [entry.to_dict() for entry in value]} if value else {}

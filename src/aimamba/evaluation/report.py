@@ -56,9 +56,11 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
         for name, value in summary(found.network, found.metrics)
     )
     sampling = f" Sampled with {samples.config.describe()}." if isinstance(samples, ModelSource) else ""
+    rehearsal = evaluation.settings.get("rehearsal")
     parts = [
         f"<h1>{escape(samples.name)}</h1>",
         f"<p>{len(samples):,} samples against {len(reference):,} images of {escape(reference.name)}.{sampling}</p>",
+        f"<p><b>A rehearsal: {escape(rehearsal)}</b></p>" if rehearsal else "",
         f"<table>{rows}</table>",
         _section(folder, "Samples", "samples.png", _class_sheet(samples)),
     ]

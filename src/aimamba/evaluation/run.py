@@ -1,20 +1,25 @@
 """One evaluation as a request and its result: opens the sets, samples the model, computes the metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from aimamba.config import check, to_mapping
+from aimamba.data.images import Images
+from aimamba.data.merged import MergedImages
 from aimamba.data.spec import training_set_of
 from aimamba.errors import ConfigError
 from aimamba.evaluation import protocol
-from aimamba.evaluation.compare import Comparison, compare
+from aimamba.evaluation.compare import Comparison, check_sets, compare
 from aimamba.evaluation.features import Extractor, open_extractor
+from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.evaluation.metrics import GuidanceMetrics, Metrics
-from aimamba.evaluation.settings import general_settings
-from aimamba.evaluation.sources import ModelSource, Source, make_labels, open_source
+from aimamba.evaluation.settings import about_images, general_settings
+from aimamba.evaluation.sources import ModelSource, Source, make_labels, open_source, save_source
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
 
@@ -29,8 +34,8 @@ class EvaluationRequest:
 
     Attributes:
         reference: Real images.
-        samples: The images to evaluate, or None to sample a model.
-        model: Name of the model to sample, or None if ``samples`` is given.
+        samples: The images to evaluate; several sets are measured as one. None to sample a model.
+        model: Name of the model to sample, or None if ``samples`` are given.
         train: Training images, to search for copies; ``none`` for no search. By default those that belong to a named
             held-out reference.
         count: Samples of the model; 5,000 by default, 50,000 with the protocol.
@@ -40,16 +45,17 @@ class EvaluationRequest:
         dtype: Precision of the model; recorded in the settings.
         sweep: Further guidance scales to measure, or None.
         protocol: ``aim-paper``, or None.
-        features: Network: ``lite0``, ``inception``, or the file of Inception's weights. ``lite0`` becomes
-            ``inception`` with the protocol.
+        features: Network: ``lite0``, ``inception``, or the file of Inception's weights; by default ``inception`` with
+            the protocol, else ``lite0``.
         size: Side in pixels to which images of folders are cropped and scaled.
+        skip_broken: Leave out image files that cannot be read, and count them.
 
     Raises:
         ConfigError: Settings contradict each other or are out of range.
     """
 
     reference: str
-    samples: str | None = None
+    samples: str | tuple[str, ...] | None = None
     model: str | None = None
     train: str | None = None
     count: int | None = None
@@ -59,13 +65,14 @@ class EvaluationRequest:
     dtype: str = "float32"
     sweep: tuple[float, ...] | None = None
     protocol: str | None = None
-    features: str = "lite0"
+    features: str | None = None
     size: int | None = None
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         known = " or ".join(protocol.PROTOCOLS)
         check(self.protocol in (None, *protocol.PROTOCOLS), f"--protocol must be {known}, got {self.protocol!r}")
-        check((self.samples is None) != (self.model is None), "evaluate: give either SAMPLES or --model MODEL")
+        check((not self.sample_sets) != (self.model is None), "evaluate: give either SAMPLES or --model MODEL")
         if self.model is None:
             check(
                 self.protocol is None and self.sweep is None,
@@ -76,15 +83,23 @@ class EvaluationRequest:
                 "evaluate: -n and --labels describe the samples of a model, so they need --model MODEL",
             )
         if self.protocol is not None:
-            for name, value, fixed in (
-                ("n", self.count, protocol.IMAGES),
-                ("labels", self.labels, protocol.LABELS),
-            ):
-                check(value in (None, fixed), f"--protocol {self.protocol} fixes {name} {fixed}, got {value}")
+            check(
+                self.labels in (None, protocol.LABELS),
+                f"--protocol {self.protocol} fixes labels {protocol.LABELS}, got {self.labels}",
+            )
+            check(
+                self.count is None or self.count <= protocol.IMAGES,
+                f"--protocol {self.protocol} takes {protocol.IMAGES} samples, fewer for a rehearsal; got {self.count}",
+            )
         check(self.count is None or self.count >= 1, f"-n must be at least 1, got {self.count}")
         check(self.batch_size >= 1, f"--batch-size must be at least 1, got {self.batch_size}")
         for scale in self.sweep or ():
             check(0 <= scale < float("inf"), f"--sweep expects guidance scales of 0 or more, got {scale:g}")
+
+    @property
+    def sample_sets(self) -> tuple[str, ...]:
+        """Names of the sets of samples; empty if a model is sampled."""
+        return (self.samples,) if isinstance(self.samples, str) else self.samples or ()
 
     @property
     def sample_count(self) -> int:
@@ -99,7 +114,16 @@ class EvaluationRequest:
     @property
     def network(self) -> str:
         """The network that computes the features."""
-        return "inception" if self.protocol is not None and self.features == "lite0" else self.features
+        return self.features or ("lite0" if self.protocol is None else "inception")
+
+    @property
+    def rehearsal(self) -> str | None:
+        """How the request falls short of its protocol; its numbers then cannot be compared with published ones."""
+        if self.protocol is None:
+            return None
+        short = [f"{self.sample_count:,} of {protocol.IMAGES:,} samples"] * (self.sample_count < protocol.IMAGES)
+        short += ["lite0 in place of Inception"] * (self.network == "lite0")
+        return f"{', '.join(short)}: not comparable with published numbers" if short else None
 
     @property
     def training_set(self) -> str | None:
@@ -137,6 +161,8 @@ def evaluate(
     *,
     pipeline: Pipeline | None = None,
     device: torch.device | str = "cpu",
+    keep: Callable[[SamplingConfig], KeptCodes | None] | None = None,
+    save_npz: Path | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Compare samples, or samples of a model, with real images.
@@ -145,6 +171,8 @@ def evaluate(
         request: What to evaluate and how.
         pipeline: The loaded ``request.model``.
         device: Where the network runs that computes the features.
+        keep: Where the codes of a model's samples are kept, see ``ModelSource``.
+        save_npz: Write the samples to this file as well, before they are measured.
         progress: Show bars on stderr.
 
     Raises:
@@ -152,14 +180,18 @@ def evaluate(
         DataError: A set cannot be opened, is too small, or does not fit the other sets.
         CheckpointError: Inception's weights are missing, cannot be downloaded, or are not the published ones.
     """
-    samples, settings = _open_samples(request, pipeline, progress=progress)
-    size, default_size = request.size, samples.size or None
-    reference = open_source(request.reference, size=size, default_size=default_size, progress=progress)
-    if request.protocol is not None:
+    samples, settings = _open_samples(request, pipeline, keep, progress=progress)
+    default_size = samples.size or None
+    reference = _open(request, request.reference, default_size, progress=progress)
+    if request.protocol is not None and request.network != "lite0":
         protocol.check_paper_reference(reference)
     name = request.training_set
-    train = None if name is None else open_source(name, size=size, default_size=default_size, progress=progress)
+    train = None if name is None else _open(request, name, default_size, progress=progress)
     extractor = open_extractor(request.network, device=device)
+    check_sets(samples, reference, train)
+    if save_npz is not None:
+        with tqdm(total=len(samples), desc=f"saving {samples.name}", unit="image", disable=not progress) as bar:
+            save_source(samples, save_npz, bar.update)
     found = compare(samples, reference, extractor, train=train, progress=progress)
     if request.sweep and isinstance(samples, ModelSource):
         guidance = _sweep(samples, request.sweep, reference, extractor, found.metrics, progress=progress)
@@ -167,10 +199,11 @@ def evaluate(
     return Evaluation(
         comparison=found,
         settings={
-            "samples": {"name": samples.name, "count": len(samples), "size": samples.size, **settings},
-            "reference": {"name": reference.name, "count": len(reference), "size": reference.size},
-            **({} if train is None else {"train": {"name": train.name, "count": len(train)}}),
+            "samples": {**about_images(samples), "size": samples.size, **settings},
+            "reference": {**about_images(reference), "size": reference.size},
+            **({} if train is None else {"train": about_images(train)}),
             **({} if request.protocol is None else {"protocol": request.protocol}),
+            **({} if request.rehearsal is None else {"rehearsal": request.rehearsal}),
             **general_settings(extractor),
         },
         samples=samples,
@@ -179,18 +212,28 @@ def evaluate(
     )
 
 
+def _open(request: EvaluationRequest, name: str, default_size: int | None, *, progress: bool) -> Images:
+    skip = request.skip_broken
+    return open_source(name, size=request.size, default_size=default_size, skip_broken=skip, progress=progress)
+
+
 def _open_samples(
-    request: EvaluationRequest, pipeline: Pipeline | None, *, progress: bool
+    request: EvaluationRequest,
+    pipeline: Pipeline | None,
+    keep: Callable[[SamplingConfig], KeptCodes | None] | None,
+    *,
+    progress: bool,
 ) -> tuple[Source, dict[str, Any]]:
     """Return the samples, and how they are generated if they come from a model."""
-    if request.samples is not None:
-        return open_source(request.samples, size=request.size, progress=progress), {}
+    if request.sample_sets:
+        opened = [_open(request, name, None, progress=progress) for name in request.sample_sets]
+        return opened[0] if len(opened) == 1 else MergedImages(opened), {}
     if pipeline is None or request.model is None:
         raise ConfigError(f"evaluate: {request.model} is not loaded; pass the loaded Pipeline as pipeline")
     shape = pipeline.generator.config
     config = request.sampling if request.protocol is None else protocol.aim_paper(request.sampling, shape)
     labels = make_labels(request.labelling, request.sample_count, shape.num_classes, config.seed)
-    return ModelSource(request.model, pipeline, labels, config, request.batch_size), {
+    return ModelSource(request.model, pipeline, labels, config, request.batch_size, keep=keep), {
         "labels": request.labelling,
         "sampling": to_mapping(config),
         "decode_position_shift": shape.decode_position_shift,

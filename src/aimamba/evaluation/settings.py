@@ -5,10 +5,22 @@ from typing import Any
 import torch
 
 from aimamba import __version__
+from aimamba.data.image_files import ImageFiles
+from aimamba.data.merged import MergedImages
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.kernel import SUBSETS
 from aimamba.evaluation.manifold import NEIGHBOURS
 from aimamba.evaluation.neighbours import VOTERS
+from aimamba.evaluation.sources import Source
+
+_SHOWN_FILES = 10
+
+
+def about_images(source: Source) -> dict[str, Any]:
+    """Return name and number of the images, and the files that were left out because they cannot be read."""
+    broken = source.broken if isinstance(source, ImageFiles | MergedImages) else ()
+    left_out = {"broken": len(broken), "broken_files": list(broken[:_SHOWN_FILES])} if broken else {}
+    return {"name": source.name, "count": len(source), **left_out}
 
 
 def general_settings(extractor: Extractor) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from aimamba.generation import SamplingConfig
 from aimamba.generation.record import ModelRecord
 from aimamba.pipeline import Pipeline
 
-__all__ = ["ModelSource", "Source", "kept_settings", "make_labels", "open_source"]
+_SAVED_AT_ONCE = 64  # images
+
+__all__ = ["ModelSource", "Source", "kept_settings", "make_labels", "open_source", "save_source"]
 
 
 @runtime_checkable
@@ -176,6 +178,26 @@ class ModelSource:
         self._codes[missing] = codes.cpu().numpy()
         if self.kept is not None and missing == list(range(missing[0], missing[-1] + 1)):
             self.kept.add(missing[0], self._codes[missing])
+
+
+def save_source(source: Source, path: Path, advance: Callable[[int], object] = lambda _: None) -> None:
+    """Write all images of a set into an ``.npz`` file; a ``ModelSource`` reads them from it from then on.
+
+    Args:
+        source: The images.
+        path: The file; it is either whole or absent.
+        advance: Called with the number of images written since the last call.
+    """
+    if isinstance(source, ModelSource):
+        source.save(path, advance)
+        return
+
+    def watched() -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        for images in source.batches(_SAVED_AT_ONCE):
+            yield images
+            advance(len(images))
+
+    write_npz(path, watched(), source.labels, source.size, count=len(source))
 
 
 def kept_settings(model: ModelRecord, labelling: str, config: SamplingConfig) -> dict[str, Any]:

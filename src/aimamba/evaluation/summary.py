@@ -35,9 +35,9 @@ def summary(network: str, metrics: Metrics) -> list[tuple[str, str]]:
         text = _rounded(key, value)
         if key == "kid":
             text = f"{text} ± {metrics.kid_std:.5f} over subsets of {metrics.kid_subset_size}"
-        lines.append((f"{network} {_title(network, key)}", text))
+        lines.append((f"{network} {_title(network, key)}", f"{text}{_few(metrics, key)}"))
     if metrics.recognition is not None:
-        lines += _accuracy(network, metrics.recognition)
+        lines += _accuracy(network, metrics.recognition, _few(metrics, "recognition"))
     if metrics.neighbours is not None:
         lines += _copies(network, metrics.neighbours)
     lines += [(f"{network} at guidance {entry.cfg_scale:g}", _one_line(network, entry)) for entry in metrics.guidance]
@@ -52,6 +52,12 @@ def reconstruction_summary(metrics: ReconstructionMetrics) -> list[tuple[str, st
         lines.append(("LPIPS (VGG16)", f"{metrics.lpips:.4f}"))
     lines.append(("codes used", f"{metrics.codes_used:.1%}, perplexity {metrics.perplexity:.1f}"))
     return lines
+
+
+def _few(metrics: Metrics, key: str) -> str:
+    """Return a note where a number was measured on fewer images than it takes."""
+    count, enough = metrics.few_images.get(key, (0, 0))
+    return f"  (few images: {count:,}, needs {enough:,})" if enough else ""
 
 
 def _single_numbers(metrics: Metrics) -> dict[str, float]:
@@ -90,11 +96,11 @@ def _copies(network: str, neighbours: TrainingNeighbours) -> list[tuple[str, str
     ]
 
 
-def _accuracy(network: str, found: Recognition) -> list[tuple[str, str]]:
+def _accuracy(network: str, found: Recognition, few: str) -> list[tuple[str, str]]:
     samples, reference = found.samples, found.reference
     lines = [
-        (f"{network} {UNANIMOUS}", f"{samples.unanimous:.1%}, the reference itself {reference.unanimous:.1%}"),
-        (f"{network} {MAJORITY}", f"{samples.majority:.1%}, the reference itself {reference.majority:.1%}"),
+        (f"{network} {UNANIMOUS}", f"{samples.unanimous:.1%}, the reference itself {reference.unanimous:.1%}{few}"),
+        (f"{network} {MAJORITY}", f"{samples.majority:.1%}, the reference itself {reference.majority:.1%}{few}"),
     ]
     classes = sorted(samples.per_class.items(), key=lambda item: item[1])
     if len(classes) > 1:

@@ -14,7 +14,7 @@ from aimamba.evaluation.compare import distances
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.measure import FeatureCollector, check_enough, to_channels_first
 from aimamba.evaluation.metrics import Metrics, ReconstructionMetrics
-from aimamba.evaluation.settings import general_settings
+from aimamba.evaluation.settings import about_images, general_settings
 from aimamba.evaluation.sources import Source
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
@@ -111,7 +111,7 @@ def tokenizer_report(
     settings = {
         "tokenizer": tokenizer,
         "dtype": dtype,
-        "pictures": {"name": images.name, "count": len(images), "size": images.size},
+        "pictures": {**about_images(images), "size": images.size},
         **general_settings(extractor),
     }
     return {

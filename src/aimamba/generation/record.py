@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aimamba import __version__
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.documents import DocumentError, parse_json
 from aimamba.errors import ConfigError, DataError
@@ -32,7 +31,7 @@ class ModelRecord:
     dtype: str
     engine: str
     device: str
-    aimamba: str = __version__
+    aimamba: str
 
     def __post_init__(self) -> None:
         check(
