@@ -60,6 +60,20 @@ def test_features_are_cached(file, plain, cache):
     assert len(list(cache.glob("features/*"))) == 2
 
 
+@pytest.mark.parametrize("name", ["vectors.npy", "spatial_mean.npy", "spatial_covariance.npy"])
+def test_a_flipped_bit_in_the_cache_is_noticed(file, plain, cache, name):
+    network = plain()
+    first = measure_cached(open_source(file), network)
+    [path] = cache.glob(f"features/*/{name}")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    again = measure_cached(open_source(file), network)
+    assert network.seen == 20
+    assert torch.equal(first.vectors, again.vectors)
+    assert torch.equal(first.spatial.covariance, again.spatial.covariance)
+
+
 def test_a_cache_that_cannot_be_written_is_ignored(file, plain, cache):
     cache.write_text("a file is in the way")
     assert len(measure_cached(open_source(file), plain()).vectors) == 10

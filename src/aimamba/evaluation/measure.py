@@ -1,13 +1,7 @@
 """Features and statistics of a set of images, computed batch by batch and cached on disk for references."""
 
-import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +9,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from aimamba import __version__
-from aimamba.data.cache import store_array
-from aimamba.documents import read_json
 from aimamba.errors import DataError
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.inception_score import InceptionScore
 from aimamba.evaluation.npz import stored_statistics
 from aimamba.evaluation.sources import Source
 from aimamba.evaluation.statistics import Gaussian, Moments, check_finite
-from aimamba.files import cache_folder, write_atomically
+from aimamba.evaluation.stored import StoredArrays
 
 _LARGEST_SIDE = 2048  # pixels
 _ROWS = 1000  # vectors added to a covariance at once
@@ -149,19 +140,19 @@ class FeatureCollector:
 def measure_cached(source: Source, extractor: Extractor, *, progress: bool = False) -> SetFeatures:
     """Return the features of a set from the cache, or compute and cache them.
 
-    The key is the identity of the images and the settings of the network, nothing else. Features of a source without
-    an identity are computed every time.
+    They are kept with the identity of the images and the settings of the network, nothing else. What is damaged is
+    computed again. Features of a source without an identity are computed every time.
     """
     if source.identity is None:
         return measure(source, extractor, progress=progress)
-    provenance = {"pictures": source.identity, "network": dict(extractor.settings)}
-    text = json.dumps(provenance, sort_keys=True)
-    folder = cache_folder() / "features" / hashlib.sha256(text.encode()).hexdigest()[:24]
-    if (kept := _load(folder, extractor)) is not None:
+    stored = StoredArrays("features", {"pictures": source.identity, "network": dict(extractor.settings)})
+    if (kept := _load(stored, len(source), extractor)) is not None:
         return kept
     found = measure(source, extractor, progress=progress)
-    with suppress(OSError):  # a cache that cannot be written is no reason to lose the result
-        _store(folder, found, {"aimamba": __version__, **provenance})
+    arrays = {"vectors": found.vectors.numpy()}
+    if found.spatial is not None:
+        arrays |= {"spatial_mean": found.spatial.mean.numpy(), "spatial_covariance": found.spatial.covariance.numpy()}
+    stored.store(arrays, inception_score=found.inception_score)
     return found
 
 
@@ -197,29 +188,17 @@ def to_channels_first(images: UInt8[np.ndarray, "b s s 3"]) -> UInt8[Tensor, "b 
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
-def _parts(folder: Path) -> Iterator[Path]:
-    return (folder / name for name in ("vectors.npy", "spatial_mean.npy", "spatial_covariance.npy", "provenance.json"))
-
-
-def _store(folder: Path, found: SetFeatures, provenance: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    vectors, mean, covariance, about = _parts(folder)
-    store_array(vectors, found.vectors.numpy())
-    if found.spatial is not None:
-        store_array(mean, found.spatial.mean.numpy())
-        store_array(covariance, found.spatial.covariance.numpy())
-    content = json.dumps({**provenance, "inception_score": found.inception_score}, indent=2) + "\n"
-    write_atomically(about, lambda path: path.write_text(content, encoding="utf-8"))  # last: now it is complete
-
-
-def _load(folder: Path, extractor: Extractor) -> SetFeatures | None:
-    vectors, mean, covariance, about = _parts(folder)
-    try:
-        score = read_json(about)["inception_score"]
-        spatial = None
-        if extractor.spatial_width:
-            spatial = Gaussian(torch.from_numpy(np.load(mean)), torch.from_numpy(np.load(covariance)))
-        found = torch.from_numpy(np.load(vectors))
-    except (OSError, ValueError, KeyError, EOFError):  # absent or damaged: computed again
+def _load(stored: StoredArrays, count: int, extractor: Extractor) -> SetFeatures | None:
+    width = extractor.spatial_width
+    shapes: dict[str, tuple[int, ...]] = {"vectors": (count, extractor.width)}
+    if width:
+        shapes |= {"spatial_mean": (width,), "spatial_covariance": (width, width)}
+    found = stored.load(shapes)
+    if found is None or found[0]["vectors"].dtype != np.float32:
         return None
-    return SetFeatures(network=extractor.name, vectors=found, spatial=spatial, inception_score=score)
+    arrays = {name: torch.from_numpy(array) for name, array in found[0].items()}
+    score = found[1].get("inception_score")
+    if not (score is None or isinstance(score, float)):
+        return None
+    spatial = Gaussian(arrays["spatial_mean"], arrays["spatial_covariance"]) if width else None
+    return SetFeatures(network=extractor.name, vectors=arrays["vectors"], spatial=spatial, inception_score=score)
