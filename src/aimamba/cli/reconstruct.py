@@ -2,7 +2,7 @@
 
 Each IMAGE is an image file or names a set of images, see below. Images are cropped to their centre square and scaled
 down; none is enlarged. Writes one PNG for each image, original left and reconstruction right, and sheet.png with all of
-them (with the first 32 if there are more); prints the peak signal-to-noise ratio.
+them (of the first 32, or fewer if they are large); prints the peak signal-to-noise ratio.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     from aimamba.cli.output import file_name, output_folder, print_line
-    from aimamba.data.sheets import sheet
+    from aimamba.data.sheets import page_of, sheet
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.evaluation.image_size import default_size
     from aimamba.evaluation.reconstruct import reconstruct
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         pair.save(out / f"{number:04d}-{file_name(Path(name).stem)}.png")
         size = len(original)
         ratios.append(psnr)
-        if number < _SHEET_ROWS:
+        if number < min(_SHEET_ROWS, page_of(size).rows):
             rows.append([Image.fromarray(original), Image.fromarray(reconstruction)])
             names.append(f"{name}  {psnr:.1f} dB")
     sheet(rows, row_names=names, column_names=["original", "reconstruction"]).save(out / "sheet.png")
