@@ -35,9 +35,8 @@ def main() -> None:
     print(f"{len(samples)} samples ({config.describe()}) and {len(held_out)} held-out images against {len(train)} of")
     print(f"{train.name} and their mirror images, {found.codes} codes each:")
     print(f"all codes equal   samples {found.equal:.1%}, held-out {found.equal_held_out:.1%}")
-    print(
-        f"codes that differ from the nearest, median   samples {found.differing:g}, held-out {found.differing_held_out:g}"
-    )
+    differing = f"samples {found.differing:g}, held-out {found.differing_held_out:g}"
+    print(f"codes that differ from the nearest, median   {differing}")
 
 
 if __name__ == "__main__":
