@@ -14,7 +14,13 @@ _AS_SIMILAR = 0.15  # a word whose similarity is lower than the best by this muc
 
 
 class AimambaError(Exception):
-    """Base class of all errors that the user can fix."""
+    """Base class of all errors that the user can fix.
+
+    The message becomes one line that is safe to print, whatever it quotes; see ``printable``.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 class ConfigError(AimambaError):

@@ -1,42 +1,161 @@
-"""Atomic writing of files, and the cache folder."""
+"""Files and folders that are whole or absent, and places on this machine: the home and the cache folder."""
 
+import contextlib
+import errno
+import functools
 import os
+import re
+import stat
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+_PROBE = 1 << 20  # bytes that are written to find out whether there is room
+_SYSTEMS_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end their messages
+
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, draft: str | None = None) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part of it.
+    """Write a file so that a reader sees the old content or the new, never a part of it, also after a power cut.
 
-    The content goes into a draft beside ``path``, which then replaces it.
+    The content goes into a draft beside ``path``, which then replaces it. The draft is on the disk before that, and the
+    folder's entry is when this returns. The file's mode follows the umask.
 
     Args:
         path: The file to write.
         write: Writes the content to the path it is called with.
         draft: Name of the draft. The default is unique, so several processes can write at once. With a fixed name, a
             process that is killed repeatedly leaves at most one draft behind.
+
+    Raises:
+        OSError: The disk is full, or writing is not permitted, however ``write`` words it.
     """
     temporary = path.with_name(draft or f".{path.name}.{uuid.uuid4().hex}")
     try:
-        write(temporary)
+        temporary.unlink(missing_ok=True)  # of a killed process; of a link that someone planted, the link alone
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        try:
+            write(temporary)
+        except Exception as error:
+            if (fault := _fault_of_disk(error, temporary, path)) is None:
+                raise
+            raise fault from error
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors makes its files for the owner alone
+            temporary.chmod(mode)
         temporary.replace(path)
+        sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a new folder that is either whole or absent, also after a kill or a power cut.
+
+    Args:
+        folder: The folder; it is missing or empty. Folders above it are made if needed.
+        write: Writes the content to the folder it is called with, which lies beside ``folder``.
+
+    Raises:
+        OSError: ``folder`` is not empty, the disk is full, or writing is not permitted.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        write(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            if path.is_dir():
+                sync_folder(path)
+            else:
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        remove_tree(temporary)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the entries of a folder are on the disk, where the system can do that."""
+    try:
+        entries = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse it
+            os.fsync(entries)
+    finally:
+        os.close(entries)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it, if it exists; what cannot be removed stays."""
+    import shutil  # noqa: PLC0415 - slow to import, and needed by few
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with its leading ``~`` expanded; without a home folder it stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+@functools.cache
+def _without_home() -> Path:
+    """Return a folder for a user who has no home: one in the temporary folder that nobody else can write to."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    shared = Path(tempfile.gettempdir()) / f"aimamba-{user}"
+    with contextlib.suppress(OSError):
+        shared.mkdir(mode=0o700, exist_ok=True)
+        status = shared.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022:
+            return shared
+    return Path(tempfile.mkdtemp(prefix="aimamba-"))
 
 
 def cache_folder() -> Path:
-    """Return the folder for derived data: ``$AIMAMBA_CACHE``, or ``aimamba`` in the platform's cache folder."""
+    """Return the folder for derived data: ``$AIMAMBA_CACHE``, or ``aimamba`` in the platform's cache folder.
+
+    A user without a home folder, as in some containers, has it in the temporary folder.
+    """
     chosen = os.environ.get("AIMAMBA_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "aimamba"
+        return expand_home(chosen)
+    named = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
+    if folder := os.environ.get(named):
+        return Path(folder) / "aimamba"
+    inside = {"win32": "~/AppData/Local", "darwin": "~/Library/Caches"}.get(sys.platform, "~/.cache")
+    expanded = expand_home(inside)
+    return _without_home() if str(expanded).startswith("~") else expanded / "aimamba"
+
+
+def _fault_of_disk(error: Exception, draft: Path, path: Path) -> OSError | None:
+    """Return the system's error behind an error of writing; None if the system is not to blame.
+
+    Libraries hide it: safetensors has its number in a text, and torch says that a stream failed. Then a block is
+    written to the draft to see what the system says.
+    """
+    if isinstance(error, OSError):
+        if error.errno is None:
+            return None
+        return OSError(
+            error.errno, error.strerror, str(path) if error.filename in (None, str(draft)) else error.filename
+        )
+    if found := _SYSTEMS_NUMBER.search(str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+    try:
+        with draft.open("ab") as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as fault:
+        return OSError(fault.errno or errno.EIO, fault.strerror, str(path))
+    return None

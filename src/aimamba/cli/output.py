@@ -12,7 +12,7 @@ from typing import Any
 
 from aimamba.data.class_names import normalise
 from aimamba.errors import ConfigError, printable
-from aimamba.files import write_atomically
+from aimamba.files import expand_home, write_atomically
 
 _LONGEST_NAME = 60  # characters
 _LONGEST_BYTES = 180  # with numbers, a seed and a suffix below the 255 bytes of common file systems
@@ -32,7 +32,7 @@ def output_folder(path: Path, option: str = "--out") -> Path:
     Raises:
         ConfigError: A file is in the way, or writing is not permitted.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise ConfigError(f"{option} {path}: {nearest} is a file, but a folder is needed; give another {option}")
@@ -56,7 +56,7 @@ def output_file(option: str, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    path = path.expanduser()
+    path = expand_home(path)
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder, but a file is needed; give a name inside it")
     if not path.absolute().parent.is_dir():

@@ -19,7 +19,7 @@ from aimamba.data.drawing import DrawRequest, available_styles, draw_all
 from aimamba.data.images import Images
 from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
-from aimamba.files import cache_folder
+from aimamba.files import cache_folder, expand_home
 
 # Ten styles under CC0 1.0 that look good and are fast to draw.
 STYLES = (
@@ -102,7 +102,7 @@ class Avatars(Images):
         self._per_class = per_class
         self._skip = skip
         self._flip = flip
-        folder = cache_folder() / "avatars" if cache_dir is None else Path(cache_dir).expanduser()
+        folder = cache_folder() / "avatars" if cache_dir is None else expand_home(cache_dir)
         paths = [folder / _file_name(style, size, split) for style in styles]
         self._drawn = _open(paths, [DrawRequest(style, split, 0, skip + per_class, size) for style in styles], progress)
 

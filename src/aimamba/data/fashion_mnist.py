@@ -14,6 +14,7 @@ from aimamba.data.images import Images
 from aimamba.data.spec import FASHION_SIDES
 from aimamba.data.splits import Split
 from aimamba.errors import DataError
+from aimamba.files import expand_home
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -82,7 +83,7 @@ class FashionMNIST(Images):
         )
         check(split in _PREFIXES, f"Fashion-MNIST has no split {split!r}; use train or held-out")
         check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
-        place = _find() if folder is None else Path(folder).expanduser()
+        place = _find() if folder is None else expand_home(folder)
         prefix = _PREFIXES[split]
         self.name = f"fashion-mnist:{split}" if name is None else name
         images, images_path = _read_idx(place, f"{prefix}-images-idx3-ubyte", axes=3)
@@ -137,7 +138,7 @@ class FashionMNIST(Images):
 def _find() -> Path:
     """Return the first of the usual places that exists."""
     chosen = os.environ.get("AIMAMBA_DATA")
-    places = [Path(chosen).expanduser() / "fashion-mnist"] if chosen else []
+    places = [expand_home(chosen) / "fashion-mnist"] if chosen else []
     places.append(_DEBIAN)
     for place in places:
         if place.is_dir():

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from aimamba.data.transforms import to_rgb
 from aimamba.errors import DataError, suggest
+from aimamba.files import expand_home
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -60,7 +61,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         DataError: There is no such file or folder, or it cannot be listed.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if path.is_dir():
         return [path / name for name in list_images(path)]
     if not path.exists():

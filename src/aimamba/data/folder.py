@@ -18,6 +18,7 @@ from aimamba.data.images import Images
 from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, flip, random_crop, to_array, too_narrow
 from aimamba.errors import DataError, suggest
+from aimamba.files import expand_home
 
 Crop = Literal["center", "random"]
 
@@ -83,7 +84,7 @@ class ImageFolder(Images):
                 image is too small; too many files are broken; or the split holds no image.
         """
         _check_settings(size, split, crop, per_class=per_class, held_out=held_out, max_broken=max_broken)
-        self.root = Path(root).expanduser()
+        self.root = expand_home(root)
         self.name = str(root) if name is None else name
         self.size = size
         self._crop = crop

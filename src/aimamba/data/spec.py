@@ -24,6 +24,7 @@ from typing import Literal, NoReturn
 
 from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
+from aimamba.files import expand_home
 
 Kind = Literal["avatars", "fashion-mnist", "folder", "npz", "file"]
 
@@ -110,7 +111,7 @@ def parse_spec(text: str) -> ImageSpec:
     if name == "avatars":
         styles = None if rest is None else _names(rest)
         return ImageSpec(text=text, kind="avatars", size=side, which=styles, split=split, per_class=per_class)
-    files = Path(rest).expanduser() if rest else None
+    files = expand_home(rest) if rest else None
     return ImageSpec(text=text, kind="fashion-mnist", path=files, size=side, split=split, per_class=per_class)
 
 
@@ -131,7 +132,7 @@ def _existing(text: str) -> Path | None:
     """The path, if there is one and it can be looked up."""
     if not text:
         return None
-    path = Path(text).expanduser()
+    path = expand_home(text)
     try:
         return path if path.exists() else None
     except (OSError, ValueError):  # too long for a path, or with a zero byte
@@ -184,7 +185,7 @@ def _refuse(text: str, body: str) -> NoReturn:
     folder, _, size = body.rpartition("-")
     if size.isdecimal() and _existing(folder) is not None:
         raise DataError(f"{text}: a folder takes no -SIZE; give {folder} and --size {size}")
-    path = Path(body).expanduser()
+    path = expand_home(body)
     try:
         known = [entry.name for entry in path.parent.iterdir()]
     except (OSError, ValueError):  # no such folder, or none that can be listed

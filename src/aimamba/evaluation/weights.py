@@ -8,7 +8,7 @@ from urllib.error import URLError
 from tqdm import tqdm
 
 from aimamba.errors import CheckpointError
-from aimamba.files import cache_folder, write_atomically
+from aimamba.files import cache_folder, expand_home, write_atomically
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SHA256_START = "6726825d"
@@ -29,7 +29,7 @@ def inception_weights(source: str = "inception") -> tuple[Path, str]:
     Raises:
         CheckpointError: The file does not exist, cannot be downloaded, or is not the published one.
     """
-    path = cache_folder() / "weights" / URL.rpartition("/")[2] if source == "inception" else Path(source).expanduser()
+    path = cache_folder() / "weights" / URL.rpartition("/")[2] if source == "inception" else expand_home(source)
     if not path.is_file():
         if source != "inception":
             raise CheckpointError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from aimamba.documents import parse_toml
 from aimamba.errors import ConfigError, suggest
+from aimamba.files import expand_home
 from aimamba.train.toml import read_toml
 
 
@@ -38,13 +39,13 @@ class RecipeFiles(NamedTuple):
             ConfigError: The file does not exist or is not valid TOML.
         """
         if _is_path(name_or_path):
-            return read_toml(Path(name_or_path).expanduser())
+            return read_toml(expand_home(name_or_path))
         return parse_toml(self._packaged(name_or_path))
 
     def text(self, name_or_path: str) -> str:
         """Return the text of a file that ``read`` reads, with its comments; errors as there."""
         if _is_path(name_or_path):
-            path = Path(name_or_path).expanduser()
+            path = expand_home(name_or_path)
             read_toml(path)
             return path.read_text(encoding="utf-8")
         return self._packaged(name_or_path)

@@ -15,6 +15,7 @@ from aimamba.data.codes_meta import META_FILE
 from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
+from aimamba.files import expand_home
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
@@ -200,7 +201,7 @@ def _code_source(
     recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Callable[[str], None], progress: bool
 ) -> _CodeSource:
     """Find codes on disk (the recipe's own, or those that the run keeps in ``kept``), or images to encode."""
-    given = Path(recipe.data.source).expanduser()
+    given = expand_home(recipe.data.source)
     if (given / "train" / META_FILE).is_file():
         return _codes_on_disk(given, tokenizer)
     _check_size(recipe, tokenizer.config)
