@@ -7,6 +7,7 @@ import warnings
 from importlib.metadata import entry_points
 
 import pytest
+import torch
 
 import aimamba
 from aimamba.cli import COMMANDS, main
@@ -22,6 +23,7 @@ REFUSALS = [
             "sample, train, encode, evaluate, evaluate-tokenizer, study, reconstruct, info, convert",
         ],
     ),
+    (["help", "sampel"], ["unknown command 'sampel'", "did you mean 'sample'"]),
     (["--verbose"], ["unknown command '--verbose'", "expected one of"]),
     (["sample", "--modle", "x"], ["unknown option '--modle'", "did you mean '--model'", "aimamba sample --help"]),
     (["sample", "--model=x", "--clases=a"], ["unknown option '--clases'", "did you mean '--classes'"]),
@@ -52,6 +54,7 @@ def test_version(aimamba, option):
 def test_help_of_a_command(aimamba, command):
     status, out, err = aimamba(command, "--help")
     assert (status, err) == (0, "")
+    assert aimamba("help", command) == (0, out, "")
     assert out.startswith(f"usage: aimamba {command} ")
 
 
@@ -119,6 +122,27 @@ def raising(monkeypatch, error):
 def test_ctrl_c(aimamba, monkeypatch):
     raising(monkeypatch, KeyboardInterrupt())
     assert aimamba("info", "x") == (130, "", "aimamba: stopped\n")
+
+
+def test_ctrl_c_that_a_module_in_c_turned_into_another_error(aimamba, monkeypatch):
+    fault = ImportError("numpy.core.multiarray failed to import")
+    fault.__cause__ = KeyboardInterrupt()
+    raising(monkeypatch, fault)
+    assert aimamba("info", "x") == (130, "", "aimamba: stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (MemoryError(), ""),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), ""),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), " on CUDA"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), " on MPS"),
+    ],
+)
+def test_out_of_memory_is_one_line(refusal, monkeypatch, error, where):
+    raising(monkeypatch, error)
+    assert refusal("info", "x").startswith(f"out of memory{where}; use a smaller batch")
 
 
 def test_a_message_of_two_lines_becomes_one(refusal, monkeypatch):

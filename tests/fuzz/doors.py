@@ -47,6 +47,7 @@ _WORK = (  # where the work of a command begins
     "studies.run.run_study",
     "evaluation.run.evaluate",
     "evaluation.tokenizer.evaluate_tokenizer",
+    "pipeline.Pipeline.prepare",
     "pipeline.Pipeline.generate",
     "data.shards.encode_splits",
     "data.avatars.Avatars.image",

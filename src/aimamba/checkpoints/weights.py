@@ -105,9 +105,14 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn a failure to read ``path`` into a ``CheckpointError``."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; check the path")
+    if not path.is_file():  # a pipe would keep a reader waiting
+        raise CheckpointError(f"{path}: this is not a file; check the path")
     try:
+        path.open("rb").close()  # safetensors says that what it may not read is not there
         yield
     except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise CheckpointError(f"{path}: {error.strerror}; check the path and its permissions") from error
         size = path.stat().st_size
         raise CheckpointError(
             f"{path}: cannot be read ({size:,} bytes; empty, truncated or not a checkpoint); fetch or save it again"

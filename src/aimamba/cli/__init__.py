@@ -27,6 +27,8 @@ COMMANDS = {
     "convert": "convert an official checkpoint to an aimamba folder",
 }
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # as torch words it
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``aimamba``.
@@ -60,6 +62,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         _report(f"{place}{error.strerror}; check the path, its permissions and the space left")
         return 2
+    except Exception as error:
+        if _was_interrupted(error):
+            _report("stopped")
+            return 130
+        if _is_out_of_memory(error):
+            _report(f"out of memory{_device_of(error)}; use a smaller batch (--batch-size), image size or model")
+            return 2
+        raise
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: modules in C that it meets while they are imported make another one of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, numpy or torch, on any device, had no memory left."""
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # torch's, without importing it
+    said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or named or said
+
+
+def _device_of(error: Exception) -> str:
+    return next((f" on {name}" for name in ("CUDA", "MPS") if name in str(error)), "")
 
 
 def _print_anything() -> None:
@@ -70,7 +101,9 @@ def _print_anything() -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if argv and argv[0] == "help":
+        argv = [*argv[1:2], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return
     if argv[0] in ("-V", "--version"):
@@ -105,6 +138,6 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "'aimamba COMMAND --help' lists the options of a command.",
+            "'aimamba help COMMAND' lists the options of a command.",
         ]
     )

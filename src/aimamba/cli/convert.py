@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Read the checkpoint, check every key, and write the folder."""
     from aimamba.cli.output import output_folder, print_line
     from aimamba.devices import resolve_dtype
+    from aimamba.files import write_folder_atomically
     from aimamba.models import AiM, VQModel
     from aimamba.pipeline import Pipeline
 
@@ -33,15 +34,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out} is not empty, and a model among other files might not be found; give a new one")
     checkpoint = open_model(arguments.model)
     if checkpoint.parts == {"tokenizer"}:
-        VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained(out)
+        write_folder_atomically(out, VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained)
         print_line(f"tokenizer written to {out}")
     elif checkpoint.parts == {"generator"} and arguments.tokenizer is None:
-        AiM.from_pretrained(checkpoint, dtype=dtype).save_pretrained(out)
+        write_folder_atomically(out, AiM.from_pretrained(checkpoint, dtype=dtype).save_pretrained)
         print_line(f"generator without a tokenizer written to {out}; --tokenizer would make it a pipeline")
     else:
         pipeline = Pipeline.from_pretrained(
             checkpoint, tokenizer=arguments.tokenizer, dtype=dtype, foreign_tokenizer=arguments.foreign_tokenizer
         )
-        pipeline.save_pretrained(out)
+        write_folder_atomically(out, pipeline.save_pretrained)
         classes = pipeline.generator.config.num_classes
         print_line(f"pipeline of {pipeline.image_size} px and {classes} classes written to {out}")

@@ -1,23 +1,34 @@
 """Find image files, read their headers and decode them; every fault of a file is raised as a ``DataError``."""
 
 import os
+import re
 import stat
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from aimamba.data.transforms import to_rgb
 from aimamba.errors import DataError, suggest
 from aimamba.files import expand_home
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""Of the formats that every Pillow reads; ``readable_suffixes`` has those of this machine."""
+
+KINDS = "PNG, JPEG, WebP, BMP, GIF, TIFF, and AVIF and HEIC where they can be read"
 
 _HUGE = 1 << 26  # pixels, beyond which decoding at full size takes more than 512 MB
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_HEIC, _AVIF = frozenset({".heic", ".heif", ".hif"}), frozenset({".avif"})
+_OTHERS = frozenset({".jxl", ".jp2", ".svg", ".psd", ".tga", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
+_REMEDIES = {"HEIC": "pip install 'aimamba[heif]' reads it", "AVIF": "Pillow 11.3 or newer reads it"}
+_SHEET = re.compile(r"sheet(-page-\d+)?\.png")  # as aimamba calls the contact sheets that it writes beside images
 
 # What Pillow raises on damaged files.
 _UNREADABLE = (
@@ -47,7 +58,7 @@ def open_image(path: str | os.PathLike[str], *, least: int | None = None) -> Ima
     """
     try:
         _require_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=_formats()) as image:
             if least is not None and image.width * image.height > _HUGE:
                 image.draft("RGB", (least, least))
             return to_rgb(image)
@@ -78,10 +89,94 @@ def list_images(folder: Path) -> list[str]:
     Raises:
         DataError: A folder cannot be listed.
     """
+    return survey(folder)[0]
+
+
+def survey(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Return what ``list_images`` does, and the kinds of images that are left out, with their numbers.
+
+    Contact sheets that aimamba wrote are left out by their name, formats that cannot be read here by their suffix.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    found: list[str] = []
+    left_out: Counter[str] = Counter()
     try:
-        return list(_walk(folder, "", ()))
+        for path in _walk(folder, "", ()):
+            kind = _left_out_as(path.rpartition("/")[2])
+            if kind is not None:
+                left_out[kind] += 1
+            elif is_image_name(path.rpartition("/")[2]):
+                found.append(path)
     except OSError as error:
         raise DataError(_fault(error.filename or folder, error)) from error
+    return found, left_out
+
+
+def describe_left_out(left_out: Counter[str]) -> str:
+    """Return ``"3 files left out: 2 HEIC (how to read it), 1 broken"``; empty if there are none."""
+    if not (count := left_out.total()):
+        return ""
+    kinds = (
+        f"{number} {kind}" + (f" ({_REMEDIES[kind]})" if kind in _REMEDIES else "") for kind, number in left_out.items()
+    )
+    return f"{count} file{'s' if count > 1 else ''} left out: {', '.join(kinds)}"
+
+
+def check_class_folder(root: Path, name: str) -> None:
+    """Check that the name of a class folder is a text.
+
+    Raises:
+        DataError: It has bytes outside UTF-8, which no file of ours can record.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{root}: the name of the class folder {name!r} is not valid UTF-8; rename it") from error
+
+
+def check_no_loose_images(root: Path, loose: Sequence[str], classes: Sequence[str]) -> None:
+    """Check that no image lies beside class folders: it would have no class.
+
+    Raises:
+        DataError: There is one.
+    """
+    if loose and classes:
+        raise DataError(
+            f"{root}: {len(loose)} image{'s lie' if len(loose) > 1 else ' lies'} beside its {len(classes)} class "
+            f"folders (such as {loose[0]}): move them into one, into a folder for a class of their own, or out of "
+            f"there, or name the classes to take, as in {root}:{classes[0]}"
+        )
+
+
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """Return the suffixes of the image files that can be read on this machine."""
+    heic = _HEIC if find_spec("pillow_heif") is not None else frozenset()
+    return SUFFIXES | heic | (_AVIF if features.check("avif") else frozenset())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that can be read; the HEIC reader is loaded when it is there."""
+    formats: tuple[str, ...] = _FORMATS
+    if readable_suffixes() >= _HEIC:
+        import pillow_heif  # noqa: PLC0415 - an extra
+
+        pillow_heif.register_heif_opener()
+        formats += ("HEIF",)
+    return (*formats, "AVIF") if readable_suffixes() >= _AVIF else formats
+
+
+def _left_out_as(name: str) -> str | None:
+    """Return as what kind an image file is left out; None for one that is read, and for what is no image."""
+    if _SHEET.fullmatch(name):
+        return "contact sheet of aimamba's"
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in _HEIC | _AVIF | _OTHERS or suffix in readable_suffixes():
+        return None
+    return "HEIC" if suffix in _HEIC else suffix[1:].upper()
 
 
 def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DataError]:
@@ -99,8 +194,10 @@ def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DataError]:
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file's name is that of an image and not hidden."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    """Return whether a file's name is that of an image that can be read, not hidden, and not a contact sheet's."""
+    if name.startswith(".") or _SHEET.fullmatch(name):
+        return False
+    return os.path.splitext(name)[1].lower() in readable_suffixes()
 
 
 def suggest_sibling(path: Path) -> str:
@@ -118,14 +215,14 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
     for entry in visible:
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
-        elif is_image_name(entry.name):
+        else:
             yield f"{prefix}{entry.name}"
 
 
 def _read_size(path: Path) -> tuple[int, int] | DataError:
     try:
         _require_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=_formats()) as image:
             return image.size if min(image.size) > 0 else DataError(f"{path}: the image has no pixels")
     except _UNREADABLE as error:
         return DataError(_fault(path, error))
@@ -138,11 +235,21 @@ def _require_file(path: str | os.PathLike[str]) -> None:
         raise OSError("this is a pipe, socket or device, not a file: remove it")
 
 
+def _unknown_format(path: str | os.PathLike[str]) -> str:
+    """Say why a file is not opened; telephones give HEIC the suffix of JPEG, too."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    kind = {b"ftypavif": "AVIF", b"ftypavis": "AVIF"}.get(start[4:], "HEIC" if start[4:8] == b"ftyp" else "")
+    if kind and f".{kind.lower()}" not in readable_suffixes():
+        return f"this is {kind}, whatever its name says; {_REMEDIES[kind]}"
+    return "this is not an image in a known format"
+
+
 def _fault(path: str | os.PathLike[str], error: BaseException) -> str:
     """Describe in one line what is wrong with a file."""
     if isinstance(error, UnidentifiedImageError):
         empty = os.path.getsize(path) == 0
-        reason = "the file is empty (0 bytes)" if empty else "this is not an image in a known format"
+        reason = "the file is empty (0 bytes)" if empty else _unknown_format(path)
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror.lower()
     else:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,17 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from aimamba.config import check
-from aimamba.data.files import SUFFIXES, is_image_name, list_images, open_image, read_sizes, suggest_sibling
+from aimamba.data.files import (
+    KINDS,
+    check_class_folder,
+    check_no_loose_images,
+    describe_left_out,
+    is_image_name,
+    open_image,
+    read_sizes,
+    suggest_sibling,
+    survey,
+)
 from aimamba.data.images import Images
 from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, flip, random_crop, to_array, too_narrow
@@ -30,8 +41,9 @@ class BrokenImageWarning(UserWarning):
 class ImageFolder(Images):
     """Images in class sub-folders: ``root/cat/1.jpg``, ``root/dog/summer/7.png``.
 
-    Classes are the sub-folders in the order of their names. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF files are
-    found at any depth inside them; hidden files and folders are ignored. Opening reads every header, so unreadable and
+    Classes are the sub-folders in the order of their names. PNG, JPEG, WebP, BMP, GIF (first frame), TIFF and,
+    where they can be read, AVIF and HEIC files are found at any depth inside them; hidden files and folders, and
+    contact sheets that aimamba wrote (``sheet.png``), are ignored. Opening reads every header, so unreadable and
     too small files are found before training starts. A truncated file is found only when it is decoded: then a
     ``BrokenImageWarning`` names it and the next intact image of its class replaces it, the same one in every run.
 
@@ -91,7 +103,7 @@ class ImageFolder(Images):
         self._flip = flip
         self._strict = strict
         self.class_names = _class_names(self.root, classes)
-        names, labels = _find(self.root, self.class_names)
+        names, labels, self._left_out = _find(self.root, self.class_names)
         chosen = select(names, split, held_out)
         if per_class is not None:
             chosen = first_of_each(chosen, names, labels, per_class)
@@ -109,6 +121,11 @@ class ImageFolder(Images):
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.names)
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Kinds of files that are left out, with their numbers; ``broken`` counts those of this split found so far."""
+        return self._left_out + Counter(broken=len(self._broken))
 
     def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
         """Decode one image.
@@ -233,6 +250,9 @@ def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
     if not found:
         raise DataError(f"{root}: the folder is empty: a sub-folder with images is needed for each class")
     if wanted is None:
+        check_no_loose_images(root, loose, found)
+        for name in found:
+            check_class_folder(root, name)
         return tuple(found)
     if not wanted:
         raise DataError(f"{root}: no class is named; leave the colon out for all {len(found)}")
@@ -246,18 +266,20 @@ def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(wanted)
 
 
-def _find(root: Path, class_names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Relative paths and labels of all images, by class and then by path."""
+def _find(root: Path, class_names: Sequence[str]) -> tuple[list[str], list[int], Counter[str]]:
+    """Relative paths and labels of all images, by class and then by path, and what is left out."""
     names: list[str] = []
     labels: list[int] = []
+    left_out: Counter[str] = Counter()
     for label, class_name in enumerate(class_names):
-        found = list_images(root / class_name)
+        found, others = survey(root / class_name)
         if not found:
-            kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+            detail = f"; {describe_left_out(others)}" if others else ""
             raise DataError(
-                f"{root / class_name}: this class folder holds no images ({kinds}): add some, remove it, or name the "
-                f"classes to take, as in {root}:cats,dogs"
+                f"{root / class_name}: this class folder holds no images ({KINDS}){detail}: add some, remove it, or "
+                f"name the classes to take, as in {root}:cats,dogs"
             )
         names += [f"{class_name}/{name}" for name in found]
         labels += [label] * len(found)
-    return names, labels
+        left_out += others
+    return names, labels, left_out

@@ -1,6 +1,5 @@
 """The image files of a folder, to be measured or shown: every one of them, with or without classes."""
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +10,20 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from aimamba.config import check
-from aimamba.data.files import find_images, open_image, read_sizes
+from aimamba.data.files import (
+    KINDS,
+    check_class_folder,
+    check_no_loose_images,
+    describe_left_out,
+    open_image,
+    read_sizes,
+    survey,
+)
 from aimamba.data.images import Images
 from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.errors import DataError, suggest
 
-_SHEET = re.compile(r"sheet(-page-\d+)?\.png")  # the contact sheets that aimamba writes beside images
 _END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # JPEG, PNG
 _END = 4096  # bytes that are searched for them; some programs write more behind them
 _DECODED_AT_ONCE = 2  # the largest PNG takes 1.3 GB
@@ -66,12 +72,16 @@ class ImageFiles(Images):
         check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
         self.name = str(root) if name is None else name
         self._root = root
-        found = _list(root)
+        found, self.left_out = survey(root)
+        known = _classes(found)
+        if classes is None:
+            check_no_loose_images(root, [path for path in found if not _class_of(path)], known)
+        for class_name in known:
+            check_class_folder(root, class_name)
         self._names = _choose(root, found, split, classes, per_class)
         if not self._names:
-            raise DataError(
-                f"{self.name}: there are no images; give a folder of PNG, JPEG, WebP, BMP, GIF or TIFF files"
-            )
+            detail = f"; {describe_left_out(self.left_out)}" if self.left_out else ""
+            raise DataError(f"{self.name}: there are no images ({KINDS}){detail}; give another folder")
         self._remedy = "; --skip-broken leaves such files out" if skip_broken is False else ""
         self.broken: tuple[str, ...] = ()
         if skip_broken:
@@ -83,7 +93,7 @@ class ImageFiles(Images):
         self.class_names = ()
         self.labels = None
         if "" not in folders:
-            self.class_names = tuple(classes or _classes(found))
+            self.class_names = tuple(classes or known)
             self.labels = np.array([self.class_names.index(folder) for folder in folders], np.int64)
 
     def __len__(self) -> int:
@@ -186,11 +196,7 @@ def choose_files(
     Raises:
         DataError: There is no such class, or the folder cannot be read.
     """
-    return _choose(root, _list(root), split, classes, per_class)
-
-
-def _list(root: Path) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in find_images(root) if not _SHEET.fullmatch(path.name)]
+    return _choose(root, survey(root)[0], split, classes, per_class)
 
 
 def _choose(

@@ -1,17 +1,21 @@
 """Open a set of images by its name; see ``aimamba.data.spec`` for the names."""
 
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from aimamba.config import check
 from aimamba.data.avatars import AVATARS_PER_CLASS, STYLES, Avatars
 from aimamba.data.fashion_mnist import FashionMNIST
+from aimamba.data.files import describe_left_out
 from aimamba.data.folder import Crop, ImageFolder
 from aimamba.data.image_files import ImageFiles
 from aimamba.data.images import Images, ImageSet
 from aimamba.data.npz import NpzImages
 from aimamba.data.spec import ImageSpec, parse_spec
 from aimamba.data.splits import Split
-from aimamba.errors import DataError
+from aimamba.errors import DataError, printable
 
 __all__ = ["ImageSet", "Images", "Splits", "open_images", "open_source", "open_splits"]
 
@@ -123,7 +127,7 @@ def open_splits(
         upscale: As in ``open_images``, like the following; applied to each split.
         max_broken: As in ``open_images``.
         strict: As in ``open_images``.
-        progress: As in ``open_images``.
+        progress: As in ``open_images``; also print a line on stderr that says what a folder holds.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -152,6 +156,9 @@ def open_splits(
         strict=strict,
         progress=progress,
     )
+    if progress and isinstance(train, ImageFolder) and isinstance(held_out, ImageFolder):
+        left_out = train.left_out + Counter(broken=held_out.left_out["broken"])
+        _tell(f"{source}: {len(train):,} to train on, {len(held_out):,} held out", train.class_names, left_out)
     return Splits(train, held_out)
 
 
@@ -172,7 +179,7 @@ def open_source(
             name with a size must agree with it.
         default_size: The side where neither ``size`` nor the name has one.
         skip_broken: Leave out files of a folder that cannot be read, see ``ImageFiles``.
-        progress: Show a bar on stderr while avatars are drawn for the first time.
+        progress: Show a bar on stderr while avatars are drawn for the first time, and a line on what a folder holds.
 
     Raises:
         ConfigError: The size is below 1.
@@ -193,7 +200,7 @@ def open_source(
     assert spec.path is not None
     if spec.kind == "folder":
         pixels = spec.resolve_size(size, default=default_size)
-        return ImageFiles(
+        files = ImageFiles(
             spec.path,
             split,
             size=pixels,
@@ -203,6 +210,9 @@ def open_source(
             skip_broken=skip_broken,
             progress=progress,
         )
+        if progress:
+            _tell(f"{source}: {len(files):,} images", files.class_names, files.left_out)
+        return files
     if spec.kind == "file":
         raise DataError(f"{source}: expected a folder of images, an .npz file or a named set such as avatars-64:train")
     images = NpzImages(spec.path, name=source)
@@ -212,6 +222,13 @@ def open_source(
             f"{size}; leave --size out"
         )
     return images
+
+
+def _tell(what: str, class_names: Sequence[str], left_out: Counter[str]) -> None:
+    """Print in one line what a folder holds, and what was left out of it."""
+    classes = f"{len(class_names):,} class{'es' if len(class_names) != 1 else ''}" if class_names else "no classes"
+    line = ", ".join(part for part in (what, classes, describe_left_out(left_out)) if part)
+    print(printable(line), file=sys.stderr)
 
 
 def _avatar_size(spec: ImageSpec, size: int | None, default: int | None = None) -> int:
