@@ -26,7 +26,19 @@ POSITIONS = (32, 128, 255)
 STEP, WHOLE_STEP = "step", ("dual", "products", "modulation")  # a subject for what a usual step needs
 TRAINING = "training"  # a subject for the kernels of a training step
 STATE_POSITION = 128  # the state has one size at every position
-PRODUCTS = ((8192, 4), (8192, 8), (16384, 4), (16384, 8), (32768, 8))  # numbers and warps of a program
+PRODUCTS = ((4096, 4), (8192, 4), (8192, 8), (16384, 8), (16384, 16))  # numbers of a tile, and warps of a program
+FEW_ROWS = 8
+DUAL_LAYOUTS = {  # heads, tokens, warps and stages of a program, for few rows and for many
+    False: (
+        (1, 32, 4, 1), (1, 64, 4, 1), (1, 64, 8, 1), (1, 128, 8, 1), (1, 32, 4, 3), (1, 64, 4, 3), (1, 64, 8, 3),
+        (2, 32, 4, 1), (2, 64, 8, 1),
+    ),
+    True: (
+        (16, 8, 4, 3), (16, 8, 4, 1), (16, 4, 4, 1), (16, 4, 4, 4), (16, 8, 4, 2), (16, 8, 4, 4), (16, 16, 4, 2),
+        (16, 2, 4, 1), (16, 4, 4, 6), (8, 8, 2, 1), (8, 8, 2, 3), (8, 4, 2, 1), (8, 8, 4, 3), (16, 8, 8, 3),
+        (4, 16, 4, 1), (4, 16, 4, 3),
+    ),
+}  # fmt: skip
 DTYPE = torch.bfloat16
 _COPY_BYTES = 1 << 30
 
@@ -118,11 +130,7 @@ def mixing_launches(step: Step, form: Form, layout: Callable[..., Any]) -> list[
         return [None]
     if form == "state":
         return [layout(group, 1, warps, 1) for group in (1, 2) for warps in (4, 8)]
-    return [
-        layout(group, tokens, warps, 2)
-        for group, tokens, warps in itertools.product((1, 2, 4, 8, 16), (8, 16, 32, 64, 128), (4, 8))
-        if 8 <= group * tokens * step.model.config.head_width // (32 * warps) <= 64 and step.heads % group == 0
-    ]
+    return [layout(*launch) for launch in DUAL_LAYOUTS[step.rows > FEW_ROWS] if step.heads % launch[0] == 0]
 
 
 def time_modulation(step: Step) -> list[Piece]:
@@ -226,26 +234,26 @@ def _mixer_weights(step: Step) -> MixerWeights:
     return MixerWeights(
         narrow(channels, config.conv_width),
         narrow(channels),
+        torch.full((heads,), -9.0, device=step.device),  # so little decay that no replay forgets a token
         made(heads) - 4,
-        made(heads),
         made(heads),
         made(step.inner),
     )
 
 
 def _mixer_memory(step: Step, form: Form) -> list[Tensor]:
-    """Memory of one mixer; zeros cost as much as other values."""
+    """Memory of one mixer, full of tokens that no head has forgotten."""
     config, rows, heads = step.model.config, step.rows, step.heads
     made = functools.partial(torch.zeros, device=step.device)
     window = made(rows, config.conv_width, step.inner + 2 * config.state_size, dtype=DTYPE)
     if form == "state":
         return [window, made(rows, heads, config.head_width, config.state_size)]
-    capacity = config.num_tokens + 1
+    capacity = config.num_tokens
     return [
         window,
         made(rows, capacity, config.state_size, dtype=DTYPE),
         made(rows, heads, capacity, config.head_width, dtype=DTYPE),
-        made(rows, heads, capacity),
+        torch.ones(rows, heads, capacity, device=step.device),  # a token of weight 0 would not be read
     ]
 
 

@@ -66,7 +66,7 @@ def test_every_kernel_runs(timed, make_aim):
 def test_every_layout_runs(timed, make_aim, monkeypatch):
     every = step(make_aim, layouts=True)
     with monkeypatch.context() as few:  # the second has more heads than the model
-        few.setattr(kernels.itertools, "product", lambda *_: [(1, 16, 4), (2, 16, 4)])
+        few.setattr(kernels, "DUAL_LAYOUTS", dict.fromkeys((False, True), ((1, 16, 4, 1), (2, 16, 4, 1))))
         dual = kernels.time_mixing(every, "dual", [9])
     assert [piece["launch"]["heads"] for piece in dual] == [1]
     state = kernels.time_mixing(every, "state", [9])

@@ -43,23 +43,33 @@ def build(kernel, narrow, wide, sizes, numbers, launch):
     built = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     assert built.metadata.shared <= (227 if sys.argv[1] == "90" else 163) * 1024
     assert "cubin" in built.asm
-    print(kernel.__name__, "ld.local" in built.asm["ptx"])
+    print(kernel.__name__, "ld.local" in built.asm["ptx"], "griddepcontrol.wait" in built.asm["ptx"])
 
 narrow = "projected conv_weight conv_bias window B_cache x_cache gated"
-wide = "dt_bias A_log D norm_weight ssm dt_cache squares"
+wide = "dt_bias A_log D norm_weight ssm weight_cache squares"
 xl = {"H": 48, "P": 64, "N": 128, "TAPS": 4}
+xl["OVERLAP"] = sys.argv[1] == "90"
 build(mixer._state_kernel, narrow, wide, xl | {"GROUP": mixer.STATE.heads}, {}, mixer.STATE)
 for launch in mixer.DUAL.values():
-    sizes = xl | {"GROUP": launch.heads, "BLOCK": launch.tokens}
-    build(mixer._dual_kernel, narrow, wide, sizes, {"capacity": "i32"}, launch)
-numbers = dict.fromkeys("shift_stride scale_stride gate_stride parts inner outputs".split(), "i32") | {"eps": "fp32"}
+    sizes = xl | {"GROUP": launch.heads, "TOKENS": launch.tokens, "STAGES": launch.stages}
+    sizes |= {"EARLY": launch.heads <= 4}
+    sizes["ADD"] = 32 * launch.warps * 16 <= launch.heads * 64 * 2
+    build(mixer._dual_kernel, narrow, wide, sizes, {"capacity": "i32:16"}, launch)
+counts = "shift_stride scale_stride gate_stride parts inner outputs span".split()
+numbers = dict.fromkeys(counts, "i32") | {"eps": "fp32"}
 narrow, wide = "shift scale mixed gate hidden weight x y", "residual norm_weight final_weight squares new_residual"
 sizes = {"D": 1536, "ADD": True, "DIVIDE": True, "PARTS": 64}
 launch = norms.DEFAULT
+sizes["OVERLAP"] = xl["OVERLAP"]
 build(norms._kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True}, numbers, launch)
-sizes |= {"ROWS": 2, "WIDE": 2048, "BLOCK": products.DEFAULT.numbers // 2048}
+
+def tiles(outputs, inputs):
+    division = products.divide(torch.empty(outputs, inputs, device="meta"), products.DEFAULT)
+    return {name.upper(): getattr(division, name) for name in ("block", "tiles", "parts", "lanes")}
+
+sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536)
 build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
-sizes = {"D": 3072, "ROWS": 2, "WIDE": 4096, "BLOCK": products.DEFAULT.numbers // 4096}
+sizes = {"D": 3072, "ROWS": 2, "OVERLAP": xl["OVERLAP"]} | tiles(1536, 3072)
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
 numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "unconditional_rows": "*i64", "tokens": "*i64"}
@@ -131,5 +141,7 @@ def test_kernels_compile(tmp_path, capability):
     names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]
     names += ["_steps_kernel", "_steps_backward_kernel", *["_forward_kernel", "_backward_kernel"] * 3, "_sum_kernel"]
     names += ["_kernel"]
-    assert [name for name, _ in built] == names
-    assert {local for _, local in built} == {"False"}, "no kernel keeps its numbers in memory"
+    assert [name for name, *_ in built] == names
+    assert {local for _, local, _ in built} == {"False"}, "no kernel keeps its numbers in memory"
+    overlapping = [True] * 7 if capability >= 90 else [False] * 7
+    assert [waits == "True" for *_, waits in built] == overlapping + [False] * (len(names) - 7), "steps overlap"

@@ -1,4 +1,10 @@
-"""Whether Triton kernels can be used here. The kernels are in the ``triton`` folder of each operation."""
+"""Whether Triton kernels can be used here, and how. The kernels are in the ``triton`` folder of each operation."""
+
+import functools
+import os
+
+import torch
+from torch import Tensor
 
 _OLDEST = (3, 5)  # 3.4 fails to compile a cumulative sum that is shorter than a program has threads
 
@@ -16,3 +22,29 @@ def unsupported() -> str | None:
 
 # What torch.compiler.assume_constant_result does; calling that would import the compiler, which takes seconds.
 unsupported._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _device_overlaps(device: torch.device) -> bool:
+    """Whether the device can start a kernel before the previous one ends: NVIDIA's, from Hopper on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def overlap_options(tensor: Tensor, wanted: bool) -> dict[str, bool]:
+    """Return the launch options of a kernel that starts before its predecessor ends, or none where that cannot be.
+
+    The kernel must call ``gdc_wait`` before it reads what a predecessor may have written and before it writes anything,
+    and ``gdc_launch_dependents`` only after that. Then no more than two kernels overlap, and what is written is ordered
+    as without overlap.
+    """
+    if not wanted or tensor.device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return {}
+    return {"launch_pdl": True} if _device_overlaps(tensor.device) else {}
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Return how many programs the device runs side by side at least; a CPU is counted as a large device."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count

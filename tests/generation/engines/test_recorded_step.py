@@ -1,5 +1,6 @@
 """The step for recordings computes what ``AiM.step`` computes."""
 
+import importlib.util
 import itertools
 import sys
 import types
@@ -7,10 +8,17 @@ import types
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aimamba import Pipeline
 from aimamba.generation import SamplingConfig, generate
-from aimamba.generation.engines.recorded_step import RecordedStep, bytes_per_row, choose_form, unsupported
+from aimamba.generation.engines.recorded_step import (
+    RecordedStep,
+    bytes_per_row,
+    choose_form,
+    triton_operators,
+    unsupported,
+)
 from aimamba.models import AIM_PRESETS, AiM
 
 VARIANTS = [
@@ -32,7 +40,7 @@ def named(variant):
 def spoil(memory):
     """Fill with NaN what a step must not look at."""
     for name, tensor in memory.items():
-        if name.split(".")[-1] in ("window", "ssm", "B", "x", "dt"):
+        if name.split(".")[-1] in ("window", "ssm", "B", "x", "weights"):
             tensor.fill_(torch.nan)
 
 
@@ -133,8 +141,64 @@ def test_published_sizes_take_the_dual_form(preset):
         assert choose_form(model.to(torch.bfloat16)) == "dual"
         step = RecordedStep(model)
         memory = step.new_memory(2)
-    cached = sum(tensor[0].nbytes for name, tensor in memory.items() if name.split(".")[-1] in ("B", "x", "dt"))
-    assert cached == model.config.num_blocks * bytes_per_row(model, "dual", model.config.num_tokens)
+    cached = {name: tensor[0].nbytes for name, tensor in memory.items() if name.split(".")[-1] in ("B", "x", "weights")}
+    moved = sum(cached.values()) + sum(size for name, size in cached.items() if name.endswith("weights"))
+    assert moved == model.config.num_blocks * bytes_per_row(model, "dual", model.config.num_tokens - 1)
+
+
+class Launched:
+    """Stands for a kernel and notes the tensors that it would be launched on."""
+
+    def __init__(self, launches):
+        self.launches = launches
+
+    def __getitem__(self, grid):
+        return lambda *given, **_: self.launches.append([each for each in given if isinstance(each, torch.Tensor)])
+
+
+class Computing(TorchDispatchMode):
+    """Counts the operations of torch that would launch a kernel: those that do more than to allocate or to view."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        made = operation._schema.name.startswith(("aten::empty", "aten::new_empty"))
+        self.count += not made and not operation.is_view
+        return operation(*arguments, **(options or {}))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@torch.no_grad()
+def test_a_block_is_three_launches_and_reads_its_weights_once(make_aim, monkeypatch):
+    from aimamba.ops.linear.triton import linear as products
+    from aimamba.ops.mixer.triton import step as mixing
+    from aimamba.ops.norm.triton import residual as norms
+
+    launches = []
+    for module, name in [
+        (products, "_linear_kernel"), (products, "_residual_kernel"), (mixing, "_dual_kernel"), (norms, "_kernel"),
+    ]:  # fmt: skip
+        monkeypatch.setattr(module, name, Launched(launches))
+    found = {}
+    for blocks in (2, 3):
+        model = make_aim(num_blocks=blocks, num_tokens=16)
+        step = RecordedStep(model, triton_operators(), form="dual")
+        memory = step.new_memory(2)
+        step.begin(torch.tensor([0, 1]), memory, all_begin=True)
+        launches.clear()
+        with Computing() as computing:
+            step(torch.tensor([0, 1]), memory, places=0)
+        found[blocks] = len(launches), computing.count
+        given = [tensor.data_ptr() for launch in launches for tensor in launch]
+        weights = [weight for block in model.blocks for weight in block.mixer.parameters()]
+        assert all(given.count(weight.data_ptr()) == 1 for weight in weights)
+        caches = [tensor for name, tensor in memory.items() if name.split(".")[-1] in ("B", "x", "weights")]
+        assert all(given.count(cache.data_ptr()) == 1 for cache in caches)
+    launched, computed = (more - fewer for more, fewer in zip(found[3], found[2], strict=True))
+    assert launched == 3
+    assert computed == 0
 
 
 def test_long_sequences_take_the_state_form(make_aim):

@@ -48,3 +48,29 @@ def test_residual_linear(normal, given, rows, dtype):
     launch = products.Launch(128, 4)
     found = products.residual_linear_step(residual, norm_weight, shift, scale, weight, **options, launch=launch)
     assert_close(found, expected, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_programs_with_several_tiles(normal, rows, monkeypatch):
+    """On a device of two multiprocessors the last tile is not full, and the last program has fewer outputs."""
+    monkeypatch.setattr(products, "processors", lambda _: 2)
+    launch, weight = products.Launch(32, 4), normal(19, WIDTH)
+    division = products.divide(weight, launch)
+    assert (division.programs, division.span, division.block, division.tiles) == (2, 10, 4, 3)
+    residual, norm_weight, (shift, scale) = normal(rows, WIDTH), normal(WIDTH), normal(2, rows, WIDTH)
+    expected = plain.residual_linear_step(residual.clone(), norm_weight, shift, scale, weight)
+    found = products.residual_linear_step(residual, norm_weight, shift, scale, weight, launch=launch)
+    assert_close(found, expected, **CLOSE[torch.float32])
+    assert_close(products.linear(residual, weight, launch=launch), linear(residual, weight), **CLOSE[torch.float32])
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(16384, 768), (16384, 1536), (4384, 1024), (6448, 1536), (1536, 3072)])
+def test_published_products_are_divided_evenly(outputs, inputs, monkeypatch):
+    """Every output has a program, tiles fit into the registers, and no program waits for many others to end."""
+    monkeypatch.setattr(products, "processors", lambda _: 132)
+    weight = torch.empty(outputs, inputs, device="meta")
+    division = products.divide(weight, products.DEFAULT)
+    assert (division.programs - 1) * division.span < outputs <= division.programs * division.span
+    assert division.span <= division.tiles * division.block < division.span + division.block
+    assert division.block * division.parts * division.lanes <= 64 * 32 * products.DEFAULT.warps * 2
+    assert division.programs <= 132 * -(-division.programs // 132) <= 2 * 132

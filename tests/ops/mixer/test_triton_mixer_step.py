@@ -47,7 +47,7 @@ def make_memory(form, dtype, device):
     else:
         shapes["B"] = dtype, (ROWS, TOKENS, STATES)
         shapes["x"] = dtype, (ROWS, HEADS, TOKENS, WIDTH)
-        shapes["dt"] = torch.float32, (ROWS, HEADS, TOKENS)
+        shapes["weights"] = torch.float32, (ROWS, HEADS, TOKENS)
     return [torch.full(shape, torch.nan, dtype=each, device=device) for each, shape in shapes.values()]
 
 

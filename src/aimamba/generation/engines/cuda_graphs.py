@@ -53,15 +53,17 @@ class CudaGraphEngine(RecordedEngine):
         model: The generator, in evaluation mode, in float32 or bfloat16. Its weights may change in place.
         form: Form of SSD; by default the one that moves fewer bytes per image.
         kept: Number of batch sizes whose graphs and memories are kept.
+        overlap: Let a kernel start while the one before it still runs, where the device can.
 
     Raises:
         ConfigError: The engine does not support the model, see ``unsupported``.
     """
 
-    def __init__(self, model: AiM, *, form: Form | None = None, kept: int = 4) -> None:
+    def __init__(self, model: AiM, *, form: Form | None = None, kept: int = 4, overlap: bool = True) -> None:
         if reason := unsupported(model):
             raise ConfigError(f"engine 'cuda-graphs' cannot decode this model: {reason}; choose the engine 'plain'")
-        super().__init__(RecordedStep(model, triton_operators(), form=form), capture, kept=kept)
+        step = RecordedStep(model, triton_operators(overlap=overlap), form=form)
+        super().__init__(step, capture, kept=kept)
 
     def step(self, inputs: Int[Tensor, " b"], state: RecordedState) -> Float[Tensor, "b v"]:
         """See ``RecordedEngine.step``."""

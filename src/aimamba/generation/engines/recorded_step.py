@@ -8,6 +8,7 @@ Shape letters: B rows, D width, N blocks, V vocabulary, T tokens that a cache ho
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ Memory = dict[str, Tensor]
 
 Form = Literal["state", "dual"]
 
+_SLOTS_STEP = 16  # caches of the dual form hold a multiple of so many tokens
 _PLACES_STEP = 64  # attention reads a multiple of so many cache entries, so that few recordings serve all positions
 
 
@@ -54,19 +56,23 @@ def unsupported(model: AiM) -> str | None:
     return triton_kernels.unsupported()
 
 
-def triton_operators() -> Operators:
-    """Return the functions as Triton kernels, for models that are not ``unsupported``."""
+def triton_operators(*, overlap: bool = True) -> Operators:
+    """Return the functions as Triton kernels, for models that are not ``unsupported``.
+
+    With ``overlap`` a kernel starts while the one before it still runs, where the device can, and reads its weights and
+    caches. That is safe in a step, because none of them is written there before the kernel that reads it.
+    """
     from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - imports Triton
     from aimamba.ops.mixer.triton import step as mixer  # noqa: PLC0415
     from aimamba.ops.norm.triton import residual as norms  # noqa: PLC0415
     from aimamba.ops.sampling.triton import logits as sampling  # noqa: PLC0415
 
     return Operators(
-        mixer.state_mixer_step,
-        mixer.dual_mixer_step,
-        norms.residual_norm_step,
-        products.residual_linear_step,
-        products.linear,
+        partial(mixer.state_mixer_step, overlap=overlap),
+        partial(mixer.dual_mixer_step, overlap=overlap),
+        partial(norms.residual_norm_step, overlap=overlap),
+        partial(products.residual_linear_step, overlap=overlap),
+        partial(products.linear, overlap=overlap),
         sampling.guided_sample,
     )
 
@@ -77,7 +83,8 @@ def bytes_per_row(model: AiM, form: Form, tokens: int) -> int:
     inner = config.width * config.expand
     if form == "state":
         return 2 * 4 * inner * config.state_size
-    return (tokens + 1) * (narrow * (inner + config.state_size) + 4 * inner // config.head_width)
+    # A token's weight decays in place, so it is read and written.
+    return (tokens + 1) * (narrow * (inner + config.state_size) + 2 * 4 * inner // config.head_width)
 
 
 def choose_form(model: AiM) -> Form:
@@ -126,10 +133,12 @@ class RecordedStep:
         memory = {"window": weight.new_empty(rows, weight.shape[1], weight.shape[0])}
         if self.form == "state":
             return memory | {"ssm": weight.new_empty(rows, heads, head_width, states, dtype=wide)}
+        # Every head's weights begin at a multiple of 64 bytes, so that a thread loads several at once.
+        slots = -(-self.model.config.num_tokens // _SLOTS_STEP) * _SLOTS_STEP
         return memory | {
-            "B": weight.new_empty(rows, self.capacity, states),
-            "x": weight.new_empty(rows, heads, self.capacity, head_width),
-            "dt": weight.new_empty(rows, heads, self.capacity, dtype=wide),
+            "B": weight.new_empty(rows, slots, states),
+            "x": weight.new_empty(rows, heads, slots, head_width),
+            "weights": weight.new_empty(rows, heads, slots, dtype=wide),
         }
 
     def begin(self, inputs: Int[Tensor, " b"], memory: Memory, *, all_begin: bool) -> None:
@@ -207,5 +216,5 @@ class RecordedStep:
         if self.form == "state":
             caches = [memory[f"{index}.{name}"] for name in ("window", "ssm")]
             return self.operators.state_mixer_step(projected, weights, *caches, position)
-        caches = [memory[f"{index}.{name}"] for name in ("window", "B", "x", "dt")]
+        caches = [memory[f"{index}.{name}"] for name in ("window", "B", "x", "weights")]
         return self.operators.dual_mixer_step(projected, weights, *caches, position)

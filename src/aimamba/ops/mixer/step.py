@@ -10,7 +10,8 @@ SSD has two forms of a step (Dao and Gu, arXiv 2405.21060, section 5). With a_u 
     state    h_t = a_t h_{t-1} + dt_t x_t B_t^T,   y_t = h_t C_t
     dual     y_t = sum over s <= t of (C_t . B_s) (a_{s+1} ... a_t) dt_s x_s
 
-The first reads and writes a state of H P N numbers, the second reads t tokens of N + H P + H numbers and writes one.
+The first reads and writes a state of H P N numbers. The second reads t tokens of N + H P + H numbers; it writes one
+token, and the H weights ``(a_{s+1} ... a_t) dt_s`` of every token, which decay in place by a_t in each step.
 
 Shape letters: B rows, E = H P inner width, H heads, P head width, N state size, C = E + 2 N convolved channels, K taps,
 T tokens that a cache holds, F = E + C + H projected features, G partial sums.
@@ -100,28 +101,28 @@ def dual_mixer_step(
     window: Float[Tensor, "b k c"],
     B_cache: Float[Tensor, "b t n"],
     x_cache: Float[Tensor, "b h t p"],
-    dt_cache: Float[Tensor, "b h t"],
+    weight_cache: Float[Tensor, "b h t"],
     position: Int[Tensor, " b"],
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
     """Convolve, apply the SSD in its dual form, add the skip and gate.
 
-    Takes and returns what ``state_mixer_step`` does, with caches of B, x and dt instead of the state. The token at
-    position p is in slot p of the caches, so positions must be below T; slots behind a row's position are not read.
-    ``dt_cache`` is float32 or wider. The other caches may be narrower: only B and x themselves are rounded.
+    Takes and returns what ``state_mixer_step`` does, with caches of B, x and the tokens' weights instead of the state.
+    The token at position p is in slot p of the caches, so positions must be below T; slots behind a row's position are
+    not read. ``weight_cache`` is float32 or wider: a token enters it with its dt, and decays by ``exp(dt A)`` of each
+    later token. The other caches may be narrower: only B and x themselves are rounded.
     """
     token = _convolve(projected, weights, window, position)
     rows = torch.arange(len(projected), device=projected.device)
     dtype = token.x.dtype
     B_cache[rows, position] = token.B.to(B_cache.dtype)
     x_cache[rows, :, position] = token.x.to(x_cache.dtype)
-    dt_cache[rows, :, position] = token.dt.to(dt_cache.dtype)
     slot = torch.arange(B_cache.shape[1], device=projected.device)
+    past = (slot < position[:, None])[:, None]  # (B, 1, T)
+    weight_cache.copy_(torch.where(past, weight_cache * torch.exp(token.dt * token.A)[..., None], weight_cache))
+    weight_cache[rows, :, position] = token.dt.to(weight_cache.dtype)
     future = slot > position[:, None]  # (B, T)
-    past = future.logical_not()[:, None]
-    log_decay = (dt_cache.to(dtype) * token.A[:, None]).where(past, 0.0)  # (B, H, T)
-    after = log_decay.flip(-1).cumsum(dim=-1).flip(-1) - log_decay  # of all tokens after each one
     similarity = (B_cache.to(dtype) @ token.C[..., None]).squeeze(-1)  # (B, T)
-    weight = (similarity[:, None] * after.exp() * dt_cache.to(dtype)).where(past, 0.0)  # (B, H, T)
+    weight = (similarity[:, None] * weight_cache.to(dtype)).masked_fill(future[:, None], 0.0)  # (B, H, T)
     values = x_cache.to(dtype).masked_fill(future[:, None, :, None], 0.0)
     y = (weight[:, :, None] @ values).squeeze(2)  # (B, H, P)
     return _gate(y, token, projected, weights)

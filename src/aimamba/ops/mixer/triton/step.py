@@ -4,6 +4,9 @@ A program handles one row and a few heads. Each program computes B and C of its 
 read from the level-2 cache), which is cheaper than a separate kernel. Programs of one row read the same inputs and
 write disjoint parts, so their order does not matter. There are no atomic additions: results are the same in every run.
 
+With ``overlap`` a kernel starts while the one before it still runs (programmatic dependent launch). Until it waits for
+that one, it reads only what no kernel of the same step writes: weights, positions, and the tokens before this one.
+
 Shape letters: see ``aimamba.ops.mixer.step``; heads come in G groups a row.
 """
 
@@ -17,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.ops.mixer.weights import MixerWeights
+from aimamba.ops.triton import overlap_options
 
 
 class Launch(NamedTuple):
@@ -26,7 +30,8 @@ class Launch(NamedTuple):
         heads: Maximum number of heads of a program, a power of two; fewer if it does not divide the model's heads.
         tokens: Cached tokens that a program reads at once, a power of two; unused in the state form.
         warps: Warps of a program.
-        stages: Pipeline stages of the loop over tokens.
+        stages: With 1, the next tokens are read into registers while the present ones are added. With more, so many
+            blocks of tokens are on their way into shared memory.
     """
 
     heads: int
@@ -35,18 +40,20 @@ class Launch(NamedTuple):
     stages: int
 
 
-# A log decay below which nothing of a token is left: e^-30 = 1e-13, where float32 resolves 6e-8.
-FORGOTTEN = tl.constexpr(-30.0)
+# A token whose weight is below this share of the present token's is forgotten for good: float32 resolves 6e-8.
+FORGOTTEN = tl.constexpr(1e-13)
 
-# Chosen by the instructions and registers of the compiled code, not yet by measurement. With few rows the time of one
-# program matters, so programs are small and many. With many rows the number of instructions matters, so several heads
-# share one load of B.
+# With few rows the time of one program matters, so programs are small and many. With many rows the bytes matter: 16
+# heads share one load of B, and two blocks of 16 KiB are on their way while a third is added up. With at most 168
+# registers three programs run on a multiprocessor.
 STATE = Launch(heads=1, tokens=1, warps=8, stages=1)
 DUAL: dict[int, Launch] = {  # by the maximum number of rows
-    8: Launch(heads=1, tokens=64, warps=8, stages=2),
-    32: Launch(heads=4, tokens=16, warps=4, stages=2),
-    2**31: Launch(heads=8, tokens=16, warps=4, stages=2),
+    8: Launch(heads=1, tokens=64, warps=8, stages=1),
+    32: Launch(heads=4, tokens=16, warps=4, stages=1),
+    2**31: Launch(heads=16, tokens=8, warps=4, stages=3),
 }
+_VECTOR = 16  # bytes of the widest load
+_EARLY = 256  # up to so many channels, a program reads what it needs last before the loop over tokens, not after it
 
 
 @triton.jit
@@ -67,56 +74,88 @@ def _softplus(x):
 
 @triton.jit
 @no_type_check
-def _convolve(new_row, window_row, conv_weight, conv_bias, channel, position, TAPS: tl.constexpr, C: tl.constexpr):
-    """Convolve some channels of one row's token; return the result and the input. ``window_row`` is a ring."""
-    new = tl.load(new_row + channel)
+def _history(window_row, conv_weight, conv_bias, channel, position, TAPS: tl.constexpr, C: tl.constexpr):
+    """Return what earlier tokens add to some channels' convolution, and the newest tap. ``window_row`` is a ring."""
     sums = tl.load(conv_bias + channel).to(tl.float32)
-    sums += new.to(tl.float32) * tl.load(conv_weight + channel * TAPS + TAPS - 1).to(tl.float32)
     for age in tl.static_range(1, TAPS):
         slot = (position + TAPS - age) % TAPS
         earlier = tl.load(window_row + slot * C + channel, mask=position >= age, other=0.0)
         sums += earlier.to(tl.float32) * tl.load(conv_weight + channel * TAPS + TAPS - 1 - age).to(tl.float32)
-    return _silu(sums), new
+    return sums, tl.load(conv_weight + channel * TAPS + TAPS - 1).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def _prepare(
+    window, conv_weight, conv_bias, dt_bias, A_log, row, group, position,
+    H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Read what does not depend on the projection of the present token."""
+    E: tl.constexpr = H * P
+    C: tl.constexpr = E + 2 * N
+    own = group * GROUP * P + tl.arange(0, GROUP * P)
+    window_row = window + row * TAPS * C
+    history, tap = _history(window_row, conv_weight, conv_bias, own, position, TAPS, C)
+    shared = E + tl.arange(0, 2 * N)  # B, then C
+    shared_history, shared_tap = _history(window_row, conv_weight, conv_bias, shared, position, TAPS, C)
+    head = group * GROUP + tl.arange(0, GROUP)
+    bias = tl.load(dt_bias + head).to(tl.float32)
+    A = -tl.exp(tl.load(A_log + head).to(tl.float32))
+    return history, tap, shared_history, shared_tap, bias, A
+
+
+@triton.jit
+@no_type_check
+def _scales(D, norm_weight, group, P: tl.constexpr, GROUP: tl.constexpr):
+    """Read the weights of the skip and of the norm, (GROUP P,)."""
+    own = group * GROUP * P + tl.arange(0, GROUP * P)
+    return tl.load(D + own // P).to(tl.float32), tl.load(norm_weight + own)
+
+
+@triton.jit
+@no_type_check
+def _read_gate(projected, row, group, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
+    """Read z, (GROUP P,)."""
+    z_row = projected + row * (2 * H * P + 2 * N + H)
+    return tl.load(z_row + group * GROUP * P + tl.arange(0, GROUP * P)).to(tl.float32)
 
 
 @triton.jit
 @no_type_check
 def _token(
-    projected, window, conv_weight, conv_bias, dt_bias, A_log, row, group, position,
+    projected, window, history, tap, shared_history, shared_tap, bias, row, group, position,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Return one row's token for the heads of a group: x (GROUP P,), B, C, dt, A. Write its input into the window."""
+    """Return one row's token for the heads of a group: x (GROUP P,), B, C, dt. Write its input into the window."""
     E: tl.constexpr = H * P
     C: tl.constexpr = E + 2 * N
     own = group * GROUP * P + tl.arange(0, GROUP * P)
-    shared = E + tl.arange(0, 2 * N)  # B, then C
-    new_row = projected + row * (E + C + H) + E
-    window_row = window + row * TAPS * C
-    slot = window_row + (position % TAPS) * C
-    x, new = _convolve(new_row, window_row, conv_weight, conv_bias, own, position, TAPS, C)
-    tl.store(slot + own, new)
-    both, new = _convolve(new_row, window_row, conv_weight, conv_bias, shared, position, TAPS, C)
-    tl.store(slot + shared, new, mask=group == 0)
-    b, c = tl.split(tl.trans(tl.reshape(both, (2, N))))
+    shared = E + tl.arange(0, 2 * N)
     head = group * GROUP + tl.arange(0, GROUP)
-    dt = _softplus(tl.load(new_row + C + head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32))
-    A = -tl.exp(tl.load(A_log + head).to(tl.float32))
-    return x, b, c, dt, A
+    new_row = projected + row * (E + C + H) + E
+    new = tl.load(new_row + own)
+    new_shared = tl.load(new_row + shared)
+    new_dt = tl.load(new_row + C + head).to(tl.float32)
+    slot = window + row * TAPS * C + (position % TAPS) * C
+    tl.store(slot + own, new)
+    tl.store(slot + shared, new_shared, mask=group == 0)
+    x = _silu(history + new.to(tl.float32) * tap)
+    both = _silu(shared_history + new_shared.to(tl.float32) * shared_tap)
+    b, c = tl.split(tl.trans(tl.reshape(both, (2, N))))
+    return x, b, c, _softplus(new_dt + bias)
 
 
 @triton.jit
 @no_type_check
 def _finish(
-    y, x, projected, D, norm_weight, gated, squares, row, group,
-    H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr,
+    y, x, z, skip, norm, gated, squares, row, group,
+    H: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Add the skip, gate and apply the norm's scale; y is (GROUP, P), x is (GROUP P,)."""
-    E: tl.constexpr = H * P
+    """Add the skip, gate and apply the norm's scale; y is (GROUP, P), the others are (GROUP P,)."""
     own = group * GROUP * P + tl.arange(0, GROUP * P)
-    z = tl.load(projected + row * (2 * E + 2 * N + H) + own).to(tl.float32)
-    y = (tl.reshape(y, (GROUP * P,)) + tl.load(D + own // P).to(tl.float32) * x) * _silu(z)
+    y = (tl.reshape(y, (GROUP * P,)) + skip * x) * _silu(z)
     tl.store(squares + row * (H // GROUP) + group, tl.sum(y * y, axis=0))
-    tl.store(gated + row * E + own, (y * tl.load(norm_weight + own)).to(gated.dtype.element_ty))
+    tl.store(gated + row * H * P + own, (y * norm).to(gated.dtype.element_ty))
 
 
 @triton.jit
@@ -124,73 +163,133 @@ def _finish(
 def _state_kernel(
     projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, window, ssm, positions, gated, squares,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     position = tl.load(positions + row).to(tl.int32)
-    x, b, c, dt, A = _token(
-        projected, window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
-    )
     head = group * GROUP + tl.arange(0, GROUP)
     channel = head[:, None] * P + tl.arange(0, P)[None, :]
     cell = (ssm + row * H * P * N) + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
     state = tl.load(cell, mask=position > 0, other=0.0)
+    history, tap, shared_history, shared_tap, bias, A = _prepare(
+        window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
+    )
+    skip, norm = _scales(D, norm_weight, group, P, GROUP)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    z = _read_gate(projected, row, group, H, P, N, GROUP)
+    x, b, c, dt = _token(
+        projected, window, history, tap, shared_history, shared_tap, bias, row, group, position, H, P, N, TAPS, GROUP
+    )
     update = dt[:, None] * tl.reshape(x, (GROUP, P))
     state = state * tl.exp(dt * A)[:, None, None] + update[:, :, None] * b[None, None, :]
     tl.store(cell, state)
     y = tl.sum(state * c[None, None, :], axis=2)
-    _finish(y, x, projected, D, norm_weight, gated, squares, row, group, H, P, N, GROUP)
+    _finish(y, x, z, skip, norm, gated, squares, row, group, H, P, GROUP)
+
+
+@triton.jit
+@no_type_check
+def _read_keys(B_row, weight_rows, slot, position, N: tl.constexpr):
+    """Return B of some tokens, (TOKENS, N), and their weights, (TOKENS, GROUP); zeros from ``position`` on."""
+    known = (slot < position)[:, None]
+    keys = tl.load(B_row + slot[:, None] * N + tl.arange(0, N)[None, :], mask=known, other=0.0)
+    return keys, tl.load(weight_rows[None, :] + slot[:, None], mask=known, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _read_values(x_rows, slot, weights, P: tl.constexpr):
+    """Return x of some tokens, (TOKENS, GROUP, P). Tokens that a head has forgotten, or not seen, are not read."""
+    pointer = x_rows[None, :, None] + slot[:, None, None] * P + tl.arange(0, P)[None, None, :]
+    # Nothing follows from this but the order of the axes: neighbouring threads take neighbouring heads, and a thread
+    # takes several tokens. Triton 3.6 would do it the other way round, and then threads exchange sums in the loop.
+    pointer = tl.max_contiguous(pointer, (1, 2, P))
+    return tl.load(pointer, mask=(weights > 0)[:, :, None], other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+@no_type_check
+def _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, A, ADD: tl.constexpr):
+    """Let the weights of some tokens decay, store them, and add what the tokens contribute to y."""
+    weights_now = weights * tl.exp(dt * A)[None, :]
+    weights_now = tl.where(weights_now < dt[None, :] * FORGOTTEN, 0.0, weights_now)
+    tl.store(weight_rows[None, :] + slot[:, None], weights_now, mask=weights > 0)
+    similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (TOKENS,)
+    shares = (similarity[:, None] * weights_now)[:, :, None] * values.to(tl.float32)
+    if ADD:
+        sums += tl.sum(shares, axis=0)[None, :, :]
+    else:
+        sums += shares
+    return sums
 
 
 @triton.jit
 @no_type_check
 def _dual_kernel(
-    projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, window, B_cache, x_cache, dt_cache, positions,
-    gated, squares, capacity,
-    H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, window, B_cache, x_cache, weight_cache,
+    positions, gated, squares, capacity,
+    H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
+    TOKENS: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     position = tl.load(positions + row).to(tl.int32)
-    x, b, c, dt, A = _token(
-        projected, window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
-    )
     head = group * GROUP + tl.arange(0, GROUP)
-    inside, state = tl.arange(0, P), tl.arange(0, N)
+    token = tl.arange(0, TOKENS)
     x_rows = x_cache + (row * H + head) * capacity * P  # (GROUP,)
-    dt_rows = dt_cache + (row * H + head) * capacity
+    weight_rows = weight_cache + (row * H + head) * capacity
     B_row = B_cache + row * capacity * N
-    own = tl.arange(0, GROUP * P)
-    x_now = x_cache + row * H * capacity * P + ((group * GROUP + own // P) * capacity + position) * P + own % P
-    tl.store(x_now, x.to(x_cache.dtype.element_ty))
-    tl.store(dt_rows + position, dt)
-    tl.store(B_row + position * N + state, b.to(B_cache.dtype.element_ty), mask=group == 0)
+    if STAGES == 1:
+        keys, weights = _read_keys(B_row, weight_rows, token, position, N)
+        following_keys, following_weights = _read_keys(B_row, weight_rows, TOKENS + token, position, N)
+    history, tap, shared_history, shared_tap, bias, A = _prepare(
+        window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
+    )
+    if STAGES == 1:
+        values = _read_values(x_rows, token, weights, P)
+    if EARLY:
+        skip, norm = _scales(D, norm_weight, group, P, GROUP)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    if EARLY:
+        z = _read_gate(projected, row, group, H, P, N, GROUP)
+    x, b, c, dt = _token(
+        projected, window, history, tap, shared_history, shared_tap, bias, row, group, position, H, P, N, TAPS, GROUP
+    )
+    # Programs read only slots of past tokens, and change only the weights of their own heads. The loop adds up tokens
+    # only where a thread holds all tokens of its channels; otherwise threads exchange their sums once, at the end.
+    sums = tl.zeros((1 if ADD else TOKENS, GROUP, P), dtype=tl.float32)
+    if STAGES == 1:
+        for start in range(0, position, TOKENS):
+            slot = start + token
+            following_values = _read_values(x_rows, TOKENS + slot, following_weights, P)
+            later_keys, later_weights = _read_keys(B_row, weight_rows, 2 * TOKENS + slot, position, N)
+            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, A, ADD)
+            keys = following_keys
+            weights = following_weights
+            values = following_values
+            following_keys = later_keys
+            following_weights = later_weights
+    else:
+        for start in tl.range(0, position, TOKENS, num_stages=STAGES):
+            slot = start + token
+            keys, weights = _read_keys(B_row, weight_rows, slot, position, N)
+            values = _read_values(x_rows, slot, weights, P)
+            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, A, ADD)
 
-    # From the latest token back to the first, so that sums of log-decays start with the recent tokens, where precision
-    # matters. Programs read only slots of past tokens, which no program writes in this step.
-    sums = tl.zeros((BLOCK, GROUP, P), dtype=tl.float32)  # added up at the end: no sum over threads within the loop
-    later = dt * A  # log-decay of the tokens from the block to the present one, included
-    for start in range(0, position, BLOCK):
-        slot = position - 1 - start - tl.arange(0, BLOCK)
-        known = slot >= 0
-        # Tokens that a head has forgotten are not read. (BLOCK, GROUP), like everything for tokens and heads.
-        remembered = known[:, None] & (later > FORGOTTEN)[None, :]
-        keys = tl.load(B_row + slot[:, None] * N + state[None, :], mask=known[:, None], other=0.0)
-        values = tl.load(
-            x_rows[None, :, None] + slot[:, None, None] * P + inside[None, None, :],
-            mask=remembered[:, :, None],
-            other=0.0,
-        )  # (BLOCK, GROUP, P)
-        steps = tl.load(dt_rows[None, :] + slot[:, None], mask=remembered, other=0.0)
-        # A token decays by the steps of all later tokens, so its own step is left out.
-        has_next = remembered & (slot + 1 < position)[:, None]
-        following = tl.load(dt_rows[None, :] + slot[:, None] + 1, mask=has_next, other=0.0) * A[None, :]
-        decay = tl.exp(later[None, :] + tl.cumsum(following, axis=0))
-        later += tl.sum(following, axis=0)
-        similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (BLOCK,)
-        weight = similarity[:, None] * steps * decay
-        sums += weight[:, :, None] * values.to(tl.float32)
+    if not EARLY:
+        skip, norm = _scales(D, norm_weight, group, P, GROUP)
+        z = _read_gate(projected, row, group, H, P, N, GROUP)
+    own = tl.arange(0, GROUP * P)
+    x_now = x_cache + ((row * H + group * GROUP + own // P) * capacity + position) * P + own % P
+    tl.store(x_now, x.to(x_cache.dtype.element_ty))
+    tl.store(weight_rows + position, dt)
+    tl.store(B_row + position * N + tl.arange(0, N), b.to(B_cache.dtype.element_ty), mask=group == 0)
     present = dt * tl.sum(b * c, axis=0)
     y = tl.sum(sums, axis=0) + present[:, None] * tl.reshape(x, (GROUP, P))
-    _finish(y, x, projected, D, norm_weight, gated, squares, row, group, H, P, N, GROUP)
+    _finish(y, x, z, skip, norm, gated, squares, row, group, H, P, GROUP)
 
 
 def state_mixer_step(
@@ -201,14 +300,20 @@ def state_mixer_step(
     position: Int[Tensor, " b"],
     *,
     launch: Launch = STATE,
+    overlap: bool = False,
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
-    """Compute ``aimamba.ops.mixer.step.state_mixer_step``; P and N must be powers of two, and the state float32."""
+    """Compute ``aimamba.ops.mixer.step.state_mixer_step``; P and N must be powers of two, and the state float32.
+
+    ``overlap``: see ``dual_mixer_step``.
+    """
+    options = overlap_options(projected, overlap)
     rows, heads, width, states = ssm.shape
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
     _state_kernel[(heads // group, rows)](
         projected, *weights, window, ssm, position, gated, squares,
-        heads, width, states, window.shape[1], group, num_warps=launch.warps, num_stages=launch.stages,
+        heads, width, states, window.shape[1], group, bool(options),
+        num_warps=launch.warps, num_stages=launch.stages, **options,
     )  # fmt: skip
     return gated, squares
 
@@ -219,24 +324,31 @@ def dual_mixer_step(
     window: Float[Tensor, "b k c"],
     B_cache: Float[Tensor, "b t n"],
     x_cache: Float[Tensor, "b h t p"],
-    dt_cache: Float[Tensor, "b h t"],
+    weight_cache: Float[Tensor, "b h t"],
     position: Int[Tensor, " b"],
     *,
     launch: Launch | None = None,
+    overlap: bool = False,
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
-    """Compute ``aimamba.ops.mixer.step.dual_mixer_step``; P and N must be powers of two, and ``dt_cache`` float32.
+    """Compute ``aimamba.ops.mixer.step.dual_mixer_step``; P and N must be powers of two, and ``weight_cache`` float32.
 
-    Without ``launch`` the number of rows decides.
+    Without ``launch`` the number of rows decides. With ``overlap`` the kernel starts while the one before still runs,
+    where the device can; that one must not have written the weights, ``position`` or earlier tokens of the caches,
+    which are then read too early.
     """
     rows, heads, capacity, width = x_cache.shape
     if launch is None:
         launch = next(launch for most, launch in DUAL.items() if rows <= most)
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
+    # A thread loads _VECTOR bytes, so that with enough heads the threads read one token after the other together.
+    one_token = 32 * launch.warps * _VECTOR <= group * width * x_cache.element_size()
+    options = overlap_options(projected, overlap)
     _dual_kernel[(heads // group, rows)](
-        projected, *weights, window, B_cache, x_cache, dt_cache, position, gated, squares, capacity,
-        heads, width, B_cache.shape[2], window.shape[1], group, launch.tokens,
-        num_warps=launch.warps, num_stages=launch.stages,
+        projected, *weights, window, B_cache, x_cache, weight_cache, position, gated, squares, capacity,
+        heads, width, B_cache.shape[2], window.shape[1], group, launch.tokens, one_token, launch.stages,
+        group * width <= _EARLY, bool(options),
+        num_warps=launch.warps, **options,
     )  # fmt: skip
     return gated, squares
 

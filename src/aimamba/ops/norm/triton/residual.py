@@ -1,6 +1,9 @@
 """The norm between two blocks as one Triton kernel: see ``aimamba.ops.norm.residual``.
 
-A program handles one row. Shape letters: B rows, D width, G partial sums.
+A program handles one row. With ``overlap`` a kernel starts while the one before it still runs (programmatic dependent
+launch); until it has waited for that one, it reads only weights, shift, scale and gate.
+
+Shape letters: B rows, D width, G partial sums.
 """
 
 from typing import NamedTuple, no_type_check
@@ -10,6 +13,8 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+
+from aimamba.ops.triton import overlap_options
 
 
 class Launch(NamedTuple):
@@ -23,9 +28,8 @@ DEFAULT = Launch(warps=8)
 
 @triton.jit
 @no_type_check
-def _normalise(x, weight, column, inside, D: tl.constexpr, eps):
-    root = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
-    return x * root * tl.load(weight + column, mask=inside, other=0.0)
+def _normalise(x, weight, D: tl.constexpr, eps):
+    return x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps) * weight
 
 
 @triton.jit
@@ -34,25 +38,33 @@ def _kernel(
     residual, norm_weight, final_weight, shift, scale, mixed, gate, squares, hidden,
     shift_stride, scale_stride, gate_stride, parts, inner, eps,
     D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-    ADD: tl.constexpr, DIVIDE: tl.constexpr, FINAL: tl.constexpr,
+    ADD: tl.constexpr, DIVIDE: tl.constexpr, FINAL: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < D
-    x = tl.load(residual + row * D + column, mask=inside, other=0.0)
+    weight = tl.load(norm_weight + column, mask=inside, other=0.0)
+    scales = tl.load(scale + row * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
+    shifts = tl.load(shift + row * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if FINAL:
+        last_weight = tl.load(final_weight + column, mask=inside, other=0.0)
     if ADD:
         factor = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    x = tl.load(residual + row * D + column, mask=inside, other=0.0)
+    if ADD:
         if DIVIDE:
             part = tl.arange(0, PARTS)
             total = tl.sum(tl.load(squares + row * parts + part, mask=part < parts, other=0.0), axis=0)
             factor *= tl.rsqrt(total / inner + eps)
         x += factor * tl.load(mixed + row * D + column, mask=inside, other=0.0).to(tl.float32)
         tl.store(residual + row * D + column, x, mask=inside)
-    y = _normalise(x, norm_weight, column, inside, D, eps)
+    y = _normalise(x, weight, D, eps)
     if FINAL:
-        y = _normalise(y, final_weight, column, inside, D, eps)
-    y *= 1 + tl.load(scale + row * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
-    y += tl.load(shift + row * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
+        y = _normalise(y, last_weight, D, eps)
+    y = y * (1 + scales) + shifts
     tl.store(hidden + row * D + column, y.to(hidden.dtype.element_ty), mask=inside)
 
 
@@ -69,18 +81,23 @@ def residual_norm_step(
     final_weight: Float[Tensor, " d"] | None = None,
     eps: float = 1e-5,
     launch: Launch = DEFAULT,
+    overlap: bool = False,
 ) -> Float[Tensor, "b d"]:
-    """Compute ``aimamba.ops.norm.residual.residual_norm_step``; the residual must be float32."""
+    """Compute ``aimamba.ops.norm.residual.residual_norm_step``; the residual must be float32.
+
+    With ``overlap`` the weights, shift, scale and gate must not have been written by the kernel launched just before.
+    """
     rows, width = residual.shape
     hidden = torch.empty(rows, width, dtype=shift.dtype, device=residual.device)
     parts = 1 if squares is None else squares.shape[1]
     gate = shift if gate is None else gate  # any pointer will do for what is not read
+    options = overlap_options(residual, overlap)
     _kernel[(rows,)](
         residual, norm_weight, norm_weight if final_weight is None else final_weight,
         shift, scale, shift if mixed is None else mixed, gate, residual if squares is None else squares, hidden,
         shift.stride(0), scale.stride(0), gate.stride(0), parts, inner, eps,
         width, triton.next_power_of_2(width), triton.next_power_of_2(parts),
-        mixed is not None, squares is not None, final_weight is not None,
-        num_warps=launch.warps,
+        mixed is not None, squares is not None, final_weight is not None, bool(options),
+        num_warps=launch.warps, **options,
     )  # fmt: skip
     return hidden
