@@ -18,6 +18,8 @@ from aimamba.data.images import ImageSet
 from aimamba.data.order import ShuffledOrder
 from aimamba.errors import DataError
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Batch(NamedTuple):
     """Images and their classes."""
@@ -81,7 +83,7 @@ def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]
 
 def _started(loader: "DataLoader[Any]") -> Iterator["_Made"]:
     """Start the workers now, and end them when the iterator is closed."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _signals_held_back():
         warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)  # workers only decode
         batches = iter(loader)
     try:
@@ -92,14 +94,32 @@ def _started(loader: "DataLoader[Any]") -> Iterator["_Made"]:
 
 
 @contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM. Processes that are started meanwhile inherit that: none reaches them at any moment."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _named_workers(workers: int) -> Iterator[None]:
     """Turn the end of a worker into an error that says what to do."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (
+        RuntimeError,
+        EOFError,
+        ConnectionError,
+        FileNotFoundError,
+    ) as error:  # or while it was sending
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        first = " ".join(str(error).split())[:160]
+        first = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(
             f"a process that decodes images has ended ({first}), perhaps for lack of memory; "
             f"lower data.workers = {workers}, or set it to 0"
@@ -108,7 +128,7 @@ def _named_workers(workers: int) -> Iterator[None]:
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
     """Ignore Ctrl-C and SIGTERM, which a terminal sends to all: the parent finishes its step, then ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
