@@ -62,6 +62,26 @@ def test_a_folder_goes_on_where_it_was(aimamba, models, here, calls):
     assert contents("parts") == contents("whole")
 
 
+def test_a_batch_that_was_cut_in_two_is_generated_as_it_was(aimamba, models, calls):
+    command = ["sample", "--model", models / "pipeline", "-n", 4, "--batch-size", 6, "--out", "parts"]
+    assert aimamba(*command).status == 0
+    whole = contents("parts")
+    for name in ("Robots-seed1.png", "Robots-seed2.png"):  # the end of a batch of six
+        Path("parts", name).unlink()
+    calls.clear()
+    assert aimamba(*command).out.startswith("20 images in parts (18 were there)")
+    assert calls == [6]
+    assert contents("parts") == whole
+
+
+def test_more_images_cost_only_themselves(aimamba, models, calls):
+    command = ["sample", "--model", models / "pipeline", "--batch-size", 6, "--out", "parts"]
+    assert aimamba(*command, "-n", 2).status == 0
+    calls.clear()
+    assert aimamba(*command, "-n", 4).out.startswith("20 images in parts (10 were there)")
+    assert sum(calls) == 10
+
+
 def test_what_has_other_settings_or_is_damaged_is_drawn_again(aimamba, models, here, calls):
     command = ["sample", "--model", models / "pipeline", "-n", 2, "--classes", "0,1", "--out", "samples"]
     assert aimamba(*command, *SETTINGS).status == 0
@@ -71,7 +91,7 @@ def test_what_has_other_settings_or_is_damaged_is_drawn_again(aimamba, models, h
         Path("samples", name).write_bytes(content[: len(content) - 30])
     Image.new("RGB", (6, 6)).save("samples/sprouts-seed3.png")
     calls.clear()
-    assert aimamba(*command, *SETTINGS).status == 0
+    assert aimamba(*command, *SETTINGS, "--batch-size", 1).status == 0
     assert sum(calls) == 3
     assert contents("samples") == before
     calls.clear()

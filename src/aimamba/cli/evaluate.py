@@ -73,7 +73,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print and write."""
-    from aimamba.cli.output import output_file, output_folder, print_line, print_table, write_json
+    from aimamba.cli.output import locked_parts, output_file, output_folder, print_line, print_table, write_json
     from aimamba.devices import resolve_device
     from aimamba.evaluation.report import write_report
     from aimamba.evaluation.run import evaluate
@@ -85,7 +85,10 @@ def run(arguments: argparse.Namespace) -> None:
     folder = None if arguments.report is None else output_folder(arguments.report, "--report")
     saved = _npz_file(arguments)
     pipeline = None if request.model is None else load_pipeline(arguments)
-    with _kept(request, pipeline) as keep:
+    with ExitStack() as stack:
+        if saved is not None:
+            stack.enter_context(locked_parts(saved.with_name(f"{saved.name}.parts")))
+        keep = stack.enter_context(_kept(request, pipeline))
         evaluation = evaluate(request, pipeline=pipeline, device=device, keep=keep, save_npz=saved, progress=True)
         write_json(file, evaluation.to_dict())  # before anything else can fail
         if folder is not None:

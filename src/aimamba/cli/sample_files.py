@@ -1,7 +1,7 @@
 """The folder that ``aimamba sample`` writes: an image for each class and seed, its settings, and sheets of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -84,17 +84,22 @@ def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: i
     Raises:
         KeyboardInterrupt: With a message that says how many images are finished.
     """
-    missing = [file for file in files if again or not file.is_there()]
-    there, tokens = len(files) - len(missing), pipeline.generator.config.num_tokens
+    finished = {file.path for file in files if not again and file.is_there()}
+    there, tokens = len(finished), pipeline.generator.config.num_tokens
     done = there
     look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
     with tqdm(total=len(files) * tokens, initial=there * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
         try:
-            for start in range(0, len(missing), batch_size):
-                batch = missing[start : start + batch_size]
-                for file, image in zip(batch, _generate(pipeline, batch, bar, done * tokens), strict=True):
-                    write_png(file.path, image, file.record.to_text())
-                done += len(batch)
+            for batch in _batches(files, finished, batch_size):
+                wanted = [file.path not in finished for file in batch]
+
+                def show(count: int, before: int = done, wanted: int = sum(wanted)) -> None:
+                    bar.update(before * tokens + wanted * count - bar.n)
+
+                for file, image, is_wanted in zip(batch, _generate(pipeline, batch, show), wanted, strict=True):
+                    if is_wanted:
+                        write_png(file.path, image, file.record.to_text())
+                        done += 1
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped with {done} of {len(files)} images finished, in {files[0].path.parent}; "
@@ -154,10 +159,24 @@ def _save(path: Path, image: Image.Image, title: str) -> None:
     write_png(path, image, json.dumps({"sheet": title}))
 
 
-def _generate(pipeline: Pipeline, batch: Sequence[SampleFile], bar: tqdm, done: int) -> list[Image.Image]:
+def _batches(files: Sequence[SampleFile], finished: set[Path], batch_size: int) -> list[Sequence[SampleFile]]:
+    """Return the batches to generate.
+
+    An interrupted command has finished some batches and a part of one at most. They are then those of the command as it
+    was, since rounding may depend on the batch (see ``docs/quickstart.md``). Otherwise only what is missing is batched.
+    """
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    counts = [sum(file.path not in finished for file in batch) for batch in batches]
+    if sum(0 < count < len(batch) for count, batch in zip(counts, batches, strict=True)) <= 1:
+        return [batch for count, batch in zip(counts, batches, strict=True) if count]
+    missing = [file for file in files if file.path not in finished]
+    return [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+
+
+def _generate(pipeline: Pipeline, batch: Sequence[SampleFile], show: Callable[[int], object]) -> list[Image.Image]:
     labels = torch.tensor([file.record.label for file in batch])
     seeds = [file.record.sampling.seed for file in batch]
     codes = torch.empty(0)
     for codes in pipeline.generate(labels, batch[0].record.sampling, seeds=seeds):
-        bar.update(done + len(batch) * codes.shape[1] - bar.n)
+        show(codes.shape[1])
     return to_pil(pipeline.decode(codes))

@@ -173,6 +173,8 @@ def write_npz(
 ) -> None:
     """Write images batch by batch, for ADM's evaluator and everything that reads its files.
 
+    The draft beside the file has a fixed name, so that kills do not fill the disk: only one process may write a file.
+
     Args:
         path: The file; it is either whole or absent.
         batches: As many images as there are labels.
@@ -196,7 +198,7 @@ def write_npz(
                 with archive.open(f"{_LABELS}.npy", "w") as file:
                     np.save(file, labels)
 
-    write_atomically(path, write)
+    write_atomically(path, write, draft=f".{path.name}.partial")
 
 
 def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -234,6 +234,7 @@ def _open_samples(
     config = request.sampling if request.protocol is None else protocol.aim_paper(request.sampling, shape)
     labels = make_labels(request.labelling, request.sample_count, shape.num_classes, config.seed)
     return ModelSource(request.model, pipeline, labels, config, request.batch_size, keep=keep), {
+        "fingerprint": pipeline.fingerprint(),
         "labels": request.labelling,
         "sampling": to_mapping(config),
         "decode_position_shift": shape.decode_position_shift,
