@@ -235,6 +235,23 @@ def test_refused_options_are_named(adaln, tmp_path, option, value):
     assert str(tmp_path) in message
 
 
+def test_options_of_the_mixer_that_the_official_trainer_lets_users_set(adaln, tmp_path):
+    config, tensors = adaln
+    expected = aim_from_official(config, tensors)[0]
+    sizes = {"d_state": expected["state_size"], "headdim": expected["head_width"], "expand": expected["expand"]}
+    others = {"d_conv": expected["conv_width"], "chunk_size": 128, "dt_min": 0.01, "ngroups": 1, "bias": False}
+    config["ssm_cfg"] = {"layer": "Mamba2", **sizes, **others}
+    assert aim_from_official(config, tensors)[0] == expected
+    AiM.from_pretrained(write(tmp_path / "set", config, tensors))
+
+
+@pytest.mark.parametrize(("option", "value"), [("ngroups", 2), ("D_has_hdim", True), ("d_ssm", 64), ("other", 1)])
+def test_options_of_the_mixer_that_ours_does_not_have(adaln, option, value):
+    config, tensors = adaln
+    config["ssm_cfg"] = {"layer": "Mamba2", option: value}
+    assert f"'ssm_cfg.{option}'" in refusal(aim_from_official, config, tensors)
+
+
 def test_a_wrong_number_of_groups_is_refused(group):
     config, tensors = group
     assert "num_groups = 3" in refusal(aim_from_official, config | {"num_groups": 3}, tensors)

@@ -72,3 +72,29 @@ def test_refusals(refusal, models, golden, make_vq, here):
     ):
         assert said in refusal("convert", *arguments)
         assert not (here / "new").exists()
+
+
+def test_the_weights_of_a_pickle_are_chosen(aimamba, golden, here):
+    tensors = load_file(golden / "adaln" / "model.safetensors")
+    right = {key.removeprefix("vqvae."): value for key, value in tensors.items() if key.startswith("vqvae.")}
+    torch.save({"ema": {key: value + 1 for key, value in right.items()}, "model": right}, "vq.pt")
+    assert aimamba("convert", "vq.pt", "--weights", "model", "--out", "vq").status == 0
+    codebook = VQModel.from_pretrained("vq").codebook
+    assert torch.equal(codebook, VQModel.from_pretrained(golden / "adaln").codebook)
+
+
+def test_a_killed_conversion_leaves_nothing_that_loads(aimamba, models, here, monkeypatch):
+    """Whenever it ends, the folder is whole or absent: it gets its name last."""
+    seen = []
+    save = VQModel.save_pretrained
+
+    def watched(model, folder):
+        save(model, folder)
+        seen.append((folder, (here / "new").exists()))
+
+    for model in (VQModel, AiM):
+        monkeypatch.setattr(model, "save_pretrained", watched)
+    assert aimamba("convert", models / "pipeline", "--out", "new").status == 0
+    assert [exists for _, exists in seen] == [False, False]
+    assert (here / "new" / "pipeline.json").is_file()
+    assert [path.name for path in here.iterdir()] == ["new"]

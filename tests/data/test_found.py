@@ -11,7 +11,7 @@ from aimamba.data import ImageFolder, files, open_source
 from aimamba.data.image_files import ImageFiles
 from aimamba.data.sets import open_splits
 from aimamba.errors import DataError
-from tests.refusals import one_line_error
+from refusals import one_line_error
 
 
 @pytest.fixture

@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE, WEIGHTS_FILE, find_part, locate
+from aimamba.checkpoints.locate import (
+    CONFIG_FILE,
+    PICKLE_FILE,
+    PIPELINE_FILE,
+    WEIGHTS_FILE,
+    find_part,
+    locate,
+    weights_in,
+)
 from aimamba.checkpoints.official import is_official, keys_of_part
 from aimamba.checkpoints.sums import LARGEST_VERIFIED, check_sum, sum_of_file, sum_of_values, take_sums
 from aimamba.checkpoints.weights import WeightsFile, first_line
@@ -45,14 +53,19 @@ class Checkpoint:
         path: The file or folder on this machine.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, *, weights: str | None = None) -> None:
         """Find ``source``, and download it if it is on the hub.
+
+        Args:
+            source: See ``open_checkpoint``.
+            weights: See ``open_checkpoint``.
 
         Raises:
             CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
         """
         self.source = str(source)
         self.path = locate(source)
+        self._weights = weights
         self._opened: dict[Path, _Files] = {}
 
     @cached_property
@@ -152,8 +165,9 @@ class Checkpoint:
 
     def _files(self, place: Path) -> "_Files":
         if place not in self._opened:
-            weights = WeightsFile(place / WEIGHTS_FILE if place.is_dir() else place)
-            has_config = place.is_dir() or (place.name == WEIGHTS_FILE and (place.parent / CONFIG_FILE).is_file())
+            weights = WeightsFile(weights_in(place) or place / WEIGHTS_FILE if place.is_dir() else place, self._weights)
+            beside = weights.path.name in (WEIGHTS_FILE, PICKLE_FILE) and (weights.path.parent / CONFIG_FILE).is_file()
+            has_config = beside or (place.is_dir() and weights.path.name == WEIGHTS_FILE)
             config = _read_config(weights.path.parent / CONFIG_FILE) if has_config else None
             sums = take_sums(config, {WEIGHTS_FILE}, weights.path.parent / CONFIG_FILE) if config else None
             self._opened[place] = _Files(config, weights, sums[WEIGHTS_FILE] if sums else None)
@@ -166,18 +180,20 @@ class _Files(NamedTuple):
     sum: str | None  # SHA-256 of the weights, if the config holds it
 
 
-def open_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
+def open_checkpoint(source: str | Path | Checkpoint, *, weights: str | None = None) -> Checkpoint:
     """Open a checkpoint.
 
     Args:
         source: The folder of a saved model, a saved pipeline or a training run, an official checkpoint (a folder, or a
             ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file), the name of a packaged model, or a hub id. One that
             is open already is returned as it is.
+        weights: Which of several sets of weights in a pickle to read: ``ema``, ``model`` or ``state_dict``; by default
+            the first of these that is there.
 
     Raises:
         CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
     """
-    return source if isinstance(source, Checkpoint) else Checkpoint(source)
+    return source if isinstance(source, Checkpoint) else Checkpoint(source, weights=weights)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from aimamba.errors import CheckpointError, suggest
 
 CONFIG_FILE, WEIGHTS_FILE, PIPELINE_FILE = "config.json", "model.safetensors", "pipeline.json"
 
+PICKLE_FILE = "pytorch_model.bin"  # what older tools wrote in the place of WEIGHTS_FILE
 _RUN_RESULT = "model"  # the folder in which a training run saves its result
 _HUB_FILES = ["*.json", "*.safetensors"]
 
@@ -42,12 +43,17 @@ def find_part(path: Path, part: str) -> Path:
     if path.is_file():
         return path
     for folder in (path, path / part, path / _RUN_RESULT, path / _RUN_RESULT / part):
-        if (folder / WEIGHTS_FILE).is_file():
+        if weights_in(folder) is not None:
             return folder
     raise CheckpointError(
         f"{path}: no {WEIGHTS_FILE} there, in {part}/ or in {_RUN_RESULT}/; "
         "give the folder of a saved model or of a finished training run"
     )
+
+
+def weights_in(folder: Path) -> Path | None:
+    """Return the file of weights in the folder of a model: safetensors, or else a pickle; None if it has neither."""
+    return next((folder / name for name in (WEIGHTS_FILE, PICKLE_FILE) if (folder / name).is_file()), None)
 
 
 def packaged_models() -> dict[str, Path]:

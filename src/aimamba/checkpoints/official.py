@@ -11,6 +11,7 @@ be known: an unknown one is an error, and a missing one is found when the model 
 tensors, so they translate gradients too.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -78,11 +79,28 @@ _RELEASED_OPTIONS: dict[str, tuple[Any, ...]] = {
     "d_intermediate": (0,),
     "attn_layer_idx": ([], None),
     "attn_cfg": ({}, None),
-    "ssm_cfg": ({"layer": "Mamba2"},),
     "rms_norm": (True,),
     "residual_in_fp32": (True,),
     "tie_embeddings": (True,),
 }
+# The same for the options of its mixer, with mamba-ssm's defaults; `layer` has another default and must be there.
+_MIXER_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "layer": ("Mamba2",),
+    "d_ssm": (None,),
+    "ngroups": (1,),
+    "D_has_hdim": (False,),
+    "rmsnorm": (True,),
+    "norm_before_gate": (False,),
+    "dt_limit": ([0.0, math.inf], (0.0, math.inf)),
+    "bias": (False,),
+    "conv_bias": (True,),
+    "process_group": (None,),
+}
+# Options that only act on weights at the start, or on speed.
+_OTHER_MIXER_OPTIONS = (
+    *("conv_init", "A_init_range", "dt_min", "dt_max", "dt_init_floor"),
+    *("chunk_size", "use_mem_eff_path", "sequence_parallel"),
+)
 _OTHER_OPTIONS = ("fused_add_norm", "pad_vocab_size_multiple", "token_drop", "mixer_drop", "mlp_drop")
 
 
@@ -262,5 +280,28 @@ def _check_config(config: Mapping[str, Any] | None, settings: Settings) -> None:
         elif key in sizes:
             if value != sizes[key]:
                 raise CheckpointError(f"official config has {key} = {value!r}, but the weights have {sizes[key]!r}")
+        elif key == "ssm_cfg":
+            _check_mixer(value, settings)
         elif key not in (*_OTHER_OPTIONS, "num_groups"):
             raise CheckpointError(f"unknown option {key!r} in the official config")
+
+
+def _check_mixer(options: Any, settings: Settings) -> None:
+    """Refuse options of the mixer that ours does not have, and sizes that contradict the shapes."""
+    sizes = {"d_state": "state_size", "d_conv": "conv_width", "expand": "expand", "headdim": "head_width"}
+    if not isinstance(options, Mapping):
+        raise CheckpointError(f"official option 'ssm_cfg' = {str(options)[:80]!r} is not a JSON object")
+    for key, value in {"layer": None, **options}.items():
+        if key in sizes:
+            if value != (actual := settings[sizes[key]]):
+                raise CheckpointError(
+                    f"official config has ssm_cfg.{key} = {str(value)[:80]}, but the weights have {actual}"
+                )
+        elif key in _MIXER_OPTIONS:
+            if value not in _MIXER_OPTIONS[key]:
+                raise CheckpointError(
+                    f"official option 'ssm_cfg.{key}' = {str(value)[:80]!r} is not supported: this model has "
+                    f"{_MIXER_OPTIONS[key][0]!r}"
+                )
+        elif key not in _OTHER_MIXER_OPTIONS:
+            raise CheckpointError(f"unknown option {f'ssm_cfg.{key}'[:80]!r} in the official config")

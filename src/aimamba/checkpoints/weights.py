@@ -16,7 +16,7 @@ from aimamba.errors import CheckpointError
 
 PICKLED = (".pt", ".pth", ".bin")
 
-_NESTED = ("ema", "model", "state_dict")  # in the order of LlamaGen's vq_demo.py and reconstruction_vq_ddp.py
+NESTED = ("ema", "model", "state_dict")  # in the order of LlamaGen's vq_demo.py and reconstruction_vq_ddp.py
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
 
 _DTYPES = {
@@ -36,12 +36,22 @@ class WeightsFile:
         path: Where the file is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, nested: str | None = None) -> None:
         """Take the file at ``path``; nothing is read yet.
 
+        Args:
+            path: The file.
+            nested: Which of several sets of weights in a pickle to read: ``ema``, ``model`` or ``state_dict``. By
+                default the first of these that is there, as LlamaGen does.
+
         Raises:
-            CheckpointError: The file's suffix is none of the four.
+            CheckpointError: The file's suffix is none of the four, or ``nested`` is none of the three.
         """
+        if nested is not None and nested not in NESTED:
+            raise CheckpointError(f"expected the weights {', '.join(map(repr, NESTED))}, got {nested[:40]!r}")
+        if nested is not None and path.suffix not in PICKLED:
+            raise CheckpointError(f"{path}: holds one set of weights, so there is no {nested!r} to choose")
+        self._nested = nested
         if path.suffix not in (".safetensors", *PICKLED):
             raise CheckpointError(f"{path}: expected a .safetensors, .pt, .pth or .bin file")
         self.path = path
@@ -58,7 +68,7 @@ class WeightsFile:
             CheckpointError: The file is missing, empty, truncated or not a state dict.
         """
         if self.path.suffix != ".safetensors":
-            self._unpickled = _unpickle(self.path)
+            self._unpickled = _unpickle(self.path, self._nested)
             return {key: tensor.to("meta") for key, tensor in self._unpickled.items()}
         with _readable(self.path), safe_open(self.path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
@@ -78,7 +88,7 @@ class WeightsFile:
         keys = list(keys)
         if self.path.suffix != ".safetensors":
             if not self._unpickled.keys() >= set(keys):
-                self._unpickled = _unpickle(self.path)
+                self._unpickled = _unpickle(self.path, self._nested)
             return {key: self._unpickled.pop(key) for key in keys}
         with _readable(self.path), safe_open(self.path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in keys}
@@ -119,7 +129,7 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _unpickle(path: Path) -> dict[str, Tensor]:
+def _unpickle(path: Path, wanted: str | None) -> dict[str, Tensor]:
     with _readable(path):
         try:
             # torch warns about odd pickles before it fails on them. LlamaGen's training checkpoints hold their command
@@ -129,15 +139,18 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are not a pickle can fail in any way
             raise ValueError from error
-    nested = [key for key in _NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    nested = [key for key in NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    if wanted is not None and wanted not in nested:
+        there = ", ".join(map(repr, nested)) or "one set of weights without a name"
+        raise CheckpointError(f"{path}: has no weights {wanted!r}; it has {there}")
     if nested:
-        content = content[nested[0]]
-    if len(nested) > 1:
-        print(f"{path}: read '{nested[0]}', which stands beside '{nested[1]}'", file=sys.stderr)
+        chosen = wanted or nested[0]
+        content = content[chosen]
+        if others := " and ".join(repr(key) for key in nested if key != chosen):
+            choice = "" if wanted else " ('aimamba convert --weights' chooses another)"
+            print(f"{path}: read {chosen!r}, which stands beside {others}{choice}", file=sys.stderr)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(
-            f"{path}: expected a state dict of tensors, flat or under {', '.join(map(repr, _NESTED))}"
-        )
+        raise CheckpointError(f"{path}: expected a state dict of tensors, flat or under {', '.join(map(repr, NESTED))}")
     return _unwrapped(content)
 
 

@@ -107,8 +107,12 @@ def require_positive(**values: int) -> None:
             raise ConfigError(f"{option} must be at least 1, got {value}")
 
 
-def open_model(source: str) -> "Checkpoint":
+def open_model(source: str, weights: str | None = None) -> "Checkpoint":
     """Open the checkpoint that the user named.
+
+    Args:
+        source: Its name.
+        weights: Which of several sets of weights in a pickle to read, see ``open_checkpoint``.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is the name of a preset.
@@ -117,7 +121,7 @@ def open_model(source: str) -> "Checkpoint":
     from aimamba.models import AIM_PRESETS, VQ_PRESETS
 
     try:
-        return open_checkpoint(source)
+        return open_checkpoint(source, weights=weights)
     except CheckpointError as error:
         if source in AIM_PRESETS or source in VQ_PRESETS:
             raise CheckpointError(

@@ -16,6 +16,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="official checkpoint: hub id, folder or file")
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     add_foreign_tokenizer(parser)
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="which weights of a pickle to take: ema, model or state_dict (default: the first of these that it has)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--dtype", default="float32", help="dtype of the weights written (default float32)")
 
@@ -32,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = output_folder(arguments.out)
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"--out {out} is not empty, and a model among other files might not be found; give a new one")
-    checkpoint = open_model(arguments.model)
+    checkpoint = open_model(arguments.model, arguments.weights)
     if checkpoint.parts == {"tokenizer"}:
         write_folder_atomically(out, VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained)
         print_line(f"tokenizer written to {out}")

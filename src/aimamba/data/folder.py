@@ -41,10 +41,10 @@ class BrokenImageWarning(UserWarning):
 class ImageFolder(Images):
     """Images in class sub-folders: ``root/cat/1.jpg``, ``root/dog/summer/7.png``.
 
-    Classes are the sub-folders in the order of their names. PNG, JPEG, WebP, BMP, GIF (first frame), TIFF and,
-    where they can be read, AVIF and HEIC files are found at any depth inside them; hidden files and folders, and
-    contact sheets that aimamba wrote (``sheet.png``), are ignored. Opening reads every header, so unreadable and
-    too small files are found before training starts. A truncated file is found only when it is decoded: then a
+    Classes are the sub-folders in the order of their names. PNG, JPEG, WebP, BMP, GIF (first frame), TIFF and, where
+    they can be read, AVIF and HEIC files are found at any depth inside them; hidden files and folders, and contact
+    sheets that aimamba wrote (``sheet.png``), are ignored. Opening reads every header, so unreadable and too small
+    files are found before training starts. A truncated file is found only when it is decoded: then a
     ``BrokenImageWarning`` names it and the next intact image of its class replaces it, the same one in every run.
 
     Which images are held out depends on their names alone (see ``aimamba.data.splits``).
