@@ -163,6 +163,15 @@ def test_the_dataclass_checks_its_values():
     assert refusal({"count": -1}) == "Outer: count must be 0 or more, got -1"
 
 
+def test_a_word_of_a_name_is_suggested_before_what_is_spelt_alike():
+    names = ["sandal", "lesser panda", "giant panda", "panpipe"]
+    assert suggest("panda", names) == " (did you mean 'lesser panda' or 'giant panda'?)"
+    assert suggest("Pandas", names) == " (did you mean 'lesser panda' or 'giant panda'?)"
+    assert suggest("sandle", names) == " (did you mean 'sandal'?)"
+    assert suggest("wire", ["barbed-wire-fence", "wine"]) == " (did you mean 'barbed-wire-fence'?)"
+    assert suggest("copter", ["helicopterish thing"]) == " (did you mean 'helicopterish thing'?)"
+
+
 def test_suggestions():
     assert suggest("planet", ["planets", "sprouts"]) == " (did you mean 'planets'?)"
     assert suggest("PLANETS", ["Planets"]) == " (did you mean 'Planets'?)"

@@ -232,6 +232,14 @@ def test_an_official_checkpoint_in_a_folder_called_generator(golden, tmp_path):
     assert Pipeline.from_pretrained(tmp_path / "generator").image_size == 64
 
 
+def test_imagenets_classes_by_their_synsets(make_aim, make_vq, pipeline):
+    imagenet = Pipeline(make_vq(), make_aim(num_classes=1000), imagenet_class_names())
+    assert (imagenet.label("n01440764"), imagenet.label("n15075141")) == (0, 999)
+    assert "unknown class 'n99999999'" in refusal(lambda: imagenet.label("n99999999"))
+    assert "did you mean 'lesser panda' or 'giant panda'" in refusal(lambda: imagenet.label("panda"))
+    assert "unknown class 'n01440764'" in refusal(lambda: pipeline.label("n01440764"))
+
+
 def test_imagenet_names():
     names = imagenet_class_names()
     assert len(names) == 1000

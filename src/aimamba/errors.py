@@ -4,10 +4,12 @@ The command line prints the message and exits with status 2. Every other excepti
 """
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
 _SIMILAR = 0.55  # similarity from 0 to 1; below it, words are alike by chance
+_LONG_ENOUGH = 4  # letters; shorter pieces are in many names by chance
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's control, format, surrogate, line and paragraph characters
 _JOINERS = "\u200c\u200d"  # format characters that belong to scripts and emoji
 _AS_SIMILAR = 0.15  # a word whose similarity is lower than the best by this much is not suggested
@@ -49,7 +51,10 @@ def printable(text: str) -> str:
 
 
 def suggest(word: str, known: Iterable[str], *, most: int = 3) -> str:
-    """Return ``" (did you mean 'planets'?)"`` with the known words most similar to ``word``.
+    """Return ``" (did you mean 'planets'?)"`` with the known names nearest to ``word``.
+
+    Names that have it as one of their words come first (``panda``: ``giant panda``), then names spelt alike, then names
+    that contain it.
 
     Args:
         word: What the user wrote.
@@ -60,9 +65,28 @@ def suggest(word: str, known: Iterable[str], *, most: int = 3) -> str:
         The suggestion, to be appended to a message; empty if no known word is similar.
     """
     by_lower = {name.lower(): name for name in known}
+    if part := _stem(word):
+        whole = [name for name in by_lower if part in (words := _words(name)) and len(words) > 1]
+        if whole:
+            return _did_you_mean(by_lower[name] for name in whole[:most])
     near = difflib.get_close_matches(word.lower(), by_lower, n=most, cutoff=_SIMILAR)
     if not near:
-        return ""
+        inside = [name for name in by_lower if len(part) >= _LONG_ENOUGH and part in name]
+        return _did_you_mean(by_lower[name] for name in sorted(inside, key=len)[:most])
     best, *others = (difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in near)
     near = near[: 1 + sum(similarity > best - _AS_SIMILAR for similarity in others)]
-    return f" (did you mean {' or '.join(repr(by_lower[name]) for name in near)}?)"
+    return _did_you_mean(by_lower[name] for name in near)
+
+
+def _did_you_mean(names: Iterable[str]) -> str:
+    listed = " or ".join(map(repr, names))
+    return f" (did you mean {listed}?)" if listed else ""
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case, without the s of a plural."""
+    return [_stem(word) for word in re.findall(r"[^\W_]+", name)]
+
+
+def _stem(word: str) -> str:
+    return word.lower().removesuffix("s")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -32,6 +33,7 @@ from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, AiMConfig, VQModel
 
 _IMAGENET_CLASSES = 1000
+_SYNSET = re.compile(r"n\d{8}")
 
 Progress = Callable[[int, int], None]
 """Called after every step with the numbers of tokens generated so far and in total."""
@@ -125,7 +127,7 @@ class Pipeline:
         device, dtype = _device(device), resolve_dtype(dtype) if isinstance(dtype, str) else dtype
         checkpoint = open_checkpoint(source)
         generator = AiM.from_pretrained(checkpoint, device=device, dtype=dtype, verify=verify)
-        names = _class_names(checkpoint, generator.config.num_classes)
+        names = saved_class_names(checkpoint, generator.config.num_classes)
         try:
             place = _with_tokenizer(checkpoint) if tokenizer is None else tokenizer
             vq = VQModel.from_pretrained(place, device=device, dtype=dtype, verify=verify)
@@ -161,9 +163,14 @@ class Pipeline:
     def label(self, name: str | int) -> int:
         """Return the label of a class given by name or number, see ``aimamba.data.class_names``.
 
+        ImageNet's classes may also be given by the ids of their synsets, such as ``n01440764``.
+
         Raises:
             ConfigError: There is no such class, or it could be several; the message names those that are similar.
         """
+        if isinstance(name, str) and _SYNSET.fullmatch(name) and self.class_names == imagenet_class_names():
+            synsets = imagenet_synsets()
+            return find_class(synsets.index(name) if name in synsets else name, self.class_names, len(synsets))
         return find_class(name, self.class_names, self.generator.config.num_classes)
 
     def class_name(self, label: int) -> str:
@@ -317,6 +324,11 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
+def imagenet_synsets() -> tuple[str, ...]:
+    """Return the WordNet ids of the 1,000 ImageNet classes in label order, such as ``n01440764``."""
+    return tuple(files("aimamba.assets").joinpath("imagenet_synsets.txt").read_text(encoding="utf-8").split())
+
+
 def _device(name: str | torch.device) -> torch.device:
     """Return a device; a name that is not known to torch is an error that lists those of this machine."""
     try:
@@ -325,7 +337,7 @@ def _device(name: str | torch.device) -> torch.device:
         return resolve_device(str(name))
 
 
-def _class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
+def saved_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
     """Return the class names of a checkpoint; ImageNet's for one of 1,000 classes without names."""
     names = checkpoint.class_names()
     if names is None:

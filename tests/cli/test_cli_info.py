@@ -28,6 +28,22 @@ def test_many_classes(aimamba, make_aim, make_vq):
     assert last.endswith("class-19, ... (1000 in all)")
 
 
+def test_all_classes(aimamba, refusal, models):
+    assert aimamba("info", models / "pipeline", "--classes").out.splitlines() == [
+        "0  planets", "1  sprouts", "2  Robots", "3  sea shells", "4  cats, small",
+    ]  # fmt: skip
+    assert aimamba("info", models / "generator", "--classes").out.splitlines()[4] == "4  class-4"
+    assert "a tokenizer has no classes" in refusal("info", models / "tokenizer", "--classes")
+
+
+def test_imagenets_classes_have_their_synsets(aimamba):
+    lines = aimamba("info", "aim-b", "--classes").out.splitlines()
+    assert len(lines) == 1000
+    assert lines[0] == "  0  n01440764  tench"
+    assert lines[388] == "388  n02510455  giant panda"
+    assert lines[999] == "999  n15075141  toilet tissue"
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "generator"])
 @pytest.mark.parametrize("file", ["", "model.safetensors"])
 def test_a_part_alone(aimamba, models, part, file):

@@ -250,3 +250,8 @@ def test_an_npz_for_adms_evaluator(aimamba, models, pipeline, here):
 def test_refusals_of_an_npz(refusal, models, here, flags, message):
     assert message in refusal("sample", "--model", models / "pipeline", *flags.split())
     assert not list(here.glob("*.npz"))
+
+
+def test_all_classes(aimamba, models, here):
+    assert aimamba("sample", "--model", models / "pipeline", "--classes", "all", "-n", 1).status == 0
+    assert len(list((here / "samples").glob("*-seed0.png"))) == 5

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from aimamba.cli.arguments import Parser
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aimamba.checkpoints.checkpoint import Checkpoint
     from aimamba.models import AiM, VQModel
 
@@ -19,6 +21,7 @@ _CLASSES_SHOWN = 20
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", help="folder, file, hub id, packaged model or preset")
+    parser.add_argument("--classes", action="store_true", help="list the number and the name of every class")
     parser.add_argument("--verify", action="store_true", help="compare the weights with the SHA-256 sums saved")
 
 
@@ -30,13 +33,15 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.cli.output import print_line
     from aimamba.errors import CheckpointError, suggest
     from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, VQModel
-    from aimamba.pipeline import Pipeline
+    from aimamba.pipeline import Pipeline, imagenet_class_names, saved_class_names
 
     source = arguments.model
     with torch.device("meta"):
         if source in AIM_PRESETS:
+            if arguments.classes:
+                return _list_classes(imagenet_class_names())
             return _describe("generator", AiM(AIM_PRESETS[source]))
-        if source in VQ_PRESETS:
+        if source in VQ_PRESETS and not arguments.classes:
             return _describe("tokenizer", VQModel(VQ_PRESETS[source]))
     try:
         checkpoint = open_checkpoint(source)
@@ -46,6 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise CheckpointError(f"{error}{near}") from error
     if arguments.verify:
         _verify(checkpoint)
+    if arguments.classes:
+        if "generator" not in parts:
+            raise CheckpointError(f"{source}: a tokenizer has no classes; give a pipeline or a generator")
+        count = AiM.from_pretrained(checkpoint, device="meta").config.num_classes
+        return _list_classes(saved_class_names(checkpoint, count) or [f"class-{label}" for label in range(count)])
     if parts == {"generator"}:
         return _describe("generator", AiM.from_pretrained(checkpoint, device="meta"))
     if parts == {"tokenizer"}:
@@ -58,6 +68,16 @@ def run(arguments: argparse.Namespace) -> None:
     shown = ", ".join(pipeline.class_name(label) for label in range(min(count, _CLASSES_SHOWN)))
     print_line(f"classes     {shown}" + (f", ... ({count} in all)" if count > _CLASSES_SHOWN else ""))
     return None
+
+
+def _list_classes(names: "Sequence[str]") -> None:
+    """Print a line for each class: its number, its name, and of ImageNet the id of its synset."""
+    from aimamba.cli.output import print_line
+    from aimamba.pipeline import imagenet_class_names, imagenet_synsets
+
+    synsets = imagenet_synsets() if tuple(names) == imagenet_class_names() else ()
+    for label, name in enumerate(names):
+        print_line(f"{label:>{len(str(len(names) - 1))}}  " + (f"{synsets[label]}  " if synsets else "") + name)
 
 
 def _verify(checkpoint: "Checkpoint") -> None:

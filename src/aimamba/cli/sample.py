@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _CLASSES_BY_DEFAULT = 10
 _SAMPLES_BY_DEFAULT = 8
 _MODEL_BY_DEFAULT = "avatars-64"
+_ALL = "all"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -42,8 +43,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--classes",
         metavar="NAMES",
-        help="class names or numbers (7, or #7 where classes are named by numbers), separated by commas (default: the "
-        "first ten)",
+        help="class names or numbers (7, or #7 where classes are named by numbers), separated by commas; all "
+        "for every class (default: the first ten; 'aimamba info MODEL --classes' lists them)",
     )
     parser.add_argument(
         "-n",
@@ -199,8 +200,11 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     """
     from aimamba.data.class_names import candidates
 
+    count = pipeline.generator.config.num_classes
+    if text == _ALL and not candidates(_ALL, pipeline.class_names):
+        return list(range(count))
     if text is None:
-        return list(range(min(_CLASSES_BY_DEFAULT, pipeline.generator.config.num_classes)))
+        return list(range(min(_CLASSES_BY_DEFAULT, count)))
     longest = 1 + max((name.count(",") for name in pipeline.class_names), default=0)
     pieces, labels = text.split(","), []
     while pieces:
