@@ -38,7 +38,7 @@ def settings_page() -> str:
     ]
     blocks = [_HEAD]
     for title, cls, first in sections:
-        items = [*first, *(_item(field, cls) for field in dataclasses.fields(cls) if not _is_section(field))]
+        items = [*first, *(_item(field, cls) for field in dataclasses.fields(cls) if not _is_left_out(cls, field))]
         blocks.append(f"## {title}\n\n" + "".join(f"{_wrapped(item)}\n" for item in items))
     return "\n".join(blocks)
 
@@ -52,8 +52,10 @@ def describe_fields(cls: type) -> dict[str, str]:
     return {name: meaning.replace("``", "`") for name, _, meaning in pairs}
 
 
-def _is_section(field: "dataclasses.Field[Any]") -> bool:
-    return field.name in ("data", "model", "task", "fit")
+def _is_left_out(cls: type, field: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field is a section of its own, or is filled in by training."""
+    left_out = {Recipe: ("data", "model", "task", "fit"), AiMConfig: ("tokenizer",)}
+    return field.name in left_out.get(cls, ())
 
 
 def _item(field: "dataclasses.Field[Any]", cls: type) -> str:
