@@ -115,3 +115,12 @@ def test_torchrun_is_refused_with_what_to_do(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
     for size in ("", "1", "none"):
         check_one_process({"WORLD_SIZE": size})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are made by administrators there")
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / ".lock").symlink_to("precious")
+    with pytest.raises(OSError, match=r"\.lock"), locked(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"

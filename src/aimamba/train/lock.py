@@ -14,6 +14,8 @@ from aimamba.errors import ConfigError
 LOCK_FILE = ".lock"
 
 _FAR = 2**30  # msvcrt locks bytes, and locked ones cannot be read: take one behind the text
+# A link that someone planted is not followed: what it leads to would be overwritten.
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _HELD: set[int] = set()  # descriptors of the locks of this process
 
 
@@ -63,7 +65,7 @@ def _open(folder: Path) -> int:
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            handle = os.open(path, _FLAGS, 0o644)
         except FileNotFoundError:  # another process has just removed the empty folder
             continue
         _HELD.add(handle)
