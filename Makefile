@@ -6,16 +6,24 @@ RUNS   := runs
 READY  := $(VENV)/.ready
 GPU_TESTS := tests/ops tests/generation tests/train/test_training_step.py
 PEERS  := .peers
+# Which build of PyTorch the demo takes: cpu, cuda, or by default cuda where there is an NVIDIA card. On Linux PyPI's
+# brings some gigabytes of CUDA; elsewhere there is one build alone.
+TORCH  ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+CPU    := --index-url https://download.pytorch.org/whl/cpu
+SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
+# The demo needs no tools for development; where they are installed already, they do no harm.
+DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo train-demo test test-gpu bench-gpu lint clean
 
-demo: $(READY)                  ## draw with the weights that come with the package
+demo: $(DEMO)                   ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
 
 # These models are so small that a second thread hardly helps, and beside another busy program it would cost far more
 # than it brings (docs/log.md).
 train-demo: export OMP_NUM_THREADS ?= 1
-train-demo: $(READY)            ## train both stages on avatars in a few minutes, then draw with them
+train-demo: $(DEMO)             ## train both stages on avatars in a few minutes, then draw with them
 	$(BIN)/aimamba train avatars-tiny-vq --out $(RUNS)/avatars-tiny-vq
 	$(BIN)/aimamba train avatars-tiny-aim --out $(RUNS)/avatars-tiny-aim --tokenizer $(RUNS)/avatars-tiny-vq
 	$(BIN)/aimamba sample --model $(RUNS)/avatars-tiny-aim -n 8 --cfg-scale 1.5 --top-k 100 --out samples
@@ -38,10 +46,23 @@ lint: $(READY)                  ## style, types, layers
 	$(BIN)/lint-imports
 
 $(READY): pyproject.toml constraints.txt
+	$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch numpy
+	$(PIP) --editable '.[dev]'
 	touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(NEW_ENOUGH)
+	$(PYTHON) -m venv $(VENV)
+	$(if $(SMALL),$(PIP) -q --retries 1 --no-deps $(CPU) torch || echo "no CPU build of PyTorch there; taking PyPI's" >&2)
+	$(PIP) torch numpy
+	$(PIP) --editable .
+	touch $@
+
+NEW_ENOUGH = @$(PYTHON) -c 'import sys; v = sys.version_info; \
+	sys.exit("aimamba needs Python 3.11 or newer, and $(PYTHON) is %d.%d; choose another: make PYTHON=python3.12" \
+	% (v[0], v[1]) if v < (3, 11) else 0)'
 
 clean:                          ## remove what the commands above made, but not trained runs
 	rm -rf $(VENV) samples .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -29,7 +29,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "speed", "design", "weights", "models/avatars-64")
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
-PAGES = (*RUN, "CHANGELOG.md", "docs/log.md", "docs/studies/README.md")
+PAGES = (*RUN, "CHANGELOG.md", "SECURITY.md", "docs/log.md", "docs/studies/README.md")
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/**/*.md", "tests/**/*.md", "benchmarks/**/*.md")
