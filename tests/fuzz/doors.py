@@ -84,9 +84,12 @@ def make_doors(folder: Path) -> list[Door]:  # noqa: PLR0915 - a paragraph for e
     from aimamba.data.files import open_image
     from aimamba.data.image_files import ImageFiles
     from aimamba.data.npz import NpzImages
+    from aimamba.data.png_text import read_png_text, write_png
     from aimamba.data.shards import open_codes
     from aimamba.data.spec import parse_spec
     from aimamba.data.transforms import center_crop
+    from aimamba.generation import SamplingConfig
+    from aimamba.generation.record import ModelRecord, SampleRecord, parse_record
     from aimamba.models import AiM, VQModel
     from aimamba.pipeline import Pipeline
     from aimamba.studies.results import Results
@@ -146,6 +149,13 @@ def make_doors(folder: Path) -> list[Door]:  # noqa: PLR0915 - a paragraph for e
         path = folder / f"image.{kind}"
         path.write_bytes(content)
         file(f"image-{kind}", path, lambda path=path: center_crop(open_image(path), 4))
+    model = ModelRecord(model="m", fingerprint="0" * 64, dtype="float32", engine="plain", device="cpu", aimamba="0.2.0")
+    record = SampleRecord(class_name="cats", label=1, sampling=SamplingConfig(seed=7), model=model)
+    sample, settings = folder / "sample.png", folder / "sample.json"
+    write_png(sample, Image.new("RGB", (4, 4)), record.to_text())
+    file("sample", sample, lambda: parse_record(read_png_text(sample), sample))
+    settings.write_text(record.to_text())
+    file("sample-settings", settings, lambda: parse_record(settings.read_text(errors="replace"), settings))
     photo = folder / "photos" / "cats" / "0.png"
     file("folder", photo, lambda: _read_images(ImageFiles(folder / "photos", size=4)))
 

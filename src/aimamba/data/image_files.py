@@ -1,5 +1,6 @@
 """The image files of a folder, to be measured or shown: every one of them, with or without classes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +144,7 @@ class ImageFiles(Images):
                     faults[name] = reason
                     bar.update()
         self.broken = tuple(reason for reason in faults.values() if reason is not None)
+        self.left_out += Counter(broken=len(self.broken))
         self._names = [name for name, reason in faults.items() if reason is None]
         if not self._names:
             raise DataError(f"{self.name}: none of its {len(self.broken)} images can be read: {self.broken[0]}")
