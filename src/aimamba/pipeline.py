@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,13 +21,14 @@ from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.config import from_mapping
 from aimamba.data.class_names import find_class
-from aimamba.data.sheets import to_pil, to_uint8
+from aimamba.data.sheets import to_uint8
 from aimamba.devices import resolve_device, resolve_dtype
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine, resolve_engine
 from aimamba.generation.fast_decoder import FastDecoder
+from aimamba.generation.finished import Fetcher, Finished, finished_batches
 from aimamba.generation.record import ModelRecord
 from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, AiMConfig, VQModel
@@ -212,16 +213,56 @@ class Pipeline:
             raise ConfigError(f"expected a list of classes, got the single text {labels!r}; write [{labels!r}]")
         jobs = [(self.label(label), config.seed + j) for label in labels for j in range(n)]
         length = self.generator.config.num_tokens
+        batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+        generated = 0
+
+        def advance(tokens: int) -> None:
+            nonlocal generated
+            generated += tokens
+            if progress is not None:
+                progress(generated, len(jobs) * length)
+
         images: list[Image.Image] = []
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            codes = torch.empty(0)
-            labels_of_batch = torch.tensor([label for label, _ in batch])
-            for codes in self.generate(labels_of_batch, config, seeds=[seed for _, seed in batch]):
-                if progress is not None:
-                    progress(start * length + len(batch) * codes.shape[1], len(jobs) * length)
-            images += to_pil(self.decode(codes))
+        for finished in self.batches(batches, config, progress=advance):
+            images += [Image.fromarray(image) for image in finished.images.numpy()]
         return images
+
+    def batches(
+        self,
+        batches: Iterable[Sequence[tuple[int, int]]],
+        config: SamplingConfig,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Finished]:
+        """Generate and decode many batches without a pause of the device between them.
+
+        On CUDA, images move to the host while the next batch is generated, and each batch is handed over between two
+        tokens of the next. The images are those of ``generate`` and ``decode``.
+
+        Args:
+            batches: For every image of a batch, its label and its seed.
+            config: Settings of sampling, whose own seed is not used.
+            progress: Called after every step with the number of tokens that it generated.
+
+        Yields:
+            For each batch in order, its codes (B, L) and 8-bit images (B, s, s, 3), both on the host.
+
+        Raises:
+            CheckpointError: Logits or images of a batch contain NaN or infinity, as with damaged weights.
+            ConfigError: The engine is unknown or cannot decode this generator on this machine.
+        """
+
+        def run(batch: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+            labels, seeds = zip(*batch, strict=True)
+            return self.generate(torch.tensor(labels), config, seeds=seeds)
+
+        def decode(codes: Tensor) -> tuple[Tensor, Tensor]:
+            decoded = self._prepared_decoder().queue(codes.unflatten(1, (self.grid, self.grid)))
+            return to_uint8(decoded.images).permute(0, 2, 3, 1).contiguous(), decoded.finite
+
+        length = self.generator.config.num_tokens
+        fetcher = Fetcher(self.generator.word_embedding.weight.device)
+        yield from finished_batches(map(run, batches), length, decode, fetcher, progress)
 
     def generate(
         self, labels: Int[Tensor, " b"], config: SamplingConfig, *, seeds: Sequence[int] | None = None
@@ -276,9 +317,12 @@ class Pipeline:
         On CPUs, an image does not depend on the rest of its batch. The decoder is prepared on the first call, and
         again when the tokenizer's weights have changed. ``aimamba.data.to_pil`` converts the result to PIL images.
         """
+        return to_uint8(self._prepared_decoder()(codes.unflatten(1, (self.grid, self.grid))))
+
+    def _prepared_decoder(self) -> FastDecoder:
         if self._decoder is None or not self._decoder.matches(self.tokenizer):
             self._decoder = FastDecoder(self.tokenizer)
-        return to_uint8(self._decoder(codes.unflatten(1, (self.grid, self.grid))))
+        return self._decoder
 
 
 def open_tokenizer(

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
-from aimamba.generation.engines.cuda_graphs import CudaGraphEngine, capture
+from aimamba.generation.capture import capture
+from aimamba.generation.engines.cuda_graphs import CudaGraphEngine
 from decoding import decode
 from waiting import counted_waits
 

@@ -9,12 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError
+from aimamba.generation.capture import capture
 from aimamba.generation.engines import recorded_step
-from aimamba.generation.engines.recorded import RecordedEngine, RecordedState, Run
+from aimamba.generation.engines.recorded import RecordedEngine, RecordedState
 from aimamba.generation.engines.recorded_step import Form, RecordedStep, triton_operators
 from aimamba.models import AiM
-
-_WARM_UP_RUNS = 2  # the first compiles kernels and allocates workspaces of libraries, which a capture must not do
 
 
 def unsupported(model: AiM) -> str | None:
@@ -25,25 +24,6 @@ def unsupported(model: AiM) -> str | None:
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return f"it takes float32 or bfloat16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
     return recorded_step.unsupported(model)
-
-
-def capture(run: Run) -> Run:
-    """Capture what ``run`` launches as a CUDA graph. Calling the result replays it; the logits stay in one tensor."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP_RUNS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
-        logits = run()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
-
-    return replay
 
 
 class CudaGraphEngine(RecordedEngine):

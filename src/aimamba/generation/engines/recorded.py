@@ -8,7 +8,7 @@ Shape letters: B rows, V vocabulary.
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import DataError
+from aimamba.generation.capture import Record, Run
 from aimamba.generation.engines.recorded_step import Memory, RecordedStep
 from aimamba.models import AiM, DecodingState
 from aimamba.models.state import copy_rows, join_rows, mixer_bytes, select_rows
-
-Run = Callable[[], Tensor]
-"""A step on fixed tensors that returns its logits."""
 
 
 @dataclass(eq=False, repr=False)
@@ -106,7 +104,7 @@ class RecordedEngine:
         kept: Number of recordings kept, the most recently used ones. Each has a memory for its rows.
     """
 
-    def __init__(self, step: RecordedStep, record: Callable[[Run], Run], *, kept: int = 4) -> None:
+    def __init__(self, step: RecordedStep, record: Record, *, kept: int = 4) -> None:
         self.model: AiM = step.model
         self.guided_sample = step.operators.guided_sample
         self._step = step
