@@ -54,7 +54,11 @@ for launch in mixer.DUAL.values():
     sizes = xl | {"GROUP": launch.heads, "TOKENS": launch.tokens, "STAGES": launch.stages}
     sizes |= {"EARLY": launch.heads <= 4}
     sizes["ADD"] = 32 * launch.warps * 16 <= launch.heads * 64 * 2
-    build(mixer._dual_kernel, narrow, wide, sizes, {"capacity": "i32:16"}, launch)
+    build(mixer._dual_kernel, narrow, wide, sizes | {"INT8": False}, {"capacity": "i32:16"}, launch)
+for launch in mixer.DUAL_INT8.values():
+    sizes = xl | {"GROUP": launch.heads, "TOKENS": launch.tokens, "STAGES": launch.stages}
+    sizes |= {"EARLY": launch.heads <= 4, "ADD": 32 * launch.warps * 16 <= launch.heads * 64, "INT8": True}
+    build(mixer._dual_kernel, narrow, wide, sizes, {"capacity": "i32:16", "x_cache": "*i8"}, launch)
 counts = "shift_stride scale_stride gate_stride parts inner outputs span".split()
 numbers = dict.fromkeys(counts, "i32") | {"eps": "fp32"}
 narrow, wide = "shift scale mixed gate hidden weight x y", "residual norm_weight final_weight squares new_residual"
@@ -136,12 +140,12 @@ def test_kernels_compile(tmp_path, capability):
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
-    names = ["_state_kernel", *["_dual_kernel"] * 3, "_kernel", "_residual_kernel", "_linear_kernel", "_kernel"]
+    names = ["_state_kernel", *["_dual_kernel"] * 6, "_kernel", "_residual_kernel", "_linear_kernel", "_kernel"]
     names += ["_forward_kernel", "_states_kernel", "_chunk_kernel"] * 2
     names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]
     names += ["_steps_kernel", "_steps_backward_kernel", *["_forward_kernel", "_backward_kernel"] * 3, "_sum_kernel"]
     names += ["_kernel"]
     assert [name for name, *_ in built] == names
     assert {local for _, local, _ in built} == {"False"}, "no kernel keeps its numbers in memory"
-    overlapping = [True] * 7 if capability >= 90 else [False] * 7
-    assert [waits == "True" for *_, waits in built] == overlapping + [False] * (len(names) - 7), "steps overlap"
+    overlapping = [capability >= 90] * 10
+    assert [waits == "True" for *_, waits in built] == overlapping + [False] * (len(names) - 10), "steps overlap"

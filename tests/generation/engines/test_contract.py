@@ -23,8 +23,8 @@ CUDA = {"width": 128, "num_blocks": 2, "state_size": 128, "head_width": 64, "num
 PLACES = (0, 3, 36)  # positions at which rows meet: before and after the native engine folds its cache into a state
 
 
-def make_recorded(model, form=None):
-    return RecordedEngine(RecordedStep(model, form=form), lambda run: run)
+def make_recorded(model, form=None, cache="model"):
+    return RecordedEngine(RecordedStep(model, form=form, cache=cache), lambda run: run)
 
 
 def require_native():
@@ -40,8 +40,10 @@ ENGINES = {
     "native-int8": lambda make: NativeEngine(make(), weights="int8"),
     "recorded-state": lambda make: make_recorded(make(dtype=torch.float64), "state"),
     "recorded-dual": lambda make: make_recorded(make(dtype=torch.float64), "dual"),
+    "recorded-int8": lambda make: make_recorded(make(dtype=torch.float64), "dual", "int8"),
     "recorded-attention": lambda make: make_recorded(make(dtype=torch.float64, mixer="attention", positions="rope")),
     "cuda-graphs": lambda make: CudaGraphEngine(make(**CUDA).cuda()),
+    "cuda-graphs-int8": lambda make: CudaGraphEngine(make(**CUDA).cuda(), cache="int8"),
     "cuda-graphs-attention": lambda make: CudaGraphEngine(make(**CUDA, mixer="attention", positions="rope").cuda()),
 }
 NAMES = [pytest.param(name, marks=pytest.mark.gpu if "cuda" in name else ()) for name in ENGINES]
@@ -132,7 +134,7 @@ def test_steps_equal_the_plain_models(name, engine, model, tokens, shift):
         assert_close(plain, expected, **(EXACT if model.word_embedding.weight.dtype == torch.float64 else NEAR))
     expected = decode(model, tokens, model.init_state(3, position_shift=shift))
     assert expected.std() > 0.3, "the test's model must not be trivial"
-    if name == "native-int8":
+    if "int8" in name:
         assert (logits - expected).square().mean().sqrt() < INT8_BOUND * expected.std()
     else:
         exact = model.word_embedding.weight.dtype == torch.float64
@@ -208,7 +210,8 @@ def expected_bytes(name, config):
     if name == "recorded-state":
         return config.num_blocks * width * (4 * convolved + inner * state)
     slots = -(-tokens // 16) * 16
-    return config.num_blocks * width * (4 * convolved + slots * (inner + state + heads))
+    x = inner // width if "int8" in name else inner
+    return config.num_blocks * width * (4 * convolved + slots * (x + state + heads))
 
 
 def test_bytes_are_those_of_what_mixers_remember(name, engine, model, tokens):
@@ -230,8 +233,10 @@ GROWTH = {
     "native-int8": ("native-int8", "aim", 24, None),
     "recorded-state": ("plain", "aim", 24, "ssm"),
     "recorded-dual": ("plain", "aim", 24, "weights"),
+    "recorded-int8": ("plain", "aim", 24, "weights"),
     "recorded-attention": ("plain", "attention", 24, None),
     "cuda-graphs": ("cuda-graphs", "aim", 24, None),
+    "cuda-graphs-int8": ("cuda-graphs-int8", "aim", 24, None),
     "cuda-graphs-attention": ("cuda-graphs", "attention", 24, None),
 }
 
@@ -243,8 +248,10 @@ def test_growth_knows_every_engine():
 def test_growth_is_measured_on_every_state(monkeypatch, name):
     variant, subject, tokens, tensor = GROWTH[name]
     if name.startswith("recorded"):  # in place of an engine that the benchmark knows by name
-        form = {"state": "state", "dual": "dual"}.get(name.removeprefix("recorded-"))
-        monkeypatch.setattr(ours, "make_engine", lambda model, _: make_recorded(model, form))
+        given = {"state": ("state",), "dual": ("dual",), "int8": ("dual", "int8")}.get(
+            name.removeprefix("recorded-"), ()
+        )
+        monkeypatch.setattr(ours, "make_engine", lambda model, _: make_recorded(model, *given))
     measurement = Measurement(
         section="growth",
         subject=subject,

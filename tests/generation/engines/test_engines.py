@@ -5,6 +5,7 @@ import torch
 
 from aimamba.errors import ConfigError
 from aimamba.generation import generate, make_engine
+from aimamba.generation.engines import cuda_graphs
 from aimamba.generation.engines.cuda_graphs import CudaGraphEngine
 
 
@@ -20,9 +21,16 @@ def test_an_unknown_name(make_aim):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it can be had here")
-def test_cuda_graphs_where_there_is_no_such_device(make_aim):
-    with pytest.raises(ConfigError, match="the model is on cpu; choose the engine 'plain'"):
-        make_engine(make_aim(), "cuda-graphs")
+@pytest.mark.parametrize("name", ["cuda-graphs", "cuda-graphs-int8"])
+def test_cuda_graphs_where_there_is_no_such_device(make_aim, name):
+    with pytest.raises(ConfigError, match=f"'{name}' cannot .* the model is on cpu; choose the engine 'plain'"):
+        make_engine(make_aim(), name)
+
+
+def test_attention_has_no_8_bit_cache(make_aim, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "unsupported", lambda model: None)
+    with pytest.raises(ConfigError, match=r"that of the mixer 'mamba2', .* has 'attention'; choose the engine 'cuda-g"):
+        make_engine(make_aim(mixer="attention"), "cuda-graphs-int8")
 
 
 @pytest.mark.gpu

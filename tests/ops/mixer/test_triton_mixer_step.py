@@ -39,22 +39,25 @@ def make_weights(dtype, device, *, decay=1.0):
     )
 
 
-def make_memory(form, dtype, device):
+def make_memory(form, dtype, device, x_dtype=None):
     """Return memory full of NaN: slots that were not written must not be read."""
     shapes = {"window": (dtype, (ROWS, TAPS, CHANNELS))}
     if form == "state":
         shapes["ssm"] = torch.float32, (ROWS, HEADS, WIDTH, STATES)
     else:
         shapes["B"] = dtype, (ROWS, TOKENS, STATES)
-        shapes["x"] = dtype, (ROWS, HEADS, TOKENS, WIDTH)
+        shapes["x"] = x_dtype or dtype, (ROWS, HEADS, TOKENS, WIDTH)
         shapes["weights"] = torch.float32, (ROWS, HEADS, TOKENS)
-    return [torch.full(shape, torch.nan, dtype=each, device=device) for each, shape in shapes.values()]
+    return [
+        torch.full(shape, torch.nan if each.is_floating_point else 99, dtype=each, device=device)
+        for each, shape in shapes.values()
+    ]
 
 
-def run(step, form, weights, dtype, device, **options):
+def run(step, form, weights, dtype, device, x_dtype=None, **options):
     """Return the outputs of all tokens, divided by the norm's root as in ``residual_norm_step``, and the memory."""
     generator = torch.Generator().manual_seed(1)
-    memory, outputs = make_memory(form, dtype, device), []
+    memory, outputs = make_memory(form, dtype, device, x_dtype), []
     for token in range(TOKENS):
         projected = torch.randn(ROWS, INNER + CHANNELS + HEADS, generator=generator).to(device=device, dtype=dtype)
         position = (token - BEGINS).clamp(min=0).to(device)
@@ -82,6 +85,37 @@ def test_dual_form(device, dtype, heads, tokens):
     launch = kernels.Launch(heads=heads, tokens=tokens, warps=4, stages=2)
     fused = run(kernels.dual_mixer_step, "dual", weights, dtype, device, launch=launch)
     assert_close(fused, expected, equal_nan=True, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize(("heads", "tokens", "stages"), [(1, 4, 1), (8, 2, 2)])
+def test_dual_form_with_x_in_8_bits(device, heads, tokens, stages):
+    """Both store the same numbers, so the results differ by rounding only; the exact form is within the bound."""
+    weights = make_weights(torch.float32, device)
+    expected, memory = run(plain.dual_mixer_step, "dual", weights, torch.float32, device, torch.int8)
+    launch = kernels.Launch(heads=heads, tokens=tokens, warps=4, stages=stages)
+    fused, other = run(kernels.dual_mixer_step, "dual", weights, torch.float32, device, torch.int8, launch=launch)
+    assert_close(fused, expected, **CLOSE[torch.float32])
+    assert memory[2].dtype == torch.int8
+    assert (memory[2].int() - other[2].int()).abs().max() <= 1, "a number may lie between two levels"
+    assert_close(other[3], memory[3], equal_nan=True, **CLOSE[torch.float32])
+    exact, _ = run(plain.dual_mixer_step, "dual", weights, torch.float32, device)
+    assert 0 < (expected - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with NumPy
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("step", [plain.dual_mixer_step, kernels.dual_mixer_step])
+def test_what_is_not_finite_stays_so_in_8_bits(device, step, broken):
+    weights = make_weights(torch.float32, device)
+    memory = make_memory("dual", torch.float32, device, torch.int8)
+    projected = torch.ones(ROWS, INNER + CHANNELS + HEADS, device=device)
+    projected[0, INNER] = broken
+    for token in range(5):  # by then the number has left the window of the convolution
+        position = torch.full((ROWS,), token, device=device)
+        gated, _ = step(projected, weights, *memory, position)
+        projected = torch.ones_like(projected)
+    assert not bool(gated[0].isfinite().all())
+    assert bool(gated[1].isfinite().all())
 
 
 @pytest.mark.parametrize("decay", [-8.0, 1.0, 4.0])

@@ -1,12 +1,13 @@
 """Engines: interchangeable ways to compute the same decoding step.
 
-===============  ==================================================================================================
-``plain``        the model itself, in PyTorch, on every device
-``native``       a C++ kernel for CPUs, compiled on first use (``aimamba.generation.engines.native``)
-``native-int8``  the same with 8-bit weights
-``cuda-graphs``  Triton kernels, recorded as CUDA graphs (``aimamba.generation.engines.cuda_graphs``)
-``auto``         ``cuda-graphs`` or ``native`` where it supports the model, and ``plain`` otherwise
-===============  ==================================================================================================
+====================  =============================================================================================
+``plain``             the model itself, in PyTorch, on every device
+``native``            a C++ kernel for CPUs, compiled on first use (``aimamba.generation.engines.native``)
+``native-int8``       the same with 8-bit weights
+``cuda-graphs``       Triton kernels, recorded as CUDA graphs (``aimamba.generation.engines.cuda_graphs``)
+``cuda-graphs-int8``  the same with x of earlier tokens in 8 bits (``aimamba.ops.mixer.step``)
+``auto``              ``cuda-graphs`` or ``native`` where it supports the model, and ``plain`` otherwise
+====================  =============================================================================================
 
 Each module of an engine has a function ``unsupported(model)`` that returns the reason why the engine cannot decode the
 model on this machine, or None if it can.
@@ -32,7 +33,7 @@ __all__ = [
     "resolve_engine",
 ]
 
-EngineName = Literal["auto", "plain", "native", "native-int8", "cuda-graphs"]
+EngineName = Literal["auto", "plain", "native", "native-int8", "cuda-graphs", "cuda-graphs-int8"]
 
 
 def check_engine(name: str) -> None:
@@ -59,8 +60,8 @@ def make_engine(model: AiM, name: str = "auto") -> Engine:
     name = resolve_engine(model, name)
     if name == "plain":
         return model
-    if name == "cuda-graphs":
-        return CudaGraphEngine(model)
+    if name.startswith("cuda-graphs"):
+        return CudaGraphEngine(model, cache="int8" if name == "cuda-graphs-int8" else "model")
     return NativeEngine(model, weights="int8" if name == "native-int8" else None)
 
 

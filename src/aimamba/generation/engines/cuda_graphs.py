@@ -12,7 +12,7 @@ from aimamba.errors import ConfigError
 from aimamba.generation.capture import capture
 from aimamba.generation.engines import recorded_step
 from aimamba.generation.engines.recorded import RecordedEngine, RecordedState
-from aimamba.generation.engines.recorded_step import Form, RecordedStep, triton_operators
+from aimamba.generation.engines.recorded_step import Cache, Form, RecordedStep, triton_operators
 from aimamba.models import AiM
 
 
@@ -32,6 +32,7 @@ class CudaGraphEngine(RecordedEngine):
     Args:
         model: The generator, in evaluation mode, in float32 or bfloat16. Its weights may change in place.
         form: Form of SSD; by default the one that moves fewer bytes per image.
+        cache: How the dual form keeps x of earlier tokens: in the model's dtype, or in 8 bits (``int8``).
         kept: Number of batch sizes whose graphs and memories are kept.
         overlap: Let a kernel start while the one before it still runs, where the device can.
 
@@ -39,10 +40,24 @@ class CudaGraphEngine(RecordedEngine):
         ConfigError: The engine does not support the model, see ``unsupported``.
     """
 
-    def __init__(self, model: AiM, *, form: Form | None = None, kept: int = 4, overlap: bool = True) -> None:
+    def __init__(
+        self,
+        model: AiM,
+        *,
+        form: Form | None = None,
+        cache: Cache = "model",
+        kept: int = 4,
+        overlap: bool = True,
+    ) -> None:
+        name = "cuda-graphs-int8" if cache == "int8" else "cuda-graphs"
         if reason := unsupported(model):
-            raise ConfigError(f"engine 'cuda-graphs' cannot decode this model: {reason}; choose the engine 'plain'")
-        step = RecordedStep(model, triton_operators(overlap=overlap), form=form)
+            raise ConfigError(f"engine '{name}' cannot decode this model: {reason}; choose the engine 'plain'")
+        if cache == "int8" and model.config.mixer != "mamba2":
+            raise ConfigError(
+                f"engine '{name}' cannot decode this model: its 8-bit cache is that of the mixer 'mamba2', and the "
+                f"model has {model.config.mixer!r}; choose the engine 'cuda-graphs'"
+            )
+        step = RecordedStep(model, triton_operators(overlap=overlap), form=form, cache=cache)
         super().__init__(step, capture, kept=kept)
 
     def step(self, inputs: Int[Tensor, " b"], state: RecordedState) -> Float[Tensor, "b v"]:

@@ -30,6 +30,9 @@ Memory = dict[str, Tensor]
 
 Form = Literal["state", "dual"]
 
+Cache = Literal["model", "int8"]
+"""How the dual form keeps x of earlier tokens: in the model's dtype, or in 8 bits with one scale a head and token."""
+
 _SLOTS_STEP = 16  # caches of the dual form hold a multiple of so many tokens
 _PLACES_STEP = 64  # attention reads a multiple of so many cache entries, so that few recordings serve all positions
 
@@ -77,20 +80,22 @@ def triton_operators(*, overlap: bool = True) -> Operators:
     )
 
 
-def bytes_per_row(model: AiM, form: Form, tokens: int) -> int:
+def bytes_per_row(model: AiM, form: Form, tokens: int, cache: Cache = "model") -> int:
     """Return the bytes that a Mamba-2 block reads and writes for one token of a row, after ``tokens`` tokens."""
     config, narrow = model.config, model.word_embedding.weight.element_size()
     inner = config.width * config.expand
     if form == "state":
         return 2 * 4 * inner * config.state_size
-    # A token's weight decays in place, so it is read and written.
-    return (tokens + 1) * (narrow * (inner + config.state_size) + 2 * 4 * inner // config.head_width)
+    # A token's weight decays in place, so it is read and written. The scale of an 8-bit x is part of it.
+    x = inner * (1 if cache == "int8" else narrow)
+    return (tokens + 1) * (x + narrow * config.state_size + 2 * 4 * inner // config.head_width)
 
 
-def choose_form(model: AiM) -> Form:
+def choose_form(model: AiM, cache: Cache = "model") -> Form:
     """Return the form of SSD that moves fewer bytes over a whole image."""
     middle = model.config.num_tokens // 2
-    return "dual" if bytes_per_row(model, "dual", middle) < bytes_per_row(model, "state", middle) else "state"
+    dual, state = (bytes_per_row(model, form, middle, cache) for form in ("dual", "state"))
+    return "dual" if dual < state else "state"
 
 
 class RecordedStep:
@@ -100,12 +105,16 @@ class RecordedStep:
         model: The generator, in bfloat16, float32 or wider.
         operators: Plain functions, or kernels.
         form: Form of SSD; by default the one that moves fewer bytes.
+        cache: How the dual form keeps x. The state form has no such cache.
     """
 
-    def __init__(self, model: AiM, operators: Operators | None = None, *, form: Form | None = None) -> None:
+    def __init__(
+        self, model: AiM, operators: Operators | None = None, *, form: Form | None = None, cache: Cache = "model"
+    ) -> None:
         self.model = model
         self.operators = operators or Operators()
-        self.form = form or choose_form(model)
+        self.form = form or choose_form(model, cache)
+        self.x_dtype = torch.int8 if cache == "int8" else None  # None: the model's
         self.capacity = model.config.num_tokens + 1
 
     def new_memory(self, rows: int) -> Memory:
@@ -137,7 +146,7 @@ class RecordedStep:
         slots = -(-self.model.config.num_tokens // _SLOTS_STEP) * _SLOTS_STEP
         return memory | {
             "B": weight.new_empty(rows, slots, states),
-            "x": weight.new_empty(rows, heads, slots, head_width),
+            "x": weight.new_empty(rows, heads, slots, head_width, dtype=self.x_dtype),
             "weights": weight.new_empty(rows, heads, slots, dtype=wide),
         }
 

@@ -11,7 +11,8 @@ SSD has two forms of a step (Dao and Gu, arXiv 2405.21060, section 5). With a_u 
     dual     y_t = sum over s <= t of (C_t . B_s) (a_{s+1} ... a_t) dt_s x_s
 
 The first reads and writes a state of H P N numbers. The second reads t tokens of N + H P + H numbers; it writes one
-token, and the H weights ``(a_{s+1} ... a_t) dt_s`` of every token, which decay in place by a_t in each step.
+token, and the H weights ``(a_{s+1} ... a_t) dt_s`` of every token, which decay in place by a_t in each step. Its x may
+be kept in 8 bits, with one scale a head and token, which is part of the weight.
 
 Shape letters: B rows, E = H P inner width, H heads, P head width, N state size, C = E + 2 N convolved channels, K taps,
 T tokens that a cache holds, F = E + C + H projected features, G partial sums.
@@ -20,7 +21,7 @@ T tokens that a cache holds, F = E + C + H projected features, G partial sums.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,7 +101,7 @@ def dual_mixer_step(
     weights: MixerWeights,
     window: Float[Tensor, "b k c"],
     B_cache: Float[Tensor, "b t n"],
-    x_cache: Float[Tensor, "b h t p"],
+    x_cache: Num[Tensor, "b h t p"],
     weight_cache: Float[Tensor, "b h t"],
     position: Int[Tensor, " b"],
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
@@ -109,20 +110,30 @@ def dual_mixer_step(
     Takes and returns what ``state_mixer_step`` does, with caches of B, x and the tokens' weights instead of the state.
     The token at position p is in slot p of the caches, so positions must be below T; slots behind a row's position are
     not read. ``weight_cache`` is float32 or wider: a token enters it with its dt, and decays by ``exp(dt A)`` of each
-    later token. The other caches may be narrower: only B and x themselves are rounded.
+    later token. The other caches may be narrower: only B and x themselves are rounded, and not those of this token.
+
+    ``x_cache`` may be int8. Then a head's x of a token is stored in steps of its largest magnitude / 127, and a token
+    enters ``weight_cache`` with dt times that step, so a number is wrong by at most half a step and the sum y of a head
+    by at most the sum over s of ``|C . B_s| (weight of s) (largest |x_s|) / 254``. A token with NaN or infinity
+    enters with an infinite weight, so that a state that is not finite stays so.
     """
     token = _convolve(projected, weights, window, position)
     rows = torch.arange(len(projected), device=projected.device)
     dtype = token.x.dtype
+    fresh, stored = token.dt, token.x  # the weight with which the token enters, and what is stored of it
+    if x_cache.dtype == torch.int8:
+        step = token.x.abs().amax(dim=-1) / 127  # (B, H)
+        stored = torch.floor(token.x / step.where(step > 0, 1.0)[..., None] + 0.5)
+        fresh = fresh * step.where((token.x * 0).sum(dim=-1) == 0, torch.inf)
     B_cache[rows, position] = token.B.to(B_cache.dtype)
-    x_cache[rows, :, position] = token.x.to(x_cache.dtype)
+    x_cache[rows, :, position] = stored.to(x_cache.dtype)
     slot = torch.arange(B_cache.shape[1], device=projected.device)
-    past = (slot < position[:, None])[:, None]  # (B, 1, T)
-    weight_cache.copy_(torch.where(past, weight_cache * torch.exp(token.dt * token.A)[..., None], weight_cache))
-    weight_cache[rows, :, position] = token.dt.to(weight_cache.dtype)
-    future = slot > position[:, None]  # (B, T)
+    known = (slot < position[:, None])[:, None]  # (B, 1, T)
+    weight_cache.copy_(torch.where(known, weight_cache * torch.exp(token.dt * token.A)[..., None], weight_cache))
+    weight_cache[rows, :, position] = fresh.to(weight_cache.dtype)
     similarity = (B_cache.to(dtype) @ token.C[..., None]).squeeze(-1)  # (B, T)
-    weight = (similarity[:, None] * weight_cache.to(dtype)).masked_fill(future[:, None], 0.0)  # (B, H, T)
-    values = x_cache.to(dtype).masked_fill(future[:, None, :, None], 0.0)
-    y = (weight[:, :, None] @ values).squeeze(2)  # (B, H, P)
+    weight = (similarity[:, None] * weight_cache.to(dtype)).masked_fill(~known, 0.0)  # (B, H, T)
+    values = x_cache.to(dtype).masked_fill(~known[..., None], 0.0)
+    present = token.dt * (token.B * token.C).sum(dim=-1, keepdim=True)  # (B, H)
+    y = (weight[:, :, None] @ values).squeeze(2) + present[..., None] * token.x  # (B, H, P)
     return _gate(y, token, projected, weights)

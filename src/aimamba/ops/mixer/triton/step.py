@@ -16,7 +16,7 @@ from typing import NamedTuple, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from aimamba.ops.mixer.weights import MixerWeights
@@ -51,6 +51,12 @@ DUAL: dict[int, Launch] = {  # by the maximum number of rows
     8: Launch(heads=1, tokens=64, warps=8, stages=1),
     32: Launch(heads=4, tokens=16, warps=4, stages=1),
     2**31: Launch(heads=16, tokens=8, warps=4, stages=3),
+}
+# With x in 8 bits a row of 16 heads is 1 KiB, which two warps read in vectors of 16 bytes.
+DUAL_INT8: dict[int, Launch] = {
+    8: DUAL[8],
+    32: DUAL[32],
+    2**31: Launch(heads=16, tokens=8, warps=2, stages=3),
 }
 _VECTOR = 16  # bytes of the widest load
 _EARLY = 256  # up to so many channels, a program reads what it needs last before the loop over tokens, not after it
@@ -211,10 +217,30 @@ def _read_values(x_rows, slot, weights, P: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, A, ADD: tl.constexpr):
-    """Let the weights of some tokens decay, store them, and add what the tokens contribute to y."""
+def _to_store(x, dt, P: tl.constexpr, GROUP: tl.constexpr, INT8: tl.constexpr):
+    """Return the weights with which a token enters, (GROUP,), and what is stored of its x, (GROUP P,)."""
+    if INT8:
+        heads = tl.reshape(x, (GROUP, P))
+        step = tl.max(tl.abs(heads), axis=1) / 127
+        levels = tl.floor(heads / tl.where(step > 0, step, 1.0)[:, None] + 0.5)
+        finite = tl.sum(heads * 0, axis=1) == 0
+        fresh = dt * tl.where(finite, step, float("inf"))
+        stored = tl.reshape(tl.where(finite[:, None], levels, 0.0), (GROUP * P,))
+    else:
+        fresh = dt
+        stored = x
+    return fresh, stored
+
+
+@triton.jit
+@no_type_check
+def _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD: tl.constexpr):
+    """Let the weights of some tokens decay, store them, and add what the tokens contribute to y.
+
+    ``fresh`` is the weight with which the present token enters.
+    """
     weights_now = weights * tl.exp(dt * A)[None, :]
-    weights_now = tl.where(weights_now < dt[None, :] * FORGOTTEN, 0.0, weights_now)
+    weights_now = tl.where(weights_now < fresh[None, :] * FORGOTTEN, 0.0, weights_now)
     tl.store(weight_rows[None, :] + slot[:, None], weights_now, mask=weights > 0)
     similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (TOKENS,)
     shares = (similarity[:, None] * weights_now)[:, :, None] * values.to(tl.float32)
@@ -232,6 +258,7 @@ def _dual_kernel(
     positions, gated, squares, capacity,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
     TOKENS: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+    INT8: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     position = tl.load(positions + row).to(tl.int32)
@@ -258,6 +285,7 @@ def _dual_kernel(
     x, b, c, dt = _token(
         projected, window, history, tap, shared_history, shared_tap, bias, row, group, position, H, P, N, TAPS, GROUP
     )
+    fresh, stored = _to_store(x, dt, P, GROUP, INT8)
     # Programs read only slots of past tokens, and change only the weights of their own heads. The loop adds up tokens
     # only where a thread holds all tokens of its channels; otherwise threads exchange their sums once, at the end.
     sums = tl.zeros((1 if ADD else TOKENS, GROUP, P), dtype=tl.float32)
@@ -266,7 +294,7 @@ def _dual_kernel(
             slot = start + token
             following_values = _read_values(x_rows, TOKENS + slot, following_weights, P)
             later_keys, later_weights = _read_keys(B_row, weight_rows, 2 * TOKENS + slot, position, N)
-            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, A, ADD)
+            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
             keys = following_keys
             weights = following_weights
             values = following_values
@@ -277,15 +305,15 @@ def _dual_kernel(
             slot = start + token
             keys, weights = _read_keys(B_row, weight_rows, slot, position, N)
             values = _read_values(x_rows, slot, weights, P)
-            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, A, ADD)
+            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
 
     if not EARLY:
         skip, norm = _scales(D, norm_weight, group, P, GROUP)
         z = _read_gate(projected, row, group, H, P, N, GROUP)
     own = tl.arange(0, GROUP * P)
     x_now = x_cache + ((row * H + group * GROUP + own // P) * capacity + position) * P + own % P
-    tl.store(x_now, x.to(x_cache.dtype.element_ty))
-    tl.store(weight_rows + position, dt)
+    tl.store(x_now, stored.to(x_cache.dtype.element_ty))
+    tl.store(weight_rows + position, fresh)
     tl.store(B_row + position * N + tl.arange(0, N), b.to(B_cache.dtype.element_ty), mask=group == 0)
     present = dt * tl.sum(b * c, axis=0)
     y = tl.sum(sums, axis=0) + present[:, None] * tl.reshape(x, (GROUP, P))
@@ -323,7 +351,7 @@ def dual_mixer_step(
     weights: MixerWeights,
     window: Float[Tensor, "b k c"],
     B_cache: Float[Tensor, "b t n"],
-    x_cache: Float[Tensor, "b h t p"],
+    x_cache: Num[Tensor, "b h t p"],
     weight_cache: Float[Tensor, "b h t"],
     position: Int[Tensor, " b"],
     *,
@@ -338,7 +366,8 @@ def dual_mixer_step(
     """
     rows, heads, capacity, width = x_cache.shape
     if launch is None:
-        launch = next(launch for most, launch in DUAL.items() if rows <= most)
+        launches = DUAL_INT8 if x_cache.dtype == torch.int8 else DUAL
+        launch = next(launch for most, launch in launches.items() if rows <= most)
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
     # A thread loads _VECTOR bytes, so that with enough heads the threads read one token after the other together.
@@ -347,7 +376,7 @@ def dual_mixer_step(
     _dual_kernel[(heads // group, rows)](
         projected, *weights, window, B_cache, x_cache, weight_cache, position, gated, squares, capacity,
         heads, width, B_cache.shape[2], window.shape[1], group, launch.tokens, one_token, launch.stages,
-        group * width <= _EARLY, bool(options),
+        group * width <= _EARLY, bool(options), x_cache.dtype == torch.int8,
         num_warps=launch.warps, **options,
     )  # fmt: skip
     return gated, squares
