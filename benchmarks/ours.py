@@ -111,7 +111,7 @@ class Ours(Subject):
         """Decode rows at position ``start``, whose memory is noise."""
         state = self.engine.init_state(2 * images)
         tensors = state.tensors()
-        noise = {name: torch.rand_like(tensor) for name, tensor in mixer_tensors(tensors).items()}
+        noise = {name: _noise(tensor) for name, tensor in mixer_tensors(tensors).items()}
         position = torch.full_like(state.position, start + 1)
         state = state.with_tensors(tensors | noise | {"position": position})
         inputs = torch.zeros(2 * images, dtype=torch.long, device=self.device)
@@ -131,3 +131,7 @@ class Ours(Subject):
     def loss(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of ``GeneratorTask``, without label dropout."""
         return code_cross_entropy(self.model, codes, labels)
+
+
+def _noise(like: torch.Tensor) -> torch.Tensor:
+    return torch.rand_like(like) if like.is_floating_point() else torch.randint_like(like, 100)
