@@ -60,7 +60,7 @@ def add_engine(parser: Parser) -> None:
         "--engine",
         default="auto",
         help="auto (default), plain (PyTorch), native (a CPU kernel, compiled once), native-int8 (the same with "
-        "8-bit weights) or cuda-graphs",
+        "8-bit weights), cuda-graphs or cuda-graphs-int8 (the same with a cache of 8 bits)",
     )
 
 

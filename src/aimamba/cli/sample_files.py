@@ -1,20 +1,22 @@
 """The folder that ``aimamba sample`` writes: an image for each class and seed, its settings, and sheets of them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from aimamba.cli.output import file_names, write_json
 from aimamba.config import to_mapping
 from aimamba.data.files import open_image
 from aimamba.data.png_text import read_png_text, write_png
-from aimamba.data.sheets import page_of, sheet, to_pil
+from aimamba.data.sheets import page_of, sheet
+from aimamba.data.writer import BackgroundWriter
 from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.record import ModelRecord, SampleRecord
@@ -86,20 +88,29 @@ def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: i
     """
     finished = {file.path for file in files if not again and file.is_there()}
     there, tokens = len(finished), pipeline.generator.config.num_tokens
-    done = there
+    done, wanted = there, 0  # images written, and those of the batch in the making that are to be written
+    batches = list(_batches(files, finished, batch_size))
+
+    def jobs() -> Iterator[list[tuple[int, int]]]:
+        nonlocal wanted
+        for batch in batches:
+            wanted = sum(file.path not in finished for file in batch)
+            yield [(file.record.label, file.record.sampling.seed) for file in batch]
+
+    def write(batch: Sequence[SampleFile], images: Tensor) -> None:
+        nonlocal done
+        for file, image in zip(batch, images.numpy(), strict=True):
+            if file.path not in finished:
+                write_png(file.path, Image.fromarray(image), file.record.to_text())
+                done += 1
+
     look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
     with tqdm(total=len(files) * tokens, initial=there * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
+        made = pipeline.batches(jobs(), files[0].record.sampling, progress=lambda _: bar.update(wanted))
         try:
-            for batch in _batches(files, finished, batch_size):
-                wanted = [file.path not in finished for file in batch]
-
-                def show(count: int, before: int = done, wanted: int = sum(wanted)) -> None:
-                    bar.update(before * tokens + wanted * count - bar.n)
-
-                for file, image, is_wanted in zip(batch, _generate(pipeline, batch, show), wanted, strict=True):
-                    if is_wanted:
-                        write_png(file.path, image, file.record.to_text())
-                        done += 1
+            with BackgroundWriter() as writer:
+                for batch, found in zip(batches, made, strict=True):
+                    writer.put(partial(write, batch, found.images))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped with {done} of {len(files)} images finished, in {files[0].path.parent}; "
@@ -171,12 +182,3 @@ def _batches(files: Sequence[SampleFile], finished: set[Path], batch_size: int) 
         return [batch for count, batch in zip(counts, batches, strict=True) if count]
     missing = [file for file in files if file.path not in finished]
     return [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-
-
-def _generate(pipeline: Pipeline, batch: Sequence[SampleFile], show: Callable[[int], object]) -> list[Image.Image]:
-    labels = torch.tensor([file.record.label for file in batch])
-    seeds = [file.record.sampling.seed for file in batch]
-    codes = torch.empty(0)
-    for codes in pipeline.generate(labels, batch[0].record.sampling, seeds=seeds):
-        show(codes.shape[1])
-    return to_pil(pipeline.decode(codes))

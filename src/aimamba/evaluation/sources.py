@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int, Int32, Int64, UInt8
 from torch import Tensor
 
 from aimamba.config import check, to_mapping
@@ -150,8 +150,18 @@ class ModelSource:
         if self._saved is not None:
             yield from self._saved.batches(batch_size)
             return
-        for start in range(0, len(self), self._batch_size):
-            images = self.take(range(start, min(start + self._batch_size, len(self))))
+        starts = range(0, len(self), self._batch_size)
+        parts = [range(start, min(start + self._batch_size, len(self))) for start in starts]
+        new = [part for part in parts if (self._codes[part.start : part.stop, 0] < 0).all()]
+        jobs = ([(int(self.labels[index]), self.config.seed + index) for index in part] for part in new)
+        made = self.pipeline.batches(jobs, self.config)
+        for part in parts:
+            if part in new:
+                found = next(made)
+                self._add(part, found.codes)
+                images = found.images.numpy()
+            else:
+                images = self._decode(part)
             yield from (images[first : first + batch_size] for first in range(0, len(images), batch_size))
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
@@ -175,9 +185,13 @@ class ModelSource:
         chosen = torch.from_numpy(self.labels[missing])
         seeds = [self.config.seed + index for index in missing]
         [codes] = deque(self.pipeline.generate(chosen, self.config, seeds=seeds), maxlen=1)  # the last
-        self._codes[missing] = codes.cpu().numpy()
-        if self.kept is not None and missing == list(range(missing[0], missing[-1] + 1)):
-            self.kept.add(missing[0], self._codes[missing])
+        self._add(missing, codes.cpu())
+
+    def _add(self, indices: Sequence[int], codes: Int[Tensor, "b l"]) -> None:
+        """Remember codes that were generated, and keep them where an interrupted command finds them."""
+        self._codes[list(indices)] = codes.numpy()
+        if self.kept is not None and list(indices) == list(range(indices[0], indices[-1] + 1)):
+            self.kept.add(indices[0], self._codes[list(indices)])
 
 
 def save_source(source: Source, path: Path, advance: Callable[[int], object] = lambda _: None) -> None:
