@@ -12,7 +12,7 @@ from benchmarks.telling import telling
 
 ENGINES = {  # by dtype of the matrices
     "cpu": {"float32": ("plain", "native"), "bfloat16": ("plain", "native"), "int8": ("native-int8",)},
-    "cuda": {"float32": ("plain", "cuda-graphs"), "bfloat16": ("plain", "cuda-graphs"), "int8": ()},
+    "cuda": {"float32": ("plain", "cuda-graphs"), "bfloat16": ("plain", "cuda-graphs-int8", "cuda-graphs"), "int8": ()},
     "mps": {"float32": ("plain",), "bfloat16": ("plain",), "int8": ()},
 }
 DECODER_VARIANTS = {"aim": ("plain", "fast", "fast, no kernel"), "vq-official": ("plain", "channels last")}

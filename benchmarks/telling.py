@@ -28,6 +28,7 @@ FIGURES: tuple[Row, ...] = (
     ("training", "aim", "", "aim-xl", TRAINING_BATCH, 45.0),
     ("training", "aim", "", "aim-l", TRAINING_BATCH, 40.0),
     ("training", "aim", GRAPH, "aim-b", TRAINING_BATCH, 45.0),
+    ("sampling", "aim", "cuda-graphs-int8", "aim-xl", 64, 40.0),
     ("sampling", "aim", "cuda-graphs", "aim-b", 1, 30.0),
     ("sampling", "aim", "cuda-graphs", "aim-xl", 128, 40.0),
     ("sampling", "aim", "cuda-graphs", "aim-xl", 256, 45.0),
