@@ -88,8 +88,8 @@ def test_a_killed_conversion_leaves_nothing_that_loads(aimamba, models, here, mo
     seen = []
     save = VQModel.save_pretrained
 
-    def watched(model, folder):
-        save(model, folder)
+    def watched(model, folder, **options):
+        save(model, folder, **options)
         seen.append((folder, (here / "new").exists()))
 
     for model in (VQModel, AiM):

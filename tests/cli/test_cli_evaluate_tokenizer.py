@@ -28,9 +28,14 @@ def test_a_folder(aimamba, models, photos):
     assert aimamba("evaluate-tokenizer", models / "pipeline", photos, "--size", 16).status == 0
 
 
-def test_refusals(refusal, models, photos):
+def test_refusals(aimamba, refusal, models, photos):
     assert "holds a generator alone" in refusal("evaluate-tokenizer", models / "generator", photos)
-    assert "multiple of 2" in refusal("evaluate-tokenizer", models / "tokenizer", photos, "--size", 15)
+    status, _, printed = aimamba("evaluate-tokenizer", models / "tokenizer", photos, "--size", 15)
+    found, fault = printed.splitlines()  # what the folder holds, then the error
+    assert status == 2
+    assert found.endswith("16 images, 2 classes")
+    assert fault.startswith("aimamba: ")
+    assert "multiple of 2" in fault
     assert "no such file or folder" in refusal(
         "evaluate-tokenizer", models / "tokenizer", photos, "--size", 16, "--lpips", "no"
     )

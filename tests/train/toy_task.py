@@ -5,6 +5,7 @@ As a program, ``toy_task.py OUT [--die-in-step N | --die-in-write N]``, it train
 
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,7 +114,8 @@ if __name__ == "__main__":
         fsync, written = os.fsync, []  # recipe.toml and metrics.jsonl are the first two, checkpoints follow
 
         def count(handle: int) -> None:
-            written.append(handle)
+            if stat.S_ISREG(os.fstat(handle).st_mode):  # not a folder
+                written.append(handle)
             if len(written) == number:
                 os.ftruncate(handle, 100)
                 die()
