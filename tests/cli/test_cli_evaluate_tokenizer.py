@@ -30,12 +30,11 @@ def test_a_folder(aimamba, models, photos):
 
 def test_refusals(aimamba, refusal, models, photos):
     assert "holds a generator alone" in refusal("evaluate-tokenizer", models / "generator", photos)
-    status, _, printed = aimamba("evaluate-tokenizer", models / "tokenizer", photos, "--size", 15)
-    found, fault = printed.splitlines()  # what the folder holds, then the error
-    assert status == 2
-    assert found.endswith("16 images, 2 classes")
-    assert fault.startswith("aimamba: ")
-    assert "multiple of 2" in fault
-    assert "no such file or folder" in refusal(
-        "evaluate-tokenizer", models / "tokenizer", photos, "--size", 16, "--lpips", "no"
-    )
+    options = {"multiple of 2": ("--size", 15), "no such file or folder": ("--size", 16, "--lpips", "no")}
+    for reason, given in options.items():
+        status, _, printed = aimamba("evaluate-tokenizer", models / "tokenizer", photos, *given)
+        found, fault = printed.splitlines()  # what the folder holds, then the error
+        assert status == 2
+        assert found.endswith("16 images, 2 classes")
+        assert fault.startswith("aimamba: ")
+        assert reason in fault
