@@ -28,7 +28,10 @@ def main() -> None:
     config = SamplingConfig(cfg_scale=arguments.cfg_scale, temperature=arguments.temperature)
     labels = make_labels("balanced", arguments.n, pipeline.generator.config.num_classes)
     samples = ModelSource(arguments.model, pipeline, labels, config, 64)
-    train, held_out = (open_source(name, progress=True) for name in (arguments.train, arguments.held_out))
+    train, held_out = (
+        open_source(name, default_size=pipeline.image_size, progress=True)
+        for name in (arguments.train, arguments.held_out)
+    )
     learned = encode_source(train, pipeline, mirrored=True, progress=True).flatten(0, 1)
     unseen = encode_source(held_out, pipeline, progress=True)[:, 0]
     found = compare_codes(samples.codes, unseen, learned)

@@ -2,12 +2,14 @@ import os
 import pickle
 import signal
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from aimamba.checkpoints.weights import read_tensors
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.train.checkpoint import (
     Checkpoint,
@@ -58,6 +60,26 @@ def test_a_truncated_file_is_one_line_that_says_how_to_fix_it(tmp_path, length):
     path.write_bytes(path.read_bytes()[:length])
     with one_line_error(CheckpointError, match=r"cannot be read .* delete checkpoint\.pt to start over, or"):
         read_checkpoint(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_a_pipe_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "checkpoint.pt")
+    with one_line_error(CheckpointError, match="is not a file"):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path):
+    path, packed = tmp_path / "checkpoint.pt", tmp_path / "packed.pt"
+    write_checkpoint(path, Checkpoint(step=1, seconds=1.0, recipe="", parts={"model": {"w": torch.zeros(100_000)}}))
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    read_checkpoint(path)
+    with one_line_error(CheckpointError, match="cannot be read"):
+        read_checkpoint(packed)
+    with one_line_error(CheckpointError, match="cannot be read"):
+        read_tensors(packed)
 
 
 def test_a_foreign_file_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -129,9 +130,28 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_archive(path: Path) -> None:
+    """Check that a file of ``torch.save`` holds its records as they are: none of them grows when it is read.
+
+    Files of old versions of torch are no archives, and pass.
+
+    Raises:
+        ValueError: A record is compressed, or records are longer than the file.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise ValueError("its records are compressed, which torch.save never does")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise ValueError("its records are longer than the file")
+
+
 def _unpickle(path: Path, wanted: str | None) -> dict[str, Tensor]:
     with _readable(path):
         try:
+            check_archive(path)
             # torch warns about odd pickles before it fails on them. LlamaGen's training checkpoints hold their command
             # line as a Namespace: a plain object, in which nothing executes.
             allowed = torch.serialization.safe_globals([argparse.Namespace])

@@ -8,11 +8,13 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.resources import files
 from itertools import pairwise
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -85,14 +87,13 @@ def draw_all(
             with bar.get_lock():
                 bar.update()
 
-        pool = ThreadPoolExecutor(threads)
+        pool, work = ThreadPoolExecutor(threads), _Work(advance)
         try:
-            tasks = [
-                [pool.submit(deliver, piece, advance) for piece in _split(request, pieces)] for request in requests
-            ]
+            tasks = [[pool.submit(deliver, piece, work) for piece in _split(request, pieces)] for request in requests]
             for parts in tasks:
                 yield np.concatenate([part.result() for part in parts])
         finally:
+            work.stop()  # if all is drawn, nothing is left to be stopped
             pool.shutdown(cancel_futures=True)
 
 
@@ -104,27 +105,69 @@ def main() -> None:
         sys.stdout.buffer.flush()
 
 
-def _draw_here(request: DrawRequest, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
+class _Work:
+    """What the threads of ``draw_all`` share.
+
+    Attributes:
+        advance: Called after every image.
+    """
+
+    def __init__(self, advance: Callable[[], None]) -> None:
+        self.advance = advance
+        self._stopped = False
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raise if the images are not wanted any more."""
+        if self._stopped:
+            raise CancelledError
+
+    def stop(self) -> None:
+        """End every process, and every thread after its present image."""
+        with self._lock:
+            self._stopped = True
+            for child in self._children:
+                child.kill()
+
+    @contextmanager
+    def child(self, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
+        """Run a process that ``stop`` ends, out of reach of Ctrl-C; return what it writes."""
+        with self._lock:
+            self.check()
+            child = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            self._children.add(child)
+        with child:
+            assert child.stdout is not None
+            yield child.stdout
+        with self._lock:
+            self._children.discard(child)
+        self.check()
+
+
+def _draw_here(request: DrawRequest, work: _Work) -> UInt8[np.ndarray, "n s s 3"]:
     images = np.empty((request.amount, request.size, request.size, 3), np.uint8)
     for place, image in enumerate(draw(request)):
+        work.check()
         images[place] = image
-        advance()
+        work.advance()
     return images
 
 
-def _draw_apart(request: DrawRequest, advance: Callable[[], None]) -> UInt8[np.ndarray, "n s s 3"]:
+def _draw_apart(request: DrawRequest, work: _Work) -> UInt8[np.ndarray, "n s s 3"]:
     """Draw in another process; what it fails to deliver is drawn in this one, where errors are raised."""
     shape = (request.size, request.size, 3)
     length = request.size * request.size * 3
     command = [sys.executable, "-P", "-c", _CHILD, *map(str, request)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     images = []
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        assert child.stdout is not None
-        while len(pixels := child.stdout.read(length)) == length:
+    with work.child(command, environment) as output:
+        while len(pixels := output.read(length)) == length:
             images.append(np.frombuffer(pixels, np.uint8).reshape(shape))
-            advance()
-    missing = _draw_here(request._replace(first=request.first + len(images)), advance)
+            work.advance()
+    missing = _draw_here(request._replace(first=request.first + len(images)), work)
     return np.concatenate([np.array(images, np.uint8).reshape(-1, *shape), missing])
 
 

@@ -185,7 +185,8 @@ class ImageFolder(Images):
             others = f" (and {len(small) - 1} more like it)" if len(small) > 1 else ""
             raise DataError(
                 f"{self.root / name}: the image is {width} x {height} pixels, but its shorter side must be at least "
-                f"{self.size}{others}: use a smaller size, remove it, or allow enlarging (--upscale, data.upscale)"
+                f"{self.size}{others}: use a smaller size, remove it, or allow enlarging (data.upscale = true, or "
+                "--upscale of encode)"
             )
         if not intact:
             raise DataError(f"{self.root}: all {len(chosen)} images of the split are broken: replace them")

@@ -30,6 +30,10 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 def _factor(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
     """Return ``A`` with ``A A^T`` = the covariance; its columns are as many as the numerical rank."""
-    values, vectors = torch.linalg.eigh(covariance)
+    try:
+        values, vectors = torch.linalg.eigh(covariance)
+    except RuntimeError:  # of features that hardly differ; this one is slower and steadier
+        vectors, values, _ = torch.linalg.svd(covariance)
+        values, vectors = values.flip(0), vectors.flip(1)  # ascending, as eigh has them
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()

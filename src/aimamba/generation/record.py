@@ -78,6 +78,8 @@ def parse_record(text: str, path: Path) -> SampleRecord:
         values = parse_json(text)
         if not isinstance(values, dict):
             raise DocumentError(f"expected an object, got {type(values).__name__}")
+        if "sheet" in values:
+            raise DataError(f"{path}: this is a sheet of many samples; give one of the images beside it")
         return from_mapping(SampleRecord, values, where="settings")
     except (DocumentError, ConfigError) as error:
         raise DataError(f"{path}: its text is not the settings of a sample ({error})") from error

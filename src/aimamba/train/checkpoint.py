@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from aimamba.checkpoints.weights import check_archive
 from aimamba.config import first_difference
 from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError, ConfigError
@@ -122,7 +123,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file is truncated or is not a checkpoint of a training run.
     """
     fix = f"delete {path.name} to start over, or give another --out"
+    if not path.is_file():  # a pipe would keep a reader waiting
+        raise CheckpointError(f"{path} is not a file; {fix}")
     try:
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums in it
             damaged = archive.testzip()
     except Exception as error:
