@@ -1,7 +1,6 @@
 """Cut photographs that come with scikit-image and scikit-learn into tiles of 64 pixels, a class for each photograph.
 
-pip install scikit-image scikit-learn
-python docs/figures/photo_tiles.py FOLDER
+``python docs/figures/photo_tiles.py FOLDER``, after ``pip install scikit-image scikit-learn``.
 """
 
 import sys
