@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from aimamba.data.imagenet import imagenet_class_names
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.generation import SamplingConfig, generate
-from aimamba.pipeline import Pipeline, imagenet_class_names
+from aimamba.pipeline import Pipeline
 from refusals import one_line_error
 
 NAMES = ("planets", "sprouts", "Robots", "sea shells", "cats")

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.config import from_mapping
 from aimamba.data.class_names import find_class
+from aimamba.data.imagenet import IMAGENET_CLASSES, imagenet_class_names
 from aimamba.data.sheets import to_uint8
 from aimamba.devices import resolve_device, resolve_dtype
 from aimamba.errors import CheckpointError, ConfigError
@@ -32,9 +31,6 @@ from aimamba.generation.finished import Fetcher, Finished, finished_batches
 from aimamba.generation.record import ModelRecord
 from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, AiMConfig, VQModel
-
-_IMAGENET_CLASSES = 1000
-_SYNSET = re.compile(r"n\d{8}")
 
 Progress = Callable[[int, int], None]
 """Called after every step with the numbers of tokens generated so far and in total."""
@@ -164,14 +160,9 @@ class Pipeline:
     def label(self, name: str | int) -> int:
         """Return the label of a class given by name or number, see ``aimamba.data.class_names``.
 
-        ImageNet's classes may also be given by the ids of their synsets, such as ``n01440764``.
-
         Raises:
             ConfigError: There is no such class, or it could be several; the message names those that are similar.
         """
-        if isinstance(name, str) and _SYNSET.fullmatch(name) and self.class_names == imagenet_class_names():
-            synsets = imagenet_synsets()
-            return find_class(synsets.index(name) if name in synsets else name, self.class_names, len(synsets))
         return find_class(name, self.class_names, self.generator.config.num_classes)
 
     def class_name(self, label: int) -> str:
@@ -362,17 +353,6 @@ def _check_tokenizer(config: AiMConfig, tokenizer: VQModel) -> None:
         )
 
 
-def imagenet_class_names() -> tuple[str, ...]:
-    """Return the 1,000 ImageNet classes in label order: the first WordNet lemma of each synset, made unique."""
-    text = files("aimamba.assets").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
-    return tuple(text.splitlines())
-
-
-def imagenet_synsets() -> tuple[str, ...]:
-    """Return the WordNet ids of the 1,000 ImageNet classes in label order, such as ``n01440764``."""
-    return tuple(files("aimamba.assets").joinpath("imagenet_synsets.txt").read_text(encoding="utf-8").split())
-
-
 def _device(name: str | torch.device) -> torch.device:
     """Return a device; a name that is not known to torch is an error that lists those of this machine."""
     try:
@@ -385,7 +365,7 @@ def saved_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ..
     """Return the class names of a checkpoint; ImageNet's for one of 1,000 classes without names."""
     names = checkpoint.class_names()
     if names is None:
-        return imagenet_class_names() if num_classes == _IMAGENET_CLASSES else ()
+        return imagenet_class_names() if num_classes == IMAGENET_CLASSES else ()
     return names
 
 

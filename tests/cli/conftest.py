@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from photo_folders import write_photos
 
 NAMES = ("planets", "sprouts", "Robots", "sea shells", "cats, small")
 
@@ -151,13 +151,29 @@ def trained(tmp_path_factory, cache) -> Path:
 @pytest.fixture
 def photos(here) -> Path:
     """A folder of two classes of eight images, 24 x 20 pixels."""
-    rng = np.random.default_rng(0)
-    for name in ("cats", "dogs"):
-        (here / "photos" / name).mkdir(parents=True)
-        for number in range(8):
-            pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(here / "photos" / name / f"{number}.png")
-    return here / "photos"
+    return write_photos(here / "photos", ("cats", "dogs"), 8, width=24, height=20)
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """The sizes of the batches that were generated; the one with number ``stop_at`` is interrupted."""
+    from aimamba import pipeline
+
+    generate = pipeline.generate
+
+    class Batches(list):
+        stop_at = None
+
+    seen = Batches()
+
+    def counted(model, labels, *arguments, **options):
+        if len(seen) == seen.stop_at:
+            raise KeyboardInterrupt
+        seen.append(len(labels))
+        return generate(model, labels, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "generate", counted)
+    return seen
 
 
 @pytest.fixture

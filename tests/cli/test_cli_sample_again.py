@@ -12,77 +12,56 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from aimamba import pipeline as pipeline_module
 from aimamba.data.image_files import choose_files
 from aimamba.pipeline import Pipeline
 
 SETTINGS = ["--cfg-scale", 2.5, "--top-k", 9, "--temperature", 0.9, "--seed", 3]
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """The batches that were generated; the one with number ``stop_at`` is interrupted."""
-    generate = pipeline_module.generate
-
-    class Calls(list):
-        stop_at = None
-
-    seen = Calls()
-
-    def counted(model, labels, *arguments, **options):
-        if len(seen) == seen.stop_at:
-            raise KeyboardInterrupt
-        seen.append(len(labels))
-        return generate(model, labels, *arguments, **options)
-
-    monkeypatch.setattr(pipeline_module, "generate", counted)
-    return seen
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def interrupted(aimamba, calls, after, *command):
-    calls.clear()
-    calls.stop_at = after
+def interrupted(aimamba, generated, after, *command):
+    generated.clear()
+    generated.stop_at = after
     assert aimamba(*command).status == 130
-    calls.stop_at = None
-    calls.clear()
+    generated.stop_at = None
+    generated.clear()
 
 
-def test_a_folder_goes_on_where_it_was(aimamba, models, here, calls):
+def test_a_folder_goes_on_where_it_was(aimamba, models, here, generated):
     command = ["sample", "--model", models / "pipeline", "-n", 4, "--batch-size", 3, *SETTINGS, "--out"]
     assert aimamba(*command, "whole").status == 0
-    interrupted(aimamba, calls, 4, *command, "parts")
+    interrupted(aimamba, generated, 4, *command, "parts")
     assert len(list(Path("parts").glob("*-seed*.png"))) == 12
     answer = aimamba(*command, "parts")
     assert answer.out == "20 images in parts (12 were there), on one sheet: parts/sheet.png\n"
-    assert sum(calls) == 8
+    assert sum(generated) == 8
     assert contents("parts") == contents("whole")
 
 
-def test_a_batch_that_was_cut_in_two_is_generated_as_it_was(aimamba, models, calls):
+def test_a_batch_that_was_cut_in_two_is_generated_as_it_was(aimamba, models, generated):
     command = ["sample", "--model", models / "pipeline", "-n", 4, "--batch-size", 6, "--out", "parts"]
     assert aimamba(*command).status == 0
     whole = contents("parts")
     for name in ("Robots-seed1.png", "Robots-seed2.png"):  # the end of a batch of six
         Path("parts", name).unlink()
-    calls.clear()
+    generated.clear()
     assert aimamba(*command).out.startswith("20 images in parts (18 were there)")
-    assert calls == [6]
+    assert generated == [6]
     assert contents("parts") == whole
 
 
-def test_more_images_cost_only_themselves(aimamba, models, calls):
+def test_more_images_cost_only_themselves(aimamba, models, generated):
     command = ["sample", "--model", models / "pipeline", "--batch-size", 6, "--out", "parts"]
     assert aimamba(*command, "-n", 2).status == 0
-    calls.clear()
+    generated.clear()
     assert aimamba(*command, "-n", 4).out.startswith("20 images in parts (10 were there)")
-    assert sum(calls) == 10
+    assert sum(generated) == 10
 
 
-def test_what_has_other_settings_or_is_damaged_is_drawn_again(aimamba, models, here, calls):
+def test_what_has_other_settings_or_is_damaged_is_drawn_again(aimamba, models, here, generated):
     command = ["sample", "--model", models / "pipeline", "-n", 2, "--classes", "0,1", "--out", "samples"]
     assert aimamba(*command, *SETTINGS).status == 0
     before = contents("samples")
@@ -90,13 +69,13 @@ def test_what_has_other_settings_or_is_damaged_is_drawn_again(aimamba, models, h
         content = Path("samples", name).read_bytes()
         Path("samples", name).write_bytes(content[: len(content) - 30])
     Image.new("RGB", (6, 6)).save("samples/sprouts-seed3.png")
-    calls.clear()
+    generated.clear()
     assert aimamba(*command, *SETTINGS, "--batch-size", 1).status == 0
-    assert sum(calls) == 3
+    assert sum(generated) == 3
     assert contents("samples") == before
-    calls.clear()
+    generated.clear()
     assert aimamba(*command, "--cfg-scale", 2.4, *SETTINGS[2:]).status == 0
-    assert sum(calls) == 4
+    assert sum(generated) == 4
     assert contents("samples")["planets-seed3.png"] != before["planets-seed3.png"]
 
 
@@ -235,38 +214,38 @@ def test_an_image_starts_no_download_and_fits_its_model(refusal, here, models, p
 NPZ = ["--npz", "s.npz", "-n", 17, "--batch-size", 4, *SETTINGS]
 
 
-def test_an_npz_goes_on_where_it_was(aimamba, refusal, models, here, calls):
+def test_an_npz_goes_on_where_it_was(aimamba, refusal, models, here, generated):
     command = ["sample", "--model", models / "pipeline", *NPZ]
     assert aimamba(*command).status == 0
     whole = Path("s.npz").read_bytes()
     Path("s.npz").unlink()
-    interrupted(aimamba, calls, 3, *command)
+    interrupted(aimamba, generated, 3, *command)
     assert not Path("s.npz").exists()
     assert Path("s.npz.parts").is_dir()
     assert "holds unfinished samples with sampling.top_k 9, now it is 8" in refusal(*command, "--top-k", 8)
     assert "labels" in refusal(*command, "--labels", "random")
     answer = aimamba(*command)
     assert "12 of 17 samples are there" in answer.err
-    assert sum(calls) == 5
+    assert sum(generated) == 5
     assert Path("s.npz").read_bytes() == whole
     assert sorted(path.name for path in here.iterdir()) == ["s.npz", "s.settings.json"]
     settings = json.loads(Path("s.settings.json").read_text())
     assert (settings["labels"], settings["n"], settings["sampling"]["top_k"]) == ("balanced", 17, 9)
 
 
-def test_damaged_parts_are_generated_again(aimamba, models, here, calls):
+def test_damaged_parts_are_generated_again(aimamba, models, here, generated):
     command = ["sample", "--model", models / "pipeline", *NPZ]
     assert aimamba(*command).status == 0
     whole = Path("s.npz").read_bytes()
     Path("s.npz").unlink()
-    interrupted(aimamba, calls, 4, *command)
+    interrupted(aimamba, generated, 4, *command)
     one, two, three, _ = sorted(Path("s.npz.parts").glob("codes-*.npy"))
     one.write_bytes(one.read_bytes()[:-1] + b"\1")
     two.write_bytes(b"")
     three.rename(three.with_name("codes-0000000008-0123456789abcdef.npy"))
     Path("s.npz.parts/codes-x.npy").write_bytes(b"?")
     assert aimamba(*command).status == 0
-    assert sum(calls) == 13
+    assert sum(generated) == 13
     assert Path("s.npz").read_bytes() == whole
 
 
@@ -284,7 +263,7 @@ def test_a_second_process_is_refused(refusal, models, here):
         assert "another process is sampling the same" in refusal("sample", "--model", models / "pipeline", *NPZ)
 
 
-def test_kill_loses_one_batch_at_most(aimamba, models, here, calls):
+def test_kill_loses_one_batch_at_most(aimamba, models, here, generated):
     command = ["sample", "--model", str(models / "pipeline"), *map(str, NPZ), "--device", "cpu"]
     killed = (
         "import os, sys; from aimamba import cli, pipeline; made = []; generate = pipeline.generate\n"
@@ -296,7 +275,7 @@ def test_kill_loses_one_batch_at_most(aimamba, models, here, calls):
     )
     assert subprocess.run([sys.executable, "-c", killed, *command], check=False, capture_output=True).returncode == -9
     assert aimamba(*command).status == 0
-    assert sum(calls) == 5
+    assert sum(generated) == 5
     with np.load("s.npz") as content:
         parts = content["arr_0"]
     assert aimamba(*command[:3], *NPZ[2:], "--npz", "whole.npz").status == 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from aimamba.models import AiM
-from aimamba.train import fit as fit_module
 from aimamba.train.checkpoint import read_checkpoint
+from aimamba.train.run import Run
 from aimamba.train.stopped import is_stopped, open_stopped
 
 
@@ -18,7 +18,7 @@ def stopped(trained, here, monkeypatch, aimamba):
         shutil.copy(trained / name, here)
 
     def run(name, *options):
-        original = fit_module._Run.update
+        original = Run.update
         steps = []
 
         def update(self, *arguments):
@@ -28,7 +28,7 @@ def stopped(trained, here, monkeypatch, aimamba):
             return original(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(fit_module._Run, "update", update)
+            patch.setattr(Run, "update", update)
             every = ["--set", "fit.checkpoint_every=1", "--set", "fit.ema_decay=0.5", "--steps", 5, "--device", "cpu"]
             aimamba("train", f"{name}.toml", "--out", f"stopped/{name}", *every, *options)
         assert not (here / "stopped" / name / "model").exists()
@@ -82,3 +82,12 @@ def test_another_tokenizer_on_every_door(stopped, aimamba, refusal, photos, here
     )
     command = ["evaluate", "--model", stopped / "aim", "--tokenizer", "other", "--reference", photos, "--size", 16]
     assert "would decode noise" in refusal(*command)
+
+
+def test_an_older_checkpoint_serves_where_the_newest_is_damaged(stopped, capsys):
+    folder = stopped / "vq"
+    (folder / "checkpoint.pt").rename(folder / "checkpoint-000001.pt")
+    assert is_stopped(folder)
+    (folder / "checkpoint.pt").write_bytes(b"PK")
+    open_stopped(folder)
+    assert "going on from checkpoint-000001.pt" in capsys.readouterr().err

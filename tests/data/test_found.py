@@ -11,19 +11,14 @@ from aimamba.data import ImageFolder, files, open_source
 from aimamba.data.image_files import ImageFiles
 from aimamba.data.sets import open_splits
 from aimamba.errors import DataError
+from photo_folders import write_photos
 from refusals import one_line_error
 
 
 @pytest.fixture
 def pets(tmp_path):
     """Two classes of twenty images, 12 x 9 pixels."""
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
-    return tmp_path / "pets"
+    return write_photos(tmp_path / "pets", ("cat", "dog"), 20, width=12, height=9)
 
 
 @pytest.fixture

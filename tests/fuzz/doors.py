@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from tests.fuzz.mutations import NUMBERS, damaged, words
+from tests.photo_folders import write_photos
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -265,12 +266,7 @@ class _Good:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        rng = np.random.default_rng(0)
-        for name in ("cats", "dogs"):
-            (folder / "photos" / name).mkdir(parents=True)
-            for number in range(2):
-                pixels = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
+        write_photos(folder / "photos", ("cats", "dogs"), 2, width=9, height=8)
 
     def pipeline(self) -> Path:
         """A tiny pipeline without sums, so that a change gets as far as it can."""

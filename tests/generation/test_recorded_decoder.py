@@ -7,28 +7,10 @@ from torch.testing import assert_close
 from aimamba import CheckpointError
 from aimamba.generation.fast_decoder import FastDecoder, check_finite
 from aimamba.generation.fast_decoder import decoder as fast_decoder
+from decoding import Recorder
 from waiting import counted_waits
 
 EXACT = {"rtol": 0, "atol": 1e-12}
-
-
-class Recorder:
-    """In place of a CUDA graph: counts, runs twice when recording, and always writes into the same result."""
-
-    def __init__(self):
-        self.recorded = 0
-        self.replayed = 0
-
-    def __call__(self, run):
-        self.recorded += 1
-        run()
-        result = run()
-
-        def replay():
-            self.replayed += 1
-            return result.copy_(run())
-
-        return replay
 
 
 @pytest.fixture

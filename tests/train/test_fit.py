@@ -99,7 +99,7 @@ def test_the_files_of_a_run(whole, metrics):
 
 def test_speed_and_time_are_measured_and_continue_with_the_run(tmp_path, monkeypatch):
     clock = itertools.count(step=0.5)  # half a second from the beginning of a step to its end
-    monkeypatch.setattr("aimamba.train.fit.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("aimamba.train.run.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     fit(ToyTask(), settings(log_every=2), tmp_path)
     fit(ToyTask(), settings(log_every=2, steps=8), tmp_path)
     read = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -363,7 +363,7 @@ def test_bfloat16_runs_the_forward_pass_only(tmp_path, outputs):
 
 @pytest.mark.parametrize(("pays", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_is_bfloat16_where_that_is_faster(tmp_path, monkeypatch, capsys, outputs, pays, dtype):
-    monkeypatch.setattr("aimamba.train.fit.bfloat16_pays", lambda device: pays)
+    monkeypatch.setattr("aimamba.train.run.bfloat16_pays", lambda device: pays)
     fit(ToyTask(), settings(precision="auto"), tmp_path)
     assert outputs == {getattr(torch, dtype)}
     assert f"training in {dtype}, chosen by fit.precision = 'auto'" in capsys.readouterr().err

@@ -35,7 +35,7 @@ class Recorder:
     def __init__(self, task):
         self.recorded, self.replayed, self.task = 0, 0, task
 
-    def __call__(self, run, rng):
+    def __call__(self, run, rng, warm_up=0):
         self.recorded += 1
 
         def replay():
@@ -53,7 +53,7 @@ def recorded(monkeypatch):
     def use(task):
         recorder = Recorder(task)
         monkeypatch.setattr(steps, "capture", recorder)
-        monkeypatch.setattr("aimamba.train.fit.check_recordable", lambda *_: None)
+        monkeypatch.setattr("aimamba.train.run.check_recordable", lambda *_: None)
         return recorder
 
     return use

@@ -31,9 +31,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     from aimamba.checkpoints.checkpoint import open_checkpoint
     from aimamba.cli.output import print_line
+    from aimamba.data.imagenet import imagenet_class_names
     from aimamba.errors import CheckpointError, suggest
     from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, VQModel
-    from aimamba.pipeline import Pipeline, imagenet_class_names, saved_class_names
+    from aimamba.pipeline import Pipeline, saved_class_names
 
     source = arguments.model
     with torch.device("meta"):
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _list_classes(names: "Sequence[str]") -> None:
     """Print a line for each class: its number, its name, and of ImageNet the id of its synset."""
     from aimamba.cli.output import print_line
-    from aimamba.pipeline import imagenet_class_names, imagenet_synsets
+    from aimamba.data.imagenet import imagenet_class_names, imagenet_synsets
 
     synsets = imagenet_synsets() if tuple(names) == imagenet_class_names() else ()
     for label, name in enumerate(names):

@@ -121,11 +121,12 @@ def _draw_again(arguments: argparse.Namespace) -> None:
     from aimamba.config import check
     from aimamba.data.png_text import read_png_text
     from aimamba.errors import CheckpointError
+    from aimamba.files import expand_home
     from aimamba.generation import SamplingConfig
     from aimamba.generation.record import parse_record
 
     _check_like(arguments, SamplingConfig())
-    path, out = arguments.like.expanduser(), output_folder(arguments.out)
+    path, out = expand_home(arguments.like), output_folder(arguments.out)
     record = parse_record(read_png_text(path), path)
     known = record.model
     if arguments.model is None:

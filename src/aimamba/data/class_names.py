@@ -3,7 +3,8 @@
 1. The exact name.
 2. The name in another spelling of the same letters (composed or decomposed accents, upper or lower case, spaces
    around it), if it is the only such name.
-3. The number of the class, counted from 0: always as ``#7``; as ``7`` only if no class is named by a number.
+3. The id of its synset, such as ``n01440764``, if the names are ImageNet's.
+4. The number of the class, counted from 0: always as ``#7``; as ``7`` only if no class is named by a number.
 """
 
 import operator
@@ -13,8 +14,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from aimamba.data.imagenet import imagenet_class_names, imagenet_synsets
 from aimamba.errors import ConfigError, suggest
 
+_SYNSET = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"[+-]?\d+")
 _LONGEST_QUOTE = 60  # characters of a name in a message
 _LONGEST_NUMBER = 18  # digits; Python refuses to convert thousands of them
@@ -57,9 +60,9 @@ def find_class(name: Any, names: Sequence[str], count: int) -> int:
 
 
 def candidates(name: str, names: tuple[str, ...]) -> list[int]:
-    """Return the labels of the classes with this exact name, or else of those with another spelling of it."""
+    """Return the labels of the classes with this exact name, or else with another spelling of it or this synset."""
     exact, similar = _index(names)
-    return exact.get(name) or similar.get(normalise(name)) or []
+    return exact.get(name) or similar.get(normalise(name)) or _of_synset(name, names)
 
 
 def match_classes(names: Sequence[str], others: Sequence[str]) -> list[int] | None:
@@ -77,6 +80,12 @@ def match_classes(names: Sequence[str], others: Sequence[str]) -> list[int] | No
 def match_numbers(names: Sequence[str]) -> bool:
     """Return whether labels without names may be taken as the places of ``names``: no name is another number."""
     return not _has_numbers(tuple(names)) or all(name == str(place) for place, name in enumerate(names))
+
+
+def _of_synset(name: str, names: tuple[str, ...]) -> list[int]:
+    if not _SYNSET.fullmatch(name) or names != imagenet_class_names():
+        return []
+    return [label for label, synset in enumerate(imagenet_synsets()) if synset == name]
 
 
 @lru_cache(maxsize=16)

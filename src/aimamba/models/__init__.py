@@ -1,6 +1,7 @@
 """The two models: the generator ``AiM`` and the tokenizer ``VQModel``, with their configs and presets."""
 
-from aimamba.models.aim import AIM_PRESETS, AiM, AiMConfig
+from aimamba.models.aim import AiM
+from aimamba.models.aim_config import AIM_PRESETS, AiMConfig
 from aimamba.models.state import AiMState, DecodingState
 from aimamba.models.vq import VQ_PRESETS, VQConfig, VQModel, VQOutput
 

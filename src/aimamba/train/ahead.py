@@ -5,7 +5,7 @@ from typing import Generic
 
 import torch
 
-from aimamba.train.task import Batch, to_device
+from aimamba.train.task import Batch, map_tensors, to_device
 
 
 class Ahead(Generic[Batch]):
@@ -54,7 +54,6 @@ class Ahead(Generic[Batch]):
     def _move(self, batch: Batch) -> Batch:
         if self._stream is None:
             return to_device(batch, self._device)
-        pinned = [tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch]
-        batch = type(batch)._make(pinned) if hasattr(batch, "_make") else type(batch)(pinned)
+        batch = map_tensors(batch, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
         with torch.cuda.stream(self._stream):
             return to_device(batch, self._device)

@@ -182,9 +182,7 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -
 
 
 def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Found | None:
-    """Return the checkpoint from which the run in ``out`` continues, or None if it has none yet.
-
-    It is the newest one that can be read; a line on stderr names those that cannot.
+    """Return the checkpoint from which the run in ``out`` continues, see ``newest_checkpoint``.
 
     Args:
         out: Folder of the run.
@@ -196,9 +194,27 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Fou
         ConfigError: The checkpoint belongs to another recipe, or has taken more than ``steps`` steps.
         CheckpointError: No checkpoint can be read, but there is one.
     """
-    files = checkpoint_files(out)
+    found = newest_checkpoint(out)
+    if found is not None:
+        check_same_recipe(found.checkpoint.recipe, recipe, out, resolve)
+        if (taken := found.checkpoint.step) > steps:
+            raise ConfigError(
+                f"{out} has taken {taken} steps, more than fit.steps = {steps}; set it to at least {taken}, or give "
+                "another --out"
+            )
+    return found
+
+
+def newest_checkpoint(out: Path) -> Found | None:
+    """Return the newest checkpoint in the folder of a run that can be read, or None if there is none yet.
+
+    A line on stderr names those that cannot be read.
+
+    Raises:
+        CheckpointError: No checkpoint can be read, but there is one.
+    """
     first_fault: CheckpointError | None = None
-    for path in files:
+    for path in checkpoint_files(out):
         try:
             saved = read_checkpoint(path)
         except CheckpointError as fault:
@@ -207,12 +223,6 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Fou
         if first_fault is not None:
             fault_of = str(first_fault).partition("; ")[0]
             print(f"{fault_of}; going on from {path.name}, after step {saved.step}", file=sys.stderr)
-        check_same_recipe(saved.recipe, recipe, out, resolve)
-        if saved.step > steps:
-            raise ConfigError(
-                f"{out} has taken {saved.step} steps, more than fit.steps = {steps}; "
-                f"set it to at least {saved.step}, or give another --out"
-            )
         return Found(saved, path)
     if first_fault is not None:
         raise first_fault

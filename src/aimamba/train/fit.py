@@ -7,63 +7,38 @@ numbers only on seed and step, and everything else is in the checkpoint. Exactly
 with the same number of threads, as long as the operations are deterministic.
 """
 
-import contextlib
 import dataclasses
 import math
 import sys
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, cast
+from typing import Any
 
 import torch
-from torch import nn
 
-from aimamba.config import check, to_mapping
-from aimamba.devices import bfloat16_pays
-from aimamba.errors import ConfigError
-from aimamba.files import write_atomically
-from aimamba.train.ahead import Ahead
-from aimamba.train.best import HeldOut, not_finite
+from aimamba.config import to_mapping
 from aimamba.train.checkpoint import (
-    CHECKPOINT_FILE,
-    Checkpoint,
-    Found,
     Resolve,
-    Stateful,
-    check_same_basis,
     find_checkpoint,
-    restore,
-    write_checkpoint,
 )
-from aimamba.train.costs import Costs
-from aimamba.train.ema import ExponentialAverage
-from aimamba.train.interruption import Interrupted, Interruption
+from aimamba.train.interruption import Interruption
 from aimamba.train.lock import check_one_process, locked
 from aimamba.train.memory import keep_freed_memory
-from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
 from aimamba.train.result import (
-    LAST,
     RESULT,
-    About,
-    discard_last,
     discard_old_result,
     is_finished,
     read_about,
-    save_result,
 )
+from aimamba.train.run import Run
 from aimamba.train.settings import FitConfig
-from aimamba.train.step import RecordedStep, TrainingStep, check_recordable
 from aimamba.train.task import Batch, Model, Task
 from aimamba.train.tensorboard import TensorBoard, require_tensorboard
 from aimamba.train.toml import to_toml
-from aimamba.train.tracking import Progress, RunningMeans, read_metrics
+from aimamba.train.tracking import Progress, read_metrics
 
 __all__ = ["FitConfig", "Result", "fit"]
-
-_MAX_FAILURES = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +110,7 @@ def fit(
         keep_freed_memory()
         with locked(out):
             saved = find_checkpoint(out, text, config.steps, resolve)
-            run = _Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
+            run = Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
             _train(run, tensorboard=tensorboard, quiet=quiet)
     if (about := read_about(out)) is not None:
         return Result(model=out / RESULT, steps=about.steps, step=about.step, metrics=about.metrics)
@@ -155,7 +130,7 @@ def _finished(out: Path, steps: int) -> str:
     return f"{out} is finished: {steps} steps; raise fit.steps (--steps) to train on"
 
 
-def _train(run: "_Run[Any, Any]", *, tensorboard: bool, quiet: bool) -> None:
+def _train(run: Run[Any, Any], *, tensorboard: bool, quiet: bool) -> None:
     """Open the files of a run and train it to its end."""
     out, config = run.out, run.config
     with (
@@ -173,246 +148,3 @@ def _train(run: "_Run[Any, Any]", *, tensorboard: bool, quiet: bool) -> None:
             for line in run.costs.before():
                 progress.log(line)
         run.train(interruption, records, progress)
-
-
-def _blocks(model: nn.Module) -> Iterable[nn.Module]:
-    """Return the blocks of a generator."""
-    blocks = getattr(model, "blocks", None)
-    check(
-        isinstance(blocks, nn.ModuleList),
-        "fit.compile = 'blocks' needs a model that is made of blocks; set it to true or false",
-    )
-    return cast(nn.ModuleList, blocks)
-
-
-class _Run(Generic[Model, Batch]):
-    """The state of a run and the loop that trains it."""
-
-    def __init__(
-        self,
-        task: Task[Model, Batch],
-        config: FitConfig,
-        out: Path,
-        recipe: str,
-        device: torch.device,
-        found: Found | None,
-    ) -> None:
-        """Begin a run in ``out``, or restore it from the checkpoint that was found."""
-        self.task, self.config, self.out, self.recipe, self.device = task, config, out, recipe, device
-        self.step, self.seconds = 0, 0.0
-        self.precision = config.precision
-        if self.precision == "auto":
-            self.precision = "bfloat16" if bfloat16_pays(device) else "float32"
-        if config.cuda_graph:
-            check_recordable(task, device)
-        self.model = task.model.to(device).train()
-        optimizer = adamw(
-            self.model,
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            no_weight_decay=task.no_weight_decay,
-        )
-        self.learners = [Learner(self.model, optimizer, config.lr)]
-        if config.compile:
-            for module in _blocks(self.model) if config.compile == "blocks" else [self.model]:
-                module.compile(dynamic=False)
-        self.average = ExponentialAverage(self.model, config.ema_decay) if config.ema_decay else None
-        self.means = RunningMeans()
-        self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": optimizer, "means": self.means}
-        if self.average is not None:
-            self.parts["average"] = self.average
-        self.parts |= {f"companion {name}": module.to(device) for name, module in task.companions().items()}
-        if (adversary := task.adversary()) is not None:
-            network, lr = adversary.network.to(device), adversary.lr
-            optimizer = adamw(network, lr=lr, betas=adversary.betas, weight_decay=adversary.weight_decay)
-            self.learners.append(Learner(network, optimizer, lr))
-            self.parts |= {"adversary": network, "adversary optimizer": optimizer}
-        self.basis = task.basis()
-        check(
-            not config.patience or task.objective() is not None,
-            "fit.patience needs a held-out loss to judge by, and with task.adversarial_weight there is none; set it "
-            "to 0",
-        )
-        self.best = HeldOut(task.objective(), keep=config.keep == "best", patience=config.patience)
-        self.held_out: dict[str, float] = {}
-        self.kept: int | None = None  # the step of the good checkpoint in checkpoint.pt
-        if found is not None:
-            saved = found.checkpoint
-            check_same_basis(saved.basis, self.basis, out)
-            parts = self.parts | {"best": self.best} if "best" in saved.parts else self.parts
-            restore(saved, parts, found.path)
-            self.step, self.seconds = saved.step, saved.seconds
-            self.kept = saved.step if found.path.name == CHECKPOINT_FILE else None
-        self.parts["best"] = self.best
-        steps = RecordedStep if config.cuda_graph else TrainingStep
-        self.taken = steps(task.loss, self.model, self.learners, config, device, self.precision)
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        self.costs = Costs(task.amount(), config, parameters=trained, start=self.step, device=device)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
-
-    def train(self, interruption: Interruption, records: Records, progress: Progress) -> None:
-        """Take the remaining steps, with evaluations and checkpoints in between, and save the model."""
-        config = self.config
-        read = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
-        try:
-            self.take_steps(Ahead(self.costs.timed(read), self.device), interruption, records, progress)
-        finally:
-            if isinstance(read, Generator):  # ends the processes that read images
-                read.close()
-        self.save_model()
-        progress.log(f"finished {self.out}: {self.step} steps in {self.seconds:.0f} s; {self.described()}")
-
-    def take_steps(
-        self, batches: Ahead[Batch], interruption: Interruption, records: Records, progress: Progress
-    ) -> None:
-        """Take the remaining steps, with evaluations and checkpoints in between."""
-        config = self.config
-        failures = 0
-        while True:
-            if interruption.received:
-                self.save_checkpoint()
-                raise Interrupted(
-                    f"stopped after step {self.step} of {config.steps}; the same command continues from {self.out}",
-                    interruption.received,
-                )
-            self.evaluate_and_render(records, progress)
-            if self.step == config.steps:
-                break
-            if self.best.exhausted:
-                self.save_checkpoint()
-                progress.warn(
-                    f"ended after step {self.step} of {config.steps}: held-out {self.best.name} has not improved in "
-                    f"{self.best.since} evaluations (fit.patience = {config.patience})"
-                )
-                break
-
-            started = time.perf_counter()
-            lr = learning_rate(
-                self.step,
-                peak=config.lr,
-                steps=config.steps,
-                warmup_steps=config.warmup_steps,
-                schedule=config.schedule,
-                final_fraction=config.final_lr_fraction,
-            )
-            loss, norm = self.update(batches, lr)
-            seconds = time.perf_counter() - started
-            self.step += 1
-            self.seconds += seconds
-
-            failures = 0 if math.isfinite(loss) and math.isfinite(norm) else failures + 1
-            if failures:
-                values = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
-                progress.warn(f"step {self.step} is skipped: {values}")
-                if failures == _MAX_FAILURES:
-                    raise ConfigError(
-                        f"{self.out}: step {self.step} is the {failures}th skipped step in a row: {values}; "
-                        f"lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in another --out"
-                    )
-            progress.advance(loss, seconds)
-            for line in self.costs.observe(seconds):
-                progress.log(line)
-            self.means.add({"seconds_per_step": seconds})
-            if self.due(config.log_every):
-                means = self.means.take()
-                rate = config.batch_size / means.pop("seconds_per_step")
-                more = {"lr": lr, "pictures_per_second": rate, "seconds": self.seconds}
-                records.write(self.step, "train", means | more)
-            if self.due(config.checkpoint_every):
-                self.save_checkpoint()
-
-    def update(self, batches: Ahead[Batch], lr: float) -> tuple[float, float]:
-        """Take one step, or skip it if its loss or gradient is not finite.
-
-        Args:
-            batches: The training examples, one part of a batch at a time.
-            lr: Learning rate of the model.
-
-        Returns:
-            The loss as reported, and the norm of the gradient before clipping.
-        """
-        values, reports = self.taken.take(islice(batches, self.config.accumulation), self.step, lr)
-        batches.fetch()
-        mean, *norms = values.tolist()  # waits for the device, once
-        norm = math.hypot(*norms)
-        if math.isfinite(mean) and math.isfinite(norm):
-            if self.average is not None:
-                self.average.update(self.model)
-            names = ("gradient_norm", "adversary_gradient_norm")
-            self.means.add({"loss": mean, **dict(zip(names, norms, strict=False))})
-            for report in reports:
-                self.means.add(report)
-        return mean, norm
-
-    def evaluate_and_render(self, records: Records, progress: Progress) -> None:
-        """Evaluate the model and render a sample sheet, if they are due after this step."""
-        if self.due(self.config.evaluate_every) or self.best.exhausted:
-            with self.model_to_keep() as model:
-                self.held_out = self.task.evaluate(model)
-                warnings = self.best.observe(self.step, self.held_out, model)
-            records.write(self.step, "held-out", self.held_out)
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.held_out.items())
-            progress.log(f"step {self.step}, held out: {numbers}{self.best.compared()}")
-            for warning in warnings:
-                progress.warn(warning)
-        if self.due(self.config.sheet_every) or self.best.exhausted:
-            with self.model_to_keep() as model:
-                records.sheet(self.step, self.task.sheet(model))
-
-    def due(self, every: int) -> bool:
-        """Return whether something that happens every ``every`` steps, and at the end, is due after this step."""
-        return self.step == self.config.steps or (every > 0 and self.step > 0 and self.step % every == 0)
-
-    @contextlib.contextmanager
-    def model_to_keep(self) -> Iterator[Model]:
-        """Yield the model that is evaluated and saved, in evaluation mode: the moving average if there is one."""
-        model = self.model if self.average is None else self.average.model
-        with torch.no_grad():
-            yield model.eval()
-        self.model.train()
-
-    def save_checkpoint(self) -> None:
-        """Write ``checkpoint.pt``."""
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts, basis=self.basis)
-        write_checkpoint(self.out / CHECKPOINT_FILE, checkpoint, count=self.config.checkpoints, before=self.kept)
-        self.kept = self.step
-
-    def save_model(self) -> None:
-        """Write ``model/``, and ``model-last/`` if the best evaluation was not the last one."""
-        with self.model_to_keep() as model:
-            if not self.best.superseded:
-                discard_last(self.out)
-                self._save(model, RESULT, self.step, self.held_out)
-                return
-            if not_finite(model) is None:  # a run that has diverged has its best model all the same
-                self._save(model, LAST, self.step, self.held_out)
-            self.best.load_best(model)
-            self._save(model, RESULT, self.best.step, self.best.metrics)
-
-    def _save(self, model: Model, name: str, step: int, metrics: dict[str, float]) -> None:
-        bad = not_finite(model)
-        check(
-            bad is None,
-            f"{self.out}: the weights after step {step} are not finite ({bad}), so no model is saved; lower fit.lr = "
-            f"{self.config.lr:g} or raise fit.warmup_steps, in another --out",
-        )
-        about = About(step=step, steps=self.step, keep=self.config.keep, patience=self.config.patience, metrics=metrics)
-
-        def save(folder: Path) -> None:
-            self.task.save(model, folder)
-            about.write(folder)
-
-        save_result(self.out, self.recipe, save, name=name)
-
-    def described(self) -> str:
-        """Return which model was saved, and where."""
-        if not self.best.superseded:
-            return f"the model is {self.out / RESULT}"
-        return (
-            f"the model in {self.out / RESULT} is that of step {self.best.step}, the best by held-out "
-            f"{self.best.name} ({self.best.value:.4g}; at the end {self.held_out[self.best.name]:.4g}, "
-            f"in {self.out / LAST})"
-        )

@@ -5,6 +5,7 @@ graph, they follow each other without Python in between.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from aimamba.config import check
 from aimamba.errors import ConfigError
+from aimamba.generation.capture import capture
 from aimamba.train.optim import Learner
 from aimamba.train.settings import FitConfig
-from aimamba.train.task import Batch, Model, Task
+from aimamba.train.task import Batch, Model, Task, map_tensors
 
 Reports = list[dict[str, Tensor | float]]
 """What ``Task.loss`` reports, for each part of a batch."""
@@ -23,13 +25,21 @@ Reports = list[dict[str, Tensor | float]]
 Loss = Callable[[Model, Batch, torch.Generator, int], tuple[Tensor, dict[str, Tensor | float]]]
 """See ``Task.loss``."""
 
+Run = Callable[[], tuple[Tensor, Reports]]
+"""A step on fixed tensors."""
+
 _WARM_UP_STEPS = 2  # compile kernels and allocate what libraries keep, which a recording must not do
 
 
+def _capture(run: Run, rng: torch.Generator) -> Run:
+    return capture(run, warm_up=0, rng=rng)  # steps before have compiled the kernels
+
+
+@dataclass(eq=False)
 class TrainingStep(Generic[Model, Batch]):
     """Takes steps as they are written.
 
-    Args:
+    Attributes:
         loss: ``Task.loss``.
         model: The model in training, on ``device``.
         learners: The networks with their optimisers.
@@ -38,17 +48,12 @@ class TrainingStep(Generic[Model, Batch]):
         precision: ``float32`` or ``bfloat16``, for the forward pass.
     """
 
-    def __init__(
-        self,
-        loss: Loss[Model, Batch],
-        model: Model,
-        learners: Sequence[Learner],
-        config: FitConfig,
-        device: torch.device,
-        precision: str,
-    ) -> None:
-        self.loss, self.model, self.learners, self.config = loss, model, learners, config
-        self.device, self.precision = device, precision
+    loss: Loss[Model, Batch]
+    model: Model
+    learners: Sequence[Learner]
+    config: FitConfig
+    device: torch.device
+    precision: str
 
     def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
         """Take step number ``step``; if its loss or gradient is not finite, weights and moments stay as they are.
@@ -89,35 +94,26 @@ class TrainingStep(Generic[Model, Batch]):
         return values, reports
 
 
+@dataclass(eq=False)
 class RecordedStep(TrainingStep[Model, Batch]):
     """Takes the first two steps as they are written, records the third, and replays it from then on.
 
     Batches are copied into the tensors that were recorded. Random numbers are those of ``TrainingStep``, because the
     generator belongs to the recording and is seeded before every step.
 
-    Args:
+    Attributes:
         record: Turns a step on fixed tensors, with its generator, into one that repeats it.
     """
 
-    def __init__(
-        self,
-        loss: Loss[Model, Batch],
-        model: Model,
-        learners: Sequence[Learner],
-        config: FitConfig,
-        device: torch.device,
-        precision: str,
-        *,
-        record: "Callable[[Run, torch.Generator], Run] | None" = None,
-    ) -> None:
-        super().__init__(loss, model, learners, config, device, precision)
-        self._record = capture if record is None else record
-        self._rng = torch.Generator(device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    record: Callable[[Run, torch.Generator], Run] = _capture
+
+    def __post_init__(self) -> None:
+        self._rng = torch.Generator(self.device)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._batch: Batch | None = None
         self._replay: Run | None = None
         self._warm_up = _WARM_UP_STEPS
-        for learner in learners:
+        for learner in self.learners:
             learner.make_recordable()
 
     def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
@@ -136,11 +132,12 @@ class RecordedStep(TrainingStep[Model, Batch]):
         if self._replay is None:
             self._forget_gradients()  # those of the recording are in its own memory
             try:
-                self._replay = self._record(self._run_recorded, self._rng)
+                self._replay = self.record(self._run_recorded, self._rng)
             except RuntimeError as error:  # an operation that waits for the device, or another that CUDA refuses
                 reason = str(error).strip().partition("\n")[0]
                 raise ConfigError(f"fit.cuda_graph: the step cannot be recorded ({reason}); set it to false") from error
-        return self._replay()
+        values, reports = self._replay()
+        return values, [dict(report) for report in reports]
 
     def _run_recorded(self) -> tuple[Tensor, Reports]:
         assert self._batch is not None
@@ -164,8 +161,7 @@ class RecordedStep(TrainingStep[Model, Batch]):
     def _fill(self, batch: Batch) -> None:
         """Copy a batch into the fixed tensors."""
         if self._batch is None:
-            copies = [tensor.clone() for tensor in batch]
-            self._batch = type(batch)._make(copies) if hasattr(batch, "_make") else type(batch)(copies)
+            self._batch = map_tensors(batch, torch.clone)
             return
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (self._batch, batch)]
         check(
@@ -174,25 +170,6 @@ class RecordedStep(TrainingStep[Model, Batch]):
         )
         for fixed, tensor in zip(self._batch, batch, strict=True):
             fixed.copy_(tensor, non_blocking=True)
-
-
-Run = Callable[[], tuple[Tensor, Reports]]
-"""A step on fixed tensors."""
-
-
-def capture(run: Run, rng: torch.Generator) -> Run:
-    """Capture what ``run`` launches as a CUDA graph with the generator ``rng``. Calling the result replays it."""
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(rng)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load images meanwhile
-        found = run()
-
-    def replay() -> tuple[Tensor, Reports]:
-        graph.replay()
-        values, reports = found
-        return values, [dict(report) for report in reports]
-
-    return replay
 
 
 def check_recordable(task: Task[Model, Batch], device: torch.device) -> None:

@@ -11,8 +11,9 @@ from aimamba.config import from_mapping, to_mapping
 from aimamba.data.codes_meta import META_FILE, CodesMeta, read_meta
 from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError
+from aimamba.files import expand_home
 from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
-from aimamba.train.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint
+from aimamba.train.checkpoint import Checkpoint, checkpoint_files, newest_checkpoint
 from aimamba.train.recipe import Recipe
 from aimamba.train.stages import resolved
 
@@ -36,7 +37,7 @@ class StoppedRun(NamedTuple):
 def is_stopped(source: str | Path) -> bool:
     """Return whether ``source`` is the folder of a run with a checkpoint and without a result."""
     folder = Path(source)
-    if not (folder / CHECKPOINT_FILE).is_file():
+    if not checkpoint_files(folder):
         return False
     for part in (AiM.folder_in_pipeline, VQModel.folder_in_pipeline):
         try:
@@ -48,7 +49,7 @@ def is_stopped(source: str | Path) -> bool:
 
 
 def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StoppedRun:
-    """Load the weights in the latest checkpoint of a run.
+    """Load the weights in the latest checkpoint of a run that can be read.
 
     Args:
         folder: Folder of the run.
@@ -59,8 +60,11 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
         CheckpointError: The checkpoint or the description of the codes is missing or damaged.
         ConfigError: This version cannot read the recipe in the checkpoint.
     """
-    saved = read_checkpoint(folder / CHECKPOINT_FILE)
-    where = f"{folder / CHECKPOINT_FILE}: recipe"
+    found = newest_checkpoint(folder)
+    if found is None:
+        raise CheckpointError(f"{folder}: holds no checkpoint; continue the training")
+    saved, path = found
+    where = f"{path}: recipe"
     recipe = from_mapping(Recipe, parse_toml(saved.recipe), where=where)
     settings = resolved(to_mapping(recipe))["model"]
     model: AiM | VQModel
@@ -81,8 +85,8 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
                 "decode_position_shift": 0,
             }
             model = AiM(from_mapping(AiMConfig, {**base, **fixed}, where=where))
-    tensors, averaged = _weights(saved, folder)
-    fill(model, tensors, where=str(folder / CHECKPOINT_FILE))
+    tensors, averaged = _weights(saved, path)
+    fill(model, tensors, where=str(path))
     model = model.requires_grad_(False).cast(dtype).to(device).eval()
     kind = "the averaged weights" if averaged else "the weights"
     return StoppedRun(
@@ -90,18 +94,18 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
     )
 
 
-def _weights(saved: Checkpoint, folder: Path) -> tuple[dict[str, torch.Tensor], bool]:
+def _weights(saved: Checkpoint, path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     """Return the tensors of the model that a finished run would save, and whether they are averaged."""
     averaged = "average" in saved.parts
     tensors = saved.parts["average"].get("model") if averaged else saved.parts.get("model")
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{folder / CHECKPOINT_FILE}: holds no weights of a model; continue the training")
+        raise CheckpointError(f"{path}: holds no weights of a model; continue the training")
     return dict(tensors), averaged
 
 
 def _codes(folder: Path, recipe: Recipe) -> CodesMeta:
     """Return the description of the codes that a generator is trained on: the run's own, or those it was given."""
-    for place in (folder / "codes" / "train", Path(recipe.data.source).expanduser() / "train"):
+    for place in (folder / "codes" / "train", expand_home(recipe.data.source) / "train"):
         if (meta := read_meta(place)) is not None:
             return meta
     raise CheckpointError(

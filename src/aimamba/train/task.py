@@ -1,7 +1,7 @@
 """The interface between the training loop and a stage: model, batches, loss, evaluation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -152,7 +152,12 @@ class Task(Protocol[Model, Batch]):
         ...
 
 
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return a batch of the same kind, with every tensor changed."""
+    tensors = [change(tensor) for tensor in batch]
+    return type(batch)._make(tensors) if hasattr(batch, "_make") else type(batch)(tensors)
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return ``batch`` with its tensors on ``device``."""
-    tensors = [tensor.to(device, non_blocking=True) for tensor in batch]
-    return type(batch)._make(tensors) if hasattr(batch, "_make") else type(batch)(tensors)
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -11,28 +11,10 @@ from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines.recorded import RecordedEngine
 from aimamba.generation.engines.recorded_step import RecordedStep, triton_operators
-from decoding import decode
+from decoding import Recorder, decode
 from waiting import counted_waits
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-
-
-class Recorder:
-    """In place of a CUDA graph: counts recordings, and runs each twice as the capture does."""
-
-    def __init__(self):
-        self.recorded = 0
-        self.replayed = 0
-
-    def __call__(self, run):
-        self.recorded += 1
-        run(), run()
-
-        def replay():
-            self.replayed += 1
-            return run()
-
-        return replay
 
 
 def make_engine(model, **options):

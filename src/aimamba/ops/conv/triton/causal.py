@@ -15,6 +15,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from aimamba.ops.triton.functions import silu, silu_slope
+
 MOST_TAPS = 4
 
 
@@ -69,16 +71,8 @@ def _forward_kernel(
         if tap >= 4 - TAPS:
             values = _load_tokens(source, token + (tap - 3), Z, L, inside)
             sums += values * _load_tap(weight, channel, inside, tap, TAPS)[None, :]
-    result = sums / (1 + tl.exp(-sums))
     target = active + (row * L + token[:, None]) * C + channel[None, :]
-    tl.store(target, result.to(active.dtype.element_ty), mask=(token < L)[:, None] & inside[None, :])
-
-
-@triton.jit
-@no_type_check
-def _silu_slope(x):
-    opening = 1 / (1 + tl.exp(-x))
-    return opening * (1 + x * (1 - opening))
+    tl.store(target, silu(sums).to(active.dtype.element_ty), mask=(token < L)[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -118,10 +112,10 @@ def _backward_kernel(
         d1 = _load_tokens(given, token + 1, C, L, inside)
         d2 = _load_tokens(given, token + 2, C, L, inside)
         d3 = _load_tokens(given, token + 3, C, L, inside)
-        d0 *= _silu_slope(b + w0 * past3 + w1 * past2 + w2 * past1 + w3 * now)
-        d1 *= _silu_slope(b + w0 * past2 + w1 * past1 + w2 * now + w3 * next1)
-        d2 *= _silu_slope(b + w0 * past1 + w1 * now + w2 * next1 + w3 * next2)
-        d3 *= _silu_slope(b + w0 * now + w1 * next1 + w2 * next2 + w3 * next3)
+        d0 *= silu_slope(b + w0 * past3 + w1 * past2 + w2 * past1 + w3 * now)
+        d1 *= silu_slope(b + w0 * past2 + w1 * past1 + w2 * now + w3 * next1)
+        d2 *= silu_slope(b + w0 * past1 + w1 * now + w2 * next1 + w3 * next2)
+        d3 *= silu_slope(b + w0 * now + w1 * next1 + w2 * next2 + w3 * next3)
         result = w3 * d0 + w2 * d1 + w1 * d2 + w0 * d3
         known = (token < L)[:, None] & inside[None, :]
         tl.store(target + token[:, None] * Z, result.to(dprojected.dtype.element_ty), mask=known)

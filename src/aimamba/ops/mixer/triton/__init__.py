@@ -1,1 +1,1 @@
-"""The decoding step of a mixer as Triton kernels, in its state form and its dual form."""
+"""The mixer as Triton kernels: all tokens at once, and a decoding step in its state form and its dual form."""

@@ -18,7 +18,8 @@ from aimamba.ops.conv.triton.causal import MOST_TAPS, causal_conv_silu, causal_c
 from aimamba.ops.mixer.sequence import EPS
 from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.norm.triton.gated import gated_rms_norm, gated_rms_norm_backward
-from aimamba.ops.ssd.triton.quadratic import LAUNCHES, similarities, ssd_quadratic, ssd_quadratic_backward, steps
+from aimamba.ops.ssd.triton.quadratic import LAUNCHES, similarities, ssd_quadratic, steps
+from aimamba.ops.ssd.triton.quadratic_backward import ssd_quadratic_backward
 
 MOST_TOKENS = 1024  # beyond, the chunked form takes fewer operations
 _WIDEST_HEAD, _LARGEST_STATE = 128, 256  # tiles of more do not fit into registers

@@ -19,6 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from aimamba.ops.mixer.triton.token import finish, make_token, prepare, read_gate, read_scales
 from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.triton import overlap_options
 
@@ -64,108 +65,6 @@ _EARLY = 256  # up to so many channels, a program reads what it needs last befor
 
 @triton.jit
 @no_type_check
-def _silu(x):
-    return x / (1 + tl.exp(-x))
-
-
-@triton.jit
-@no_type_check
-def _softplus(x):
-    """Return ``log(1 + exp(x))``; the quotient corrects the rounding of ``1 + small``, which small steps need."""
-    small = tl.exp(-tl.abs(x))
-    one = 1 + small
-    exact = tl.where(one == 1, small, tl.log(one) * (small / tl.where(one == 1, 1.0, one - 1)))
-    return tl.maximum(x, 0.0) + exact
-
-
-@triton.jit
-@no_type_check
-def _history(window_row, conv_weight, conv_bias, channel, position, TAPS: tl.constexpr, C: tl.constexpr):
-    """Return what earlier tokens add to some channels' convolution, and the newest tap. ``window_row`` is a ring."""
-    sums = tl.load(conv_bias + channel).to(tl.float32)
-    for age in tl.static_range(1, TAPS):
-        slot = (position + TAPS - age) % TAPS
-        earlier = tl.load(window_row + slot * C + channel, mask=position >= age, other=0.0)
-        sums += earlier.to(tl.float32) * tl.load(conv_weight + channel * TAPS + TAPS - 1 - age).to(tl.float32)
-    return sums, tl.load(conv_weight + channel * TAPS + TAPS - 1).to(tl.float32)
-
-
-@triton.jit
-@no_type_check
-def _prepare(
-    window, conv_weight, conv_bias, dt_bias, A_log, row, group, position,
-    H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Read what does not depend on the projection of the present token."""
-    E: tl.constexpr = H * P
-    C: tl.constexpr = E + 2 * N
-    own = group * GROUP * P + tl.arange(0, GROUP * P)
-    window_row = window + row * TAPS * C
-    history, tap = _history(window_row, conv_weight, conv_bias, own, position, TAPS, C)
-    shared = E + tl.arange(0, 2 * N)  # B, then C
-    shared_history, shared_tap = _history(window_row, conv_weight, conv_bias, shared, position, TAPS, C)
-    head = group * GROUP + tl.arange(0, GROUP)
-    bias = tl.load(dt_bias + head).to(tl.float32)
-    A = -tl.exp(tl.load(A_log + head).to(tl.float32))
-    return history, tap, shared_history, shared_tap, bias, A
-
-
-@triton.jit
-@no_type_check
-def _scales(D, norm_weight, group, P: tl.constexpr, GROUP: tl.constexpr):
-    """Read the weights of the skip and of the norm, (GROUP P,)."""
-    own = group * GROUP * P + tl.arange(0, GROUP * P)
-    return tl.load(D + own // P).to(tl.float32), tl.load(norm_weight + own)
-
-
-@triton.jit
-@no_type_check
-def _read_gate(projected, row, group, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
-    """Read z, (GROUP P,)."""
-    z_row = projected + row * (2 * H * P + 2 * N + H)
-    return tl.load(z_row + group * GROUP * P + tl.arange(0, GROUP * P)).to(tl.float32)
-
-
-@triton.jit
-@no_type_check
-def _token(
-    projected, window, history, tap, shared_history, shared_tap, bias, row, group, position,
-    H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Return one row's token for the heads of a group: x (GROUP P,), B, C, dt. Write its input into the window."""
-    E: tl.constexpr = H * P
-    C: tl.constexpr = E + 2 * N
-    own = group * GROUP * P + tl.arange(0, GROUP * P)
-    shared = E + tl.arange(0, 2 * N)
-    head = group * GROUP + tl.arange(0, GROUP)
-    new_row = projected + row * (E + C + H) + E
-    new = tl.load(new_row + own)
-    new_shared = tl.load(new_row + shared)
-    new_dt = tl.load(new_row + C + head).to(tl.float32)
-    slot = window + row * TAPS * C + (position % TAPS) * C
-    tl.store(slot + own, new)
-    tl.store(slot + shared, new_shared, mask=group == 0)
-    x = _silu(history + new.to(tl.float32) * tap)
-    both = _silu(shared_history + new_shared.to(tl.float32) * shared_tap)
-    b, c = tl.split(tl.trans(tl.reshape(both, (2, N))))
-    return x, b, c, _softplus(new_dt + bias)
-
-
-@triton.jit
-@no_type_check
-def _finish(
-    y, x, z, skip, norm, gated, squares, row, group,
-    H: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Add the skip, gate and apply the norm's scale; y is (GROUP, P), the others are (GROUP P,)."""
-    own = group * GROUP * P + tl.arange(0, GROUP * P)
-    y = (tl.reshape(y, (GROUP * P,)) + skip * x) * _silu(z)
-    tl.store(squares + row * (H // GROUP) + group, tl.sum(y * y, axis=0))
-    tl.store(gated + row * H * P + own, (y * norm).to(gated.dtype.element_ty))
-
-
-@triton.jit
-@no_type_check
 def _state_kernel(
     projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, window, ssm, positions, gated, squares,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
@@ -177,22 +76,22 @@ def _state_kernel(
     channel = head[:, None] * P + tl.arange(0, P)[None, :]
     cell = (ssm + row * H * P * N) + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
     state = tl.load(cell, mask=position > 0, other=0.0)
-    history, tap, shared_history, shared_tap, bias, A = _prepare(
+    history, tap, shared_history, shared_tap, bias, A = prepare(
         window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
     )
-    skip, norm = _scales(D, norm_weight, group, P, GROUP)
+    skip, norm = read_scales(D, norm_weight, group, P, GROUP)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    z = _read_gate(projected, row, group, H, P, N, GROUP)
-    x, b, c, dt = _token(
+    z = read_gate(projected, row, group, H, P, N, GROUP)
+    x, b, c, dt = make_token(
         projected, window, history, tap, shared_history, shared_tap, bias, row, group, position, H, P, N, TAPS, GROUP
     )
     update = dt[:, None] * tl.reshape(x, (GROUP, P))
     state = state * tl.exp(dt * A)[:, None, None] + update[:, :, None] * b[None, None, :]
     tl.store(cell, state)
     y = tl.sum(state * c[None, None, :], axis=2)
-    _finish(y, x, z, skip, norm, gated, squares, row, group, H, P, GROUP)
+    finish(y, x, z, skip, norm, gated, squares, row, group, H, P, GROUP)
 
 
 @triton.jit
@@ -270,19 +169,19 @@ def _dual_kernel(
     if STAGES == 1:
         keys, weights = _read_keys(B_row, weight_rows, token, position, N)
         following_keys, following_weights = _read_keys(B_row, weight_rows, TOKENS + token, position, N)
-    history, tap, shared_history, shared_tap, bias, A = _prepare(
+    history, tap, shared_history, shared_tap, bias, A = prepare(
         window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
     )
     if STAGES == 1:
         values = _read_values(x_rows, token, weights, P)
     if EARLY:
-        skip, norm = _scales(D, norm_weight, group, P, GROUP)
+        skip, norm = read_scales(D, norm_weight, group, P, GROUP)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     if EARLY:
-        z = _read_gate(projected, row, group, H, P, N, GROUP)
-    x, b, c, dt = _token(
+        z = read_gate(projected, row, group, H, P, N, GROUP)
+    x, b, c, dt = make_token(
         projected, window, history, tap, shared_history, shared_tap, bias, row, group, position, H, P, N, TAPS, GROUP
     )
     fresh, stored = _to_store(x, dt, P, GROUP, INT8)
@@ -308,8 +207,8 @@ def _dual_kernel(
             sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
 
     if not EARLY:
-        skip, norm = _scales(D, norm_weight, group, P, GROUP)
-        z = _read_gate(projected, row, group, H, P, N, GROUP)
+        skip, norm = read_scales(D, norm_weight, group, P, GROUP)
+        z = read_gate(projected, row, group, H, P, N, GROUP)
     own = tl.arange(0, GROUP * P)
     x_now = x_cache + ((row * H + group * GROUP + own // P) * capacity + position) * P + own % P
     tl.store(x_now, stored.to(x_cache.dtype.element_ty))
@@ -317,7 +216,7 @@ def _dual_kernel(
     tl.store(B_row + position * N + tl.arange(0, N), b.to(B_cache.dtype.element_ty), mask=group == 0)
     present = dt * tl.sum(b * c, axis=0)
     y = tl.sum(sums, axis=0) + present[:, None] * tl.reshape(x, (GROUP, P))
-    _finish(y, x, z, skip, norm, gated, squares, row, group, H, P, GROUP)
+    finish(y, x, z, skip, norm, gated, squares, row, group, H, P, GROUP)
 
 
 def state_mixer_step(

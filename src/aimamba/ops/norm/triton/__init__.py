@@ -1,1 +1,1 @@
-"""The norm between two blocks as a Triton kernel. Importing a module here imports Triton."""
+"""The norms of models as Triton kernels. Importing a module here imports Triton."""

@@ -7,7 +7,7 @@ output.
 Shape letters: M tokens, E inner width, Z projected features.
 """
 
-from typing import NamedTuple, no_type_check
+from typing import no_type_check
 
 import torch
 import triton
@@ -15,18 +15,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-
-class Launch(NamedTuple):
-    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
-
-    Attributes:
-        tokens: Tokens of a program; the forward kernel takes one.
-        warps: Warps of a program.
-    """
-
-    tokens: int
-    warps: int
-
+from aimamba.ops.norm.triton.sequence import Launch
+from aimamba.ops.triton.functions import silu
 
 FORWARD = Launch(tokens=1, warps=4)
 BACKWARD = Launch(tokens=16, warps=8)
@@ -39,7 +29,7 @@ def _forward_kernel(y, projected, weight, out, inverses, eps, Z: tl.constexpr, E
     column = tl.arange(0, WIDE)
     inside = column < E
     z = tl.load(projected + token * Z + column, mask=inside, other=0.0).to(tl.float32)
-    gated = tl.load(y + token * E + column, mask=inside, other=0.0).to(tl.float32) * z / (1 + tl.exp(-z))
+    gated = tl.load(y + token * E + column, mask=inside, other=0.0).to(tl.float32) * silu(z)
     inverse = tl.rsqrt(tl.sum(gated * gated, axis=0) / E + eps)
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token * E + column, (gated * inverse * scale).to(out.dtype.element_ty), mask=inside)

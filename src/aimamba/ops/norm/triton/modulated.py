@@ -6,7 +6,7 @@ gradients of gate, shift and scale, the second adds up those of a row. Results a
 Shape letters: B rows, L tokens, D width, G parts that the tokens of a row come in.
 """
 
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -15,18 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-class Launch(NamedTuple):
-    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
-
-    Attributes:
-        tokens: Tokens of a program; the forward kernel takes one.
-        warps: Warps of a program.
-    """
-
-    tokens: int
-    warps: int
-
+from aimamba.ops.norm.triton.sequence import Launch
 
 FORWARD = Launch(tokens=1, warps=4)
 BACKWARD = Launch(tokens=16, warps=4)
@@ -259,64 +248,33 @@ def _arranged(found: list[Tensor]) -> tuple[Tensor | None, ...]:
     return dresidual, dmixed, dgate, dweight, dscale, dshift, None, None
 
 
-@torch.library.custom_op("aimamba::residual_modulated_norm", mutates_args=())
-def _operator(
-    residual: Tensor,
-    mixed: Tensor | None,
-    gate: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    dtype: torch.dtype,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return normalise(residual, mixed, gate, weight, scale, shift, dtype, eps)
-
-
-@torch.library.custom_op("aimamba::residual_modulated_norm_backward", mutates_args=())
-def _backward_operator(
-    dnew: Tensor,
-    dhidden: Tensor,
-    residual: Tensor,
-    mixed: Tensor | None,
-    gate: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    inverses: Tensor,
-) -> list[Tensor]:
-    return normalise_backward(dnew, dhidden, residual, mixed, gate, weight, scale, inverses)
+# Operators for the compiler. Their schemas leave the launch layouts out.
+_operator = torch.library.custom_op(
+    "aimamba::residual_modulated_norm",
+    normalise,
+    mutates_args=(),
+    schema="(Tensor residual, Tensor? mixed, Tensor? gate, Tensor weight, Tensor scale, Tensor shift, "
+    "ScalarType dtype, float eps) -> (Tensor, Tensor, Tensor)",
+)
+_backward_operator = torch.library.custom_op(
+    "aimamba::residual_modulated_norm_backward",
+    normalise_backward,
+    mutates_args=(),
+    schema="(Tensor dnew, Tensor dhidden, Tensor residual, Tensor? mixed, Tensor? gate, Tensor weight, Tensor scale, "
+    "Tensor inverses) -> Tensor[]",
+)
 
 
 @_operator.register_fake
-def _(
-    residual: Tensor,
-    mixed: Tensor | None,
-    gate: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    dtype: torch.dtype,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(residual, mixed, dtype)
+def _(residual: Tensor, mixed: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(residual, mixed, others[-2])
 
 
 @_backward_operator.register_fake
-def _(
-    dnew: Tensor,
-    dhidden: Tensor,
-    residual: Tensor,
-    mixed: Tensor | None,
-    gate: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    inverses: Tensor,
-) -> list[Tensor]:
-    rows = scale.new_empty(scale.shape)
-    found = [residual.new_empty(residual.shape), torch.empty_like(weight), rows, torch.empty_like(rows)]
-    if mixed is not None and gate is not None:
-        found += [mixed.new_empty(mixed.shape), gate.new_empty(gate.shape)]
-    return found
+def _(_new: Tensor, _hidden: Tensor, residual: Tensor, *others: Tensor | None) -> list[Tensor]:
+    mixed, gate, weight, scale, _ = others
+    given = (residual, weight, scale, scale, mixed, gate)
+    return [tensor.new_empty(tensor.shape) for tensor in given if tensor is not None]
 
 
 def _gradients(ctx: Any, dnew: Tensor, dhidden: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:

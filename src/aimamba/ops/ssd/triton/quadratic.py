@@ -1,4 +1,4 @@
-"""The SSD of short sequences without states: five Triton kernels, for training on CUDA.
+"""The SSD of short sequences without states, for training on CUDA: three Triton kernels.
 
 With ``total`` the running sum of log-decays, an SSD that starts from zeros is
 
@@ -7,14 +7,9 @@ With ``total`` the running sum of log-decays, an SSD that starts from zeros is
 (Dao and Gu, arXiv 2405.21060, section 5). The similarities ``S_ts = C_t . B_s`` are the same for all heads. So they are
 computed once, and a head is left with one product of S, weighted by its decays, with its inputs: fewer operations than
 the chunked form up to about a thousand tokens, no states in memory, and every tile of tokens in parallel.
-Backwards, with ``G_ts = dy_t . x_s``,
-
-    dx_s = dt_s sum_t S_ts exp(total_t - total_s) dy_t
-    dS_ts = sum over heads of G_ts exp(total_t - total_s) dt_s,   dC = dS B,   dB = dS^T C
-
-and the gradient of a log-decay is the sum over all pairs of tokens that span it. Running sums start anew in every tile
-of Q tokens, so that they stay exact; between two tiles the decay is a product of a row's, a column's and that of the
-tiles between. Matrix products take numbers in the dtype of x and add up in float32; decays are float32.
+Running sums start anew in every tile of Q tokens, so that they stay exact; between two tiles the decay is a product of
+a row's, a column's and that of the tiles between. Matrix products take numbers in the dtype of x and add up in float32;
+decays are float32. The backward pass is in ``quadratic_backward``.
 
 Shape letters: B rows, L tokens, H heads, P head width, E = H P, N state size, Q tokens of a tile, T tiles, C = E + 2 N
 convolved channels (x, B, C), Z projected features.
@@ -28,19 +23,16 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from aimamba.ops.ssd.triton.forward import LOWEST_LOG_DECAY, decay_between, load_tile, product, store_tile, tile
-
-
-class Launch(NamedTuple):
-    """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
-
-    Attributes:
-        warps: Warps of a program.
-        stages: Pipeline stages of its loop.
-    """
-
-    warps: int
-    stages: int
+from aimamba.ops.ssd.triton.forward import (
+    LOWEST_LOG_DECAY,
+    Launch,
+    decay_between,
+    load_tile,
+    product,
+    store_tile,
+    tile,
+)
+from aimamba.ops.triton.functions import softplus
 
 
 class Launches(NamedTuple):
@@ -85,11 +77,7 @@ def _steps_kernel(
     inside = (token < L)[:, None] & (head < H)[None, :]
     raw = tl.load(projected + (row * L + token)[:, None] * Z + START + head[None, :], mask=inside, other=0.0)
     raw = raw.to(tl.float32) + tl.load(dt_bias + head, mask=head < H, other=0.0).to(tl.float32)[None, :]
-    # log(1 + exp(x)); the quotient corrects the rounding of 1 + small
-    small = tl.exp(-tl.abs(raw))
-    one = 1 + small
-    exact = tl.where(one == 1, small, tl.log(one) * (small / tl.where(one == 1, 1.0, one - 1)))
-    step = tl.where(inside, tl.maximum(raw, 0.0) + exact, 0.0)
+    step = tl.where(inside, softplus(raw), 0.0)
     rate = -tl.exp(tl.load(A_log + head, mask=head < H, other=0.0).to(tl.float32))
     running = tl.cumsum(tl.maximum(step * rate[None, :], LOWEST_LOG_DECAY), axis=0)
     place = (row * H + head)[None, :] * width + token[:, None]
@@ -100,7 +88,7 @@ def _steps_kernel(
 
 @triton.jit
 @no_type_check
-def _load_pair(tiles, i, j, T, Q: tl.constexpr):
+def load_pair(tiles, i, j, T, Q: tl.constexpr):
     """Load the tile of pairs (t in tile i, s in tile j): (Q, Q)."""
     token = tl.arange(0, Q)
     return tl.load(tiles + (i * T + j) * Q * Q + token[:, None] * Q + token[None, :])
@@ -142,154 +130,16 @@ def _output_kernel(
         whole = tl.load(total + j * Q + Q - 1)
         weight = tl.load(dt + place) * tl.exp(whole - tl.load(total + place) + between)
         inputs = load_tile(x, place, C, channel, L, P)
-        similar = _load_pair(tiles, i, j, T, Q)
+        similar = load_pair(tiles, i, j, T, Q)
         sums += product(similar.to(inputs.dtype), (inputs * weight[:, None]).to(inputs.dtype))
         between += whole
     place = i * Q + token
     running = tl.load(total + place)
     inputs = load_tile(x, place, C, channel, L, P)
-    weights = _load_pair(tiles, i, i, T, Q).to(tl.float32) * decay_between(running, Q) * tl.load(dt + place)[None, :]
+    weights = load_pair(tiles, i, i, T, Q).to(tl.float32) * decay_between(running, Q) * tl.load(dt + place)[None, :]
     sums = sums * tl.exp(running)[:, None] + product(weights.to(inputs.dtype), inputs)
     sums += tl.load(skip + head).to(tl.float32) * inputs
     store_tile(y + row * L * H * P + head * P, sums, place, H * P, channel, L, P)
-
-
-@triton.jit
-@no_type_check
-def _inputs_kernel(
-    active, tiles, dt, total, skip, dy, dactive, ddt, dskip, L, T,
-    C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr, Q: tl.constexpr,
-):  # fmt: skip
-    j, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    token, channel = tl.arange(0, Q), tl.arange(0, WIDE_P)
-    dy += row * L * H * P + head * P
-    tiles += row * T * T * Q * Q
-    own = (row * H + head) * T
-    dt += own * Q
-    total += own * Q
-    sums = tl.zeros((Q, WIDE_P), dtype=tl.float32)
-    between = 0.0
-    for i in range(j + 1, T):
-        place = i * Q + token
-        weight = tl.exp(tl.load(total + place) + between)
-        gradient = load_tile(dy, place, H * P, channel, L, P)
-        similar = _load_pair(tiles, i, j, T, Q)
-        sums += product(tl.trans(similar.to(gradient.dtype)), (gradient * weight[:, None]).to(gradient.dtype))
-        between += tl.load(total + i * Q + Q - 1)
-    place = j * Q + token
-    running = tl.load(total + place)
-    gradient = load_tile(dy, place, H * P, channel, L, P)
-    weights = _load_pair(tiles, j, j, T, Q).to(tl.float32) * decay_between(running, Q)
-    sums *= tl.exp(tl.load(total + j * Q + Q - 1) - running)[:, None]
-    sums += product(tl.trans(weights.to(gradient.dtype)), gradient)
-    inputs = load_tile(active + row * L * C + head * P, place, C, channel, L, P).to(tl.float32)
-    wide = gradient.to(tl.float32)
-    tl.store(ddt + own * Q + place, tl.sum(sums * inputs, axis=1))  # of the step itself, not of its decay
-    tl.store(dskip + own + j, tl.sum(tl.sum(wide * inputs, axis=1), axis=0))
-    sums = sums * tl.load(dt + place)[:, None] + tl.load(skip + head).to(tl.float32) * wide
-    store_tile(dactive + row * L * C + head * P, sums, place, C, channel, L, P)
-
-
-@triton.jit
-@no_type_check
-def _pairs_kernel(
-    active, tiles, dt, total, dy, dtiles, later, earlier, L, T,
-    C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr, Q: tl.constexpr,
-    WIDE_T: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    i, j = tl.program_id(0) // T, tl.program_id(0) % T
-    group, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    if j <= i:
-        token, channel, middle = tl.arange(0, Q), tl.arange(0, WIDE_P), tl.arange(0, WIDE_T)
-        apart = i > j
-        causal = (token[:, None] >= token[None, :]) | apart
-        below = (token[:, None] > token[None, :]) | apart
-        similar = _load_pair(tiles + row * T * T * Q * Q, i, j, T, Q).to(tl.float32)
-        dsimilar = tl.zeros((Q, Q), dtype=tl.float32)
-        for head in range(group * GROUP, group * GROUP + GROUP):
-            own = (row * H + head) * T * Q
-            # From the tokens of tile j to the end of the tile before i.
-            ends = tl.load(total + own + middle * Q + Q - 1, mask=(middle >= j) & (middle < i), other=0.0)
-            rest = tl.sum(ends, axis=0) - tl.load(total + own + j * Q + token)
-            steps = tl.load(dt + own + j * Q + token)
-            running = tl.load(total + own + i * Q + token)
-            gradient = load_tile(dy + row * L * H * P + head * P, i * Q + token, H * P, channel, L, P)
-            inputs = load_tile(active + row * L * C + head * P, j * Q + token, C, channel, L, P)
-            decay = tl.exp(tl.where(causal, running[:, None] + rest[None, :], -float("inf")))
-            shares = product(gradient, tl.trans(inputs)) * decay * steps[None, :]
-            dsimilar += shares
-            shares = tl.where(below, shares * similar, 0.0)
-            tl.store(later + (own + i * Q + token) * T + j, tl.sum(shares, axis=1))
-            tl.store(earlier + (own + j * Q + token) * T + i, tl.sum(shares, axis=0))
-        place = (((group * tl.num_programs(2) + row) * T + i) * T + j) * Q * Q + token[:, None] * Q + token[None, :]
-        tl.store(dtiles + place, dsimilar)
-
-
-@triton.jit
-@no_type_check
-def _projections_kernel(
-    active, dtiles, dactive, L, T, groups,
-    C: tl.constexpr, E: tl.constexpr, N: tl.constexpr, WIDE_N: tl.constexpr, Q: tl.constexpr,
-):  # fmt: skip
-    m, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    token, state = tl.arange(0, Q), tl.arange(0, WIDE_N)
-    row_start = active + row * L * C + E
-    size = tl.num_programs(2) * T * T * Q * Q
-    dtiles += row * T * T * Q * Q
-    sums = tl.zeros((Q, WIDE_N), dtype=tl.float32)
-    if tl.program_id(1) == 0:
-        for i in range(m, T):
-            pairs = _load_pair(dtiles, i, m, T, Q)
-            for group in range(1, groups):
-                pairs += _load_pair(dtiles + group * size, i, m, T, Q)
-            c = load_tile(row_start + N, i * Q + token, C, state, L, N)
-            sums += product(tl.trans(pairs.to(c.dtype)), c)
-        store_tile(dactive + row * L * C + E, sums, m * Q + token, C, state, L, N)
-    else:
-        for j in range(m + 1):
-            pairs = _load_pair(dtiles, m, j, T, Q)
-            for group in range(1, groups):
-                pairs += _load_pair(dtiles + group * size, m, j, T, Q)
-            b = load_tile(row_start, j * Q + token, C, state, L, N)
-            sums += product(pairs.to(b.dtype), b)
-        store_tile(dactive + row * L * C + E + N, sums, m * Q + token, C, state, L, N)
-
-
-@triton.jit
-@no_type_check
-def _steps_backward_kernel(
-    projected, dt_bias, A_log, dt, ddt, later, earlier, dskip, dprojected, sums, L, T,
-    Z: tl.constexpr, START: tl.constexpr, H: tl.constexpr, Q: tl.constexpr, WIDE_T: tl.constexpr,
-):  # fmt: skip
-    head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    token, other = tl.arange(0, Q), tl.arange(0, WIDE_T)
-    own = (row * H + head) * T * Q
-    bias = tl.load(dt_bias + head).to(tl.float32)
-    rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
-    carry, drate, dbias = 0.0, 0.0, 0.0
-    for back in range(T):
-        m = T - 1 - back
-        place = m * Q + token
-        cell = (own + place)[:, None] * T + other[None, :]
-        rows = tl.sum(tl.load(later + cell, mask=(other <= m)[None, :], other=0.0), axis=1)
-        columns = tl.sum(tl.load(earlier + cell, mask=((other >= m) & (other < T))[None, :], other=0.0), axis=1)
-        # A log-decay is in the exponents of all pairs that span its token.
-        spanning = tl.cumsum(rows - columns, axis=0, reverse=True) + carry
-        carry += tl.sum(rows - columns, axis=0)
-        step = tl.load(dt + own + place)
-        spanning = tl.where(step * rate >= LOWEST_LOG_DECAY, spanning, 0.0)
-        drate += tl.sum(spanning * step, axis=0)
-        cell = (row * L + place) * Z + START + head
-        raw = tl.load(projected + cell, mask=place < L, other=0.0).to(tl.float32) + bias
-        draw = (tl.load(ddt + own + place) + spanning * rate) / (1 + tl.exp(-raw))
-        draw = tl.where(place < L, draw, 0.0)
-        dbias += tl.sum(draw, axis=0)
-        tl.store(dprojected + cell, draw.to(dprojected.dtype.element_ty), mask=place < L)
-    skips = tl.sum(tl.load(dskip + (row * H + head) * T + other, mask=other < T, other=0.0), axis=0)
-    sums += row * 3 * H + head
-    tl.store(sums, dbias)
-    tl.store(sums + H, drate * rate)  # of A_log
-    tl.store(sums + 2 * H, skips)
 
 
 def steps(
@@ -349,61 +199,3 @@ def ssd_quadratic(
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return y
-
-
-class Gradients(NamedTuple):
-    """Gradients of the weights, in float32."""
-
-    dt_bias: Float[Tensor, " h"]
-    A_log: Float[Tensor, " h"]
-    skip: Float[Tensor, " h"]
-
-
-def ssd_quadratic_backward(
-    dy: Float[Tensor, "b l e"],
-    projected: Float[Tensor, "b l z"],
-    active: Float[Tensor, "b l c"],
-    tiles: Float[Tensor, "b t t q q"],
-    steps: Steps,
-    dt_bias: Float[Tensor, " h"],
-    A_log: Float[Tensor, " h"],
-    skip: Float[Tensor, " h"],
-    dprojected: Float[Tensor, "b l z"],
-    *,
-    launches: Launches | None = None,
-) -> tuple[Float[Tensor, "b l c"], Gradients]:
-    """Compute the gradients of everything that ``ssd_quadratic`` and ``steps`` take.
-
-    The gradient of the step sizes is written into the last H features of ``dprojected``.
-
-    Returns:
-        The gradient of ``active`` in its dtype, and those of the weights.
-    """
-    launches = launches or LAUNCHES[active.dtype]
-    batch, length, channels = active.shape
-    inner, heads, count, tokens = dy.shape[2], len(skip), tiles.shape[1], tiles.shape[-1]
-    width, states = inner // heads, (channels - inner) // 2
-    sizes = channels, heads, width, tile(width), tokens
-    wide_count = triton.next_power_of_2(count)
-    dactive, ddt = torch.empty_like(active), torch.empty_like(steps.dt)
-    dskip = ddt.new_empty(batch, heads, count)
-    _inputs_kernel[(count, heads, batch)](
-        active, tiles, *steps, skip, dy, dactive, ddt, dskip, length, count, *sizes,
-        num_warps=launches.inputs.warps, num_stages=launches.inputs.stages,
-    )  # fmt: skip
-    group = max(each for each in range(1, min(heads, launches.pair_heads) + 1) if heads % each == 0)
-    dtiles = ddt.new_empty(heads // group, *tiles.shape)
-    later, earlier = ddt.new_empty(2, *ddt.shape, count).unbind()
-    _pairs_kernel[(count * count, heads // group, batch)](
-        active, tiles, *steps, dy, dtiles, later, earlier, length, count, *sizes, wide_count, group,
-        num_warps=launches.pairs.warps, num_stages=launches.pairs.stages,
-    )  # fmt: skip
-    _projections_kernel[(count, 2, batch)](
-        active, dtiles, dactive, length, count, len(dtiles), channels, inner, states, tile(states), tokens, num_warps=4
-    )
-    sums = ddt.new_empty(batch, 3, heads)
-    _steps_backward_kernel[(heads, batch)](
-        projected, dt_bias, A_log, steps.dt, ddt, later, earlier, dskip, dprojected, sums, length, count,
-        projected.shape[2], projected.shape[2] - heads, heads, tokens, wide_count, num_warps=1,
-    )  # fmt: skip
-    return dactive, Gradients(*sums.sum(dim=0).unbind())

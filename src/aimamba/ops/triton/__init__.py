@@ -1,4 +1,7 @@
-"""Whether Triton kernels can be used here, and how. The kernels are in the ``triton`` folder of each operation."""
+"""Whether Triton kernels can be used here, and how. The kernels are in the ``triton`` folder of each operation.
+
+Importing this package does not import Triton; importing ``functions``, which kernels share, does.
+"""
 
 import functools
 import os
