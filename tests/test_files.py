@@ -120,6 +120,7 @@ def test_without_a_home(monkeypatch, tmp_path):
     files._without_home.cache_clear()
     assert expand_home("~/photos") == Path("~/photos")
     assert expand_home("~nobody-of-this-name/photos") == Path("~nobody-of-this-name/photos")
+    assert expand_home("~\0") == Path("~\0")
     folder = cache_folder()
     assert folder == tmp_path / f"aimamba-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -105,7 +105,10 @@ def remove_tree(folder: Path) -> None:
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
     """Return a path with its leading ``~`` expanded; without a home folder it stays as it is."""
-    return Path(os.path.expanduser(path))
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # a name with a zero byte is no user's, and no file's
+        return Path(path)
 
 
 @functools.cache

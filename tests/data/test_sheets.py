@@ -101,6 +101,12 @@ class TestSheet:
         assert (margin == 255).all()
         assert (np.asarray(image)[:, -8:] == 255).all()
 
+    def test_a_text_of_any_length_takes_a_bounded_sheet(self):
+        images = [[Image.new("RGB", (8, 8))]]
+        sizes = [sheet(images, row_names=["9" * length], title="9" * length).size for length in (5_000, 20_000)]
+        assert sizes[0] == sizes[1]
+        assert max(sizes[0]) < 1_000
+
     @pytest.mark.parametrize(
         ("rows", "names", "match"),
         [

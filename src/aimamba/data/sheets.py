@@ -18,6 +18,9 @@ _LONGEST_ROW_NAME = 240
 _SMALLEST_FONT = 12
 _LARGEST_FONT = 18
 _ROOM_FOR_TITLE = 360  # pixels, to which a sheet is widened if its title is that long
+_LINES_OF_TITLE = 24
+_MEASURED = 2048  # characters of a text whose width is taken; no cell has room for more
+_FEWEST, _NARROWEST = 16, 2  # characters that are tried for a line, and the pixels of each, at least
 _LINES_OF_COLUMN = 3
 _LONGEST_SIDE = 9000  # pixels of a page
 _MOST_COLUMNS = 32
@@ -68,7 +71,7 @@ def sheet(
 
     Images below 64 pixels (up to 128 if column names are long) are magnified by a whole factor without smoothing, so
     that every pixel can be seen. Rows may differ in length. Text of every script is shown, see ``fonts``. The title
-    takes as many lines as it needs. Names of rows and columns take the lines that their cells have room for, and end in
+    takes as many lines as it needs, up to 24. Names of rows and columns take the lines that their cells have room for, and end in
     an ellipsis if that is not enough.
 
     Args:
@@ -114,7 +117,7 @@ class _Text(NamedTuple):
 
     @property
     def width(self) -> int:
-        return math.ceil(self.font.getlength(self.text))
+        return math.ceil(self.font.getlength(self.text[:_MEASURED]))
 
     def lines(self, width: int, most: int | None = None) -> list[str]:
         """Break the text between words, or inside of long ones, into lines of ``width`` pixels, ``most`` of them."""
@@ -134,7 +137,7 @@ class _Text(NamedTuple):
 
     def _fitting(self, text: str, width: int) -> int:
         """Return how many characters fit in ``width`` pixels; at least one."""
-        low, high = 1, len(text)
+        low, high = 1, min(len(text), max(_FEWEST, width // _NARROWEST))
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.font.getlength(text[:middle]) <= width else (low, middle - 1)
@@ -188,7 +191,7 @@ class _Grid(NamedTuple):
         words = None
         if heading is not None:
             total = max(total, min(heading.width + 1, _ROOM_FOR_TITLE) + 4 * gutter)
-            words = _Words(heading.lines(total - 4 * gutter), heading.font)
+            words = _Words(heading.lines(total - 4 * gutter, _LINES_OF_TITLE), heading.font)
         top = 2 * gutter
         top += len(words.lines) * line + gutter if words else 0
         top += max(len(column.lines) for column in named_columns) * line + gutter // 2 if named_columns else 0

@@ -1,0 +1,241 @@
+"""The training kernels on paper: ``python -m benchmarks.paper`` prints bytes, operations and registers of each.
+
+Needs no GPU. Bytes count every tensor that a kernel reads or writes once; times are the larger of bytes and operations
+over the two rates. Registers, stack and shared memory are those of the binary that Triton compiles, and warps are how
+many of them a multiprocessor has room for.
+
+Shape letters: B batch, L tokens, M = B L, D width, E inner width, H heads, P head width, N state size, C convolved
+channels, Z projected features, Q tokens of a tile, T tiles.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from aimamba.models import AIM_PRESETS
+
+NARROW = "projected active tiles y dy dactive dprojected out dout mixed gate scale shift hidden dhidden dmixed dshift"
+NARROW += " dscale dgate logits"
+WIDE = "weight bias dt_bias A_log dt total skip ddt dskip dtiles later earlier sums inverses residual new_residual dnew"
+WIDE += " dresidual dweights losses"
+WHOLE = "L T M width groups gate_stride scale_stride shift_stride parts"
+_PLAIN = (4, 3)  # warps and stages of kernels that are launched without a choice
+_REGISTERS, _SHARED, _WARPS, _PROGRAMS = 65536, 227 * 1024, 64, 32  # of a multiprocessor of Hopper
+
+
+class Usage(NamedTuple):
+    """What a compiled kernel takes."""
+
+    registers: int
+    stack: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel, or several that belong together."""
+
+    name: str
+    megabytes: float
+    gigaflop: float = 0.0
+    usages: list[Usage] = field(default_factory=list)
+
+    def microseconds(self, bandwidth: float, rate: float) -> float:
+        """Return the least time at ``bandwidth`` in TB/s and ``rate`` in TFLOP/s."""
+        return max(self.megabytes / bandwidth, 1000 * self.gigaflop / rate)
+
+
+class Shape:
+    """The sizes of a training step of a preset with ``batch`` images."""
+
+    def __init__(self, preset: str, batch: int, tokens: int) -> None:
+        config = AIM_PRESETS[preset]
+        self.blocks, self.vocabulary = config.num_blocks, config.vocab_size
+        self.B, self.L, self.M = batch, config.num_tokens, batch * config.num_tokens
+        self.D, self.E, self.P, self.N = (
+            config.width,
+            config.width * config.expand,
+            config.head_width,
+            config.state_size,
+        )
+        self.H, self.C = self.E // self.P, self.E + 2 * self.N
+        self.Z = self.E + self.C + self.H
+        self.Q, self.T = tokens, -(-self.L // tokens)
+        self.pairs = self.B * self.T * (self.T + 1) // 2 * self.Q * self.Q  # of tokens, in tiles that are not skipped
+
+
+def compiled(kernel: Any, sizes: Mapping[str, Any], warps: int, stages: int, capability: int) -> Usage:
+    """Compile a kernel for a GPU, without one, and read what its binary takes."""
+    import triton  # noqa: PLC0415
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+    from triton.compiler import ASTSource  # noqa: PLC0415
+
+    names = [parameter.name for parameter in kernel.params]
+    types = dict.fromkeys(NARROW.split(), "*bf16") | dict.fromkeys(WIDE.split(), "*fp32")
+    types |= dict.fromkeys(WHOLE.split(), "i32") | {"eps": "fp32", "factor": "fp32", "targets": "*i64"}
+    types |= dict.fromkeys(sizes, "constexpr")
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in sizes.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if types[n].startswith("*")},
+    )
+    options = {"num_warps": warps, "num_stages": stages}
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(found[1]) for found in (re.search(r"REG:(\d+)", said), re.search(r"STACK:(\d+)", said)))
+    programs = min(_PROGRAMS, _WARPS // warps, _REGISTERS // (-(-registers // 8) * 8 * 32 * warps))
+    if built.metadata.shared:
+        programs = min(programs, _SHARED // (built.metadata.shared + 1024))
+    return Usage(registers, stack, programs * warps)
+
+
+def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
+    """Yield the kernels of a block's forward pass."""
+    from aimamba.ops.norm.triton import gated, modulated  # noqa: PLC0415
+    from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
+
+    sizes = {"D": s.D, "WIDE": _wide(s.D), "ADD": True}
+    norm = compiled(modulated._forward_kernel, sizes, modulated.FORWARD.warps, 1, capability)
+    yield Row("norm between blocks", 12 * s.M * s.D / 1e6, usages=[norm])
+    yield _product("in_proj", s.M, s.D, s.Z)
+    yield from _again(s, capability)
+    launch = quadratic.LAUNCHES[torch.bfloat16].output
+    scan = compiled(quadratic._output_kernel, _pair_sizes(s), *launch, capability)
+    yield Row("scan", (4 * s.M * s.E + 2 * s.pairs) / 1e6, _of_heads(s), [scan])
+    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E)}
+    yield Row("gated norm", 6 * s.M * s.E / 1e6, usages=[
+        compiled(gated._forward_kernel, sizes, gated.FORWARD.warps, 1, capability)
+    ])  # fmt: skip
+    yield _product("out_proj", s.M, s.E, s.D)
+
+
+def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
+    """Yield the kernels of a block's backward pass."""
+    from aimamba.ops.conv.triton import causal  # noqa: PLC0415
+    from aimamba.ops.norm.triton import gated, modulated  # noqa: PLC0415
+    from aimamba.ops.ssd.triton import quadratic, quadratic_backward  # noqa: PLC0415
+
+    launch = modulated.BACKWARD
+    sizes = {"D": s.D, "WIDE": _wide(s.D), "ADD": True, "TOKENS": launch.tokens}
+    norm = [compiled(modulated._backward_kernel, sizes, launch.warps, 1, capability)]
+    sizes = {"D": s.D, "WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True}
+    norm.append(compiled(modulated._sum_kernel, sizes, 4, 1, capability))
+    yield Row("norm between blocks", 18 * s.M * s.D / 1e6, usages=norm)
+    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.BACKWARD.tokens}
+    gate = compiled(gated._backward_kernel, sizes, gated.BACKWARD.warps, 1, capability)
+    yield Row("gated norm", 10 * s.M * s.E / 1e6, usages=[gate])
+    for row in _again(s, capability):
+        yield Row(f"{row.name}, again", row.megabytes, row.gigaflop, row.usages)
+    launches = quadratic.LAUNCHES[torch.bfloat16]
+    inputs = compiled(quadratic_backward._inputs_kernel, _pair_sizes(s), *launches.inputs, capability)
+    yield Row("scan: inputs", (6 * s.M * s.E + 2 * s.pairs) / 1e6, _of_heads(s), [inputs])
+    group = max(each for each in range(1, launches.pair_heads + 1) if s.H % each == 0)
+    spans = 2 * 4 * s.pairs // s.Q * s.H  # two sums for every token of a tile and head
+    similar = 4 * s.pairs * (s.H // group)
+    pairs = compiled(
+        quadratic_backward._pairs_kernel, _pair_sizes(s) | {"WIDE_T": s.T, "GROUP": group}, *launches.pairs, capability
+    )
+    yield Row("scan: pairs", (4 * s.M * s.E + 2 * s.pairs + similar + spans) / 1e6, _of_heads(s), [pairs])
+    shared = compiled(quadratic_backward._projections_kernel, _shared_sizes(s), *_PLAIN, capability)
+    yield Row("scan: B and C", (similar + 8 * s.M * s.N) / 1e6, 4 * s.pairs * s.N / 1e9, [shared])
+    sizes = {"Z": s.Z, "START": s.Z - s.H, "H": s.H, "Q": s.Q, "WIDE_T": s.T}
+    steps = compiled(quadratic_backward._steps_backward_kernel, sizes, 1, 3, capability)
+    yield Row("scan: steps", (spans + 12 * s.M * s.H) / 1e6, usages=[steps])
+    launch = causal.BACKWARD
+    convolution = compiled(causal._backward_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
+    yield Row("convolution", 6 * s.M * s.C / 1e6, usages=[convolution])
+    for row in (_product("in_proj", s.M, s.D, s.Z), _product("out_proj", s.M, s.E, s.D)):
+        yield Row(f"{row.name}, both gradients", 2 * row.megabytes, 2 * row.gigaflop)
+
+
+def _again(s: Shape, capability: int) -> Iterator[Row]:
+    """Yield what the backward pass computes again."""
+    from aimamba.ops.conv.triton import causal  # noqa: PLC0415
+    from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
+
+    launch = causal.FORWARD
+    convolution = compiled(causal._forward_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
+    yield Row("convolution", 4 * s.M * s.C / 1e6, usages=[convolution])
+    sizes = {"Z": s.Z, "START": s.Z - s.H, "H": s.H, "WIDE_H": max(16, _wide(s.H)), "Q": s.Q}
+    usages = [
+        compiled(quadratic._steps_kernel, sizes, *_PLAIN, capability),
+        compiled(quadratic._similarity_kernel, _shared_sizes(s), *_PLAIN, capability),
+    ]
+    moved = 10 * s.M * s.H + 4 * s.M * s.N + 2 * s.pairs
+    yield Row("steps, similarities", moved / 1e6, 2 * s.pairs * s.N / 1e9, usages)
+
+
+def _product(name: str, rows: int, inputs: int, outputs: int) -> Row:
+    moved = 2 * (rows * inputs + rows * outputs + inputs * outputs)
+    return Row(f"{name} (cuBLAS)", moved / 1e6, 2 * rows * inputs * outputs / 1e9)
+
+
+def _of_heads(s: Shape) -> float:
+    """Return the operations of one product of tiles with every head, in GFLOP."""
+    return 2 * s.pairs * s.P * s.H / 1e9
+
+
+def _wide(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _pair_sizes(s: Shape) -> dict[str, Any]:
+    return {"C": s.C, "H": s.H, "P": s.P, "WIDE_P": _wide(s.P), "Q": s.Q}
+
+
+def _shared_sizes(s: Shape) -> dict[str, Any]:
+    return {"C": s.C, "E": s.E, "N": s.N, "WIDE_N": _wide(s.N), "Q": s.Q}
+
+
+def _conv_sizes(s: Shape, launch: Any) -> dict[str, Any]:
+    return {"Z": s.Z, "E": s.E, "C": s.C, "TAPS": 4, "TOKENS": launch.tokens, "CHANNELS": launch.channels}
+
+
+def main() -> None:
+    """Print a table for each pass, and what follows for a step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="aim-b", choices=AIM_PRESETS)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--bandwidth", type=float, default=4.1, help="TB/s, read and written")
+    parser.add_argument("--rate", type=float, default=790.0, help="TFLOP/s of large bfloat16 products")
+    parser.add_argument("--capability", type=int, default=90)
+    arguments = parser.parse_args()
+    from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
+
+    shape = Shape(arguments.size, arguments.batch, quadratic.LAUNCHES[torch.bfloat16].tokens)
+    rates, block = (arguments.bandwidth, arguments.rate), 0.0
+    print("| kernel | MB | GFLOP | us | registers | warps |\n|---|---:|---:|---:|---:|---:|")
+    for title, rows in (("forward", forward_rows), ("backward", backward_rows)):
+        total, launches = 0.0, 0
+        for row in rows(shape, arguments.capability):
+            total += row.microseconds(*rates)
+            launches += len(row.usages)
+            registers = ", ".join(f"{u.registers}" + (f" + {u.stack} B" if u.stack else "") for u in row.usages)
+            warps = ", ".join(str(usage.warps) for usage in row.usages)
+            flop = f"{row.gigaflop:.1f}" if row.gigaflop else ""
+            spent = f"{row.microseconds(*rates):.0f}"
+            print(f"| {row.name} | {row.megabytes:.0f} | {flop} | {spent} | {registers} | {warps} |")
+        print(f"| **{title}**, {launches} kernels of ours | | | **{total:.0f}** | | |")
+        block += total
+    head = 3 * 2 * shape.M * shape.D * shape.vocabulary / 1e6 / arguments.rate
+    head += 4 * shape.M * shape.vocabulary / 1e6 / arguments.bandwidth
+    step = (shape.blocks * block + head) / 1e3
+    print(f"\n{shape.blocks} blocks {shape.blocks * block / 1e3:.1f} ms, head and loss {head / 1e3:.1f} ms: at most")
+    print(f"{shape.M / step * 1e3:,.0f} tokens/s, without embeddings, the last norms, the optimiser and all waiting")
+
+
+if __name__ == "__main__":
+    main()
