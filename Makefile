@@ -26,7 +26,7 @@ train-demo: export OMP_NUM_THREADS ?= 1
 train-demo: $(DEMO)             ## train both stages on avatars in a few minutes, then draw with them
 	$(BIN)/aimamba train avatars-tiny-vq --out $(RUNS)/avatars-tiny-vq
 	$(BIN)/aimamba train avatars-tiny-aim --out $(RUNS)/avatars-tiny-aim --tokenizer $(RUNS)/avatars-tiny-vq
-	$(BIN)/aimamba sample --model $(RUNS)/avatars-tiny-aim -n 8 --cfg-scale 1.5 --top-k 100 --out samples
+	$(BIN)/aimamba sample --model $(RUNS)/avatars-tiny-aim -n 8 --cfg-scale 1.5 --top-k 100 --out samples-trained
 
 test: $(READY)                  ## the whole suite
 	$(BIN)/python -m pytest -n 2
@@ -65,4 +65,4 @@ NEW_ENOUGH = @$(PYTHON) -c 'import sys; v = sys.version_info; \
 	% (v[0], v[1]) if v < (3, 11) else 0)'
 
 clean:                          ## remove what the commands above made, but not trained runs
-	rm -rf $(VENV) samples .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) samples samples-trained .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

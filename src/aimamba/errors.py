@@ -50,6 +50,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 image``, ``2,000 images``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def suggest(word: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return ``" (did you mean 'planets'?)"`` with the known names nearest to ``word``.
 

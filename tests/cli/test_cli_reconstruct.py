@@ -77,23 +77,46 @@ def test_folders_and_the_size_by_default(aimamba, models, photos, here):
     assert len(list((here / "reconstructions").iterdir())) == 18
 
 
-def test_a_sheet_of_the_first_images(aimamba, models, photos, here, monkeypatch):
-    monkeypatch.setattr(reconstruct, "_SHEET_ROWS", 3)
+def test_a_sheet_of_images_spread_over_all(aimamba, models, photos, here, monkeypatch):
+    monkeypatch.setattr(reconstruct, "_SHEET_PAIRS", 4)
+    seen = []
+    monkeypatch.setattr(reconstruct, "pairs_sheet", lambda pairs, _: seen.append(pairs) or Image.new("RGB", (1, 1)))
     command = ["reconstruct", "--model", models / "tokenizer", "--size", 16]
-    assert aimamba(*command, *sorted((photos / "cats").iterdir())[:3], "--out", "three").status == 0
     status, out, _ = aimamba(*command, photos / "cats", photos / "dogs", "--out", "all")
     assert status == 0
     assert out.startswith("16 images at 16 px")
     assert len(list((here / "all").iterdir())) == 17
-    with Image.open("three/sheet.png") as three, Image.open("all/sheet.png") as first:
-        assert first.size == three.size
+    [shown] = seen
+    assert [name.rpartition("  ")[0] for name, *_ in shown] == ["0.png", "4.png", "0.png", "4.png"]
+
+
+def test_pairs_stand_in_blocks_of_equal_length():
+    image = np.zeros((16, 16, 3), np.uint8)
+    sizes = [reconstruct.pairs_sheet([("a", image, image)] * count, 8).size for count in (5, 10, 16)]
+    assert sizes[1] == (2 * sizes[0][0], sizes[0][1])
+    assert sizes[2][0] == sizes[1][0]
+
+
+def test_broken_images(aimamba, refusal, models, photos):
+    (photos / "cats" / "2.png").write_bytes(b"no image")
+    whole = (photos / "cats" / "3.png").read_bytes()
+    (photos / "cats" / "3.png").write_bytes(whole[: len(whole) // 2])
+    command = ["reconstruct", photos, "--model", models / "tokenizer", "--size", 16]
+    assert refusal(*command).endswith("; --skip-broken leaves such files out")
+    status, out, err = aimamba(*command, "--skip-broken")
+    assert status == 0
+    assert out.startswith("14 images at 16 px")
+    assert "2 images left out, the first: " in err
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert "no images found" in refusal(*command, "--skip-broken")
 
 
 def test_large_images_have_256_pixels_by_default(aimamba, golden, here):
     Image.new("RGB", (300, 270), "red").save("large.png")
     status, out, _ = aimamba("reconstruct", "large.png", "--model", golden / "adaln")
     assert status == 0
-    assert out.startswith("1 images at 256 px")
+    assert out.startswith("1 image at 256 px")
     assert halves("reconstructions/0000-large.png")[0].shape == (256, 256, 3)
 
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from aimamba import pipeline as pipeline_module
+from aimamba.errors import counted
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
 
@@ -127,7 +128,7 @@ def test_every_setting_arrives(aimamba, models, pipeline, here, flags):
 )
 def test_classes_by_name_and_number(aimamba, models, here, classes, names):
     out = aimamba("sample", "--model", models / "pipeline", "--classes", classes, "-n", 1).out
-    assert out.startswith(f"{len(names)} images in samples")
+    assert out.startswith(f"{counted(len(names), 'image')} in samples")
     assert pixels(here / "samples").keys() == {f"{name}-seed0.png" for name in names}
 
 

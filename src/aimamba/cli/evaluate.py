@@ -54,7 +54,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--train",
         metavar="SET",
-        help="training images, to search for copies; default: those of a named held-out reference; none: no search",
+        help="training images, to search for copies; default: those of a whole named held-out set; none: no search",
     )
     parser.add_argument("--sweep", metavar="SCALES", help="measure these guidance scales as well, as in 1,1.5,2,3")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report to DIR")

@@ -2,16 +2,23 @@
 
 Each IMAGE is an image file or names a set of images, see below. Images are cropped to their centre square and scaled
 down; none is enlarged. Writes one PNG for each image, original left and reconstruction right, and sheet.png with all of
-them (of the first 32, or fewer if they are large); prints the peak signal-to-noise ratio.
+them (of 32 spread over all, or fewer if they are large); prints the peak signal-to-noise ratio.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser, add_foreign_tokenizer, add_placement, load_tokenizer, require_positive
 from aimamba.data import spec
 
-_SHEET_ROWS = 32
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from PIL import Image
+
+_SHEET_PAIRS, _SHEET_ROWS = 32, 8
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("reconstructions"), metavar="DIR", help="default: reconstructions"
     )
+    parser.add_argument("--skip-broken", action="store_true", help="leave out image files that cannot be read")
     add_foreign_tokenizer(parser)
     add_placement(parser)
 
@@ -34,9 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from aimamba.cli.output import file_name, output_folder, print_line
-    from aimamba.data.sheets import page_of, sheet
+    from aimamba.cli.output import file_name, output_folder, print_line, print_notice
+    from aimamba.data.sheets import page_of
     from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.errors import DataError, counted
     from aimamba.evaluation.image_size import default_size
     from aimamba.evaluation.reconstruct import reconstruct
 
@@ -50,17 +59,58 @@ def run(arguments: argparse.Namespace) -> None:
     side = None
     if checkpoint is not None:
         side = default_size(checkpoint, model.config.downsampling, *arguments.images)
-    found = reconstruct(model, arguments.images, size=arguments.size, default_size=side, progress=True)
+    broken: list[DataError] = []
+    found = reconstruct(
+        model,
+        arguments.images,
+        size=arguments.size,
+        default_size=side,
+        on_broken=broken.append if arguments.skip_broken else None,
+        progress=True,
+    )
 
     out.mkdir(parents=True, exist_ok=True)
-    rows, names, ratios, size = [], [], [], 0
+    shown: list[tuple[str, np.ndarray, np.ndarray]] = []
+    ratios, size, every = [], 0, 1
     for number, (name, original, reconstruction, psnr) in enumerate(found):
         pair = Image.fromarray(np.concatenate([original, reconstruction], axis=1))
-        pair.save(out / f"{number:04d}-{file_name(Path(name).stem)}.png")
+        pair.save(out / f"{number:04d}-{file_name(str(Path(name).with_suffix('')))}.png")
         size = len(original)
         ratios.append(psnr)
-        if number < min(_SHEET_ROWS, page_of(size).rows):
-            rows.append([Image.fromarray(original), Image.fromarray(reconstruction)])
-            names.append(f"{name}  {psnr:.1f} dB")
-    sheet(rows, row_names=names, column_names=["original", "reconstruction"]).save(out / "sheet.png")
-    print_line(f"{len(ratios)} images at {size} px, mean PSNR {sum(ratios) / len(ratios):.2f} dB: {out / 'sheet.png'}")
+        if number % every == 0:
+            shown.append((f"{name}  {psnr:.1f} dB", original, reconstruction))
+        if len(shown) > 2 * _SHEET_PAIRS:  # how many images there will be is not known
+            shown, every = shown[::2], 2 * every
+    if not ratios:
+        raise DataError(f"none of the images can be read: {broken[0]}")
+    if broken:
+        print_notice(f"{counted(len(broken), 'image')} left out, the first: {broken[0]}")
+    most = min(_SHEET_PAIRS, _SHEET_ROWS * page_of(size).columns // 4)
+    step = max(1.0, len(shown) / most)
+    chosen = [shown[int(index * step)] for index in range(min(len(shown), most))]
+    pairs_sheet(chosen, _SHEET_ROWS).save(out / "sheet.png")
+    mean = sum(ratios) / len(ratios)
+    print_line(f"{counted(len(ratios), 'image')} at {size} px, mean PSNR {mean:.2f} dB: {out / 'sheet.png'}")
+
+
+def pairs_sheet(pairs: "Sequence[tuple[str, np.ndarray, np.ndarray]]", rows: int) -> "Image.Image":
+    """Arrange named pairs of images in blocks of about equal length, of at most ``rows`` pairs, side by side."""
+    from PIL import Image
+
+    from aimamba.data.sheets import sheet
+
+    rows = -(-len(pairs) // -(-len(pairs) // rows))
+    blocks = [
+        sheet(
+            [[Image.fromarray(image) for image in images] for _, *images in pairs[start : start + rows]],
+            row_names=[name for name, *_ in pairs[start : start + rows]],
+            column_names=["original", "reconstruction"],
+        )
+        for start in range(0, len(pairs), rows)
+    ]
+    whole = Image.new("RGB", (sum(block.width for block in blocks), max(block.height for block in blocks)), "white")
+    left = 0
+    for block in blocks:
+        whole.paste(block, (left, 0))
+        left += block.width
+    return whole

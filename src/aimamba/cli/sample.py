@@ -19,7 +19,7 @@ from aimamba.cli.arguments import (
     load_pipeline,
     require_positive,
 )
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from aimamba.generation import SamplingConfig
@@ -29,6 +29,7 @@ _CLASSES_BY_DEFAULT = 10
 _SAMPLES_BY_DEFAULT = 8
 _MODEL_BY_DEFAULT = "avatars-64"
 _ALL = "all"
+_FOLDER_BY_DEFAULT = "samples"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -53,9 +54,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="samples of each class (default 8); with --npz, in all",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the images (default: samples)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the images (default: samples)")
     parser.add_argument("--npz", type=Path, metavar="FILE", help="write N samples of all classes into one .npz file")
     parser.add_argument(
         "--like", type=Path, metavar="IMAGE", help="draw this sample (a PNG of this command) again from its settings"
@@ -87,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         "it must be below 2^63; give a smaller --seed",
     )
     resolve_device(arguments.device), resolve_dtype(arguments.dtype)  # a wrong name is reported first
-    out, file = output_folder(arguments.out), output_file("--npz", arguments.npz)
+    out, file = output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT)), output_file("--npz", arguments.npz)
     _check_npz(arguments)
     pipeline = load_pipeline(arguments)
     if file is not None:
@@ -97,8 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _write_folder(out: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
     """Write an image for each class and seed; those that are there with the same settings stay."""
-    from aimamba.cli.output import print_line
-    from aimamba.cli.sample_files import plan, write_samples, write_settings, write_sheets
+    from aimamba.cli.output import print_line, print_notice
+    from aimamba.cli.sample_files import others, plan, write_samples, write_settings, write_sheets
 
     labels = chosen_classes(arguments.classes, pipeline)
     pipeline.prepare()  # reports an unsupported engine before anything is written
@@ -111,7 +110,9 @@ def _write_folder(out: Path, arguments: argparse.Namespace, pipeline: "Pipeline"
     names = [pipeline.class_name(label) for label in labels]
     path = write_sheets(out, rows, names, f"{arguments.model}, {config.describe()}", pipeline.image_size)
     kept = f" ({there} were there)" if there else ""
-    print_line(f"{len(labels) * arguments.n} images in {out}{kept}, on one sheet: {path}")
+    if left := others(out, rows):
+        print_notice(f"{out} also holds {counted(left, 'image')} of earlier commands, not on this sheet")
+    print_line(f"{counted(len(labels) * arguments.n, 'image')} in {out}{kept}, on one sheet: {path}")
 
 
 def _draw_again(arguments: argparse.Namespace) -> None:
@@ -126,7 +127,7 @@ def _draw_again(arguments: argparse.Namespace) -> None:
     from aimamba.generation.record import parse_record
 
     _check_like(arguments, SamplingConfig())
-    path, out = expand_home(arguments.like), output_folder(arguments.out)
+    path, out = expand_home(arguments.like), output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT))
     record = parse_record(read_png_text(path), path)
     known = record.model
     if arguments.model is None:
@@ -187,6 +188,8 @@ def _check_npz(arguments: argparse.Namespace) -> None:
         raise ConfigError("sample: --labels needs --npz; choose classes with --classes")
     if arguments.npz is not None and arguments.classes is not None:
         raise ConfigError("sample: --npz samples all classes; leave --classes out")
+    if arguments.npz is not None and arguments.out is not None:
+        raise ConfigError("sample: --npz writes one file; leave --out out")
     if arguments.npz is not None and arguments.npz.suffix != ".npz":
         raise ConfigError(
             f"--npz {arguments.npz}: the name must end in .npz, for 'aimamba evaluate' to recognise the file"

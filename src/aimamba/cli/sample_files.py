@@ -136,6 +136,12 @@ def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: 
     write_json(out / SETTINGS_FILE, {**to_mapping(model), "sampling": to_mapping(config), "images": images})
 
 
+def others(out: Path, rows: Sequence[Sequence[SampleFile]]) -> int:
+    """Return how many samples of earlier commands are in the folder."""
+    planned = {file.path.name for row in rows for file in row}
+    return sum(path.name not in planned for path in out.glob("*-seed*.png"))
+
+
 def write_sheets(out: Path, rows: Sequence[Sequence[SampleFile]], names: Sequence[str], title: str, size: int) -> Path:
     """Write ``sheet.png`` and, where the rows do not fit on it, ``sheet-page-2.png`` and so on; return the first.
 

@@ -81,7 +81,7 @@ def draw_all(
     threads = processes if total >= _WORTH_SHARING and sys.executable else 1
     deliver = _draw_here if threads == 1 else _draw_apart
     pieces = -(-threads // len(requests))  # as many as keep every process busy
-    with tqdm(total=total, desc="drawing avatars", unit=" images", disable=not progress) as bar:
+    with tqdm(total=total, desc="drawing avatars", unit="image", disable=not progress) as bar:
 
         def advance() -> None:
             with bar.get_lock():

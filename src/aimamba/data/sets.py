@@ -15,7 +15,7 @@ from aimamba.data.images import Images, ImageSet
 from aimamba.data.npz import NpzImages
 from aimamba.data.spec import ImageSpec, parse_spec
 from aimamba.data.splits import Split
-from aimamba.errors import DataError, printable
+from aimamba.errors import DataError, counted, printable
 
 __all__ = ["ImageSet", "Images", "Splits", "open_images", "open_source", "open_splits"]
 
@@ -211,7 +211,7 @@ def open_source(
             progress=progress,
         )
         if progress:
-            _tell(f"{source}: {len(files):,} images", files.class_names, files.left_out)
+            _tell(f"{source}: {counted(len(files), 'image')}", files.class_names, files.left_out)
         return files
     if spec.kind == "file":
         raise DataError(f"{source}: expected a folder of images, an .npz file or a named set such as avatars-64:train")

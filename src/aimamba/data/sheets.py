@@ -71,8 +71,8 @@ def sheet(
 
     Images below 64 pixels (up to 128 if column names are long) are magnified by a whole factor without smoothing, so
     that every pixel can be seen. Rows may differ in length. Text of every script is shown, see ``fonts``. The title
-    takes as many lines as it needs, up to 24. Names of rows and columns take the lines that their cells have room for, and end in
-    an ellipsis if that is not enough.
+    takes as many lines as it needs, up to 24. Names of rows and columns take the lines that their cells have room for.
+    What is longer ends in an ellipsis.
 
     Args:
         rows: Images, row by row.

@@ -1,7 +1,7 @@
 """Reconstructions of single images by a tokenizer, to look at beside the originals."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Reconstruction(NamedTuple):
     """An image and its reconstruction.
 
     Attributes:
-        name: Name of the file, or number of the image in its set, with the name of its class if there is one.
+        name: Name of the file in its folder, with that of its class, or number of the image in its set.
         original: The image, cropped and scaled.
         reconstruction: What the tokenizer decodes from the codes of the image.
         psnr: Peak signal-to-noise ratio in dB.
@@ -46,6 +46,7 @@ def reconstruct(
     *,
     size: int | None = None,
     default_size: int | None = None,
+    on_broken: Callable[[DataError], object] | None = None,
     progress: bool = False,
 ) -> Iterator[Reconstruction]:
     """Reconstruct images one by one, at one size.
@@ -59,20 +60,27 @@ def reconstruct(
         size: Side in pixels. By default 256 or the side of the smallest image, rounded down to a multiple of the
             downsampling factor.
         default_size: The side of avatars where neither ``size`` nor their name has one.
+        on_broken: Called for each image that cannot be read, which is then left out. By default it is an error.
         progress: Show a bar on stderr.
 
     Returns:
         An iterator over the reconstructions, in the order of ``images``. It reads an image when it comes to it, and
-        raises ``DataError`` for a damaged one.
+        without ``on_broken`` raises ``DataError`` for a damaged one.
 
     Raises:
         ConfigError: ``size`` is below 1 or not a multiple of the downsampling factor.
         DataError: There are no images, one cannot be read, or one is too small.
     """
-    originals = [found for text in images for found in _open(text, size, default_size, progress=progress)]
+    report = _refuse if on_broken is None else on_broken
+    originals = [found for text in images for found in _open(text, size, default_size, report, progress=progress)]
     if not originals:
         raise DataError(f"no images found in {', '.join(images)}; give files or folders of them")
-    return _reconstruct(model, originals, _common_size(originals, size, model.config.downsampling), progress=progress)
+    common = _common_size(originals, size, model.config.downsampling)
+    return _reconstruct(model, originals, common, report, progress=progress)
+
+
+def _refuse(error: DataError) -> NoReturn:
+    raise DataError(f"{error}; --skip-broken leaves such files out") from error
 
 
 class _Original(NamedTuple):
@@ -92,11 +100,20 @@ class _Original(NamedTuple):
 
 
 def _reconstruct(
-    model: VQModel, originals: Sequence[_Original], size: int, *, progress: bool
+    model: VQModel,
+    originals: Sequence[_Original],
+    size: int,
+    on_broken: Callable[[DataError], object],
+    *,
+    progress: bool,
 ) -> Iterator[Reconstruction]:
     decoder = FastDecoder(model)
     for found in tqdm(originals, unit="image", disable=not progress):
-        original = found.read(size)
+        try:
+            original = found.read(size)
+        except DataError as error:
+            on_broken(error)
+            continue
         pixels = torch.from_numpy(original).permute(2, 0, 1)[None]
         decoded = to_uint8(decoder(model.encode(to_float(pixels).to(model.codebook)))).cpu()
         yield Reconstruction(
@@ -107,22 +124,30 @@ def _reconstruct(
         )
 
 
-def _open(text: str, size: int | None, default_size: int | None, *, progress: bool) -> list[_Original]:
+def _open(
+    text: str,
+    size: int | None,
+    default_size: int | None,
+    on_broken: Callable[[DataError], object],
+    *,
+    progress: bool,
+) -> list[_Original]:
     """Find the images that one name stands for; files are read up to their headers."""
     spec = parse_spec(text)
     if spec.kind not in ("file", "folder"):
         return _of_set(text, open_source(text, size=size, default_size=default_size, progress=progress))
     assert spec.path is not None
-    paths = [spec.path]
+    named = {spec.path.name: spec.path}
     if spec.kind == "folder":
         files = choose_files(spec.path, spec.split or "all", classes=spec.which, per_class=spec.per_class)
-        paths = [spec.path / file for file in files]
+        named = {str(file): spec.path / file for file in files}
     originals = []
-    for path, extent in zip(paths, read_sizes(paths), strict=True):
+    for (name, path), extent in zip(named.items(), read_sizes(list(named.values())), strict=True):
         if isinstance(extent, DataError):
-            raise extent
+            on_broken(extent)
+            continue
         originals.append(
-            _Original(path.name, str(path), extent, lambda side, path=path: _crop(open_image(path), side))  # type: ignore[misc]
+            _Original(name, str(path), extent, lambda side, path=path: _crop(open_image(path), side))  # type: ignore[misc]
         )
     return originals
 

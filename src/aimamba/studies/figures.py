@@ -85,7 +85,7 @@ def _scaling(figure: "Figure", results: Results) -> None:
     for index, guidance in enumerate(found[0].guidances()):
         r = pearson(logs, [mean(row.metric(key, index)) for row in found])
         _points(distance, found, lambda row, index=index: row.metric(key, index), f"{_label(guidance)}, r = {r:.3f}")  # type: ignore[misc]
-    distance.set_title(f"FID of the paper's models: r = {PAPER_R}", fontsize="medium")
+    distance.set_title(f"(FID in the paper: r = {PAPER_R})", fontsize="medium")
     distance.set_ylabel(name)
     distance.legend(frameon=False)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+from aimamba.errors import counted
 from aimamba.train.settings import FitConfig
 from aimamba.train.task import Amount
 
@@ -57,7 +58,7 @@ class Costs:
                 "a smaller model, and watch the held-out loss"
             )
         if amount.held_out < _FEW_HELD_OUT:
-            lines.append(f"note: with {amount.held_out} held-out images the held-out numbers are rough")
+            lines.append(f"note: with {counted(amount.held_out, 'held-out image')} the held-out numbers are rough")
         return lines
 
     def timed(self, batches: Iterator[Item]) -> Iterator[Item]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from aimamba.config import check
 from aimamba.devices import bfloat16_pays
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, counted
 from aimamba.files import write_atomically
 from aimamba.train.ahead import Ahead
 from aimamba.train.best import HeldOut, not_finite
@@ -133,7 +133,7 @@ class Run(Generic[Model, Batch]):
             if isinstance(read, Generator):  # ends the processes that read images
                 read.close()
         self.save_model()
-        progress.log(f"finished {self.out}: {self.step} steps in {self.seconds:.0f} s; {self.described()}")
+        progress.log(f"finished {self.out}: {counted(self.step, 'step')} in {self.seconds:.0f} s; {self.described()}")
 
     def take_steps(
         self, batches: Ahead[Batch], interruption: Interruption, records: Records, progress: Progress

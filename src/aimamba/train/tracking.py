@@ -107,7 +107,7 @@ class Progress:
         self._quiet = quiet
         self._stream = sys.stderr
         self._steps, self._step, self._batch_size = steps, start, batch_size
-        self._loss, self._seconds = math.nan, math.nan
+        self._loss, self._seconds, self._taken = math.nan, math.nan, 0
         self._interval, self._last_line = interval, time.monotonic()
         self._bar = None
         if self._stream.isatty() and not quiet:
@@ -118,6 +118,9 @@ class Progress:
         """Show the next step, with loss and time smoothed over about the last ten steps."""
         self._step += 1
         self._loss = _smooth(self._loss, loss)
+        self._taken += 1
+        if self._taken == 2:  # the first step compiled kernels, and says nothing about the others
+            self._seconds = math.nan
         self._seconds = _smooth(self._seconds, seconds)
         rate = self._batch_size / self._seconds
         if self._bar is not None:
