@@ -25,7 +25,7 @@ from aimamba.ops.sampling.triton import logits as sampling
 from aimamba.ops.ssd.triton import backward as scan_backward
 from aimamba.ops.ssd.triton import chunked as scan
 from aimamba.ops.ssd.triton import forward as scan_forward
-from aimamba.ops.ssd.triton import quadratic
+from aimamba.ops.ssd.triton import quadratic, quadratic_backward
 
 def build(kernel, narrow, wide, sizes, numbers, launch):
     names = [parameter.name for parameter in kernel.params]
@@ -103,13 +103,13 @@ shared = {"C": inner + 2 * states, "E": inner, "N": states, "WIDE_N": states, "Q
 steps = {"Z": features, "START": features - heads, "H": heads, "Q": Q}
 plain = scan_forward.Launch(4, 3)  # what kernels without a choice are launched with
 build(quadratic._output_kernel, narrow, wide, pairs, numbers, launches.output)
-build(quadratic._inputs_kernel, narrow, wide, pairs, numbers, launches.inputs)
+build(quadratic_backward._inputs_kernel, narrow, wide, pairs, numbers, launches.inputs)
 group = {"WIDE_T": 256 // Q, "GROUP": launches.pair_heads}
-build(quadratic._pairs_kernel, narrow, wide, pairs | group, numbers, launches.pairs)
+build(quadratic_backward._pairs_kernel, narrow, wide, pairs | group, numbers, launches.pairs)
 build(quadratic._similarity_kernel, narrow, wide, shared, numbers, plain)
-build(quadratic._projections_kernel, narrow, wide, shared, numbers, plain)
+build(quadratic_backward._projections_kernel, narrow, wide, shared, numbers, plain)
 build(quadratic._steps_kernel, narrow, wide, steps | {"WIDE_H": 64}, numbers, plain)
-build(quadratic._steps_backward_kernel, narrow, wide, steps | {"WIDE_T": 256 // Q}, numbers, norms.Launch(1))
+build(quadratic_backward._steps_backward_kernel, narrow, wide, steps | {"WIDE_T": 256 // Q}, numbers, norms.Launch(1))
 for kernel, launch in ((causal._forward_kernel, causal.FORWARD), (causal._backward_kernel, causal.BACKWARD)):
     tile = {"TAPS": 4, "TOKENS": launch.tokens, "CHANNELS": launch.channels}
     sizes = {"Z": features, "E": inner, "C": inner + 2 * states}
