@@ -107,18 +107,18 @@ def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
     from aimamba.ops.norm.triton import gated, modulated  # noqa: PLC0415
     from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
 
-    sizes = {"D": s.D, "WIDE": _wide(s.D), "ADD": True}
-    norm = compiled(modulated._forward_kernel, sizes, modulated.FORWARD.warps, 1, capability)
+    launch = modulated.FORWARD
+    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "ADD": True}
+    norm = compiled(modulated._modulated_norm_kernel, sizes, launch.warps, 1, capability)
     yield Row("norm between blocks", 12 * s.M * s.D / 1e6, usages=[norm])
     yield _product("in_proj", s.M, s.D, s.Z)
     yield from _again(s, capability)
     launch = quadratic.LAUNCHES[torch.bfloat16].output
     scan = compiled(quadratic._output_kernel, _pair_sizes(s), *launch, capability)
     yield Row("scan", (4 * s.M * s.E + 2 * s.pairs) / 1e6, _of_heads(s), [scan])
-    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E)}
-    yield Row("gated norm", 6 * s.M * s.E / 1e6, usages=[
-        compiled(gated._forward_kernel, sizes, gated.FORWARD.warps, 1, capability)
-    ])  # fmt: skip
+    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.FORWARD.tokens, "STAGES": gated.FORWARD.stages}
+    gate = compiled(gated._gated_norm_kernel, sizes, gated.FORWARD.warps, 1, capability)
+    yield Row("gated norm", 6 * s.M * s.E / 1e6, usages=[gate])
     yield _product("out_proj", s.M, s.E, s.D)
 
 
@@ -129,20 +129,20 @@ def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
     from aimamba.ops.ssd.triton import quadratic, quadratic_backward  # noqa: PLC0415
 
     launch = modulated.BACKWARD
-    sizes = {"D": s.D, "WIDE": _wide(s.D), "ADD": True, "TOKENS": launch.tokens}
-    norm = [compiled(modulated._backward_kernel, sizes, launch.warps, 1, capability)]
+    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "ADD": True}
+    norm = [compiled(modulated._modulated_norm_backward_kernel, sizes, launch.warps, 1, capability)]
     sizes = {"D": s.D, "WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True}
-    norm.append(compiled(modulated._sum_kernel, sizes, 4, 1, capability))
+    norm.append(compiled(modulated._modulation_sums_kernel, sizes, 4, 1, capability))
     yield Row("norm between blocks", 18 * s.M * s.D / 1e6, usages=norm)
-    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.BACKWARD.tokens}
-    gate = compiled(gated._backward_kernel, sizes, gated.BACKWARD.warps, 1, capability)
+    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.BACKWARD.tokens, "STAGES": gated.BACKWARD.stages}
+    gate = compiled(gated._gated_norm_backward_kernel, sizes, gated.BACKWARD.warps, 1, capability)
     yield Row("gated norm", 10 * s.M * s.E / 1e6, usages=[gate])
     for row in _again(s, capability):
         yield Row(f"{row.name}, again", row.megabytes, row.gigaflop, row.usages)
     launches = quadratic.LAUNCHES[torch.bfloat16]
     inputs = compiled(quadratic_backward._inputs_kernel, _pair_sizes(s), *launches.inputs, capability)
     yield Row("scan: inputs", (6 * s.M * s.E + 2 * s.pairs) / 1e6, _of_heads(s), [inputs])
-    group = max(each for each in range(1, launches.pair_heads + 1) if s.H % each == 0)
+    group = max(each for each in range(1, s.H // launches.pair_groups + 1) if s.H % each == 0)
     spans = 2 * 4 * s.pairs // s.Q * s.H  # two sums for every token of a tile and head
     similar = 4 * s.pairs * (s.H // group)
     pairs = compiled(
@@ -155,7 +155,7 @@ def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
     steps = compiled(quadratic_backward._steps_backward_kernel, sizes, 1, 3, capability)
     yield Row("scan: steps", (spans + 12 * s.M * s.H) / 1e6, usages=[steps])
     launch = causal.BACKWARD
-    convolution = compiled(causal._backward_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
+    convolution = compiled(causal._convolution_backward_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
     yield Row("convolution", 6 * s.M * s.C / 1e6, usages=[convolution])
     for row in (_product("in_proj", s.M, s.D, s.Z), _product("out_proj", s.M, s.E, s.D)):
         yield Row(f"{row.name}, both gradients", 2 * row.megabytes, 2 * row.gigaflop)
@@ -167,7 +167,7 @@ def _again(s: Shape, capability: int) -> Iterator[Row]:
     from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
 
     launch = causal.FORWARD
-    convolution = compiled(causal._forward_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
+    convolution = compiled(causal._convolution_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
     yield Row("convolution", 4 * s.M * s.C / 1e6, usages=[convolution])
     sizes = {"Z": s.Z, "START": s.Z - s.H, "H": s.H, "WIDE_H": max(16, _wide(s.H)), "Q": s.Q}
     usages = [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aimamba.data.codes import CodeBatch
+from aimamba.generation.capture import capture
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.optim import Learner, adamw
 from aimamba.train.settings import FitConfig
@@ -15,7 +16,7 @@ from aimamba.train.step import RecordedStep, TrainingStep
 from benchmarks.measurement import Measurement, SkippedError, spread
 from benchmarks.sampling import build
 from benchmarks.subject import Subject
-from benchmarks.telling import GRAPH, OPTIMIZER
+from benchmarks.telling import GRAPH, OPTIMIZER, RECORDED
 from benchmarks.timing import peak_bytes, repeated
 
 _MOST_RUNS = 10
@@ -25,8 +26,8 @@ _LR, _DECAY = 1e-4, 0.9999
 def measure_training(measurement: Measurement) -> dict[str, Any]:
     """Run training steps; ``bfloat16`` is autocast over float32 weights.
 
-    The variant "with the optimiser" adds what ``aimamba.train.fit`` adds: clipping, AdamW, the moving average, and
-    reading the loss.
+    The variant "CUDA graph" replays forward and backward pass as one; "with the optimiser" adds what
+    ``aimamba.train.fit`` adds: clipping, AdamW, the moving average, and reading the loss.
 
     Returns:
         ``tokens_per_second`` and ``seconds`` of a step with their spread, ``peak_bytes``, ``updates`` and ``work``.
@@ -65,6 +66,10 @@ def training_step(measurement: Measurement) -> tuple[Callable[[], object], Subje
         loss.backward()
         subject.model.zero_grad(set_to_none=True)
 
+    if measurement.variant in (RECORDED, GRAPH) and device.type != "cuda":
+        raise SkippedError("a CUDA graph needs a CUDA device")
+    if measurement.variant == RECORDED:
+        return capture(run), subject
     if measurement.variant not in (OPTIMIZER, GRAPH):
         return run, subject
     return _with_optimizer(measurement, subject, CodeBatch(codes, labels)), subject
@@ -73,8 +78,6 @@ def training_step(measurement: Measurement) -> tuple[Callable[[], object], Subje
 def _with_optimizer(measurement: Measurement, subject: Subject, batch: CodeBatch) -> Callable[[], object]:
     """Return a step as ``aimamba.train.fit`` takes it, without the data."""
     device, graph = torch.device(measurement.device), measurement.variant == GRAPH
-    if graph and device.type != "cuda":
-        raise SkippedError("a CUDA graph needs a CUDA device")
 
     def loss(_model: nn.Module, batch: CodeBatch, _rng: torch.Generator, _step: int) -> tuple[Tensor, dict[str, Any]]:
         return subject.loss(batch.codes, batch.labels), {}

@@ -16,6 +16,17 @@ from benchmarks.timing_cuda import copies, microseconds
 DTYPE = torch.bfloat16
 _LOSS_TOKENS = 4096
 
+# Layouts to try: tokens, channels and warps; tokens, warps and stages; tokens, warps and stages.
+_CONVOLUTIONS = (
+    (32, 256, 1), (32, 128, 1), (32, 256, 2), (64, 128, 1), (16, 128, 1), (64, 256, 2), (32, 64, 1), (16, 256, 2),
+)  # fmt: skip
+_NORMS = ((1, 2, 1), (1, 4, 1), (1, 8, 1), (4, 4, 2), (8, 4, 2), (8, 4, 3), (4, 8, 2), (8, 2, 2), (8, 8, 3))
+_NORMS_BACKWARD = (
+    (16, 4, 1), (16, 8, 1), (16, 4, 2), (16, 8, 2), (16, 4, 3), (16, 8, 3), (8, 4, 2), (8, 8, 2), (32, 8, 3),
+    (16, 16, 2),
+)  # fmt: skip
+_SCANS = ((64, 4, 1), (64, 4, 2), (64, 4, 3), (64, 8, 1), (64, 8, 2), (32, 4, 2), (32, 2, 2), (32, 4, 3), (128, 8, 2))
+
 Timed = tuple[str, object, int, Callable[[], object]]
 """Name of a kernel, its launch layout, the bytes that it reads and writes at least, and a call."""
 
@@ -43,7 +54,7 @@ def _calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Itera
 def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:
     from aimamba.ops.conv.triton import causal  # noqa: PLC0415 - imports Triton
     from aimamba.ops.norm.triton import gated  # noqa: PLC0415
-    from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
+    from aimamba.ops.ssd.triton import quadratic, quadratic_backward  # noqa: PLC0415
 
     config = model.config
     length, inner = config.num_tokens, config.width * config.expand
@@ -55,23 +66,22 @@ def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) ->
     dprojected = torch.empty_like(projected)
     tokens = batch * length
 
-    for launch in [(32, 64, 4), (16, 128, 4), (64, 64, 4), (16, 64, 2), (8, 256, 4)] if layouts else [causal.FORWARD]:
+    for launch in _CONVOLUTIONS if layouts else [causal.FORWARD]:
         call = functools.partial(causal.causal_conv_silu, projected, taps, bias, inner, launch=causal.Launch(*launch))
         yield "convolution", list(launch), 4 * tokens * channels, call
     active = causal.causal_conv_silu(projected, taps, bias, inner)
-    backward = [(16, 64, 4), (8, 64, 2), (16, 64, 8), (8, 128, 4), (16, 32, 2), (32, 64, 8)]
-    for launch in backward if layouts else [causal.BACKWARD]:
+    for launch in _CONVOLUTIONS if layouts else [causal.BACKWARD]:
         call = functools.partial(
             causal.causal_conv_silu_backward, projected, taps, bias, active, dprojected, inner,
             launch=causal.Launch(*launch),
         )  # fmt: skip
         yield "convolution, backward", list(launch), 6 * tokens * channels, call
 
-    for launch in [(1, 2), (1, 4), (1, 8)] if layouts else [gated.FORWARD]:
+    for launch in _NORMS if layouts else [gated.FORWARD]:
         call = functools.partial(gated.gated_rms_norm, dout, projected, scale, eps=1e-5, launch=gated.Launch(*launch))
         yield "gated norm", list(launch), 6 * tokens * inner, call
     _, inverses = gated.gated_rms_norm(dout, projected, scale, eps=1e-5)
-    for launch in [(16, 4), (16, 8), (8, 8), (32, 8), (8, 4), (16, 16)] if layouts else [gated.BACKWARD]:
+    for launch in _NORMS_BACKWARD if layouts else [gated.BACKWARD]:
         call = functools.partial(
             gated.gated_rms_norm_backward, dout, dout, projected, scale, inverses, dprojected,
             launch=gated.Launch(*launch),
@@ -79,39 +89,36 @@ def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) ->
         yield "gated norm, backward", list(launch), 10 * tokens * inner, call
 
     for launches in _scan_launches(quadratic) if layouts else [quadratic.LAUNCHES[DTYPE]]:
-        label = f"tiles of {launches.tokens}, {tuple(launches.output)}, {launches.pair_heads} heads"
+        label = f"tiles of {launches.tokens}, {tuple(launches.output)}"
         tiles = quadratic.similarities(active, inner, launches.tokens)
         steps = quadratic.steps(projected, dt_bias, A_log, launches.tokens)
-        yield (
-            "similarities",
-            label,
-            4 * tokens * config.state_size,
-            functools.partial(quadratic.similarities, active, inner, launches.tokens),
+        similar = functools.partial(quadratic.similarities, active, inner, launches.tokens)
+        yield "similarities", label, 4 * tokens * config.state_size, similar
+        stepping = functools.partial(quadratic.steps, projected, dt_bias, A_log, launches.tokens)
+        yield "steps", label, 2 * tokens * heads, stepping
+        scan = functools.partial(quadratic.ssd_quadratic, active, tiles, steps, skip, inner, launches=launches)
+        yield "scan", label, 4 * tokens * inner, scan
+        dactive, ddt = torch.empty_like(active), torch.empty_like(steps.dt)
+        gradient = functools.partial(
+            quadratic_backward.gradient_of_inputs, dout, active, tiles, steps, skip, dactive, ddt, launches.inputs
         )
-        yield (
-            "steps",
-            label,
-            2 * tokens * heads,
-            functools.partial(quadratic.steps, projected, dt_bias, A_log, launches.tokens),
-        )
-        yield (
-            "scan",
-            label,
-            4 * tokens * inner,
-            functools.partial(quadratic.ssd_quadratic, active, tiles, steps, skip, inner, launches=launches),
-        )
+        yield "scan, gradient of inputs", label, 6 * tokens * inner, gradient
+        for groups in (2, 4, 8) if layouts else (launches.pair_groups,):
+            pairs = functools.partial(
+                quadratic_backward.gradient_of_pairs, dout, active, tiles, steps, launches._replace(pair_groups=groups)
+            )
+            yield "scan, gradient of similarities", f"{label}, {groups} groups", 4 * tokens * inner, pairs
         yield "scan, backward", label, 6 * tokens * inner, functools.partial(
-            quadratic.ssd_quadratic_backward, dout, projected, active, tiles, steps, dt_bias, A_log, skip, dprojected,
-            launches=launches,
+            quadratic_backward.ssd_quadratic_backward, dout, projected, active, tiles, steps, dt_bias, A_log, skip,
+            dprojected, launches=launches,
         )  # fmt: skip
 
 
 def _scan_launches(quadratic: Any) -> Iterator[Any]:
     """Yield layouts of the scan: one launch for all of its kernels at a time."""
-    for tokens, warps, stages in ((64, 4, 1), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 2), (64, 8, 3), (128, 8, 2)):
+    for tokens, warps, stages in _SCANS:
         launch = quadratic.Launch(warps, stages)
-        for heads in (6, 12, 24) if (warps, stages) in ((4, 2), (8, 2)) else (12,):
-            yield quadratic.Launches(tokens, launch, launch, launch, heads)
+        yield quadratic.Launches(tokens, launch, launch, launch, 4)
 
 
 def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:
@@ -127,10 +134,10 @@ def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> 
     def forward(launch: Any) -> Any:
         return modulated.normalise(residual, mixed, gate, weight, scale, shift, DTYPE, 1e-5, launch=launch)
 
-    for launch in [(1, 1), (1, 2), (1, 4), (1, 8)] if layouts else [modulated.FORWARD]:
+    for launch in _NORMS if layouts else [modulated.FORWARD]:
         yield "norm between blocks", list(launch), 12 * size, functools.partial(forward, modulated.Launch(*launch))
     new, _, inverses = forward(modulated.FORWARD)
-    for launch in [(16, 4), (8, 4), (32, 4), (16, 8), (8, 2), (16, 2)] if layouts else [modulated.BACKWARD]:
+    for launch in _NORMS_BACKWARD if layouts else [modulated.BACKWARD]:
         call = functools.partial(
             modulated.normalise_backward, residual, dhidden, new, mixed, gate, weight, scale, inverses,
             launch=modulated.Launch(*launch),

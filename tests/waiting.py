@@ -9,7 +9,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _AS_LONG_AS_THE_NUMBERS_SAY = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
-_READING = ("_local_scalar_dense", "equal", *_AS_LONG_AS_THE_NUMBERS_SAY)
+# Some versions of torch show "item" and "is_nonzero" themselves in inference mode, others what they call.
+_READING = ("_local_scalar_dense", "item", "is_nonzero", "equal", *_AS_LONG_AS_THE_NUMBERS_SAY)
 
 
 class _Operators(TorchDispatchMode):

@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from aimamba.ops.conv.triton import causal
+from aimamba.ops.embedding.triton import step as embedding
 from aimamba.ops.linear.triton import linear as products
 from aimamba.ops.loss.triton import cross_entropy
 from aimamba.ops.mixer.triton import step as mixer
@@ -49,35 +50,35 @@ narrow = "projected conv_weight conv_bias window B_cache x_cache gated"
 wide = "dt_bias A_log D norm_weight ssm weight_cache squares"
 xl = {"H": 48, "P": 64, "N": 128, "TAPS": 4}
 xl["OVERLAP"] = sys.argv[1] == "90"
-build(mixer._state_kernel, narrow, wide, xl | {"GROUP": mixer.STATE.heads}, {}, mixer.STATE)
-for launch in mixer.DUAL.values():
-    sizes = xl | {"GROUP": launch.heads, "TOKENS": launch.tokens, "STAGES": launch.stages}
-    sizes |= {"EARLY": launch.heads <= 4}
-    sizes["ADD"] = 32 * launch.warps * 16 <= launch.heads * 64 * 2
-    build(mixer._dual_kernel, narrow, wide, sizes | {"INT8": False}, {"capacity": "i32:16"}, launch)
-for launch in mixer.DUAL_INT8.values():
-    sizes = xl | {"GROUP": launch.heads, "TOKENS": launch.tokens, "STAGES": launch.stages}
-    sizes |= {"EARLY": launch.heads <= 4, "ADD": 32 * launch.warps * 16 <= launch.heads * 64, "INT8": True}
-    build(mixer._dual_kernel, narrow, wide, sizes, {"capacity": "i32:16", "x_cache": "*i8"}, launch)
+xl["channel_stride"] = 1
+build(mixer._state_kernel, narrow, wide, xl | {"GROUP": mixer.STATE.heads}, {"tap_stride": "i32:16"}, mixer.STATE)
+for launches, int8 in ((mixer.DUAL, False), (mixer.DUAL_INT8, True)):
+    numbers = {"capacity": "i32:16", "tap_stride": "i32:16"} | ({"x_cache": "*i8"} if int8 else {})
+    for launch in launches.values():
+        sizes = xl | mixer.sizes_of(launch, launch.heads, 64, torch.int8 if int8 else torch.bfloat16)
+        build(mixer._dual_kernel, narrow, wide, sizes, numbers, launch)
 counts = "shift_stride scale_stride gate_stride parts inner outputs span".split()
 numbers = dict.fromkeys(counts, "i32") | {"eps": "fp32"}
 narrow, wide = "shift scale mixed gate hidden weight x y", "residual norm_weight final_weight squares new_residual"
 sizes = {"D": 1536, "ADD": True, "DIVIDE": True, "PARTS": 64}
 launch = norms.DEFAULT
 sizes["OVERLAP"] = xl["OVERLAP"]
-build(norms._kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True}, numbers, launch)
+build(norms._norm_step_kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True, "SPLITS": 4}, numbers, launch)
 
 def tiles(outputs, inputs):
     division = products.divide(torch.empty(outputs, inputs, device="meta"), products.DEFAULT)
     return {name.upper(): getattr(division, name) for name in ("block", "tiles", "parts", "lanes")}
 
+embedded = dict.fromkeys("inputs position position_shift".split(), "*i64")
+given = "condition words places", "residual", {"D": 1536, "BLOCK": 2048, "PLACED": True}
+build(embedding._embed_step_kernel, *given, embedded, norms.Launch(4))
 sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536)
 build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"D": 3072, "ROWS": 2, "OVERLAP": xl["OVERLAP"]} | tiles(1536, 3072)
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
 numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "unconditional_rows": "*i64", "tokens": "*i64"}
-build(sampling._kernel, "logits", "scales temperatures ks", sizes, numbers, norms.Launch(16))
+build(sampling._guided_sample_kernel, "logits", "scales temperatures ks", sizes, numbers, norms.Launch(16))
 numbers = dict.fromkeys("L chunks".split(), "i32")
 numbers |= dict.fromkeys("x_row x_token x_head B_row B_token C_row C_token".split(), "i32:16")
 narrow, wide = "x B C y carried dy after dx", "dt A first last dlast dfirst ddt dA dB dC"
@@ -104,31 +105,34 @@ steps = {"Z": features, "START": features - heads, "H": heads, "Q": Q}
 plain = scan_forward.Launch(4, 3)  # what kernels without a choice are launched with
 build(quadratic._output_kernel, narrow, wide, pairs, numbers, launches.output)
 build(quadratic_backward._inputs_kernel, narrow, wide, pairs, numbers, launches.inputs)
-group = {"WIDE_T": 256 // Q, "GROUP": launches.pair_heads}
+group = {"WIDE_T": 256 // Q, "GROUP": heads // launches.pair_groups}
 build(quadratic_backward._pairs_kernel, narrow, wide, pairs | group, numbers, launches.pairs)
 build(quadratic._similarity_kernel, narrow, wide, shared, numbers, plain)
 build(quadratic_backward._projections_kernel, narrow, wide, shared, numbers, plain)
 build(quadratic._steps_kernel, narrow, wide, steps | {"WIDE_H": 64}, numbers, plain)
 build(quadratic_backward._steps_backward_kernel, narrow, wide, steps | {"WIDE_T": 256 // Q}, numbers, norms.Launch(1))
-for kernel, launch in ((causal._forward_kernel, causal.FORWARD), (causal._backward_kernel, causal.BACKWARD)):
+for suffix, launch in (("", causal.FORWARD), ("_backward", causal.BACKWARD)):
+    kernel = getattr(causal, f"_convolution{suffix}_kernel")
     tile = {"TAPS": 4, "TOKENS": launch.tokens, "CHANNELS": launch.channels}
     sizes = {"Z": features, "E": inner, "C": inner + 2 * states}
     build(kernel, narrow, wide, sizes | tile, numbers, launch)
 sizes = {"Z": features, "E": inner, "WIDE": 4096}
-build(gated._forward_kernel, narrow, wide, sizes, numbers, gated.FORWARD)
-build(gated._backward_kernel, narrow, wide, sizes | {"TOKENS": gated.BACKWARD.tokens}, numbers, gated.BACKWARD)
+for suffix, launch in (("", gated.FORWARD), ("_backward", gated.BACKWARD)):
+    kernel = getattr(gated, f"_gated_norm{suffix}_kernel")
+    build(kernel, narrow, wide, sizes | {"TOKENS": launch.tokens, "STAGES": launch.stages}, numbers, launch)
 narrow = "mixed gate scale shift hidden dhidden dmixed dshift dscale dgate logits"
 wide = "residual new_residual weight inverses dnew dresidual sums dweights losses factor"
 numbers = dict.fromkeys("L gate_stride scale_stride shift_stride parts".split(), "i32")
 numbers |= {"eps": "fp32", "factor": "fp32", "targets": "*i64"}
 sizes = {"D": 1536, "WIDE": 2048, "ADD": True}
-build(modulated._forward_kernel, narrow, wide, sizes, numbers, modulated.FORWARD)
-tokens = modulated.BACKWARD.tokens
-build(modulated._backward_kernel, narrow, wide, sizes | {"TOKENS": tokens}, numbers, modulated.BACKWARD)
+for suffix, launch in (("", modulated.FORWARD), ("_backward", modulated.BACKWARD)):
+    tokens = launch.tokens
+    tile = {"TOKENS": tokens, "STAGES": launch.stages}
+    build(getattr(modulated, f"_modulated_norm{suffix}_kernel"), narrow, wide, sizes | tile, numbers, launch)
 sizes = {"D": 1536, "WIDE_G": 256 // tokens, "COLUMNS": modulated._COLUMNS, "ADD": True}
-build(modulated._sum_kernel, narrow, wide, sizes, numbers, plain)
+build(modulated._modulation_sums_kernel, narrow, wide, sizes, numbers, plain)
 sizes = {"V": 16384, "WIDE": 16384, "LEARNING": True}
-build(cross_entropy._kernel, narrow, wide, sizes, numbers, norms.Launch(16))
+build(cross_entropy._cross_entropy_kernel, narrow, wide, sizes, numbers, norms.Launch(16))
 """
 
 
@@ -140,11 +144,17 @@ def test_kernels_compile(tmp_path, capability):
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
-    names = ["_state_kernel", *["_dual_kernel"] * 6, "_kernel", "_residual_kernel", "_linear_kernel", "_kernel"]
+    names = ["_state_kernel", *["_dual_kernel"] * 6, "_norm_step_kernel", "_embed_step_kernel"]
+    names += ["_residual_kernel", "_linear_kernel", "_guided_sample_kernel"]
     names += ["_forward_kernel", "_states_kernel", "_chunk_kernel"] * 2
     names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]
-    names += ["_steps_kernel", "_steps_backward_kernel", *["_forward_kernel", "_backward_kernel"] * 3, "_sum_kernel"]
-    names += ["_kernel"]
+    names += ["_steps_kernel", "_steps_backward_kernel"]
+    names += [
+        f"_{name}_{suffix}"
+        for name in ("convolution", "gated_norm", "modulated_norm")
+        for suffix in ("kernel", "backward_kernel")
+    ]
+    names += ["_modulation_sums_kernel", "_cross_entropy_kernel"]
     assert [name for name, *_ in built] == names
     assert {local for _, local, _ in built} == {"False"}, "no kernel keeps its numbers in memory"
     overlapping = [capability >= 90] * 10

@@ -4,6 +4,7 @@ Without a device, recording is replaced by calling the step again.
 """
 
 import math
+from dataclasses import replace
 from itertools import islice, pairwise
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from aimamba.train.fit import FitConfig, fit
 from aimamba.train.generator import code_cross_entropy
 from aimamba.train.interruption import Interrupted
 from aimamba.train.optim import Learner, adamw
-from aimamba.train.step import RecordedStep, TrainingStep, check_recordable
+from aimamba.train.step import RecordedStep, TrainingStep, is_recorded
 from refusals import one_line_error
 from waiting import counted_waits
 
@@ -53,7 +54,7 @@ def recorded(monkeypatch):
     def use(task):
         recorder = Recorder(task)
         monkeypatch.setattr(steps, "capture", recorder)
-        monkeypatch.setattr("aimamba.train.run.check_recordable", lambda *_: None)
+        monkeypatch.setattr("aimamba.train.step.check_recordable", lambda *_: None)
         return recorder
 
     return use
@@ -120,11 +121,11 @@ class Codes(ToyTask):
         return code_cross_entropy(model, batch.codes, labels), {"dropped": dropped.float().mean()}
 
 
-def make_step(kind, model, device="cpu", **options):
+def make_step(kind, model, device="cpu", config=CONFIG, **options):
     model = model.to(device).train()
     optimizer = adamw(model, lr=CONFIG.lr, betas=CONFIG.betas, weight_decay=CONFIG.weight_decay)
     learners = [Learner(model, optimizer, CONFIG.lr)]
-    return kind(Codes(model).loss, model, learners, CONFIG, torch.device(device), "float32", **options)
+    return kind(Codes(model).loss, model, learners, config, torch.device(device), "float32", **options)
 
 
 def batch_of(step, device="cpu", images=4):
@@ -242,19 +243,47 @@ def test_what_cannot_be_recorded_is_refused(tmp_path, make_aim):
     with one_line_error(ConfigError, r"fit\.cuda_graph needs a CUDA device, and the run is on cpu; set it to false"):
         fit(ToyTask(), settings(cuda_graph=True), tmp_path)
     with one_line_error(ConfigError, r"fit\.cuda_graph replays one step, and the steps of this stage differ"):
-        check_recordable(ToyTask(), torch.device("cuda"))
+        steps.check_recordable(ToyTask(), torch.device("cuda"))
     with one_line_error(ConfigError, r"fit\.cuda_graph records a batch in one part, got fit\.accumulation = 2"):
         settings(cuda_graph=True, accumulation=2)
-    step = make_step(RecordedStep, make_aim(), record=lambda run, rng: run)
+    asked = replace(CONFIG, cuda_graph=True)
+    step = make_step(RecordedStep, make_aim(), config=asked, record=lambda run, rng: run)
     step.take([batch_of(0)], 0, 0.01)
     with one_line_error(ConfigError, r"fit\.cuda_graph needs batches of one shape, got .*\(3, 9\).* after .*\(4, 9\)"):
         step.take([batch_of(1, images=3)], 1, 0.01)
-
-    def refused(run, rng):
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand a page more")
-
-    step = make_step(RecordedStep, make_aim(), record=refused)
+    step = make_step(RecordedStep, make_aim(), config=asked, record=refused)
     for number in range(2):
         step.take([batch_of(number)], number, 0.01)
     with one_line_error(ConfigError, r"cannot be recorded \(CUDA error: operation not permitted .* is capturing\)"):
         step.take([batch_of(2)], 2, 0.01)
+
+
+def refused(run, rng):
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand a page more")
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_by_default_what_cannot_be_recorded_is_taken_as_written(make_aim, caplog, refuses):
+    model, images = make_aim(), [4, 4, 4, 3, 4]
+    record = refused if refuses else Recorder(SimpleNamespace(model=model))
+    written = make_step(TrainingStep, make_aim())
+    recorded = make_step(RecordedStep, model, record=record)
+    for number, count in enumerate(images):
+        batch = batch_of(number, images=count)
+        assert_close(recorded.take([batch], number, 0.01)[0], written.take([batch], number, 0.01)[0])
+    for ours, theirs in zip(recorded.model.parameters(), written.model.parameters(), strict=True):
+        assert_close(ours, theirs)
+    assert ("not recorded as a CUDA graph, which would be faster: CUDA error" in caplog.text) is refuses
+    assert "a page more" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "recorded"),
+    [({}, True), ({"cuda_graph": False}, False), ({"accumulation": 2}, False), ({"compile": "blocks"}, False)],
+)
+def test_when_steps_are_recorded(monkeypatch, chosen, recorded):
+    monkeypatch.setattr(steps, "check_recordable", lambda *_: None)
+    config = replace(CONFIG, **chosen)
+    assert is_recorded(ToyTask(), config, torch.device("cuda")) is recorded
+    monkeypatch.undo()
+    assert not is_recorded(ToyTask(), config, torch.device("cpu"))

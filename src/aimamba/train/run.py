@@ -39,7 +39,7 @@ from aimamba.train.result import (
     save_result,
 )
 from aimamba.train.settings import FitConfig
-from aimamba.train.step import RecordedStep, TrainingStep, check_recordable
+from aimamba.train.step import RecordedStep, TrainingStep, is_recorded
 from aimamba.train.task import Batch, Model, Task
 from aimamba.train.tracking import Progress, RunningMeans
 
@@ -74,8 +74,7 @@ class Run(Generic[Model, Batch]):
         self.precision = config.precision
         if self.precision == "auto":
             self.precision = "bfloat16" if bfloat16_pays(device) else "float32"
-        if config.cuda_graph:
-            check_recordable(task, device)
+        steps = RecordedStep if is_recorded(task, config, device) else TrainingStep
         self.model = task.model.to(device).train()
         optimizer = adamw(
             self.model,
@@ -116,7 +115,6 @@ class Run(Generic[Model, Batch]):
             self.step, self.seconds = saved.step, saved.seconds
             self.kept = saved.step if found.path.name == CHECKPOINT_FILE else None
         self.parts["best"] = self.best
-        steps = RecordedStep if config.cuda_graph else TrainingStep
         self.taken = steps(task.loss, self.model, self.learners, config, device, self.precision)
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         self.costs = Costs(task.amount(), config, parameters=trained, start=self.step, device=device)

@@ -32,8 +32,8 @@ class FitConfig:
             step takes a minute or two; ``"blocks"`` compiles block by block, which takes seconds. On CPU it needs a
             C++ compiler and gains little, because the centre of a mixer is already one kernel (docs/speed.md).
         cuda_graph: Whether to record forward and backward pass, clipping and optimiser as one CUDA graph, which every
-            step replays, for a generator on a CUDA device. It saves the time in which Python launches kernels; results
-            are the same up to rounding.
+            step replays. It saves the time in which Python launches kernels; results are the same up to rounding.
+            ``auto`` does so for a generator on a CUDA device, unless ``accumulation`` or ``compile`` is set.
         seed: Seed of the initial weights, the order of the images and the randomness in the loss.
         log_every: Steps between training metrics.
         evaluate_every: Steps between evaluations on held-out images; 0 is only at the end.
@@ -58,7 +58,7 @@ class FitConfig:
     accumulation: int = 1
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     compile: bool | Literal["blocks"] = False
-    cuda_graph: bool = False
+    cuda_graph: bool | Literal["auto"] = "auto"
     seed: int = 0
     log_every: int = 10
     evaluate_every: int = 0
@@ -93,7 +93,7 @@ class FitConfig:
             f"fit.accumulation must divide fit.batch_size = {self.batch_size}, got {self.accumulation}",
         )
         check(
-            not self.cuda_graph or self.accumulation == 1,
+            self.cuda_graph is not True or self.accumulation == 1,
             f"fit.cuda_graph records a batch in one part, got fit.accumulation = {self.accumulation}; set one of them "
             "to its default",
         )

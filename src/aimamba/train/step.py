@@ -4,8 +4,10 @@
 graph, they follow each other without Python in between.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 import numpy as np
@@ -28,6 +30,7 @@ Loss = Callable[[Model, Batch, torch.Generator, int], tuple[Tensor, dict[str, Te
 Run = Callable[[], tuple[Tensor, Reports]]
 """A step on fixed tensors."""
 
+_log = logging.getLogger(__name__)
 _WARM_UP_STEPS = 2  # compile kernels and allocate what libraries keep, which a recording must not do
 
 
@@ -120,37 +123,46 @@ class RecordedStep(TrainingStep[Model, Batch]):
         """See ``TrainingStep.take``.
 
         Raises:
-            ConfigError: The batch has another shape than those before it, or the step cannot be recorded.
+            ConfigError: The batch has another shape than those before it, or the step cannot be recorded. Where
+                ``fit.cuda_graph`` is ``auto``, such steps are taken as they are written.
         """
         self._set_lr(lr)
         self._rng.manual_seed(step_seed(self.config.seed, step))
         [batch] = parts
-        self._fill(batch)
+        if not self._fill(batch):
+            return self._aside(batch)
         if self._replay is None and self._warm_up > 0:
             self._warm_up -= 1
             return self._aside()
         if self._replay is None:
-            self._forget_gradients()  # those of the recording are in its own memory
-            try:
-                self._replay = self.record(self._run_recorded, self._rng)
-            except RuntimeError as error:  # an operation that waits for the device, or another that CUDA refuses
-                reason = str(error).strip().partition("\n")[0]
-                raise ConfigError(f"fit.cuda_graph: the step cannot be recorded ({reason}); set it to false") from error
+            self._replay = self._recorded()
         values, reports = self._replay()
         return values, [dict(report) for report in reports]
 
-    def _run_recorded(self) -> tuple[Tensor, Reports]:
+    def _recorded(self) -> Run:
+        self._forget_gradients()  # those of the recording are in its own memory
+        try:
+            return self.record(self._run_fixed, self._rng)
+        except RuntimeError as error:  # an operation that waits for the device, or another that CUDA refuses
+            reason = str(error).strip().partition("\n")[0]
+            if self.config.cuda_graph is True:
+                raise ConfigError(f"fit.cuda_graph: the step cannot be recorded ({reason}); set it to false") from error
+            _log.warning("the steps are not recorded as a CUDA graph, which would be faster: %s", reason)
+            return self._aside
+
+    def _run_fixed(self) -> tuple[Tensor, Reports]:
         assert self._batch is not None
         return self._run([self._batch], self._rng, 0)
 
-    def _aside(self) -> tuple[Tensor, Reports]:
+    def _aside(self, batch: Batch | None = None) -> tuple[Tensor, Reports]:
         """Take a step on the stream that will be recorded, or on the only one."""
         self._forget_gradients()
+        run = self._run_fixed if batch is None else partial(self._run, [batch], self._rng, 0)
         if self._stream is None:
-            return self._run_recorded()
+            return run()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            found = self._run_recorded()
+            found = run()
         torch.cuda.current_stream().wait_stream(self._stream)
         return found
 
@@ -158,18 +170,39 @@ class RecordedStep(TrainingStep[Model, Batch]):
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)
 
-    def _fill(self, batch: Batch) -> None:
-        """Copy a batch into the fixed tensors."""
+    def _fill(self, batch: Batch) -> bool:
+        """Copy a batch into the fixed tensors; return whether it fits."""
         if self._batch is None:
             self._batch = map_tensors(batch, torch.clone)
-            return
+            return True
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (self._batch, batch)]
-        check(
-            shapes[0] == shapes[1],
-            f"fit.cuda_graph needs batches of one shape, got {shapes[1]} after {shapes[0]}; set it to false",
-        )
+        if shapes[0] != shapes[1]:
+            check(
+                self.config.cuda_graph is not True,
+                f"fit.cuda_graph needs batches of one shape, got {shapes[1]} after {shapes[0]}; set it to false",
+            )
+            return False
         for fixed, tensor in zip(self._batch, batch, strict=True):
             fixed.copy_(tensor, non_blocking=True)
+        return True
+
+
+def is_recorded(task: Task[Model, Batch], config: FitConfig, device: torch.device) -> bool:
+    """Return whether the steps of a run are recorded as a CUDA graph.
+
+    Raises:
+        ConfigError: The run asks for it, and they cannot be.
+    """
+    if config.cuda_graph is True:
+        check_recordable(task, device)
+        return True
+    if config.cuda_graph is False or config.accumulation > 1 or config.compile:
+        return False
+    try:
+        check_recordable(task, device)
+    except ConfigError:
+        return False
+    return True
 
 
 def check_recordable(task: Task[Model, Batch], device: torch.device) -> None:

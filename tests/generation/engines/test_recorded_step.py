@@ -179,13 +179,15 @@ class Computing(TorchDispatchMode):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @torch.no_grad()
 def test_a_block_is_three_launches_and_reads_its_weights_once(make_aim, monkeypatch):
+    from aimamba.ops.embedding.triton import step as embedding
     from aimamba.ops.linear.triton import linear as products
     from aimamba.ops.mixer.triton import step as mixing
     from aimamba.ops.norm.triton import residual as norms
 
     launches = []
     for module, name in [
-        (products, "_linear_kernel"), (products, "_residual_kernel"), (mixing, "_dual_kernel"), (norms, "_kernel"),
+        (products, "_linear_kernel"), (products, "_residual_kernel"), (mixing, "_dual_kernel"),
+        (norms, "_norm_step_kernel"), (embedding, "_embed_step_kernel"),
     ]:  # fmt: skip
         monkeypatch.setattr(module, name, Launched(launches))
     found = {}
@@ -200,12 +202,15 @@ def test_a_block_is_three_launches_and_reads_its_weights_once(make_aim, monkeypa
         found[blocks] = len(launches), computing.count
         given = [tensor.data_ptr() for launch in launches for tensor in launch]
         weights = [weight for block in model.blocks for weight in block.mixer.parameters()]
+        taps = {block.mixer.conv_weight: taps for block, taps in zip(model.blocks, step._taps, strict=True)}
+        weights = [taps.get(weight, weight) for weight in weights]
         assert all(given.count(weight.data_ptr()) == 1 for weight in weights)
         caches = [tensor for name, tensor in memory.items() if name.split(".")[-1] in ("B", "x", "weights")]
         assert all(given.count(cache.data_ptr()) == 1 for cache in caches)
     launched, computed = (more - fewer for more, fewer in zip(found[3], found[2], strict=True))
     assert launched == 3
     assert computed == 0
+    assert found[2] == (3 * 2 + 3, 0), "before the blocks one, after them the norm and the head"
 
 
 def test_long_sequences_take_the_state_form(make_aim):

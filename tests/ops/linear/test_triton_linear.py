@@ -35,6 +35,17 @@ def test_linear(normal, rows, numbers, dtype):
     assert_close(y, linear(x, weight), **CLOSE[dtype])
 
 
+@pytest.mark.parametrize(("rows", "outputs", "inputs", "parts"), [
+    (128, 256, 1536, 4), (128, 256, 384, 3), (512, 3072, 768, 1), (9, 20, 24, 1), (2, 20, 24, 1),
+])  # fmt: skip
+def test_a_product_in_parts(normal, rows, outputs, inputs, parts, monkeypatch):
+    monkeypatch.setattr(products, "processors", lambda _: 132)
+    x, weight = normal(rows, inputs), normal(outputs, inputs)
+    found = products.split_linear(x, weight)
+    assert found.shape == (parts, rows, outputs)
+    assert_close(found.sum(dim=0), linear(x, weight), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [2, 9])
 @pytest.mark.parametrize("given", [(), ("mixed", "gate"), ("mixed", "gate", "squares")], ids=len)

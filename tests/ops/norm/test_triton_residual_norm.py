@@ -13,6 +13,7 @@ CASES = {
     "first": ("shift", "scale"),
     "attention": ("shift", "scale", "mixed", "gate"),
     "mamba": ("shift", "scale", "mixed", "gate", "squares"),
+    "in parts": ("shift", "scale", "parts", "gate", "squares"),
     "last": ("shift", "scale", "mixed", "gate", "squares", "final_weight"),
 }
 
@@ -30,8 +31,9 @@ def test_equals_the_plain_function(case, dtype):
     given = {
         "shift": shift, "scale": scale, "gate": gate, "mixed": normal(ROWS, WIDTH, dtype=dtype),
         "squares": normal(ROWS, 5).square(), "final_weight": normal(WIDTH),
+        "parts": normal(3, ROWS, WIDTH, dtype=dtype),
     }  # fmt: skip
-    options = {name: given[name] for name in CASES[case]} | {"inner": 20}
+    options = {name.replace("parts", "mixed"): given[name] for name in CASES[case]} | {"inner": 20}
     norm_weight, residual = normal(WIDTH), normal(ROWS, WIDTH)
     other = residual.clone()
     expected = plain.residual_norm_step(residual, norm_weight, **options)

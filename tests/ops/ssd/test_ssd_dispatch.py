@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from aimamba.errors import ConfigError
+from aimamba.ops.mixer import dispatch as mixer
 from aimamba.ops.ssd import dispatch as scan
 from aimamba.ops.ssd.autograd import ssd_autograd
 from aimamba.ops.ssd.chunked import ssd_chunked
@@ -117,6 +118,7 @@ def test_the_trial_works_inside_autocast_checkpoint_and_inference(cuda):
 def test_a_model_trains_by_the_kernels(cuda, make_aim, monkeypatch):
     scans = pytest.importorskip("aimamba.ops.ssd.triton.chunked", reason="Triton is not installed")
     taken, plain = [], scans.ssd_chunked
+    monkeypatch.setattr(mixer, "_triton_applies", lambda *_: False)  # which would do without the scan
     monkeypatch.setattr(scans, "ssd_chunked", lambda *inputs, **rest: taken.append(1) or plain(*inputs, **rest))
     gradients, codes, labels = {}, torch.arange(8, device=DEVICE)[None], torch.tensor([0], device=DEVICE)
     for name in ("plain", ""):

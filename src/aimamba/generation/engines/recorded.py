@@ -118,6 +118,7 @@ class RecordedEngine:
         if (addresses := self._weight_addresses()) != self._addresses:  # cast or moved: recordings read the old weights
             while self._recordings:
                 self._drop(next(iter(self._recordings)))
+            self._step.renew()
             self._addresses = addresses
         shift = self.model.config.decode_position_shift if position_shift is None else position_shift
         return RecordedState(self, batch, shift)

@@ -19,7 +19,8 @@ from aimamba.models import AiM
 from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
 from aimamba.ops import triton as triton_kernels
-from aimamba.ops.linear.linear import linear
+from aimamba.ops.embedding.step import embed_step
+from aimamba.ops.linear.linear import linear, split_linear
 from aimamba.ops.linear.residual import residual_linear_step
 from aimamba.ops.mixer import step as mixer_ops
 from aimamba.ops.norm.residual import residual_norm_step
@@ -46,6 +47,8 @@ class Operators:
     residual_norm_step: Callable[..., Tensor] = residual_norm_step
     residual_linear_step: Callable[..., tuple[Tensor, Tensor]] = residual_linear_step
     linear: Callable[..., Tensor] = linear
+    split_linear: Callable[..., Tensor] = split_linear
+    embed_step: Callable[..., Tensor] = embed_step
     guided_sample: Callable[..., Tensor] = logits.guided_sample
 
 
@@ -65,7 +68,8 @@ def triton_operators(*, overlap: bool = True) -> Operators:
     With ``overlap`` a kernel starts while the one before it still runs, where the device can, and reads its weights and
     caches. That is safe in a step, because none of them is written there before the kernel that reads it.
     """
-    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415 - imports Triton
+    from aimamba.ops.embedding.triton import step as embedding  # noqa: PLC0415 - imports Triton
+    from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415
     from aimamba.ops.mixer.triton import step as mixer  # noqa: PLC0415
     from aimamba.ops.norm.triton import residual as norms  # noqa: PLC0415
     from aimamba.ops.sampling.triton import logits as sampling  # noqa: PLC0415
@@ -76,6 +80,8 @@ def triton_operators(*, overlap: bool = True) -> Operators:
         partial(norms.residual_norm_step, overlap=overlap),
         partial(products.residual_linear_step, overlap=overlap),
         partial(products.linear, overlap=overlap),
+        partial(products.split_linear, overlap=overlap),
+        embedding.embed_step,
         sampling.guided_sample,
     )
 
@@ -116,6 +122,19 @@ class RecordedStep:
         self.form = form or choose_form(model, cache)
         self.x_dtype = torch.int8 if cache == "int8" else None  # None: the model's
         self.capacity = model.config.num_tokens + 1
+        self.renew()
+
+    def renew(self) -> None:
+        """Prepare for weights of another dtype or on another device. Steps recorded before are of no use then."""
+        with torch.inference_mode(False):  # otherwise a caller outside inference mode could not write to them
+            taps = self._tap_weights()
+            self._taps = None if taps is None else taps.contiguous()
+
+    @torch.no_grad()
+    def _tap_weights(self) -> Float[Tensor, "n k c"] | None:
+        """Return the taps of all convolutions, those of one age side by side, as threads read them."""
+        mixers = [block.mixer for block in self.model.blocks if isinstance(block.mixer, Mamba2)]
+        return torch.stack([mixer.conv_weight for mixer in mixers]).mT if mixers else None
 
     def new_memory(self, rows: int) -> Memory:
         """Return the memory of rows at position 0. Steps write everything but the positions before reading it."""
@@ -158,6 +177,8 @@ class RecordedStep:
             memory: Its class vectors and modulations are updated.
             all_begin: Whether all rows are at position 0.
         """
+        if self._taps is not None:
+            self._taps.copy_(self._tap_weights())  # weights may have changed in place
         starting = memory["position"] == 0
         condition = self.model.condition(inputs.masked_fill(~starting, self.model.condition.null_class))
         modulation, final_modulation = self.model.modulations(condition)
@@ -182,7 +203,11 @@ class RecordedStep:
             places: From ``places``.
         """
         model, operators = self.model, self.operators
-        residual = self._embed(inputs, memory)
+        places_table = None if model.position_embedding is None else model.position_embedding.weight
+        residual = operators.embed_step(
+            inputs, *(memory[name] for name in ("position", "position_shift", "condition")),
+            model.word_embedding.weight, places_table,
+        )  # fmt: skip
         gate: Tensor | None = None
         before: dict[str, Tensor | int] = {}  # output of the previous block, not yet added to the residual
         for index, block in enumerate(model.blocks):
@@ -193,7 +218,7 @@ class RecordedStep:
                 weight = mixer.in_proj.weight
                 projected, residual = operators.residual_linear_step(residual, *start, weight, **options)
                 gated, squares = self._mix(mixer, projected, memory, index)
-                mixed = operators.linear(gated, mixer.out_proj.weight)
+                mixed = operators.split_linear(gated, mixer.out_proj.weight)
                 before = {"mixed": mixed, "squares": squares, "inner": mixer.inner}
             else:
                 hidden = operators.residual_norm_step(residual, *start, **options)
@@ -210,18 +235,11 @@ class RecordedStep:
         )
         return operators.linear(hidden, model.word_embedding.weight)
 
-    def _embed(self, inputs: Tensor, memory: Memory) -> Tensor:
-        """Return the residual that enters the first block, in float32 or wider."""
-        position = memory["position"]
-        starting = position == 0
-        place = (position - 1 + memory["position_shift"]).clamp(min=0)
-        hidden = self.model.embed(inputs.masked_fill(starting, 0), place)
-        hidden = torch.where(starting[:, None], memory["condition"], hidden)
-        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-
     def _mix(self, mixer: Mamba2, projected: Tensor, memory: Memory, index: int) -> tuple[Tensor, Tensor]:
         """Compute the middle of a Mamba-2 mixer: its inner features, and their squares for the norm."""
-        weights, position = mixer.mixer_weights, memory["position"]
+        assert self._taps is not None
+        weights = mixer.mixer_weights._replace(conv_weight=self._taps[index].t())
+        position = memory["position"]
         if self.form == "state":
             caches = [memory[f"{index}.{name}"] for name in ("window", "ssm")]
             return self.operators.state_mixer_step(projected, weights, *caches, position)

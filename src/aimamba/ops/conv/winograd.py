@@ -51,7 +51,7 @@ def pack(
     spare = -outputs % _PANEL
     points = _weight_map().to(weight.device)
     mapped = torch.einsum("ui,vj,nkcij->nkuvc", points, points, kernels.double()).float()  # (phases, K, 6, 6, C)
-    mapped = F.pad(mapped, (0, 0, 0, 0, 0, 0, 0, spare)).view(phases, -1, _PANEL, 36, inputs)
+    mapped = F.pad(mapped, (0, 0, 0, 0, 0, 0, 0, spare)).reshape(phases, -1, _PANEL, 36, inputs)
     return PackedConvolution(
         mapped.permute(0, 1, 3, 4, 2).contiguous(), F.pad(bias.detach().float(), (0, spare)), after_doubling
     )

@@ -25,6 +25,11 @@ def linear(x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"]) -> Float[Tens
     return (weight @ x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
 
 
+def split_linear(x: Float[Tensor, "b i"], weight: Float[Tensor, "o i"]) -> Float[Tensor, "s b o"]:
+    """Compute ``linear`` in parts whose sum is the result; here a single one."""
+    return linear(x, weight)[None]
+
+
 def weighted_sums(weights: Float[Tensor, "b h t"], values: Float[Tensor, "b h l p"]) -> Float[Tensor, "b h p"]:
     """Return the sum of the first T of L values, each times its weight, for every row and head.
 

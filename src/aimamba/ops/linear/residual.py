@@ -1,6 +1,6 @@
 """The norm between two blocks and the matrix product that follows it, for one token a row.
 
-Shape letters: B rows, D width, O outputs, G partial sums.
+Shape letters: B rows, D width, O outputs, G partial sums, S parts of a product.
 """
 
 from jaxtyping import Float
@@ -17,7 +17,7 @@ def residual_linear_step(
     scale: Float[Tensor, "b d"],
     weight: Float[Tensor, "o d"],
     *,
-    mixed: Float[Tensor, "b d"] | None = None,
+    mixed: Float[Tensor, "*s b d"] | None = None,
     gate: Float[Tensor, "b d"] | None = None,
     squares: Float[Tensor, "b g"] | None = None,
     inner: int = 1,

@@ -1,6 +1,6 @@
 """The norm between two blocks, for one token a row: add the gated output of a block, normalise, modulate.
 
-Shape letters: B rows, D width, G partial sums.
+Shape letters: B rows, D width, G partial sums, S parts of a product.
 """
 
 import torch
@@ -14,7 +14,7 @@ def residual_norm_step(
     shift: Float[Tensor, "b d"],
     scale: Float[Tensor, "b d"],
     *,
-    mixed: Float[Tensor, "b d"] | None = None,
+    mixed: Float[Tensor, "*s b d"] | None = None,
     gate: Float[Tensor, "b d"] | None = None,
     squares: Float[Tensor, "b g"] | None = None,
     inner: int = 1,
@@ -28,7 +28,7 @@ def residual_norm_step(
         norm_weight: Scale of the next block's norm.
         shift: Shift of the next block; the result has its dtype.
         scale: Scale of the next block.
-        mixed: Output of the previous block; None before the first block.
+        mixed: Output of the previous block, or parts whose sum it is (``split_linear``); None before the first block.
         gate: Gate of the previous block; needed with ``mixed``.
         squares: Partial sums of squares from ``state_mixer_step`` or ``dual_mixer_step``; with them ``mixed`` is
             divided by the root of their sum over ``inner``.
@@ -40,7 +40,8 @@ def residual_norm_step(
         Input of the next block.
     """
     if mixed is not None and gate is not None:
-        added = gate.to(residual.dtype) * mixed.to(residual.dtype)
+        whole = mixed.to(residual.dtype)
+        added = gate.to(residual.dtype) * (whole if whole.ndim == residual.ndim else whole.sum(dim=0))
         if squares is not None:
             added = added * torch.rsqrt(squares.sum(dim=-1, keepdim=True) / inner + eps).to(added.dtype)
         residual.add_(added)

@@ -1,10 +1,11 @@
 """The causal convolution with SiLU inside a mixer, forward and backward: two Triton kernels.
 
-Both read the convolved part straight from the input projection's output. The backward kernel computes the convolution
-again, because that costs less than keeping its result. It adds up the gradients of the taps and of the bias over the
-tokens of a row, without atomic additions, so that results are the same in every run.
+A program walks along some tokens of a row and keeps the last ones in registers, so it reads each number once, but for
+three tokens at the borders. Both kernels read the convolved part straight from the input projection's output. The
+backward kernel computes the convolution again, because that costs less than keeping its result, and adds up the
+gradients of the taps and of the bias over its tokens. There are no atomic additions: results are the same in every run.
 
-Shape letters: B rows, L tokens, E inner width, C convolved channels, Z projected features.
+Shape letters: B rows, L tokens, E inner width, C convolved channels, Z projected features, G programs along a row.
 """
 
 from typing import NamedTuple, no_type_check
@@ -24,7 +25,7 @@ class Launch(NamedTuple):
     """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
 
     Attributes:
-        tokens: Tokens that a program handles at once, a power of two.
+        tokens: Tokens of a program, a multiple of 4.
         channels: Channels of a program, a power of two.
         warps: Warps of a program.
     """
@@ -34,102 +35,134 @@ class Launch(NamedTuple):
     warps: int
 
 
-FORWARD = Launch(tokens=32, channels=64, warps=4)
-BACKWARD = Launch(tokens=16, channels=64, warps=4)
+FORWARD = Launch(tokens=32, channels=128, warps=1)  # these two as measured on an H200, see docs/log.md
+BACKWARD = Launch(tokens=64, channels=128, warps=1)
 
 
 @triton.jit
 @no_type_check
-def _load_tap(weight, channel, inside, tap: tl.constexpr, TAPS: tl.constexpr):
-    """Load one of four taps of every channel; missing first ones are zero."""
-    present = inside & (tap >= 4 - TAPS)
-    return tl.load(weight + channel * TAPS + (tap - (4 - TAPS)), mask=present, other=0.0).to(tl.float32)
+def _load_taps(weight, channel, inside, TAPS: tl.constexpr):
+    """Load four taps of every channel, the oldest token's first; missing ones are zero."""
+    taps = weight + channel * TAPS + (TAPS - 4)
+    w0 = tl.load(taps, mask=inside & (TAPS > 3), other=0.0).to(tl.float32)
+    w1 = tl.load(taps + 1, mask=inside & (TAPS > 2), other=0.0).to(tl.float32)
+    w2 = tl.load(taps + 2, mask=inside & (TAPS > 1), other=0.0).to(tl.float32)
+    return w0, w1, w2, tl.load(taps + 3, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 @no_type_check
-def _load_tokens(pointer, token, stride, L, inside):
-    """Load some channels of some tokens in float32; zeros before the first and after the last token."""
-    known = ((token >= 0) & (token < L))[:, None] & inside[None, :]
-    return tl.load(pointer + token[:, None] * stride, mask=known, other=0.0).to(tl.float32)
+def _load_token(pointer, token, stride, L, inside):
+    """Load some channels of a token; zeros before the first and after the last one."""
+    return tl.load(pointer + token * stride, mask=inside & (token >= 0) & (token < L), other=0.0)
 
 
 @triton.jit
 @no_type_check
-def _forward_kernel(
+def _load_four(pointer, token, stride, L, inside):
+    """Load four tokens, in float32, before anything is computed: all four are on their way together."""
+    x0 = _load_token(pointer, token, stride, L, inside)
+    x1 = _load_token(pointer, token + 1, stride, L, inside)
+    x2 = _load_token(pointer, token + 2, stride, L, inside)
+    x3 = _load_token(pointer, token + 3, stride, L, inside)
+    return x0.to(tl.float32), x1.to(tl.float32), x2.to(tl.float32), x3.to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def _store_token(pointer, token, stride, values, first, L, inside):
+    """Store some channels of a token from ``first`` to L - 1."""
+    known = inside & (token >= first) & (token < L)
+    tl.store(pointer + token * stride, values.to(pointer.dtype.element_ty), mask=known)
+
+
+@triton.jit
+@no_type_check
+def _convolution_kernel(
     projected, weight, bias, active, L,
     Z: tl.constexpr, E: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr,
     TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    first = tl.program_id(1) * TOKENS
     row = tl.program_id(2).to(tl.int64)
     inside = channel < C
-    source = projected + row * L * Z + E + channel[None, :]
-    sums = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(4):
-        if tap >= 4 - TAPS:
-            values = _load_tokens(source, token + (tap - 3), Z, L, inside)
-            sums += values * _load_tap(weight, channel, inside, tap, TAPS)[None, :]
-    target = active + (row * L + token[:, None]) * C + channel[None, :]
-    tl.store(target, silu(sums).to(active.dtype.element_ty), mask=(token < L)[:, None] & inside[None, :])
+    source = projected + row * L * Z + E + channel
+    target = active + row * L * C + channel
+    b = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    w0, w1, w2, w3 = _load_taps(weight, channel, inside, TAPS)
+    past3 = _load_token(source, first - 3, Z, L, inside).to(tl.float32)
+    past2 = _load_token(source, first - 2, Z, L, inside).to(tl.float32)
+    past1 = _load_token(source, first - 1, Z, L, inside).to(tl.float32)
+    for token in range(first, tl.minimum(first + TOKENS, L), 4):
+        x0, x1, x2, x3 = _load_four(source, token, Z, L, inside)
+        _store_token(target, token, C, silu(b + w0 * past3 + w1 * past2 + w2 * past1 + w3 * x0), first, L, inside)
+        _store_token(target, token + 1, C, silu(b + w0 * past2 + w1 * past1 + w2 * x0 + w3 * x1), first, L, inside)
+        _store_token(target, token + 2, C, silu(b + w0 * past1 + w1 * x0 + w2 * x1 + w3 * x2), first, L, inside)
+        _store_token(target, token + 3, C, silu(b + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3), first, L, inside)
+        past3 = x1
+        past2 = x2
+        past1 = x3
 
 
 @triton.jit
 @no_type_check
-def _backward_kernel(
+def _convolution_backward_kernel(
     projected, weight, bias, dactive, dprojected, sums, L,
     Z: tl.constexpr, E: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr,
     TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    row = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(1) * TOKENS
+    end = tl.minimum(first + TOKENS, L)
+    row = tl.program_id(2).to(tl.int64)
     inside = channel < C
-    source = projected + row * L * Z + E + channel[None, :]
-    target = dprojected + row * L * Z + E + channel[None, :]
-    given = dactive + row * L * C + channel[None, :]
-    b = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
-    w0 = _load_tap(weight, channel, inside, 0, TAPS)[None, :]
-    w1 = _load_tap(weight, channel, inside, 1, TAPS)[None, :]
-    w2 = _load_tap(weight, channel, inside, 2, TAPS)[None, :]
-    w3 = _load_tap(weight, channel, inside, 3, TAPS)[None, :]
-    sum0 = tl.zeros((TOKENS, CHANNELS), dtype=tl.float32)
-    sum1 = tl.zeros((TOKENS, CHANNELS), dtype=tl.float32)
-    sum2 = tl.zeros((TOKENS, CHANNELS), dtype=tl.float32)
-    sum3 = tl.zeros((TOKENS, CHANNELS), dtype=tl.float32)
-    total = tl.zeros((TOKENS, CHANNELS), dtype=tl.float32)
-    for start in range(0, L, TOKENS):
-        token = start + tl.arange(0, TOKENS)
-        past3 = _load_tokens(source, token - 3, Z, L, inside)
-        past2 = _load_tokens(source, token - 2, Z, L, inside)
-        past1 = _load_tokens(source, token - 1, Z, L, inside)
-        now = _load_tokens(source, token, Z, L, inside)
-        next1 = _load_tokens(source, token + 1, Z, L, inside)
-        next2 = _load_tokens(source, token + 2, Z, L, inside)
-        next3 = _load_tokens(source, token + 3, Z, L, inside)
-        # Gradients of the sums of this token and of the next three, which contain this token.
-        d0 = _load_tokens(given, token, C, L, inside)
-        d1 = _load_tokens(given, token + 1, C, L, inside)
-        d2 = _load_tokens(given, token + 2, C, L, inside)
-        d3 = _load_tokens(given, token + 3, C, L, inside)
-        d0 *= silu_slope(b + w0 * past3 + w1 * past2 + w2 * past1 + w3 * now)
-        d1 *= silu_slope(b + w0 * past2 + w1 * past1 + w2 * now + w3 * next1)
-        d2 *= silu_slope(b + w0 * past1 + w1 * now + w2 * next1 + w3 * next2)
-        d3 *= silu_slope(b + w0 * now + w1 * next1 + w2 * next2 + w3 * next3)
-        result = w3 * d0 + w2 * d1 + w1 * d2 + w0 * d3
-        known = (token < L)[:, None] & inside[None, :]
-        tl.store(target + token[:, None] * Z, result.to(dprojected.dtype.element_ty), mask=known)
-        sum0 += d0 * past3
-        sum1 += d0 * past2
-        sum2 += d0 * past1
-        sum3 += d0 * now
-        total += d0
-    own = sums + row * 5 * C + channel
-    tl.store(own, tl.sum(sum0, axis=0), mask=inside)
-    tl.store(own + C, tl.sum(sum1, axis=0), mask=inside)
-    tl.store(own + 2 * C, tl.sum(sum2, axis=0), mask=inside)
-    tl.store(own + 3 * C, tl.sum(sum3, axis=0), mask=inside)
-    tl.store(own + 4 * C, tl.sum(total, axis=0), mask=inside)
+    source = projected + row * L * Z + E + channel
+    target = dprojected + row * L * Z + E + channel
+    given = dactive + row * L * C + channel
+    b = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    w0, w1, w2, w3 = _load_taps(weight, channel, inside, TAPS)
+    past3 = _load_token(source, first - 3, Z, L, inside).to(tl.float32)
+    past2 = _load_token(source, first - 2, Z, L, inside).to(tl.float32)
+    past1 = _load_token(source, first - 1, Z, L, inside).to(tl.float32)
+    # Gradients of the convolution's sums at the last three tokens. A token is in its own sum and in the next three.
+    g3 = tl.zeros((CHANNELS,), dtype=tl.float32)
+    g2 = tl.zeros((CHANNELS,), dtype=tl.float32)
+    g1 = tl.zeros((CHANNELS,), dtype=tl.float32)
+    sum0 = tl.zeros((CHANNELS,), dtype=tl.float32)
+    sum1 = tl.zeros((CHANNELS,), dtype=tl.float32)
+    sum2 = tl.zeros((CHANNELS,), dtype=tl.float32)
+    sum3 = tl.zeros((CHANNELS,), dtype=tl.float32)
+    total = tl.zeros((CHANNELS,), dtype=tl.float32)
+    for token in range(first, end + 3, 4):
+        x0, x1, x2, x3 = _load_four(source, token, Z, L, inside)
+        d0, d1, d2, d3 = _load_four(given, token, C, L, inside)
+        d0 *= silu_slope(b + w0 * past3 + w1 * past2 + w2 * past1 + w3 * x0)
+        d1 *= silu_slope(b + w0 * past2 + w1 * past1 + w2 * x0 + w3 * x1)
+        d2 *= silu_slope(b + w0 * past1 + w1 * x0 + w2 * x1 + w3 * x2)
+        d3 *= silu_slope(b + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3)
+        _store_token(target, token - 3, Z, w3 * g3 + w2 * g2 + w1 * g1 + w0 * d0, first, end, inside)
+        _store_token(target, token - 2, Z, w3 * g2 + w2 * g1 + w1 * d0 + w0 * d1, first, end, inside)
+        _store_token(target, token - 1, Z, w3 * g1 + w2 * d0 + w1 * d1 + w0 * d2, first, end, inside)
+        _store_token(target, token, Z, w3 * d0 + w2 * d1 + w1 * d2 + w0 * d3, first, end, inside)
+        if token < end:  # L, the end of the last program, may not be a multiple of 4, but no token is beyond it
+            sum0 += d0 * past3 + d1 * past2 + d2 * past1 + d3 * x0
+            sum1 += d0 * past2 + d1 * past1 + d2 * x0 + d3 * x1
+            sum2 += d0 * past1 + d1 * x0 + d2 * x1 + d3 * x2
+            sum3 += d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3
+            total += d0 + d1 + d2 + d3
+        past3 = x1
+        past2 = x2
+        past1 = x3
+        g3 = d1
+        g2 = d2
+        g1 = d3
+    own = sums + (row * tl.num_programs(1) + tl.program_id(1)) * 5 * C + channel
+    tl.store(own, sum0, mask=inside)
+    tl.store(own + C, sum1, mask=inside)
+    tl.store(own + 2 * C, sum2, mask=inside)
+    tl.store(own + 3 * C, sum3, mask=inside)
+    tl.store(own + 4 * C, total, mask=inside)
 
 
 def causal_conv_silu(
@@ -148,7 +181,7 @@ def causal_conv_silu(
     channels, taps = weight.shape
     active = projected.new_empty(batch, length, channels)
     grid = (triton.cdiv(channels, launch.channels), triton.cdiv(length, launch.tokens), batch)
-    _forward_kernel[grid](
+    _convolution_kernel[grid](
         projected, weight, bias, active, length, features, inner, channels, taps, launch.tokens, launch.channels,
         num_warps=launch.warps,
     )  # fmt: skip
@@ -172,8 +205,9 @@ def causal_conv_silu_backward(
     """
     batch, length, features = projected.shape
     channels, taps = weight.shape
-    sums = torch.empty(batch, MOST_TAPS + 1, channels, dtype=torch.float32, device=projected.device)
-    _backward_kernel[(triton.cdiv(channels, launch.channels), batch)](
+    parts = triton.cdiv(length, launch.tokens)
+    sums = torch.empty(batch * parts, MOST_TAPS + 1, channels, dtype=torch.float32, device=projected.device)
+    _convolution_backward_kernel[(triton.cdiv(channels, launch.channels), parts, batch)](
         projected, weight, bias, dactive, dprojected, sums, length, features, inner, channels, taps,
         launch.tokens, launch.channels, num_warps=launch.warps,
     )  # fmt: skip

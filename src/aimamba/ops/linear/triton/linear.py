@@ -7,7 +7,7 @@ during the norm. With ``overlap`` they arrive while the kernel before still runs
 a kernel has waited for that one, it reads only weights, shift, scale and gate. More than ``MOST_ROWS`` rows go to
 torch.
 
-Shape letters: B rows, D inputs, O outputs, G partial sums.
+Shape letters: B rows, D inputs, O outputs, G partial sums, S parts of a product.
 """
 
 from typing import NamedTuple, no_type_check
@@ -37,9 +37,11 @@ class Launch(NamedTuple):
 
 MOST_ROWS = 4
 MOST_NUMBERS = 4096  # normalised numbers, of all rows, that the threads of a program can keep in registers
-DEFAULT = Launch(numbers=8192, warps=8)  # so few registers that the next kernel's program finds room beside it
+DEFAULT = Launch(numbers=16384, warps=8)  # as measured on an H200, see docs/log.md
 _LANES = 256  # columns that a warp reads at once, 16 bytes a thread
 _MOST_TILES = 8  # of a program
+_TILE = 128  # rows and outputs that a multiprocessor takes of a product with many rows
+_MOST_PARTS, _FEWEST_INPUTS = 4, 128  # of a product that is split, and of a part
 
 
 @triton.jit
@@ -223,6 +225,26 @@ def linear(
     return y
 
 
+def split_linear(
+    x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"], *, overlap: bool = False
+) -> Float[Tensor, "s b o"]:
+    """Compute ``linear`` in up to ``_MOST_PARTS`` parts, each of some inputs, whose sum is the result.
+
+    A product with few outputs has too few tiles for all multiprocessors, and one of many inputs takes long for each.
+    ``overlap``: see ``linear``.
+    """
+    rows, (outputs, inputs) = x.shape[0], weight.shape
+    if rows <= MOST_ROWS:
+        return linear(x, weight, overlap=overlap)[None]
+    most = max(1, processors(x.device) // (triton.cdiv(rows, _TILE) * triton.cdiv(outputs, _TILE)))
+    even = [part for part in range(2, min(most, _MOST_PARTS) + 1) if inputs % (part * _FEWEST_INPUTS) == 0]
+    if not even:
+        return F.linear(x, weight)[None]
+    parts = even[-1]
+    of_x, of_weight = (tensor.view(len(tensor), parts, -1).transpose(0, 1) for tensor in (x.contiguous(), weight))
+    return torch.bmm(of_x, of_weight.mT)
+
+
 def residual_linear_step(
     residual: Float[Tensor, "b d"],
     norm_weight: Float[Tensor, " d"],
@@ -230,7 +252,7 @@ def residual_linear_step(
     scale: Float[Tensor, "b d"],
     weight: Float[Tensor, "o d"],
     *,
-    mixed: Float[Tensor, "b d"] | None = None,
+    mixed: Float[Tensor, "*s b d"] | None = None,
     gate: Float[Tensor, "b d"] | None = None,
     squares: Float[Tensor, "b g"] | None = None,
     inner: int = 1,

@@ -17,7 +17,7 @@ _CODES_PER_WARP = 1024
 
 @triton.jit
 @no_type_check
-def _kernel(logits, targets, losses, factor, V: tl.constexpr, WIDE: tl.constexpr, LEARNING: tl.constexpr):
+def _cross_entropy_kernel(logits, targets, losses, factor, V: tl.constexpr, WIDE: tl.constexpr, LEARNING: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     code = tl.arange(0, WIDE)
     inside = code < V
@@ -51,5 +51,5 @@ def cross_entropy_(
     wide = triton.next_power_of_2(codes)
     warps = warps or max(1, min(16, wide // _CODES_PER_WARP))
     with torch.cuda.device_of(logits):
-        _kernel[(tokens,)](logits, targets, losses, factor, codes, wide, learning, num_warps=warps)
+        _cross_entropy_kernel[(tokens,)](logits, targets, losses, factor, codes, wide, learning, num_warps=warps)
     return losses

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aimamba.ops.mixer.triton.token import finish, make_token, prepare, read_gate, read_scales
 from aimamba.ops.mixer.weights import MixerWeights
+from aimamba.ops.ssd.triton.forward import INTERPRETED
 from aimamba.ops.triton import overlap_options
 
 
@@ -49,24 +50,21 @@ FORGOTTEN = tl.constexpr(1e-13)
 # registers three programs run on a multiprocessor.
 STATE = Launch(heads=1, tokens=1, warps=8, stages=1)
 DUAL: dict[int, Launch] = {  # by the maximum number of rows
-    8: Launch(heads=1, tokens=64, warps=8, stages=1),
+    8: Launch(heads=1, tokens=128, warps=8, stages=1),
     32: Launch(heads=4, tokens=16, warps=4, stages=1),
     2**31: Launch(heads=16, tokens=8, warps=4, stages=3),
 }
-# With x in 8 bits a row of 16 heads is 1 KiB, which two warps read in vectors of 16 bytes.
-DUAL_INT8: dict[int, Launch] = {
-    8: DUAL[8],
-    32: DUAL[32],
-    2**31: Launch(heads=16, tokens=8, warps=2, stages=3),
-}
-_VECTOR = 16  # bytes of the widest load
-_EARLY = 256  # up to so many channels, a program reads what it needs last before the loop over tokens, not after it
+DUAL_INT8 = DUAL | {2**31: Launch(heads=16, tokens=8, warps=4, stages=3)}
+_VECTORS = 8, 16  # bytes of a thread's load of x, at least and at most
+# Up to so many channels, and in 8 bits, registers suffice for a program to read what it needs last before its loop.
+_EARLY = 256
 
 
 @triton.jit
 @no_type_check
 def _state_kernel(
     projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, window, ssm, positions, gated, squares,
+    channel_stride, tap_stride,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -77,8 +75,9 @@ def _state_kernel(
     cell = (ssm + row * H * P * N) + channel[:, :, None] * N + tl.arange(0, N)[None, None, :]  # (GROUP, P, N)
     state = tl.load(cell, mask=position > 0, other=0.0)
     history, tap, shared_history, shared_tap, bias, A = prepare(
-        window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
-    )
+        window, conv_weight, conv_bias, dt_bias, A_log, channel_stride, tap_stride, row, group, position,
+        H, P, N, TAPS, GROUP,
+    )  # fmt: skip
     skip, norm = read_scales(D, norm_weight, group, P, GROUP)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
@@ -105,12 +104,13 @@ def _read_keys(B_row, weight_rows, slot, position, N: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _read_values(x_rows, slot, weights, P: tl.constexpr):
+def _read_values(x_rows, slot, weights, P: tl.constexpr, VECTOR: tl.constexpr):
     """Return x of some tokens, (TOKENS, GROUP, P). Tokens that a head has forgotten, or not seen, are not read."""
     pointer = x_rows[None, :, None] + slot[:, None, None] * P + tl.arange(0, P)[None, None, :]
-    # Nothing follows from this but the order of the axes: neighbouring threads take neighbouring heads, and a thread
-    # takes several tokens. Triton 3.6 would do it the other way round, and then threads exchange sums in the loop.
-    pointer = tl.max_contiguous(pointer, (1, 2, P))
+    # Nothing follows from this but how threads share the numbers: each takes VECTOR of a head at once, neighbouring
+    # threads take neighbouring heads, and a thread takes several tokens. Triton 3.6 would do it the other way round,
+    # and then threads exchange sums in the loop.
+    pointer = tl.max_contiguous(pointer, (1, 2, VECTOR))
     return tl.load(pointer, mask=(weights > 0)[:, :, None], other=0.0, eviction_policy="evict_first")
 
 
@@ -133,6 +133,35 @@ def _to_store(x, dt, P: tl.constexpr, GROUP: tl.constexpr, INT8: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _widen(values):
+    """Convert to float32."""
+    if values.dtype == tl.int8 and not INTERPRETED:
+        # A processor converts few integers at a time. These operations put each byte, made unsigned, into the lowest
+        # bits of 2^23 = 0x4B000000, and subtract 2^23 + 128.
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 bytes;
+            xor.b32 bytes, $4, 0x80808080;
+            prmt.b32 $0, bytes, 0x4B000000, 0x7440;
+            prmt.b32 $1, bytes, 0x4B000000, 0x7441;
+            prmt.b32 $2, bytes, 0x4B000000, 0x7442;
+            prmt.b32 $3, bytes, 0x4B000000, 0x7443;
+            add.f32 $0, $0, 0fCB000080;
+            add.f32 $1, $1, 0fCB000080;
+            add.f32 $2, $2, 0fCB000080;
+            add.f32 $3, $3, 0fCB000080;
+            }""",
+            "=f,=f,=f,=f,r",
+            [values],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=4,
+        )
+    return values.to(tl.float32)
+
+
+@triton.jit
+@no_type_check
 def _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD: tl.constexpr):
     """Let the weights of some tokens decay, store them, and add what the tokens contribute to y.
 
@@ -142,7 +171,7 @@ def _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, 
     weights_now = tl.where(weights_now < fresh[None, :] * FORGOTTEN, 0.0, weights_now)
     tl.store(weight_rows[None, :] + slot[:, None], weights_now, mask=weights > 0)
     similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (TOKENS,)
-    shares = (similarity[:, None] * weights_now)[:, :, None] * values.to(tl.float32)
+    shares = (similarity[:, None] * weights_now)[:, :, None] * _widen(values)
     if ADD:
         sums += tl.sum(shares, axis=0)[None, :, :]
     else:
@@ -154,10 +183,10 @@ def _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, 
 @no_type_check
 def _dual_kernel(
     projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, window, B_cache, x_cache, weight_cache,
-    positions, gated, squares, capacity,
+    positions, gated, squares, capacity, channel_stride, tap_stride,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
-    TOKENS: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
-    INT8: tl.constexpr,
+    TOKENS: tl.constexpr, VECTOR: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    OVERLAP: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     position = tl.load(positions + row).to(tl.int32)
@@ -170,10 +199,11 @@ def _dual_kernel(
         keys, weights = _read_keys(B_row, weight_rows, token, position, N)
         following_keys, following_weights = _read_keys(B_row, weight_rows, TOKENS + token, position, N)
     history, tap, shared_history, shared_tap, bias, A = prepare(
-        window, conv_weight, conv_bias, dt_bias, A_log, row, group, position, H, P, N, TAPS, GROUP
-    )
+        window, conv_weight, conv_bias, dt_bias, A_log, channel_stride, tap_stride, row, group, position,
+        H, P, N, TAPS, GROUP,
+    )  # fmt: skip
     if STAGES == 1:
-        values = _read_values(x_rows, token, weights, P)
+        values = _read_values(x_rows, token, weights, P, VECTOR)
     if EARLY:
         skip, norm = read_scales(D, norm_weight, group, P, GROUP)
     if OVERLAP:
@@ -191,7 +221,7 @@ def _dual_kernel(
     if STAGES == 1:
         for start in range(0, position, TOKENS):
             slot = start + token
-            following_values = _read_values(x_rows, TOKENS + slot, following_weights, P)
+            following_values = _read_values(x_rows, TOKENS + slot, following_weights, P, VECTOR)
             later_keys, later_weights = _read_keys(B_row, weight_rows, 2 * TOKENS + slot, position, N)
             sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
             keys = following_keys
@@ -203,7 +233,7 @@ def _dual_kernel(
         for start in tl.range(0, position, TOKENS, num_stages=STAGES):
             slot = start + token
             keys, weights = _read_keys(B_row, weight_rows, slot, position, N)
-            values = _read_values(x_rows, slot, weights, P)
+            values = _read_values(x_rows, slot, weights, P, VECTOR)
             sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
 
     if not EARLY:
@@ -238,7 +268,7 @@ def state_mixer_step(
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
     _state_kernel[(heads // group, rows)](
-        projected, *weights, window, ssm, position, gated, squares,
+        projected, *weights, window, ssm, position, gated, squares, *weights.conv_weight.stride(),
         heads, width, states, window.shape[1], group, bool(options),
         num_warps=launch.warps, num_stages=launch.stages, **options,
     )  # fmt: skip
@@ -269,16 +299,31 @@ def dual_mixer_step(
         launch = next(launch for most, launch in launches.items() if rows <= most)
     group = math.gcd(heads, launch.heads)
     gated, squares = _results(projected, heads, width, group)
-    # A thread loads _VECTOR bytes, so that with enough heads the threads read one token after the other together.
-    one_token = 32 * launch.warps * _VECTOR <= group * width * x_cache.element_size()
     options = overlap_options(projected, overlap)
     _dual_kernel[(heads // group, rows)](
         projected, *weights, window, B_cache, x_cache, weight_cache, position, gated, squares, capacity,
-        heads, width, B_cache.shape[2], window.shape[1], group, launch.tokens, one_token, launch.stages,
-        group * width <= _EARLY, bool(options), x_cache.dtype == torch.int8,
-        num_warps=launch.warps, **options,
+        *weights.conv_weight.stride(),
+        H=heads, P=width, N=B_cache.shape[2], TAPS=window.shape[1], OVERLAP=bool(options),
+        **sizes_of(launch, group, width, x_cache.dtype), num_warps=launch.warps, **options,
     )  # fmt: skip
     return gated, squares
+
+
+def sizes_of(launch: Launch, group: int, width: int, dtype: torch.dtype) -> dict[str, int | bool]:
+    """Return the sizes that a layout sets of the kernel of the dual form, for groups of heads and a cache of x."""
+    share, most = group * width // (32 * launch.warps), _VECTORS[1] // dtype.itemsize
+    # Where the numbers of a token suffice for all threads, the threads read one token after the other together.
+    one_token = share * dtype.itemsize >= _VECTORS[0]
+    int8 = dtype == torch.int8
+    return {
+        "GROUP": group,
+        "TOKENS": launch.tokens,
+        "VECTOR": min(share, most) if one_token else most,
+        "ADD": one_token,
+        "STAGES": launch.stages,
+        "EARLY": int8 or group * width <= _EARLY,
+        "INT8": int8,
+    }
 
 
 def _results(projected: Tensor, heads: int, width: int, group: int) -> tuple[Tensor, Tensor]:

@@ -14,20 +14,24 @@ from aimamba.ops.triton.functions import silu, softplus
 
 @triton.jit
 @no_type_check
-def _history(window_row, conv_weight, conv_bias, channel, position, TAPS: tl.constexpr, C: tl.constexpr):
+def _history(
+    window_row, conv_weight, conv_bias, channel_stride, tap_stride, channel, position,
+    TAPS: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     """Return what earlier tokens add to some channels' convolution, and the newest tap. ``window_row`` is a ring."""
     sums = tl.load(conv_bias + channel).to(tl.float32)
+    taps = conv_weight + channel * channel_stride
     for age in tl.static_range(1, TAPS):
         slot = (position + TAPS - age) % TAPS
         earlier = tl.load(window_row + slot * C + channel, mask=position >= age, other=0.0)
-        sums += earlier.to(tl.float32) * tl.load(conv_weight + channel * TAPS + TAPS - 1 - age).to(tl.float32)
-    return sums, tl.load(conv_weight + channel * TAPS + TAPS - 1).to(tl.float32)
+        sums += earlier.to(tl.float32) * tl.load(taps + (TAPS - 1 - age) * tap_stride).to(tl.float32)
+    return sums, tl.load(taps + (TAPS - 1) * tap_stride).to(tl.float32)
 
 
 @triton.jit
 @no_type_check
 def prepare(
-    window, conv_weight, conv_bias, dt_bias, A_log, row, group, position,
+    window, conv_weight, conv_bias, dt_bias, A_log, channel_stride, tap_stride, row, group, position,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Read what does not depend on the projection of the present token."""
@@ -35,9 +39,10 @@ def prepare(
     C: tl.constexpr = E + 2 * N
     own = group * GROUP * P + tl.arange(0, GROUP * P)
     window_row = window + row * TAPS * C
-    history, tap = _history(window_row, conv_weight, conv_bias, own, position, TAPS, C)
+    strides = channel_stride, tap_stride
+    history, tap = _history(window_row, conv_weight, conv_bias, *strides, own, position, TAPS, C)
     shared = E + tl.arange(0, 2 * N)  # B, then C
-    shared_history, shared_tap = _history(window_row, conv_weight, conv_bias, shared, position, TAPS, C)
+    shared_history, shared_tap = _history(window_row, conv_weight, conv_bias, *strides, shared, position, TAPS, C)
     head = group * GROUP + tl.arange(0, GROUP)
     bias = tl.load(dt_bias + head).to(tl.float32)
     A = -tl.exp(tl.load(A_log + head).to(tl.float32))

@@ -1,8 +1,7 @@
 """The gated norm of a mixer for all tokens, forward and backward: see ``aimamba.ops.norm.rms.gated_rms_norm``.
 
-A program of the forward kernel handles one token, one of the backward kernel several, whose shares of the gradient of
-the scale it adds up. The gate is read from, and its gradient written to, the first features of the input projection's
-output.
+A program handles some tokens, one after the other; the backward kernel adds up their shares of the gradient of the
+scale. The gate is read from, and its gradient written to, the first features of the input projection's output.
 
 Shape letters: M tokens, E inner width, Z projected features.
 """
@@ -18,36 +17,41 @@ from torch import Tensor
 from aimamba.ops.norm.triton.sequence import Launch
 from aimamba.ops.triton.functions import silu
 
-FORWARD = Launch(tokens=1, warps=4)
-BACKWARD = Launch(tokens=16, warps=8)
+FORWARD = Launch(tokens=1, warps=4, stages=1)  # these two as measured on an H200, see docs/log.md
+BACKWARD = Launch(tokens=16, warps=4, stages=3)
 
 
 @triton.jit
 @no_type_check
-def _forward_kernel(y, projected, weight, out, inverses, eps, Z: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64)
+def _gated_norm_kernel(
+    y, projected, weight, out, inverses, eps, M,
+    Z: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     column = tl.arange(0, WIDE)
     inside = column < E
-    z = tl.load(projected + token * Z + column, mask=inside, other=0.0).to(tl.float32)
-    gated = tl.load(y + token * E + column, mask=inside, other=0.0).to(tl.float32) * silu(z)
-    inverse = tl.rsqrt(tl.sum(gated * gated, axis=0) / E + eps)
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * E + column, (gated * inverse * scale).to(out.dtype.element_ty), mask=inside)
-    tl.store(inverses + token, inverse)
+    first = tl.program_id(0).to(tl.int64) * TOKENS
+    for token in tl.range(tl.minimum(TOKENS, M - first), num_stages=STAGES):
+        place = first + token
+        z = tl.load(projected + place * Z + column, mask=inside, other=0.0).to(tl.float32)
+        gated = tl.load(y + place * E + column, mask=inside, other=0.0).to(tl.float32) * silu(z)
+        inverse = tl.rsqrt(tl.sum(gated * gated, axis=0) / E + eps)
+        tl.store(out + place * E + column, (gated * inverse * scale).to(out.dtype.element_ty), mask=inside)
+        tl.store(inverses + place, inverse)
 
 
 @triton.jit
 @no_type_check
-def _backward_kernel(
+def _gated_norm_backward_kernel(
     dout, y, projected, weight, inverses, dy, dprojected, sums, M,
-    Z: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr,
+    Z: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, WIDE)
     inside = column < E
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros((WIDE,), dtype=tl.float32)
     first = tl.program_id(0).to(tl.int64) * TOKENS
-    for token in range(tl.minimum(TOKENS, M - first)):
+    for token in tl.range(tl.minimum(TOKENS, M - first), num_stages=STAGES):
         place = first + token
         z = tl.load(projected + place * Z + column, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(y + place * E + column, mask=inside, other=0.0).to(tl.float32)
@@ -82,9 +86,9 @@ def gated_rms_norm(
     """
     batch, length, inner = y.shape
     out, inverses = torch.empty_like(y), torch.empty(batch, length, dtype=torch.float32, device=y.device)
-    _forward_kernel[(batch * length,)](
-        y, projected, weight, out, inverses, eps, projected.shape[2], inner, triton.next_power_of_2(inner),
-        num_warps=launch.warps,
+    _gated_norm_kernel[(triton.cdiv(batch * length, launch.tokens),)](
+        y, projected, weight, out, inverses, eps, batch * length,
+        projected.shape[2], inner, triton.next_power_of_2(inner), launch.tokens, launch.stages, num_warps=launch.warps,
     )  # fmt: skip
     return out, inverses
 
@@ -107,8 +111,8 @@ def gated_rms_norm_backward(
     batch, length, inner = y.shape
     programs = triton.cdiv(batch * length, launch.tokens)
     dy, sums = torch.empty_like(y), torch.empty(programs, inner, dtype=torch.float32, device=y.device)
-    _backward_kernel[(programs,)](
+    _gated_norm_backward_kernel[(programs,)](
         dout, y, projected, weight, inverses, dy, dprojected, sums, batch * length,
-        projected.shape[2], inner, triton.next_power_of_2(inner), launch.tokens, num_warps=launch.warps,
+        projected.shape[2], inner, triton.next_power_of_2(inner), launch.tokens, launch.stages, num_warps=launch.warps,
     )  # fmt: skip
     return dy, sums.sum(dim=0)

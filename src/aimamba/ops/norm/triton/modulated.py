@@ -1,7 +1,8 @@
 """Add, normalise and modulate between two blocks for all tokens: see ``aimamba.ops.norm.modulated``.
 
-One Triton kernel forward and two backward: the first handles a few tokens a program and adds up their shares of the
-gradients of gate, shift and scale, the second adds up those of a row. Results are the same in every run.
+One Triton kernel forward and two backward: a program handles a few tokens of a row, one after the other. The first
+backward kernel adds up their shares of the gradients of gate, shift and scale, the second adds up those of a row.
+Results are the same in every run.
 
 Shape letters: B rows, L tokens, D width, G parts that the tokens of a row come in.
 """
@@ -17,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from aimamba.ops.norm.triton.sequence import Launch
 
-FORWARD = Launch(tokens=1, warps=4)
-BACKWARD = Launch(tokens=16, warps=4)
+FORWARD = Launch(tokens=1, warps=4, stages=1)  # these two as measured on an H200, see docs/log.md
+BACKWARD = Launch(tokens=16, warps=8, stages=3)
 _COLUMNS = 128  # of a program that adds up parts
 
 
@@ -30,32 +31,36 @@ def _load(pointer, column, inside):
 
 @triton.jit
 @no_type_check
-def _forward_kernel(
+def _modulated_norm_kernel(
     residual, mixed, gate, weight, scale, shift, new_residual, hidden, inverses,
     L, gate_stride, scale_stride, shift_stride, eps,
-    D: tl.constexpr, WIDE: tl.constexpr, ADD: tl.constexpr,
+    D: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    row = token // L
+    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, WIDE)
     inside = column < D
-    x = _load(residual + token * D, column, inside)
-    if ADD:
-        x += _load(gate + row * gate_stride, column, inside) * _load(mixed + token * D, column, inside)
-        tl.store(new_residual + token * D + column, x, mask=inside)
-    inverse = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
     factor = _load(weight, column, inside) * (1 + _load(scale + row * scale_stride, column, inside))
-    y = x * inverse * factor + _load(shift + row * shift_stride, column, inside)
-    tl.store(hidden + token * D + column, y.to(hidden.dtype.element_ty), mask=inside)
-    tl.store(inverses + token, inverse)
+    offset = _load(shift + row * shift_stride, column, inside)
+    if ADD:
+        opening = _load(gate + row * gate_stride, column, inside)
+    for index in tl.range(tl.minimum(TOKENS, L - part * TOKENS), num_stages=STAGES):
+        token = row * L + part * TOKENS + index
+        x = _load(residual + token * D, column, inside)
+        if ADD:
+            x += opening * _load(mixed + token * D, column, inside)
+            tl.store(new_residual + token * D + column, x, mask=inside)
+        inverse = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
+        y = x * inverse * factor + offset
+        tl.store(hidden + token * D + column, y.to(hidden.dtype.element_ty), mask=inside)
+        tl.store(inverses + token, inverse)
 
 
 @triton.jit
 @no_type_check
-def _backward_kernel(
+def _modulated_norm_backward_kernel(
     dhidden, dnew, residual, mixed, gate, weight, scale, inverses, dresidual, dmixed, sums,
     L, gate_stride, scale_stride,
-    D: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, ADD: tl.constexpr,
+    D: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, WIDE)
@@ -66,7 +71,7 @@ def _backward_kernel(
     dshift = tl.zeros((WIDE,), dtype=tl.float32)
     dfactor = tl.zeros((WIDE,), dtype=tl.float32)
     dgate = tl.zeros((WIDE,), dtype=tl.float32)
-    for index in range(tl.minimum(TOKENS, L - part * TOKENS)):
+    for index in tl.range(tl.minimum(TOKENS, L - part * TOKENS), num_stages=STAGES):
         token = row * L + part * TOKENS + index
         inverse = tl.load(inverses + token)
         gradient = _load(dhidden + token * D, column, inside)
@@ -89,7 +94,7 @@ def _backward_kernel(
 
 @triton.jit
 @no_type_check
-def _sum_kernel(
+def _modulation_sums_kernel(
     sums, weight, scale, dshift, dscale, dgate, dweights, parts, scale_stride,
     D: tl.constexpr, WIDE_G: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +129,6 @@ def residual_modulated_norm(
     """Compute ``aimamba.ops.norm.modulated.residual_modulated_norm``, the second result in ``dtype``.
 
     The residual must be float32.
-
     """
     if torch.compiler.is_compiling():
         new_residual, hidden, _ = _operator(residual, mixed, gate, weight, scale, shift, dtype, eps)
@@ -164,10 +168,10 @@ def normalise(
     add = mixed is not None
     mixed, gate = (mixed.contiguous(), _rows(gate)) if mixed is not None and gate is not None else (residual, shift)
     with torch.cuda.device_of(residual):
-        _forward_kernel[(batch * length,)](
+        _modulated_norm_kernel[(triton.cdiv(length, launch.tokens), batch)](
             residual, mixed, gate, weight, scale, shift, new_residual, hidden, inverses,
             length, gate.stride(0), scale.stride(0), shift.stride(0), eps,
-            width, triton.next_power_of_2(width), add, num_warps=launch.warps,
+            width, triton.next_power_of_2(width), launch.tokens, launch.stages, add, num_warps=launch.warps,
         )  # fmt: skip
     return new_residual, hidden, inverses
 
@@ -204,12 +208,12 @@ def normalise_backward(
     sums = residual.new_empty(batch, parts, 3, width)
     dweights = residual.new_empty(batch, width)
     with torch.cuda.device_of(residual):
-        _backward_kernel[(parts, batch)](
+        _modulated_norm_backward_kernel[(parts, batch)](
             dhidden, dnew if add else unused, residual, mixed if add else unused, opening, weight, scale, inverses,
             dresidual, dmixed, sums, length, opening.stride(0), scale.stride(0),
-            width, triton.next_power_of_2(width), launch.tokens, add, num_warps=launch.warps,
+            width, triton.next_power_of_2(width), launch.tokens, launch.stages, add, num_warps=launch.warps,
         )  # fmt: skip
-        _sum_kernel[(triton.cdiv(width, _COLUMNS), batch)](
+        _modulation_sums_kernel[(triton.cdiv(width, _COLUMNS), batch)](
             sums, weight, scale, dshift, dscale, dgate, dweights, parts, scale.stride(0),
             width, triton.next_power_of_2(parts), _COLUMNS, add, num_warps=4,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 A program handles one row. With ``overlap`` a kernel starts while the one before it still runs (programmatic dependent
 launch); until it has waited for that one, it reads only weights, shift, scale and gate.
 
-Shape letters: B rows, D width, G partial sums.
+Shape letters: B rows, D width, G partial sums, S parts of a product.
 """
 
 from typing import NamedTuple, no_type_check
@@ -34,11 +34,11 @@ def _normalise(x, weight, D: tl.constexpr, eps):
 
 @triton.jit
 @no_type_check
-def _kernel(
+def _norm_step_kernel(
     residual, norm_weight, final_weight, shift, scale, mixed, gate, squares, hidden,
     shift_stride, scale_stride, gate_stride, parts, inner, eps,
     D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-    ADD: tl.constexpr, DIVIDE: tl.constexpr, FINAL: tl.constexpr, OVERLAP: tl.constexpr,
+    ADD: tl.constexpr, SPLITS: tl.constexpr, DIVIDE: tl.constexpr, FINAL: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -59,7 +59,11 @@ def _kernel(
             part = tl.arange(0, PARTS)
             total = tl.sum(tl.load(squares + row * parts + part, mask=part < parts, other=0.0), axis=0)
             factor *= tl.rsqrt(total / inner + eps)
-        x += factor * tl.load(mixed + row * D + column, mask=inside, other=0.0).to(tl.float32)
+        added = tl.zeros((BLOCK,), dtype=tl.float32)
+        for part in tl.static_range(SPLITS):
+            place = (part * tl.num_programs(0) + row) * D
+            added += tl.load(mixed + place + column, mask=inside, other=0.0).to(tl.float32)
+        x += factor * added
         tl.store(residual + row * D + column, x, mask=inside)
     y = _normalise(x, weight, D, eps)
     if FINAL:
@@ -74,7 +78,7 @@ def residual_norm_step(
     shift: Float[Tensor, "b d"],
     scale: Float[Tensor, "b d"],
     *,
-    mixed: Float[Tensor, "b d"] | None = None,
+    mixed: Float[Tensor, "*s b d"] | None = None,
     gate: Float[Tensor, "b d"] | None = None,
     squares: Float[Tensor, "b g"] | None = None,
     inner: int = 1,
@@ -92,12 +96,13 @@ def residual_norm_step(
     parts = 1 if squares is None else squares.shape[1]
     gate = shift if gate is None else gate  # any pointer will do for what is not read
     options = overlap_options(residual, overlap)
-    _kernel[(rows,)](
+    _norm_step_kernel[(rows,)](
         residual, norm_weight, norm_weight if final_weight is None else final_weight,
         shift, scale, shift if mixed is None else mixed, gate, residual if squares is None else squares, hidden,
         shift.stride(0), scale.stride(0), gate.stride(0), parts, inner, eps,
         width, triton.next_power_of_2(width), triton.next_power_of_2(parts),
-        mixed is not None, squares is not None, final_weight is not None, bool(options),
+        mixed is not None, len(mixed) if mixed is not None and mixed.ndim > residual.ndim else 1,
+        squares is not None, final_weight is not None, bool(options),
         num_warps=launch.warps, **options,
     )  # fmt: skip
     return hidden

@@ -7,9 +7,11 @@ class Launch(NamedTuple):
     """How a kernel is launched on the device. Changes speed, and results by no more than rounding.
 
     Attributes:
-        tokens: Tokens of a program; the forward kernel takes one.
+        tokens: Tokens of a program, one after the other.
         warps: Warps of a program.
+        stages: Tokens that are on their way from memory while one is computed.
     """
 
     tokens: int
     warps: int
+    stages: int

@@ -36,7 +36,7 @@ def _kth_largest(x, k, inside):
 
 @triton.jit
 @no_type_check
-def _kernel(
+def _guided_sample_kernel(
     logits, unconditional_rows, scales, uniforms, temperatures, temperature, ks, k, tokens,
     V: tl.constexpr, BLOCK: tl.constexpr, GUIDED: tl.constexpr, TEMPERATURES: tl.constexpr, KS: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -92,7 +92,7 @@ def guided_sample(
     # Numbers are passed to the kernel by value, tensors as pointers; any pointer will do for what is not read.
     temperatures = temperature if isinstance(temperature, Tensor) else None
     ks = top_k if isinstance(top_k, Tensor) else None
-    _kernel[(len(tokens),)](
+    _guided_sample_kernel[(len(tokens),)](
         logits.contiguous(),
         uniform if unconditional_rows is None else unconditional_rows,
         uniform if scale is None else scale,

@@ -17,7 +17,7 @@ from aimamba.ops.ssd import reference
 
 LOWEST_LOG_DECAY = tl.constexpr(reference.LOWEST_LOG_DECAY)
 SMALLEST_TILE = 16  # the smallest side of a matrix product
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class Launch(NamedTuple):
@@ -79,7 +79,7 @@ def store_tile(pointer, tile, place, stride, column, rows, columns):
 @no_type_check
 def product(left, right):
     """Multiply matrices, with sums in float32; float32 inputs are not narrowed."""
-    if _INTERPRETED:  # the interpreter would multiply the bits of bfloat16 as integers
+    if INTERPRETED:  # the interpreter would multiply the bits of bfloat16 as integers
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, input_precision="ieee")
 

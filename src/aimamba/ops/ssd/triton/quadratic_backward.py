@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aimamba.ops.ssd.triton.forward import LOWEST_LOG_DECAY, decay_between, load_tile, product, store_tile, tile
-from aimamba.ops.ssd.triton.quadratic import LAUNCHES, Launches, Steps, load_pair
+from aimamba.ops.ssd.triton.quadratic import LAUNCHES, Launch, Launches, Steps, load_pair
 
 
 @triton.jit
@@ -62,6 +62,38 @@ def _inputs_kernel(
 
 @triton.jit
 @no_type_check
+def _add_heads(
+    sums, similar, active, dt, total, dy, later, earlier, row, i, j, first, L, T,
+    C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr, Q: tl.constexpr,
+    WIDE_T: tl.constexpr, GROUP: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """Add a pair of tiles' gradients of some heads to ``sums``, and store what follows for their log-decays."""
+    token, channel, middle = tl.arange(0, Q), tl.arange(0, WIDE_P), tl.arange(0, WIDE_T)
+    for head in range(first, first + GROUP):
+        own = (row * H + head) * T * Q
+        steps = tl.load(dt + own + j * Q + token)
+        running = tl.load(total + own + i * Q + token)
+        start = tl.load(total + own + j * Q + token)
+        gradient = load_tile(dy + row * L * H * P + head * P, i * Q + token, H * P, channel, L, P)
+        inputs = load_tile(active + row * L * C + head * P, j * Q + token, C, channel, L, P)
+        shares = product(gradient, tl.trans(inputs))
+        if APART:  # the decay is one up to the end of the tile before i, times one from there; none is above 1
+            ends = tl.load(total + own + middle * Q + Q - 1, mask=(middle >= j) & (middle < i), other=0.0)
+            shares *= tl.exp(running)[:, None] * (tl.exp(tl.sum(ends, axis=0) - start) * steps)[None, :]
+            sums += shares
+        else:
+            between = tl.where(token[:, None] >= token[None, :], running[:, None] - start[None, :], -float("inf"))
+            shares *= tl.exp(between) * steps[None, :]
+            sums += shares
+            shares = tl.where(token[:, None] > token[None, :], shares, 0.0)
+        shares *= similar
+        tl.store(later + (own + i * Q + token) * T + j, tl.sum(shares, axis=1))
+        tl.store(earlier + (own + j * Q + token) * T + i, tl.sum(shares, axis=0))
+    return sums
+
+
+@triton.jit
+@no_type_check
 def _pairs_kernel(
     active, tiles, dt, total, dy, dtiles, later, earlier, L, T,
     C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr, Q: tl.constexpr,
@@ -69,30 +101,23 @@ def _pairs_kernel(
 ):  # fmt: skip
     i, j = tl.program_id(0) // T, tl.program_id(0) % T
     group, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    token = tl.arange(0, Q)
     if j <= i:
-        token, channel, middle = tl.arange(0, Q), tl.arange(0, WIDE_P), tl.arange(0, WIDE_T)
-        apart = i > j
-        causal = (token[:, None] >= token[None, :]) | apart
-        below = (token[:, None] > token[None, :]) | apart
         similar = load_pair(tiles + row * T * T * Q * Q, i, j, T, Q).to(tl.float32)
-        dsimilar = tl.zeros((Q, Q), dtype=tl.float32)
-        for head in range(group * GROUP, group * GROUP + GROUP):
-            own = (row * H + head) * T * Q
-            # From the tokens of tile j to the end of the tile before i.
-            ends = tl.load(total + own + middle * Q + Q - 1, mask=(middle >= j) & (middle < i), other=0.0)
-            rest = tl.sum(ends, axis=0) - tl.load(total + own + j * Q + token)
-            steps = tl.load(dt + own + j * Q + token)
-            running = tl.load(total + own + i * Q + token)
-            gradient = load_tile(dy + row * L * H * P + head * P, i * Q + token, H * P, channel, L, P)
-            inputs = load_tile(active + row * L * C + head * P, j * Q + token, C, channel, L, P)
-            decay = tl.exp(tl.where(causal, running[:, None] + rest[None, :], -float("inf")))
-            shares = product(gradient, tl.trans(inputs)) * decay * steps[None, :]
-            dsimilar += shares
-            shares = tl.where(below, shares * similar, 0.0)
-            tl.store(later + (own + i * Q + token) * T + j, tl.sum(shares, axis=1))
-            tl.store(earlier + (own + j * Q + token) * T + i, tl.sum(shares, axis=0))
+        sums = tl.zeros((Q, Q), dtype=tl.float32)
+        first = group * GROUP
+        if j < i:
+            sums = _add_heads(
+                sums, similar, active, dt, total, dy, later, earlier, row, i, j, first, L, T,
+                C, H, P, WIDE_P, Q, WIDE_T, GROUP, True,
+            )  # fmt: skip
+        else:
+            sums = _add_heads(
+                sums, similar, active, dt, total, dy, later, earlier, row, i, j, first, L, T,
+                C, H, P, WIDE_P, Q, WIDE_T, GROUP, False,
+            )  # fmt: skip
         place = (((group * tl.num_programs(2) + row) * T + i) * T + j) * Q * Q + token[:, None] * Q + token[None, :]
-        tl.store(dtiles + place, dsimilar)
+        tl.store(dtiles + place, sums)
 
 
 @triton.jit
@@ -193,22 +218,10 @@ def ssd_quadratic_backward(
     launches = launches or LAUNCHES[active.dtype]
     batch, length, channels = active.shape
     inner, heads, count, tokens = dy.shape[2], len(skip), tiles.shape[1], tiles.shape[-1]
-    width, states = inner // heads, (channels - inner) // 2
-    sizes = channels, heads, width, tile(width), tokens
-    wide_count = triton.next_power_of_2(count)
+    states, wide_count = (channels - inner) // 2, triton.next_power_of_2(count)
     dactive, ddt = torch.empty_like(active), torch.empty_like(steps.dt)
-    dskip = ddt.new_empty(batch, heads, count)
-    _inputs_kernel[(count, heads, batch)](
-        active, tiles, *steps, skip, dy, dactive, ddt, dskip, length, count, *sizes,
-        num_warps=launches.inputs.warps, num_stages=launches.inputs.stages,
-    )  # fmt: skip
-    group = max(each for each in range(1, min(heads, launches.pair_heads) + 1) if heads % each == 0)
-    dtiles = ddt.new_empty(heads // group, *tiles.shape)
-    later, earlier = ddt.new_empty(2, *ddt.shape, count).unbind()
-    _pairs_kernel[(count * count, heads // group, batch)](
-        active, tiles, *steps, dy, dtiles, later, earlier, length, count, *sizes, wide_count, group,
-        num_warps=launches.pairs.warps, num_stages=launches.pairs.stages,
-    )  # fmt: skip
+    dskip = gradient_of_inputs(dy, active, tiles, steps, skip, dactive, ddt, launches.inputs)
+    dtiles, later, earlier = gradient_of_pairs(dy, active, tiles, steps, launches)
     _projections_kernel[(count, 2, batch)](
         active, dtiles, dactive, length, count, len(dtiles), channels, inner, states, tile(states), tokens, num_warps=4
     )
@@ -218,3 +231,44 @@ def ssd_quadratic_backward(
         projected.shape[2], projected.shape[2] - heads, heads, tokens, wide_count, num_warps=1,
     )  # fmt: skip
     return dactive, Gradients(*sums.sum(dim=0).unbind())
+
+
+def gradient_of_inputs(
+    dy: Tensor, active: Tensor, tiles: Tensor, steps: Steps, skip: Tensor, dactive: Tensor, ddt: Tensor, launch: Launch
+) -> Float[Tensor, "b h t"]:
+    """Write the gradient of x into ``dactive`` and that of each step, but for its decay, into ``ddt``.
+
+    Returns:
+        The gradient of the skip from each tile.
+    """
+    batch, heads, _ = steps.dt.shape
+    count, tokens, width = tiles.shape[1], tiles.shape[-1], dy.shape[2] // heads
+    dskip = ddt.new_empty(batch, heads, count)
+    _inputs_kernel[(count, heads, batch)](
+        active, tiles, *steps, skip, dy, dactive, ddt, dskip, active.shape[1], count,
+        active.shape[2], heads, width, tile(width), tokens, num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return dskip
+
+
+def gradient_of_pairs(
+    dy: Tensor, active: Tensor, tiles: Tensor, steps: Steps, launches: Launches
+) -> tuple[Float[Tensor, "g b t t q q"], Float[Tensor, "b h l t"], Float[Tensor, "b h l t"]]:
+    """Compute the gradients of the similarities, summed over each group of heads, and what follows from all pairs.
+
+    Returns:
+        The gradients, in tiles as ``similarities`` makes them; and for every token and head its sums over the tokens of
+        each earlier tile, and of each later one, of ``shares``, the gradient of a log-decay that one pair adds.
+    """
+    batch, heads, _ = steps.dt.shape
+    count, tokens, width = tiles.shape[1], tiles.shape[-1], dy.shape[2] // heads
+    most = max(1, heads // launches.pair_groups)
+    group = max(each for each in range(1, most + 1) if heads % each == 0)
+    dtiles = steps.dt.new_empty(heads // group, *tiles.shape)
+    later, earlier = steps.dt.new_empty(2, *steps.dt.shape, count).unbind()
+    _pairs_kernel[(count * count, heads // group, batch)](
+        active, tiles, *steps, dy, dtiles, later, earlier, active.shape[1], count,
+        active.shape[2], heads, width, tile(width), tokens, triton.next_power_of_2(count), group,
+        num_warps=launches.pairs.warps, num_stages=launches.pairs.stages,
+    )  # fmt: skip
+    return dtiles, later, earlier
