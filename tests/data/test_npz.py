@@ -35,6 +35,12 @@ def test_what_numpy_writes_is_read_in_a_stream(tmp_path, pixels, save):
     assert source.labels.tolist() == [6, 5, 4, 3, 2, 1, 0]
 
 
+def test_a_file_of_statistics_has_no_images(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=np.zeros(2), sigma=np.eye(2))
+    source = open_source(str(tmp_path / "s.npz"))
+    assert (len(source), list(source.batches(3))) == (0, [])
+
+
 def test_an_interrupted_file_is_absent(tmp_path, pixels):
     def batches():
         yield pixels(2)

@@ -98,6 +98,8 @@ def test_a_path_that_exists_goes_before_a_name(tmp_path):
         ("x" * 5000, "no such file, folder or named set"),
         ("avatars:train:", r"expected a number of images .* as in avatars:train:10, got ''"),
         ("avatars:train:-1", "got '-1'"),
+        ("avatars:train:" + "1" * 5000, "expected a number of images"),
+        ("avatars-1" + "9" * 5000, "no such file, folder or named set"),
         ("photos:held-out:0", "got '0'"),
         ("photos:train:many", "got 'many'"),
         ("s.npz:held-out", r"a file has no classes or splits to choose from; give s\.npz alone"),

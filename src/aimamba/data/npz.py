@@ -119,7 +119,9 @@ class NpzImages(Images):
         return self.take([index])[0]
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-        """Yield all images in order, in one pass through the file."""
+        """Yield all images in order, in one pass through the file; none of a file of statistics."""
+        if not self._count:
+            return
         with self._open() as file:
             _read_header(file)
             for start in range(0, self._count, batch_size):

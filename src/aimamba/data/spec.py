@@ -33,8 +33,9 @@ FASHION_SIDES = (28, 32)
 """Sides of Fashion-MNIST's images in pixels, without and with a margin."""
 
 _EXPECTED = "expected a folder, an .npz file, avatars or fashion-mnist"
-_NAMED = re.compile(rf"({'|'.join(NAMES)})(?:-(\d+))?(?::(.*))?", re.DOTALL)
+_NAMED = re.compile(rf"({'|'.join(NAMES)})(?:-([0-9]{{1,9}}))?(?::(.*))?", re.DOTALL)
 _SPLIT = re.compile(r"(.*):(train|held-out|all)(?::([^:]*))?", re.DOTALL)
+_AMOUNT = re.compile("[0-9]{1,18}")
 _IDX_FILE = re.compile(r"(train|t10k)-images-idx3-ubyte(\.gz)?")
 
 
@@ -145,7 +146,7 @@ def _cut_split(text: str) -> tuple[str, Split | None, int | None]:
     if found is None:
         return text, None, None
     body, split, amount = found.groups()
-    if amount is not None and not (amount.isascii() and amount.isdigit() and int(amount) > 0):
+    if amount is not None and not (_AMOUNT.fullmatch(amount) and int(amount) > 0):
         raise DataError(
             f"{text}: expected a number of images of each class after {split}, as in {body}:{split}:10, got {amount!r}"
         )

@@ -13,6 +13,7 @@ from PIL.Image import Resampling, Transpose
 from aimamba.data.bit_depth import check_colour, read_depth, scale_grey
 from aimamba.errors import DataError
 
+_LONGEST = 64  # times its shorter side an image may be long to be resized whole
 _MOST_PIXELS = 1 << 28  # more than any image that Pillow opens
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _UPRIGHT = {
@@ -37,7 +38,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image: An image that ``Image.open`` returned, loaded or not.
 
     Returns:
-        A new image of mode ``"RGB"``.
+        An image of mode ``"RGB"``: ``image`` itself where nothing has to change.
 
     Raises:
         OSError: The file is truncated or damaged.
@@ -54,8 +55,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(layer, mask=layer.getchannel("A"))
-    elif image.mode != "RGB" or turn is None:
-        image = image.convert("RGB")  # a copy where the mode is right already
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
 
@@ -89,8 +90,18 @@ def too_narrow(extent: tuple[int, int], size: int) -> str | None:
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize to ``size`` and crop the square in the middle: the view that every evaluation uses."""
-    image = resize(image, size)
+    image = resize(_middle(image, size), size)
     return _square(image, (image.width - size) // 2, (image.height - size) // 2, size)
+
+
+def _middle(image: Image.Image, size: int) -> Image.Image:
+    """Return the middle of an image that is so long that scaling all of it down to ``size`` would take seconds."""
+    most = _LONGEST * min(image.size)
+    if min(image.size) < size or max(image.size) <= most:
+        return image
+    width, height = (min(side, most) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def random_crop(
@@ -109,7 +120,7 @@ def random_crop(
         RGB image of ``size`` x ``size``.
     """
     shorter = int(rng.integers(math.ceil(size / most), math.ceil(size / least), endpoint=True))
-    image = resize(image, shorter)
+    image = resize(_middle(image, shorter), shorter)
     top = int(rng.integers(image.height - size, endpoint=True))
     left = int(rng.integers(image.width - size, endpoint=True))
     return _square(image, left, top, size)

@@ -139,7 +139,7 @@ def perceptual_loss(source: str | Path = "lite0", *, smallest_side: int = 128) -
     return lpips_vgg16(source)
 
 
-_CONVOLUTION = re.compile(r"(?:features|net\.slice[1-5])\.(\d+)\.(weight|bias)")
+_CONVOLUTION = re.compile(r"(?:features|net\.slice[1-5])\.([0-9]{1,3})\.(weight|bias)")
 _LINEAR = re.compile(r"lin([0-4])\.model\.1\.weight")
 _NOT_NEEDED = re.compile(
     r"classifier\.\d\.(weight|bias)"  # torchvision's, after the convolutions

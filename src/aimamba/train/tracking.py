@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -79,10 +80,15 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Append a line and flush it. NaN and infinity become ``null``, because JSON has neither."""
+        """Append a line and flush it; a held-out one is on disk afterwards, with all before it.
+
+        NaN and infinity become ``null``, because JSON has neither.
+        """
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
         self._file.flush()
+        if split != "train":
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsFile":
         return self
