@@ -58,8 +58,9 @@ def _label(each: dict[str, Any]) -> str:
 def _sampling(found: list[dict[str, Any]]) -> "Figure":
     """Seconds per image as bars, the fastest on top, one panel per batch size; a red line marks each floor."""
     batches = sorted({each["batch"] for each in found})
+    several = len({each["size"] for each in found}) > 1
     figure, panels = _panels(len(batches))
-    figure.set_size_inches(6.5 * len(batches), 0.8 + 0.3 * max(len(_of(found, batch)) for batch in batches))
+    figure.set_size_inches(6.5 * len(batches), 1.0 + 0.3 * max(len(_of(found, batch)) for batch in batches))
     for axes, batch in zip(panels, batches, strict=True):
         rows = sorted(_of(found, batch), key=lambda each: -each["seconds_per_picture"]["median"])
         heights, seconds = range(len(rows)), [each["seconds_per_picture"]["median"] for each in rows]
@@ -70,8 +71,9 @@ def _sampling(found: list[dict[str, Any]]) -> "Figure":
             axes.plot([floor, floor], [height - 0.35, height + 0.35], color="C3", linewidth=2)
         for height, taken in zip(heights, seconds, strict=True):
             axes.annotate(f" {taken:.3g}", (taken, height), va="center", fontsize="small")
-        axes.set_yticks(heights, [_label(each) for each in rows], fontsize="small")
-        axes.set_xlabel("seconds per guided image (red line: lower bound)")
+        labels = [_label(each) + (f", {each['size']}" if several else "") for each in rows]
+        axes.set_yticks(heights, labels, fontsize="small")
+        axes.set_xlabel("seconds per guided image" + (" (red line: lower bound)" if floors else ""))
         axes.set_title(f"batch {batch}", fontsize="medium")
         axes.set_xlim(0, 1.12 * max(seconds))
     return figure

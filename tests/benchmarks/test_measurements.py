@@ -126,10 +126,9 @@ def test_layouts_are_measured_where_chosen():
 
 def test_the_most_telling_figures_of_a_gpu():
     figures = plan("cuda", telling=True)
-    assert [(each.section, each.size, each.batch) for each in figures[:2]] == [
-        ("sampling", "aim-xl", 64),
-        ("training", "aim-b", 32),
-    ]
+    first = {each.section: (each.size, each.batch) for each in reversed(figures)}
+    assert list(dict.fromkeys(each.section for each in figures))[:2] == ["sampling", "training"]
+    assert (first["sampling"], first["training"]) == (("aim-xl", 64), ("aim-b", 32))
     assert {each.subject for each in figures if each.section in ("sampling", "training")} == {"aim"}, "no peer is named"
     assert len({json.dumps(each.identity) for each in figures}) == len(figures)
     paths = {"official": "AiM", "llamagen": "LlamaGen"}
