@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from aimamba.config import check, first_difference, to_mapping
 from aimamba.data.cache import store_array
-from aimamba.data.codes import LARGEST_CODEBOOK, CodeSet, encode_views, view_names
+from aimamba.data.codes import LARGEST_CODEBOOK, CodeSet, encode_views, out_of_range, view_names
 from aimamba.data.codes_meta import META_FILE, REMEDY, CodesMeta, read_meta
 from aimamba.data.content import content_hash
 from aimamba.data.folder import ImageFolder
@@ -30,6 +30,7 @@ from aimamba.files import write_atomically
 from aimamba.models import VQModel
 
 LABELS_FILE = "labels.npy"
+_CHECKED_AT_ONCE = 1 << 28  # bytes
 
 
 def fingerprint(tokenizer: VQModel) -> str:
@@ -174,6 +175,9 @@ def open_code_splits(folder: Path, tokenizer: VQModel | None = None) -> CodeSpli
 def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMeta, CodeSet]:
     """Open the codes of one split, memory-mapped.
 
+    Codes of up to 256 MiB are read and checked at once. Of more the first and the last image of every shard are, and
+    the others when they are taken: reading them all would take a start of a run minutes.
+
     Args:
         folder: The folder of the split.
         tokenizer: Refuse codes that another tokenizer made.
@@ -213,13 +217,14 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
         shard = _read_shard(folder / name, meta, stop - start)
         if shard is None:
             raise DataError(f"{folder / name}: missing or cut short; run the same 'aimamba encode' again to finish it")
-        if meta.codebook_size < LARGEST_CODEBOOK and (largest := int(shard.max())) >= meta.codebook_size:
-            raise DataError(
-                f"{folder / name}: codes must lie in 0 to {meta.codebook_size - 1}, got {largest}; remove this file "
-                "and run the same 'aimamba encode' again"
-            )
         shards.append(shard)
-    return meta, CodeSet(shards, np.array(labels))
+    whole = sum(shard.nbytes for shard in shards) <= _CHECKED_AT_ONCE
+    if meta.codebook_size < LARGEST_CODEBOOK:
+        for shard, (name, _, _) in zip(shards, meta.shards(), strict=True):
+            largest = int((shard if whole else shard[[0, -1]]).max())
+            if largest >= meta.codebook_size:
+                raise out_of_range(folder / name, largest, meta.codebook_size)
+    return meta, CodeSet(shards, np.array(labels), codebook_size=None if whole else meta.codebook_size)
 
 
 def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
