@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import queue
 import shutil
 import sys
 import tempfile
@@ -46,7 +47,9 @@ def write_codes(folder: Path, *, images: int, views: int, seed: int, progress: b
     folder.mkdir(parents=True)
     store_array(folder / LABELS_FILE, rng.integers(0, _CLASSES, images))
     (folder / META_FILE).write_text(json.dumps(to_mapping(meta)), encoding="utf-8")
-    for name, start, stop in tqdm(list(meta.shards()), desc="writing", unit="shard", disable=not progress):
+    for name, start, stop in tqdm(
+        list(meta.shards()), desc="writing", unit="shard", mininterval=5, disable=not progress
+    ):
         shape = (stop - start, views, _GRID[0] * _GRID[1])
         store_array(folder / name, rng.integers(0, _CODEBOOK, shape, dtype=np.uint16))
     return meta
@@ -75,7 +78,7 @@ def read_slices(folder: Path, rank: int, ranks: int, batch: int, seconds: float,
     """Read one rank's slices of every batch, from when all ranks are ready; put what came of it."""
     train = open_code_splits(folder).train
     share = batch // ranks
-    slices = train.batches(batch_size=share, seed=0, start=rank * share, step=batch)
+    slices = train.batches(batch_size=share, seed=0, start=rank * share, stride=batch)
     next(slices)
     ready.wait()
     before, began, tokens, steps = _private_memory(), time.perf_counter(), 0, 0
@@ -100,7 +103,14 @@ def read_all(folder: Path, *, ranks: int, batch: int, seconds: float) -> list[di
     readers = [context.Process(target=read_slices, args=(folder, rank, *rest)) for rank in range(ranks)]
     for reader in readers:
         reader.start()
-    found = [results.get(timeout=seconds + 600) for _ in readers]
+    found = []
+    while len(found) < ranks:
+        try:
+            found.append(results.get(timeout=1))
+        except queue.Empty:
+            if any(reader.exitcode for reader in readers):
+                ready.abort()
+                raise RuntimeError("a reader has ended with an error, see above") from None
     for reader in readers:
         reader.join()
     return found

@@ -30,6 +30,13 @@ def test_a_generator(planned):
     )
 
 
+def test_a_rate_that_several_processes_cannot_reach(planned):
+    note = "note: several processes cannot record a CUDA graph, so they will be slower than that"
+    lines = {gpus: planned("aim-b-imagenet256", "--gpus", str(gpus), "--gpu", "h200-141gb") for gpus in (1, 2)}
+    assert note not in lines[1]
+    assert note in lines[2]
+
+
 def test_changed_settings_reach_the_command(planned):
     options = ["--gpus", "1", "--data", "my codes", "--batch-size", "32", "--steps", "10"]
     lines = planned("aim-b-imagenet256", *options, "--set", "model.num_blocks=2", "--set", "task.checkpointing=true")

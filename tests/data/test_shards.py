@@ -423,9 +423,7 @@ def many(tmp_path, monkeypatch):
 def test_codes_of_a_large_set_are_checked_when_they_are_taken(many):
     _, codes = open_codes(many)
     assert codes.take([0, 4096 + 300], [0, 0]).shape == (2, 256)
-    with one_line_error(
-        DataError, match=r"codes-00001\.npy: codes must lie in 0 to 16383, got 20000; remove"
-    ):
+    with one_line_error(DataError, match=r"codes-00001\.npy: codes must lie in 0 to 16383, got 20000; remove"):
         codes.take([0, 4096 + 300], [0, 1])
 
 

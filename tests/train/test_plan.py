@@ -47,9 +47,27 @@ def test_sharding_divides_weights_gradients_moments_and_average():
 
 
 def test_gradients_are_there_from_the_start_when_parts_are_added():
-    whole, parts = plan(), plan(settings={"fit.batch_size": 8 * 6000}, memory="16GB")
+    whole = plan(settings={"fit.batch_size": 256}, gpus=1)
+    parts = plan(settings={"fit.batch_size": 6000}, gpus=1, memory="16GB")
+    assert whole.accumulation == 1 < parts.accumulation
     assert whole.chosen.memory.saved > 0
     assert parts.chosen.memory.saved == 0
+
+
+def test_gradients_of_parts_are_added_up_whole():
+    whole = plan(settings={"fit.batch_size": 256}, shard=8)
+    parts = plan(settings={"fit.batch_size": 8 * 6000}, shard=8, memory="16GB")
+    assert parts.accumulation > 1
+    assert parts.chosen.memory.gradients == pytest.approx(8 * whole.chosen.memory.gradients, rel=1e-6)
+    assert parts.chosen.memory.optimizer == whole.chosen.memory.optimizer
+
+
+def test_weights_are_gathered_for_a_step_of_several_processes():
+    one, copies, split = (
+        plan(settings={"model.num_blocks": 8}, gpus=gpus, shard=shard).chosen.memory
+        for gpus, shard in ((1, 1), (8, 1), (8, 8))
+    )
+    assert one.narrow < split.narrow < copies.narrow
 
 
 def test_activations_are_computed_again_where_nothing_else_fits():

@@ -19,7 +19,7 @@ _PARTS = {
     "gradients": "gradients",
     "optimizer": "optimiser",
     "average": "moving average",
-    "narrow": "weights in bfloat16",
+    "narrow": "weights for the products",
     "activations": "activations, logits",
 }
 
@@ -117,7 +117,10 @@ def _described(recipe: str, plan: "Plan") -> list[str]:
         return [*lines, "hours: nothing was measured to go by; give --tokens-per-second, the codes of one GPU"]
     rate = f"{plan.rate.tokens_per_second:,.0f} codes a second of one GPU ({plan.rate.source})"
     again = ", a third longer for what is computed again" if plan.chosen.checkpointing else ""
-    return [*lines, f"{plan.hours:.1f} hours at {rate}{again}"]
+    lines.append(f"{plan.hours:.1f} hours at {rate}{again}")
+    if plan.gpus > 1 and plan.rate.recorded:
+        lines.append("note: several processes cannot record a CUDA graph, so they will be slower than that")
+    return lines
 
 
 def _at_once(choice: "Choice") -> str:

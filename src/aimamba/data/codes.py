@@ -4,7 +4,10 @@ Shape letters: n images, v views of each, L codes of a view.
 """
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -25,6 +28,10 @@ VIEWS = ("center", "center-flip", "ten-crop")
 
 LARGEST_CODEBOOK = 1 << 16
 """Codes are kept in two bytes."""
+
+READERS = 16
+"""Threads that read at the same time where a disk would be waited for."""
+
 _FINGERPRINT_IMAGES = 1000
 _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
@@ -101,18 +108,19 @@ class CodeSet:
         chosen = np.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_IMAGES)).astype(np.int64).tolist()
         digest = hashlib.sha256(f"{self.views}".encode())
         digest.update(self.labels.astype("<i8").tobytes())
-        digest.update(self.take(chosen, [0] * len(chosen)).numpy().astype("<i8").tobytes())
+        with ThreadPoolExecutor(READERS) as threads, read_at_random(*self.shards):
+            for part in threads.map(lambda index: self.take([index], [0]), chosen):
+                digest.update(part.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def batches(self, *, batch_size: int, seed: int, start: int = 0, step: int | None = None) -> Iterator[CodeBatch]:
+    def batches(self, *, batch_size: int, seed: int, start: int = 0, stride: int | None = None) -> Iterator[CodeBatch]:
         """Yield shuffled batches without end; the example at a position depends on ``(seed, position)`` alone.
 
         Args:
             batch_size: Examples in a batch.
             seed: Of the order and the views.
             start: Position of the first example.
-            step: Positions from the first example of a batch to that of the next one; by default ``batch_size``. A
-                rank that takes its slice of every batch gives the size of whole batches.
+            stride: From the first example of a batch to that of the next; by default ``batch_size``.
         """
         order = ShuffledOrder(len(self), seed)
         while True:
@@ -120,7 +128,23 @@ class CodeSet:
             indices = [order.index(position) for position in positions]
             views = [int(order.generator(position).integers(self.views)) for position in positions]
             yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]))
-            start += batch_size if step is None else step
+            start += batch_size if stride is None else stride
+
+
+@contextmanager
+def read_at_random(*shards: np.ndarray) -> Iterator[None]:
+    """Let the system read no more than it is asked for while a few places of mapped files are read.
+
+    Usually it reads 128 KiB for 512 bytes, which fills its memory in training, but is long to wait for at a start.
+    """
+    maps = [found for shard in shards if isinstance(found := getattr(shard, "_mmap", None), mmap.mmap)]
+    if not hasattr(mmap, "MADV_RANDOM"):  # Windows
+        maps = []
+    for each in maps:
+        each.madvise(mmap.MADV_RANDOM)
+    yield
+    for each in maps:
+        each.madvise(mmap.MADV_NORMAL)
 
 
 def out_of_range(place: object, code: int, codebook_size: int) -> DataError:

@@ -51,6 +51,7 @@ class Measured(NamedTuple):
         tokens_per_second: Codes a second, on one GPU.
         what: What was measured, and where the figure is from.
         date: When.
+        recorded: Whether the step was a CUDA graph.
     """
 
     preset: str
@@ -59,11 +60,20 @@ class Measured(NamedTuple):
     tokens_per_second: float
     what: str
     date: str
+    recorded: bool = False
 
 
 _SOURCE = "bfloat16, 32 x 256 codes, benchmarks/training.py"
 MEASURED = (
-    Measured("aim-b", 147_622_080, "h200-141gb", 292_000, f"whole steps as a CUDA graph, {_SOURCE}", "2026-11-28"),
+    Measured(
+        "aim-b",
+        147_622_080,
+        "h200-141gb",
+        292_000,
+        f"whole steps as a CUDA graph, {_SOURCE}",
+        "2026-11-28",
+        recorded=True,
+    ),
     Measured(
         "aim-l",
         349_760_000,
@@ -79,10 +89,17 @@ _HELD_UP = {"aim-l"}  # says more about its CPU than about its GPU: nothing is s
 
 
 class Rate(NamedTuple):
-    """Codes a second of one GPU, and where the number comes from."""
+    """Codes a second of one GPU.
+
+    Attributes:
+        tokens_per_second: The number.
+        source: Where it comes from.
+        recorded: Whether it is that of a CUDA graph, which several processes cannot record.
+    """
 
     tokens_per_second: float
     source: str
+    recorded: bool = False
 
 
 def find_card(name: str | None, memory: str | None) -> Card:
@@ -135,10 +152,9 @@ def rate_of(parameters: int, card: Card) -> Rate | None:
         tokens *= card.rate / of_best
         scaled.append("bfloat16 rates of the GPUs")
     if not scaled:
-        return Rate(tokens, f"measured on one {card.name}: {source}")
-    return Rate(
-        tokens, f"an estimate, scaled by the {' and the '.join(scaled)} from {best.preset} on one {best.card}: {source}"
-    )
+        return Rate(tokens, f"measured on one {card.name}: {source}", best.recorded)
+    origin = f"{best.preset} on one {best.card}: {source}"
+    return Rate(tokens, f"an estimate, scaled by the {' and the '.join(scaled)} from {origin}", best.recorded)
 
 
 def _near(one: int, other: int) -> bool:

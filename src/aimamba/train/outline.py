@@ -41,8 +41,8 @@ class Outline:
         trained: Numbers that are trained: those of the model that learn, and those of a discriminator.
         averaged: Numbers of which there is a moving average.
         frozen: Bytes of networks that are not trained and never sharded.
-        largest: Numbers of the largest part that is gathered at once where weights are sharded: a block.
-        root: Numbers of the parts outside of the blocks, which stay gathered during a step.
+        blocks: Numbers of the matrices of the blocks, which several processes exchange in bfloat16.
+        largest: Those of the largest block.
         tokens: Codes of an image.
         trace: Computes the needs of a step from the images at once, the place and whether activations are computed
             again.
@@ -53,8 +53,8 @@ class Outline:
     trained: int
     averaged: int
     frozen: int
+    blocks: int
     largest: int
-    root: int
     tokens: int
     trace: Callable[[int, Place, bool], Needs]
     notes: tuple[str, ...] = ()
@@ -102,14 +102,15 @@ def _of_generator(recipe: Recipe) -> Outline:
         return Needs(*(round(large + further * (large - small)) for small, large in pairs))
 
     model = _on_meta(config)
-    total, blocks = _count(model), [_count(block) for block in model.blocks]
+    total = _count(model)
+    blocks = [sum(w.numel() for w in block.mixer.parameters() if w.ndim == 2) for block in model.blocks]
     return Outline(
         parameters=total,
         trained=total,
         averaged=total,
         frozen=0,
+        blocks=sum(blocks),
         largest=max(blocks),
-        root=total - sum(blocks),
         tokens=config.num_tokens,
         trace=trace_all,
         notes=tuple(notes),
@@ -192,8 +193,8 @@ def _of_tokenizer(recipe: Recipe) -> Outline:
         trained=sum(_count(network, learning=True) for network in networks),
         averaged=_count(task.model),
         frozen=sum(weight.numel() * weight.element_size() for weight in frozen) + 4 * (total - _count(task.model)),
+        blocks=0,
         largest=0,
-        root=total,
         tokens=(size // config.downsampling) ** 2,
         trace=trace,
         notes=tuple(notes),

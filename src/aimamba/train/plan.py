@@ -34,7 +34,7 @@ class Memory:
         gradients: Their gradients.
         optimizer: AdamW's two moments.
         average: The moving average.
-        narrow: Weights in bfloat16: a copy of all, or with sharding those of the blocks that are gathered.
+        narrow: Weights in bfloat16; with several processes, weights that are gathered for a step.
         activations: What the forward pass keeps, and the logits of a slice.
         saved: Gradients that are not there yet when activations are at their peak.
     """
@@ -133,7 +133,7 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
     check(batch % gpus == 0, f"fit.batch_size must be a multiple of --gpus = {gpus}, got {batch}; change one of them")
     trained = outline(recipe)
     place = Place(cuda=True, narrow=recipe.fit.precision != "float32", memory=card.memory)
-    planner = _Planner(recipe, trained, place, shard)
+    planner = _Planner(recipe, trained, place, gpus, shard)
     own = bool(recipe.task.get("checkpointing", False))
     kinds = [False, True] if recipe.stage == "generator" else [False]
     choices = tuple(planner.choose(batch // gpus, kind, card) for kind in kinds)
@@ -168,13 +168,13 @@ def usable(card: Card) -> int:
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, trained: Outline, place: Place, shard: int) -> None:
+    def __init__(self, recipe: Recipe, trained: Outline, place: Place, gpus: int, shard: int) -> None:
         @cache
         def trace(images: int, checkpointing: bool) -> Needs:
             return trained.trace(images, place, checkpointing)
 
         self._trace, self._outline, self._narrow = trace, trained, place.narrow
-        self._average, self._shard = recipe.fit.ema_decay > 0, shard
+        self._average, self._gpus, self._shard = recipe.fit.ema_decay > 0, gpus, shard
 
     def choose(self, share: int, checkpointing: bool, card: Card) -> Choice:
         """Return what fits of a GPU's share of a batch."""
@@ -185,6 +185,7 @@ class _Planner:
                 self._trace(images, checkpointing),
                 average=self._average,
                 narrow=self._narrow,
+                gpus=self._gpus,
                 shard=self._shard,
                 whole=images >= share,
             )
@@ -201,32 +202,38 @@ class _Planner:
 
 
 def step_memory(
-    trained: Outline, needed: Needs, *, average: bool, narrow: bool, shard: int = 1, whole: bool = True
+    trained: Outline, needed: Needs, *, average: bool, narrow: bool, gpus: int = 1, shard: int = 1, whole: bool = True
 ) -> Memory:
     """Return the memory of one device.
+
+    With several processes (``train.parallel``) weights are gathered for a step: those outside of the blocks in float32,
+    all the time, and the matrices of the blocks in bfloat16, with sharding two blocks at a time. Gradients of parts of
+    a batch are added up whole, and those of a whole batch are split as soon as a block has them.
 
     Args:
         trained: What is trained.
         needed: What a forward and a backward pass need.
         average: Whether there is a moving average.
         narrow: Whether products are bfloat16.
-        shard: Over how many devices weights, gradients, moments and average are split.
+        gpus: Number of devices.
+        shard: Over how many of them weights, gradients, moments and average are split.
         whole: Whether a device takes its share of a batch at once. Otherwise it adds the gradients of parts, and they
             are there from the second part on.
     """
-    learning, casts, saved = _WIDE * trained.trained, needed.casts, 0
-    if whole and shard == 1:  # gradients come while activations go
+    learning, gathered, saved = _WIDE * trained.trained, needed.casts, 0
+    if whole and gpus == 1:  # gradients come while activations go
         saved = max(0, needed.activations + needed.casts + needed.gradients - needed.peak)
-    if shard > 1:
-        width = _NARROW if narrow else _WIDE
-        # The block in use and the next one, and the gradients of one, also in float32 where they are summed up.
-        casts = width * (trained.root + 2 * trained.largest) + (width + _WIDE) * trained.largest
+    if gpus > 1:
+        width, held = _NARROW if narrow else _WIDE, trained.blocks if shard == 1 else 2 * trained.largest
+        outside = trained.trained - trained.blocks
+        # Autocast rounds what is outside once more; and a block's gradients exist twice while they are summed up.
+        gathered = width * held + (_WIDE + (_NARROW if narrow else 0)) * outside + (width + _WIDE) * trained.largest
     return Memory(
         parameters=-(-_WIDE * trained.parameters // shard) + trained.frozen,
-        gradients=-(-learning // shard),
+        gradients=-(-learning // shard) if whole else learning,
         optimizer=-(-2 * learning // shard),
         average=-(-_WIDE * trained.averaged // shard) if average else 0,
-        narrow=casts,
+        narrow=gathered,
         activations=needed.activations,
         saved=saved,
     )
