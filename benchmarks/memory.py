@@ -1,8 +1,8 @@
 """The memory of a training step, measured and planned: ``python -m benchmarks.memory [--device cuda]``.
 
 Each case runs in a process of its own. On a CPU the peak is that of the process, less what it had after a tiny model
-was trained, and malloc returns freed blocks at once (``MALLOC_MMAP_THRESHOLD_``), so that tensors alone count. On CUDA
-it is that of PyTorch's allocator.
+was trained, and malloc returns freed blocks at once (``MALLOC_MMAP_THRESHOLD_``), so that tensors alone count; with
+``--as-in-training`` it keeps them, as in ``aimamba train``. On CUDA it is that of PyTorch's allocator.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from aimamba.data.loader import Batch
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.generator import code_cross_entropy
+from aimamba.train.memory import keep_freed_memory
 from aimamba.train.on_paper import Place
 from aimamba.train.optim import Learner, adamw
 from aimamba.train.outline import NoImages, outline
@@ -162,10 +163,14 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def compare(name: str, device: str) -> dict[str, Any]:
+def compare(name: str, device: str, *, as_in_training: bool = False) -> dict[str, Any]:
     """Measure and plan a case in a fresh process."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.memory", "--device", device, "--case", name]
+    if as_in_training:
+        command.append("--as-in-training")
+    else:
+        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if said.returncode:
         raise RuntimeError(said.stderr)
@@ -177,17 +182,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--case", help="measure this one in this process")
+    parser.add_argument("--as-in-training", action="store_true", help="let malloc keep what is freed")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     cases = CUDA_CASES if device.type == "cuda" else CPU_CASES
     if arguments.case is not None:
         case = cases[arguments.case]
+        if arguments.as_in_training:
+            keep_freed_memory()
         taken = measured(case, device)
         print(json.dumps({"measured": taken, "planned": planned(case, device)}))
         return
     print("| step | measured, MiB | planned, MiB | planned / measured |\n|---|---:|---:|---:|")
     for name in cases:
-        found = compare(name, arguments.device)
+        found = compare(name, arguments.device, as_in_training=arguments.as_in_training)
         taken, expected = found["measured"], found["planned"]
         print(f"| {name} | {taken / 2**20:.0f} | {expected / 2**20:.0f} | {expected / taken:.3f} |", flush=True)
 
