@@ -69,7 +69,8 @@ def _download(source: str) -> Path:
         )
     try:
         # The user chooses the repository, and means its newest version; no code in it is run.
-        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))  # nosec B615
+        folder = snapshot_download(source, allow_patterns=_HUB_FILES)  # nosec B615
+        return Path(folder)
     except HFValidationError as error:
         raise CheckpointError(f"{source}: no such folder, and not a hub id: {first_line(error)}") from error
     except LocalEntryNotFoundError as error:
