@@ -15,7 +15,7 @@ SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
 DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo train-demo test test-gpu bench-gpu lint clean
+.PHONY: demo train-demo test test-gpu bench-gpu lint audit clean
 
 demo: $(DEMO)                   ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
@@ -38,12 +38,18 @@ test-gpu: $(READY)              ## kernels, graphs and training on a CUDA device
 bench-gpu: $(READY)             ## the most telling figures of a CUDA device, in eight minutes; peers from $(PEERS)
 	PYTHONPATH=src $(BIN)/python3 -m benchmarks --device cuda --telling --seconds 480 --peers $(PEERS)
 
-lint: $(READY)                  ## style, types, layers
+lint: $(READY)                  ## style, types, layers, unsafe calls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files "src/aimamba/ops/*.h" "src/aimamba/ops/*.cpp")
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src
+
+# Not part of lint: it asks PyPI about every package, and what it says changes without a change of ours.
+audit: $(READY)                 ## known vulnerabilities of the versions in constraints.txt
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
 $(READY): pyproject.toml constraints.txt
 	$(NEW_ENOUGH)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aimamba.devices import bfloat16_pays, resolve_device, resolve_dtype
+from aimamba.devices import bfloat16_pays, resolve_device, resolve_dtype, without_autocast
 from aimamba.errors import ConfigError
 
 
@@ -58,3 +58,12 @@ def test_dtypes_by_name():
     for name in ("int8", "bf16", "", "Float32"):
         with pytest.raises(ConfigError, match="expected one of float32, bfloat16, float16, float64"):
             resolve_dtype(name)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_autocast_can_be_switched_off_on_every_device(device):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.is_autocast_enabled("cpu")
+        with without_autocast(torch.device(device)):
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")

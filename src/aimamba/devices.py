@@ -60,3 +60,12 @@ def bfloat16_pays(device: torch.device) -> bool:
             (left @ right.t()).max().item()  # waits for the device
             seconds.append(time.perf_counter() - started)
     return min(taken[torch.float32]) > _WORTHWHILE * min(taken[torch.bfloat16])
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """Return a context in which autocast does not narrow the operations of a device.
+
+    There is none for the meta device. A plan of memory (``train.on_paper``) stands in for it there and goes by the flag
+    of the CPU.
+    """
+    return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)

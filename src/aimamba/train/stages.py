@@ -45,10 +45,10 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     shape: VQConfig | AiMConfig
     if recipe.stage == "tokenizer":
         task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
-        shape = _model_config(VQConfig, VQ_PRESETS, {} if recipe.init else recipe.model)
+        shape = model_config(VQConfig, VQ_PRESETS, {} if recipe.init else recipe.model)
     else:
         task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
-        shape = _model_config(AiMConfig, AIM_PRESETS, {} if recipe.init else recipe.model)
+        shape = model_config(AiMConfig, AIM_PRESETS, {} if recipe.init else recipe.model)
     settings = {name: value for name, value in to_mapping(shape).items() if name not in _FROM_CODES}
     return {**to_mapping(recipe), "model": {} if recipe.init else settings, "task": to_mapping(task)}
 
@@ -91,7 +91,7 @@ def _tokenizer_task(recipe: Recipe, progress: bool) -> TokenizerTask:
         "leave it out",
     )
     initial = _finite(VQModel.from_pretrained(recipe.init), recipe.init) if recipe.init else None
-    config = initial.config if initial else _model_config(VQConfig, VQ_PRESETS, recipe.model)
+    config = initial.config if initial else model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
     check(
         initial is not None or not task.decoder_only,
@@ -156,7 +156,7 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, Any]) -> AiM:
             f"model.{name} is {value} for these images and this tokenizer, but the recipe says "
             f"{recipe.model.get(name)}; leave it out",
         )
-    model = AiM(_model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
+    model = AiM(model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
     model.init_weights(seeded(recipe.fit.seed))
     return model
 
@@ -252,7 +252,7 @@ def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:
     )
 
 
-def _model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:
+def model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:
     """Build a config from the defaults, the preset if there is one, and ``settings``; the later one wins."""
     values = dict(settings)
     base: dict[str, Any] = {}

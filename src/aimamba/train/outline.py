@@ -1,0 +1,250 @@
+"""What a recipe trains, on the meta device: the networks without their numbers, and the memory of their steps.
+
+Neither images nor codes nor a tokenizer are opened. What a generator takes from them (codebook, codes of an image,
+classes) comes from its recipe, from the recipe or the folder of its tokenizer, or is assumed and noted.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+
+from aimamba.config import check, from_mapping
+from aimamba.data.loader import Batch
+from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
+from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0
+from aimamba.networks.perceptual import VGG16, PerceptualLoss
+from aimamba.train.codebook import CodebookUse
+from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
+from aimamba.train.recipe import Recipe, load_recipe, recipe_names
+from aimamba.train.stages import model_config
+from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+
+META = torch.device("meta")
+_FEW, _MORE = 4, 8  # blocks that are traced; the others are like them
+_LATE = 1 << 40  # a step at which all losses have started
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The networks of a recipe.
+
+    Attributes:
+        parameters: Number of parameters of the model.
+        trained: Numbers that are trained: those of the model that learn, and those of a discriminator.
+        averaged: Numbers of which there is a moving average.
+        frozen: Bytes of networks that are not trained and never sharded.
+        blocks: Numbers of the matrices of the blocks, which several processes exchange in bfloat16.
+        largest: Those of the largest block.
+        tokens: Codes of an image.
+        trace: Computes the needs of a step from the images at once, the place and whether activations are computed
+            again.
+        notes: What was assumed, one line each.
+    """
+
+    parameters: int
+    trained: int
+    averaged: int
+    frozen: int
+    blocks: int
+    largest: int
+    tokens: int
+    trace: Callable[[int, Place, bool], Needs]
+    notes: tuple[str, ...] = ()
+
+
+def outline(recipe: Recipe) -> Outline:
+    """Return what a recipe trains.
+
+    Raises:
+        ConfigError: A setting is unknown or has a wrong value.
+        CheckpointError: The tokenizer's folder, or ``init``, is damaged.
+    """
+    return _of_tokenizer(recipe) if recipe.stage == "tokenizer" else _of_generator(recipe)
+
+
+def _count(module: nn.Module, *, learning: bool = False) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not learning)
+
+
+def _of_generator(recipe: Recipe) -> Outline:
+    task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
+    notes: list[str] = []
+    config = _generator_config(recipe, task, notes)
+
+    def trace(blocks: int, batch: int, place: Place, checkpointing: bool) -> Needs:
+        model = _on_meta(dataclasses.replace(config, num_blocks=blocks))
+        stand_in_for_mixers(model, place)
+
+        def loss() -> Tensor:
+            codes = torch.empty(batch, config.num_tokens, dtype=torch.long, device=META)
+            labels = torch.empty(batch, dtype=torch.long, device=META)
+            shape = (batch, config.num_tokens - 1, config.width)
+            mask = torch.empty(shape, device=META) if task.token_dropout else None
+            hidden = model(codes[:, :-1], labels, token_mask=mask, head=False, checkpointing=checkpointing)
+            return cross_entropy(hidden.flatten(0, 1), model.word_embedding.weight, codes.flatten(), place)
+
+        return needs([model], loss, place)
+
+    def trace_all(batch: int, place: Place, checkpointing: bool) -> Needs:
+        if config.num_blocks <= _MORE:
+            return trace(config.num_blocks, batch, place, checkpointing)
+        few, more = (trace(blocks, batch, place, checkpointing) for blocks in (_FEW, _MORE))
+        further = (config.num_blocks - _MORE) / (_MORE - _FEW)
+        pairs = zip(dataclasses.astuple(few), dataclasses.astuple(more), strict=True)
+        return Needs(*(round(large + further * (large - small)) for small, large in pairs))
+
+    model = _on_meta(config)
+    total = _count(model)
+    blocks = [sum(w.numel() for w in block.mixer.parameters() if w.ndim == 2) for block in model.blocks]
+    return Outline(
+        parameters=total,
+        trained=total,
+        averaged=total,
+        frozen=0,
+        blocks=sum(blocks),
+        largest=max(blocks),
+        tokens=config.num_tokens,
+        trace=trace_all,
+        notes=tuple(notes),
+    )
+
+
+def _on_meta(config: AiMConfig) -> AiM:
+    with META:
+        return AiM(config).train()
+
+
+def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str]) -> AiMConfig:
+    """Return the shape of a generator, or of the one it starts from, with what it takes from its codes."""
+    shape = recipe.model
+    if recipe.init is not None:
+        if Path(recipe.init).exists():
+            return AiM.from_pretrained(recipe.init, device="meta").config
+        before = _named(recipe.init, "generator")
+        shape = before.model if before is not None else shape
+        if before is None:
+            notes.append(f"{recipe.init} was not opened: its shape is taken from the recipe")
+    tokenizer = VQ_PRESETS["vq-f16"]
+    if Path(task.tokenizer).exists():
+        tokenizer = VQModel.from_pretrained(task.tokenizer, device="meta").config
+    elif (its := _named(task.tokenizer, "tokenizer")) is not None:
+        tokenizer = _tokenizer_config(its, notes)
+    elif not {"vocab_size", "num_tokens"} <= shape.keys():
+        notes.append(f"{task.tokenizer} was not opened: a tokenizer like vq-f16 is assumed")
+    if "num_classes" not in shape:
+        notes.append(f"classes were not counted: {AiMConfig().num_classes:,} are assumed")
+    side = recipe.data.size // tokenizer.downsampling
+    of_codes = {"vocab_size": tokenizer.codebook_size, "num_tokens": side * side}
+    return model_config(AiMConfig, AIM_PRESETS, {**of_codes, **shape})
+
+
+def _tokenizer_config(recipe: Recipe, notes: list[str]) -> VQConfig:
+    """Return the shape of a tokenizer, or of the one it starts from."""
+    if recipe.init is not None:
+        if Path(recipe.init).exists():
+            return VQModel.from_pretrained(recipe.init, device="meta").config
+        if (before := _named(recipe.init, "tokenizer")) is not None:
+            return _tokenizer_config(before, notes)
+        notes.append(f"{recipe.init} was not opened: its shape is taken from the recipe")
+    return model_config(VQConfig, VQ_PRESETS, recipe.model)
+
+
+def _named(place: str, stage: str) -> Recipe | None:
+    """Return the packaged recipe of a stage whose run would be in ``place``, such as ``runs/avatars-64-vq``."""
+    name = Path(place).name
+    if name not in recipe_names():
+        return None
+    found = load_recipe(name)
+    return found if found.stage == stage else None
+
+
+def _of_tokenizer(recipe: Recipe) -> Outline:
+    task_config = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
+    notes: list[str] = []
+    config = _tokenizer_config(recipe, notes)
+    size = recipe.data.size
+    check(
+        size % config.downsampling == 0,
+        f"data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {size}",
+    )
+    task = _tokenizer_task(config, task_config, size)
+    networks: list[nn.Module] = [task.model, *([task.discriminator] if task.discriminator is not None else [])]
+
+    def trace(batch: int, place: Place, _checkpointing: bool) -> Needs:
+        def loss() -> Tensor:
+            images = torch.empty(batch, 3, size, size, dtype=torch.uint8, device=META)
+            labels = torch.empty(batch, dtype=torch.long, device=META)
+            return task.loss(task.model, Batch(images, labels), torch.Generator(), _LATE)[0]
+
+        return needs(networks, loss, place)
+
+    total = sum(_count(network) for network in networks)
+    frozen = [*task.perceptual.parameters(), *task.perceptual.buffers()] if task.perceptual is not None else []
+    return Outline(
+        parameters=_count(task.model),
+        trained=sum(_count(network, learning=True) for network in networks),
+        averaged=_count(task.model),
+        frozen=sum(weight.numel() * weight.element_size() for weight in frozen) + 4 * (total - _count(task.model)),
+        blocks=0,
+        largest=0,
+        tokens=(size // config.downsampling) ** 2,
+        trace=trace,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class NoImages:
+    """An ``ImageSet`` of which only the size is known."""
+
+    size: int
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """No labels."""
+        return np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        """Return 0."""
+        return 0
+
+    def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
+        """Raise IndexError: there are none."""
+        raise IndexError(index)
+
+
+class _NoUse(CodebookUse):
+    """Counts no codes and revives none: which are dead depends on numbers."""
+
+    def revive(self, *_: Any) -> None:
+        """Do nothing."""
+
+    def observe(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+def _tokenizer_task(config: VQConfig, settings: TokenizerTaskConfig, size: int) -> TokenizerTask:
+    images = NoImages(size)
+    with META:
+        model = VQModel(config).train()
+        task = TokenizerTask(model, images, images, dataclasses.replace(settings, perceptual_weight=0.0))
+        task.config, task.use = settings, _NoUse(config.codebook_size)
+        if settings.perceptual_weight:
+            task.perceptual = _perceptual(settings)
+    return task
+
+
+def _perceptual(settings: TokenizerTaskConfig) -> PerceptualLoss:
+    if settings.perceptual == "lite0":
+        weights = [torch.empty(width) for width in FEATURE_WIDTHS]
+        return PerceptualLoss(EfficientNetLite0(), weights, smallest_side=settings.perceptual_side)
+    return PerceptualLoss(VGG16(), [torch.empty(width) for width in (64, 128, 256, 512, 512)])

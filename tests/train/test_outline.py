@@ -1,0 +1,60 @@
+"""What a recipe trains, without opening anything."""
+
+import pytest
+
+from aimamba.errors import ConfigError
+from aimamba.train.outline import outline
+from aimamba.train.recipe import load_recipe, recipe_names
+from refusals import one_line_error
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_has_an_outline(name):
+    of = outline(load_recipe(name))
+    assert of.trained > 0
+    assert of.largest <= of.blocks < of.trained
+    assert of.tokens > 0
+
+
+def test_a_tokenizers_recipe_tells_what_its_generator_is():
+    of = outline(load_recipe("avatars-tiny-aim", {"model.num_classes": 10}))
+    assert of.tokens == 64
+    assert of.notes == ()
+    assert "classes were not counted: 1,000 are assumed" in outline(load_recipe("avatars-tiny-aim")).notes
+
+
+def test_a_tokenizer_that_cannot_be_found_is_assumed_and_noted():
+    of = outline(load_recipe("avatars-tiny-aim", {"task.tokenizer": "somewhere/else", "data.size": 64}))
+    assert of.tokens == 16
+    assert "somewhere/else was not opened: a tokenizer like vq-f16 is assumed" in of.notes
+
+
+def test_models_in_folders_are_opened_for_their_shape(tmp_path, make_vq, make_aim):
+    make_vq().save_pretrained(tmp_path / "vq")
+    of = outline(load_recipe("avatars-tiny-aim", {"task.tokenizer": str(tmp_path / "vq"), "data.size": 8}))
+    assert of.tokens == 16
+    generator = make_aim()
+    generator.save_pretrained(tmp_path / "aim")
+    of = outline(load_recipe("avatars-tiny-aim", {"init": str(tmp_path / "aim")}))
+    assert (of.parameters, of.tokens) == (generator.num_parameters(), 9)
+    of = outline(load_recipe("avatars-tiny-vq", {"init": str(tmp_path / "vq"), "data.size": 8}))
+    assert of.parameters == make_vq().num_parameters()
+
+
+def test_a_recipe_that_starts_from_another_one_has_its_shape():
+    before, after = (outline(load_recipe(name)) for name in ("avatars-64-vq", "avatars-64-decoder"))
+    assert after.parameters == before.parameters
+    assert after.trained < after.parameters  # its decoder alone
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("vq-f16-imagenet256", {"data.size": 100}, "multiple of the tokenizer's down-sampling 16"),
+        ("aim-b-imagenet256", {"model.preset": "aim-c"}, "unknown model.preset"),
+        ("aim-b-imagenet256", {"task.label_drop": 1}, "unknown"),
+    ],
+)
+def test_what_cannot_be_trained_cannot_be_planned(name, settings, message):
+    with one_line_error(ConfigError, match=message):
+        outline(load_recipe(name, settings))
