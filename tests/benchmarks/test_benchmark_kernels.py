@@ -51,7 +51,8 @@ def test_kernels_need_a_cuda_device():
 def test_every_kernel_runs(timed, make_aim):
     found = [piece for make in kernels.PIECES.values() for piece in make(step(make_aim))]
     assert {piece["kernel"] for piece in found} == {
-        "state", "dual", "dual, int8", "modulation", "in_proj", "out_proj", "head", "sampling", "sampling top_k", "sampling top_p",
+        "state", "dual", "dual, int8", "modulation", "in_proj", "out_proj", "head",
+        "sampling", "sampling top_k", "sampling top_p",
     }  # fmt: skip
     assert all(piece["microseconds"] == 2.0 for piece in found), [piece for piece in found if "failed" in piece]
     assert all(piece["bytes"] > 0 for piece in found)

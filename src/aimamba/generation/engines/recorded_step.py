@@ -127,14 +127,16 @@ class RecordedStep:
     def renew(self) -> None:
         """Prepare for weights of another dtype or on another device. Steps recorded before are of no use then."""
         with torch.inference_mode(False):  # otherwise a caller outside inference mode could not write to them
-            taps = self._tap_weights()
-            self._taps = None if taps is None else taps.contiguous()
+            self._taps = self._stacked_taps().contiguous() if self._convolutions else None
+
+    @property
+    def _convolutions(self) -> list[Tensor]:
+        return [block.mixer.conv_weight for block in self.model.blocks if isinstance(block.mixer, Mamba2)]
 
     @torch.no_grad()
-    def _tap_weights(self) -> Float[Tensor, "n k c"] | None:
+    def _stacked_taps(self) -> Float[Tensor, "n k c"]:
         """Return the taps of all convolutions, those of one age side by side, as threads read them."""
-        mixers = [block.mixer for block in self.model.blocks if isinstance(block.mixer, Mamba2)]
-        return torch.stack([mixer.conv_weight for mixer in mixers]).mT if mixers else None
+        return torch.stack(self._convolutions).mT
 
     def new_memory(self, rows: int) -> Memory:
         """Return the memory of rows at position 0. Steps write everything but the positions before reading it."""
@@ -178,7 +180,7 @@ class RecordedStep:
             all_begin: Whether all rows are at position 0.
         """
         if self._taps is not None:
-            self._taps.copy_(self._tap_weights())  # weights may have changed in place
+            self._taps.copy_(self._stacked_taps())  # weights may have changed in place
         starting = memory["position"] == 0
         condition = self.model.condition(inputs.masked_fill(~starting, self.model.condition.null_class))
         modulation, final_modulation = self.model.modulations(condition)

@@ -20,8 +20,16 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from aimamba.ops.ssd.triton.forward import LOWEST_LOG_DECAY, decay_between, load_tile, product, store_tile, tile
-from aimamba.ops.ssd.triton.quadratic import LAUNCHES, Launch, Launches, Steps, load_pair
+from aimamba.ops.ssd.triton.forward import (
+    LOWEST_LOG_DECAY,
+    Launch,
+    decay_between,
+    load_tile,
+    product,
+    store_tile,
+    tile,
+)
+from aimamba.ops.ssd.triton.quadratic import LAUNCHES, Launches, Steps, load_pair
 
 
 @triton.jit
