@@ -85,15 +85,24 @@ class CodeSet:
         digest.update(self.take(chosen, [0] * len(chosen)).numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def batches(self, *, batch_size: int, seed: int, start: int = 0) -> Iterator[CodeBatch]:
-        """Yield shuffled batches without end; the example at a position depends on ``(seed, position)`` alone."""
+    def batches(
+        self, *, batch_size: int, seed: int, start: int = 0, stride: int | None = None
+    ) -> Iterator[CodeBatch]:
+        """Yield shuffled batches without end; the example at a position depends on ``(seed, position)`` alone.
+
+        Args:
+            batch_size: Examples in a batch.
+            seed: Of the order and the views.
+            start: Position of the first example.
+            stride: From the first example of a batch to that of the next; by default ``batch_size``.
+        """
         order = ShuffledOrder(len(self), seed)
         while True:
             positions = range(start, start + batch_size)
             indices = [order.index(position) for position in positions]
             views = [int(order.generator(position).integers(self.views)) for position in positions]
             yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]))
-            start += batch_size
+            start += batch_size if stride is None else stride
 
 
 def view_names(views: str) -> tuple[str, ...]:
