@@ -13,12 +13,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import FunctionCtx
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
 from aimamba.config import check
 from aimamba.devices import resolve_device
@@ -30,6 +32,7 @@ Value = TypeVar("Value")
 _BACKSTOP = datetime.timedelta(minutes=30)  # of a collective; the watch ends a run long before
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5  # seconds between two looks
 _ENDS_WITHIN = 10.0  # seconds that a process takes to end after an error, whatever it still waits for
+_FAREWELL = 3.0  # seconds that the first process waits for the others to end too
 _VERDICT = 20.0  # seconds that the others give the first process to report an error that all of them see
 
 
@@ -135,7 +138,7 @@ class Team:
                 timeout=_BACKSTOP,
             )
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            client = dist.TCPStore(address, port, is_master=False, timeout=_BACKSTOP)
+            client = TCPStore(address, port, is_master=False, timeout=_BACKSTOP)
         except (RuntimeError, ValueError, KeyError) as error:  # torch's own errors are of the first two kinds
             first = " ".join(str(error).split())[:160]
             raise ConfigError(
@@ -143,7 +146,7 @@ class Team:
                 "with torchrun"
             ) from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"aimamba/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{attempt}", client)
+        self._store = PrefixStore(f"aimamba/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{attempt}", client)
         self.watch = Watch(self._store, place.rank, place.size, timeout=self._timeout, advice=self._advice)
         self.watch.begin()
         dist.barrier()
@@ -157,6 +160,8 @@ class Team:
             dist.destroy_process_group()
             return
         self.watch.end(f"{kind.__name__ if kind else 'an error'}")
+        if self.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            self.watch.wait_for_others(_FAREWELL)  # the store is in this process, and they still read it
         self.watch.end_process_within(_ENDS_WITHIN)  # threads may wait for processes that are gone
 
     def shared(self, make: Callable[[], Value]) -> Value:
@@ -201,7 +206,7 @@ class Team:
             self._count_to(f"{key}/here", self.place.size)
             for before in range(turn):
                 members = int(self._store.add(f"{key}/{before}", 0))
-                self._wait(lambda done=f"{key}/{before}/done", all_=members: self._is(done, all_, f"{key}/failed"))
+                self._wait(partial(self._is, f"{key}/{before}/done", members, f"{key}/failed"))
             try:
                 value = make()
             except BaseException:
@@ -303,7 +308,7 @@ def uniform(shape: tuple[int, ...], rng: torch.Generator, device: torch.device) 
 
 def summed(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes; its gradient is the sum of theirs."""
-    return tensor if size() == 1 else _Summed.apply(tensor)
+    return tensor if size() == 1 else _Summed.apply(tensor)  # type: ignore[no-untyped-call]
 
 
 class _Summed(torch.autograd.Function):
@@ -312,5 +317,5 @@ class _Summed(torch.autograd.Function):
         return total(tensor)
 
     @staticmethod
-    def backward(_ctx: FunctionCtx, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(_ctx: FunctionCtx, gradient: Tensor) -> Any:
         return total(gradient)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]  # not in its __all__
 
 _SIGNS = 6  # of life within a timeout
 _MOST_BETWEEN = 2.0  # seconds between two signs
@@ -26,7 +26,7 @@ class _Sign(NamedTuple):
 
     seen: float
     text: str
-    count: int
+    steps: int
 
 
 class Watch(threading.Thread):
@@ -86,6 +86,16 @@ class Watch(threading.Thread):
         with contextlib.suppress(RuntimeError):
             self._store.set(f"beat/{self._rank}", _DONE if failure is None else f"{_FAILED}:{failure}")
 
+    def wait_for_others(self, seconds: float) -> None:
+        """Wait until the others end too, at most some seconds."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < deadline:
+                self._look()
+                if all(sign.text.startswith((_DONE, _FAILED)) for sign in self._signs.values()):
+                    return
+                time.sleep(self._every / 10)
+
     def end_process_within(self, seconds: float) -> None:
         """End this process after some seconds if it is still there."""
         timer = threading.Timer(seconds, os._exit, (2,))
@@ -100,10 +110,10 @@ class Watch(threading.Thread):
                 self._look()
             except RuntimeError:  # the store is gone
                 line = "the process that holds the run together, torchrun's first, does not answer"
-            else:
-                line = self._fault()
-            if line is not None and not self._over.is_set():
                 self._tell(line)
+                continue
+            if (fault := self._fault()) is not None:
+                self._tell(fault)
 
     def blame(self) -> str:
         """Return a line on which process is lost, after an exchange has failed: wait for it to miss its signs."""
@@ -150,7 +160,7 @@ class Watch(threading.Thread):
         waited = time.monotonic() - self._since
         if self._patient or waited < max(self._timeout, _SLOW * self._longest):
             return None
-        counts = {rank: sign.count for rank, sign in self._signs.items()} | {self._rank: self._count}
+        counts = {rank: sign.steps for rank, sign in self._signs.items()} | {self._rank: self._count}
         behind = [rank for rank, count in counts.items() if count < max(counts.values())]
         who = f"{self._named(behind)} hangs" if behind else "a process hangs, and it is not known which"
         return f"no step was finished for {waited:.0f} s: {who}"
@@ -166,7 +176,7 @@ class Watch(threading.Thread):
 
     def _tell(self, what: str) -> None:
         """Print a line and end this process, whose main thread may wait where Python cannot reach it."""
-        if self._told.acquire(blocking=False):
+        if not self._over.is_set() and self._told.acquire(blocking=False):
             print(f"aimamba: {self._line(what)}", file=sys.stderr, flush=True)
             os._exit(2)
         self._over.set()

@@ -1,6 +1,7 @@
 """Several real processes of a run, joined by gloo, for tests: forked from a server that has imported torch once."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -8,11 +9,23 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ranks_task"])
+
+
+@functools.cache
+def _start_server() -> None:
+    """Start the server. Python 3.11 gives it no other path than this one, and imports nothing where that fails."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def free_port() -> int:
@@ -29,6 +42,7 @@ class Ranks:
 
     def __init__(self, size: int, function: Callable[..., Any], *arguments: Any, logs: Path) -> None:
         self.logs = [logs / f"rank-{rank}-{os.urandom(4).hex()}.log" for rank in range(size)]
+        _start_server()
         port, self._pipes, self.processes = free_port(), [], []
         for rank in range(size):
             ours, theirs = CONTEXT.Pipe(duplex=False)

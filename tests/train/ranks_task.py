@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_adversary import ALL_ON, Blots, SHAPE
+from test_adversary import ALL_ON, SHAPE, Blots
 
 from aimamba.data.codes import CodeSet
 from aimamba.distributed import Team, find_place
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.train.fit import Result, fit
+from aimamba.train.fit_many import fit_many
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
 from aimamba.train.layout import Layout
 from aimamba.train.settings import FitConfig
@@ -23,6 +24,7 @@ from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 Act = Callable[[int, int], None]
 """Called with the rank and the number of each step, from 1, before its loss."""
 
+assert fit_many  # imported here once, and not in every process
 CPU = torch.device("cpu")
 TIMEOUT = 5.0
 ADVERSARY = {**ALL_ON, "adversarial_adaptive": True, "perceptual_weight": 0.0}
@@ -62,8 +64,14 @@ class Generator(GeneratorTask):
     def save(self, model, folder: Path) -> None:
         model.save_pretrained(folder / "generator")
 
+    def batches(self, start, batch_size, *, stride=None):
+        for number, batch in enumerate(super().batches(start, batch_size, stride=stride), 1):
+            if self.act is hang_reading:
+                hang(int(os.environ.get("RANK", "0")), number)
+            yield batch
+
     def loss(self, model, batch, rng, step=0):
-        if self.act is not None:
+        if self.act is not None and self.act is not hang_reading:
             self.act(int(os.environ.get("RANK", "0")), step + 1)
         return super().loss(model, batch, rng, step)
 
@@ -94,6 +102,13 @@ def train(
         return fit(task, settings(**changes), out, team=team, layout=Layout(*layout))
 
 
+def train_compiled(rank: int, *arguments: Any) -> Result:
+    """Train with blocks that are compiled, by a compiler that only traces them."""
+    compile_ = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda module, **options: compile_(module, backend="eager", **options)
+    return train(rank, *arguments)
+
+
 def alone(stage: str, out: Path, changes: dict[str, Any], options: dict[str, Any] | None = None) -> Result:
     return fit(STAGES[stage](**(options or {})), settings(**changes), out)
 
@@ -106,6 +121,10 @@ def die(rank: int, step: int) -> None:
 def hang(rank: int, step: int) -> None:
     if rank == 1 and step == 14:
         time.sleep(600)
+
+
+def hang_reading(rank: int, step: int) -> None:
+    """Hang while examples are read."""
 
 
 def freeze(rank: int, step: int) -> None:

@@ -85,9 +85,7 @@ class CodeSet:
         digest.update(self.take(chosen, [0] * len(chosen)).numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def batches(
-        self, *, batch_size: int, seed: int, start: int = 0, stride: int | None = None
-    ) -> Iterator[CodeBatch]:
+    def batches(self, *, batch_size: int, seed: int, start: int = 0, stride: int | None = None) -> Iterator[CodeBatch]:
         """Yield shuffled batches without end; the example at a position depends on ``(seed, position)`` alone.
 
         Args:

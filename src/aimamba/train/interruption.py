@@ -21,8 +21,8 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """A context in which the first SIGINT or SIGTERM is only recorded; a second one has its usual effect.
 
-    Where a launcher ends several processes, one of them may get the same signal twice, from Slurm and from torchrun, and
-    another while it reports that it ends. So ``lasting`` ignores further signals until the process has ended.
+    Where a launcher ends several processes, one of them may get the same signal twice, from Slurm and from torchrun,
+    and another while it reports that it ends. So ``lasting`` ignores further signals until the process has ended.
 
     Attributes:
         received: Number of the signal received, or 0.

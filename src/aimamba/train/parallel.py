@@ -110,7 +110,9 @@ class SpreadLoss(Generic[Model, Batch]):
             stored.to_local().copy_(spread(whole.detach(), stored).to_local())
 
 
-def combined(losses: list[Tensor], reports: Reports, more: Iterable[float]) -> tuple[list[Tensor], Reports, list[float]]:
+def combined(
+    losses: list[Tensor], reports: Reports, more: Iterable[float]
+) -> tuple[list[Tensor], Reports, list[float]]:
     """Average the losses and reports of the parts of a batch over all processes, in one exchange.
 
     Args:
@@ -199,7 +201,7 @@ class ShardedAverage:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 class WholeBatchNorm(nn.BatchNorm2d):
@@ -235,5 +237,3 @@ def share_batch_norms(network: nn.Module) -> None:
                 f"the batch norm {name} keeps running statistics, which several processes do not share; train in one",
             )
             module.__class__ = WholeBatchNorm
-
-

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 METADATA = ".metadata"
@@ -20,7 +20,7 @@ METADATA = ".metadata"
 _ROOM = 1 << 24  # bytes that headers of shards may add to their tensors
 
 
-class ShardReader(dcp.FileSystemReader):
+class ShardReader(FileSystemReader):
     """Reads shards, and their description without executing what may be hidden in it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -34,8 +34,8 @@ class ShardReader(dcp.FileSystemReader):
             metadata = _Plain(file).load()
         if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
             raise ValueError("not a description of shards")
-        entries = metadata.state_dict_metadata.values()
-        if not all(isinstance(entry, TensorStorageMetadata) for entry in entries):
+        entries = [entry for entry in metadata.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
+        if len(entries) < len(metadata.state_dict_metadata):
             raise ValueError("it holds something else than tensors")
         for stored in metadata.storage_data.values():
             if Path(stored.relative_path).name != stored.relative_path:
@@ -43,7 +43,7 @@ class ShardReader(dcp.FileSystemReader):
         sizes = [math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries]
         if sum(sizes) > sum(path.stat().st_size for path in folder.iterdir()) + _ROOM:
             raise ValueError("its tensors are larger than its files")
-        if getattr(metadata, "storage_meta", None) is not None:
+        if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
 

@@ -23,9 +23,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -131,7 +133,7 @@ def fill_shards(
                 else torch.empty_like(template.detach(), dtype=entry.properties.dtype)
             )
         with warnings.catch_warnings(action="ignore"):  # that this is one process
-            dcp.load(targets, storage_reader=reader, no_dist=True)
+            load(targets, storage_reader=reader, no_dist=True)
     except Exception as error:  # a damaged description or shard can fail in any way
         first = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{folder} cannot be read ({type(error).__name__}: {first}); {fix}") from error
@@ -241,9 +243,9 @@ class ShardedWriter:
         best = parts.pop("best", None)  # its tensors are never changed
         rest = {"parts": _copied(parts) | ({} if best is None else {"best": best}), "missing": list(map(list, tensors))}
         header = {"format": _FORMAT, "step": step, "seconds": seconds, "recipe": recipe, "basis": basis}
-        written = dcp.async_save(
+        written = async_save(
             {_key(place): tensor.detach() for place, tensor in tensors.items()},
-            storage_writer=dcp.FileSystemWriter(draft),
+            storage_writer=FileSystemWriter(draft),
             process_group=self._group,
         )
         self._pending = self._thread.submit(self._commit, draft, header, rest, cast("Future[Any]", written))
