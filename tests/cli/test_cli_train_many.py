@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import aimamba
 from aimamba.cli import main
 from aimamba.models import VQModel
 from aimamba.train.checkpoint import checkpoint_files, read_checkpoint
@@ -43,7 +44,8 @@ class Machines:
             port = found.getsockname()[1]
         meet = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port} --rdzv-id rehearsal"
         command = [sys.executable, "-m", "torch.distributed.run", *meet.split(), "--local-addr", "127.0.0.1"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        package = str(Path(aimamba.__file__).parents[1])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
         self.agents = []
         self.logs = [logs / f"machine-{number}.log" for number in range(2)]
         for log in self.logs:
@@ -69,7 +71,9 @@ def test_two_machines_are_stopped_and_continue(tmp_path, photos):
     first = Machines([*arguments, "--steps", "5000"], tmp_path)
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline, first.wait(1)
+        running = all(agent.poll() is None for agent in first.agents)
+        assert running, first.wait(1)
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     first.agents[1].send_signal(signal.SIGTERM)
     text = first.wait()
