@@ -26,7 +26,7 @@ class ParallelConfig:
 
     replicate: int | None = None
     shard: int | None = None
-    timeout: float = 30.0
+    timeout: float = 25.0
 
     def __post_init__(self) -> None:
         for name in ("replicate", "shard"):
