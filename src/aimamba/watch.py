@@ -63,7 +63,6 @@ class Watch(threading.Thread):
         now = time.monotonic()
         self._longest = max(self._longest, now - self._since)
         self._count, self._since = self._count + 1, now
-        self._store.set(f"count/{self._rank}", str(self._count))
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
@@ -134,7 +133,7 @@ class Watch(threading.Thread):
 
     def _show(self) -> None:
         self._beat += 1
-        self._store.set(f"beat/{self._rank}", str(self._beat))
+        self._store.set(f"beat/{self._rank}", f"{self._beat} {self._count}")
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -143,8 +142,8 @@ class Watch(threading.Thread):
         for rank, read in zip(others, texts, strict=True):
             text = read.decode()
             if rank not in self._signs or self._signs[rank].text != text:
-                count = int(self._store.get(f"count/{rank}")) if self._store.check([f"count/{rank}"]) else 0
-                self._signs[rank] = _Sign(now, text, count)
+                count = text.partition(" ")[2]
+                self._signs[rank] = _Sign(now, text, int(count) if count.isdecimal() else 0)
 
     def _silent(self, seconds: float) -> list[int]:
         """Return the processes that have failed, or shown no sign for some seconds."""

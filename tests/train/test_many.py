@@ -1,6 +1,8 @@
 """Runs of several processes: the same steps as one process, whatever the layout; checkpoints that any layout reads."""
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,31 @@ def _train_on_a_full_disk(rank: int, out: Path) -> None:
 
     sharded.FileSystemWriter.write_data = write_data
     train(rank, "generator", out, (1, 2), {"checkpoint_every": 5, "schedule": "constant"})
+
+
+def test_kill_9_before_a_checkpoint_has_its_name(tmp_path):
+    out = tmp_path / "run"
+    ranks = Ranks(2, _train_and_die_in_a_checkpoint, out, logs=tmp_path)
+    ranks.wait()
+    assert ranks.codes == [-signal.SIGKILL, 2]
+    assert (out / "checkpoint.dcp.partial/state.json").exists()
+    assert newest(out).step == 5
+    together(2, train, "generator", out, (1, 2), {"checkpoint_every": 5}, logs=tmp_path)
+    together(2, train, "generator", tmp_path / "whole", (1, 2), {"checkpoint_every": 5}, logs=tmp_path)
+    assert_close(newest(out).parts, newest(tmp_path / "whole").parts, **EXACT)
+    assert not (out / "checkpoint.dcp.partial").exists()
+
+
+def _train_and_die_in_a_checkpoint(rank: int, out: Path) -> None:
+    rename = Path.rename
+
+    def die(path: Path, target: Path) -> Path:
+        if path.name == "checkpoint.dcp.partial" and target.name == "checkpoint-000010.dcp":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, target)
+
+    Path.rename = die
+    train(rank, "generator", out, (1, 2), {"checkpoint_every": 5})
 
 
 def test_a_wrong_setting_is_told_by_the_first_process(tmp_path):
