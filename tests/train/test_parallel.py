@@ -5,13 +5,15 @@ import copy
 import pytest
 import torch
 from ranks import together
-from ranks_task import CPU, TIMEOUT
+from ranks_task import CPU, TIMEOUT, Generator
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aimamba.distributed import Team, find_place
 from aimamba.errors import ConfigError
-from aimamba.train.parallel import WholeBatchNorm, share_batch_norms
+from aimamba.train.layout import Layout
+from aimamba.train.parallel import SpreadLoss, WholeBatchNorm, share_batch_norms
 from tests.refusals import one_line_error
 
 
@@ -59,3 +61,33 @@ def test_two_processes_normalise_the_whole_batch(tmp_path):
 def test_a_batch_norm_that_cannot_be_shared_is_refused(norm):
     with one_line_error(ConfigError, "the batch norm 0 keeps running statistics, which several processes do not share"):
         share_batch_norms(nn.Sequential(norm))
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that reduce something over processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reductions = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.reductions += function.namespace == "c10d" and "reduce" in function.name()
+        return function(*arguments, **(options or {}))
+
+
+def reductions(_rank: int, accumulation: int) -> int:
+    """Return the number of reductions in the forward and backward passes of a batch."""
+    task = Generator()
+    with Team(find_place(), CPU, timeout=TIMEOUT):
+        options = {"layout": Layout(2, 1), "precision": "float32", "accumulation": accumulation}
+        loss = SpreadLoss(task.loss, task.model, None, device=CPU, **options)
+        with Operations() as seen:
+            for part, batch in zip(range(accumulation), task.batches(0, 4 // accumulation), strict=False):
+                loss(task.model, batch, torch.Generator().manual_seed(part), 0)[0].backward()
+        return int(seen.reductions)
+
+
+def test_gradients_are_reduced_once_a_batch(tmp_path):
+    whole, parts = (together(2, reductions, number, logs=tmp_path)[0] for number in (1, 4))
+    assert whole > 0
+    assert parts == whole
