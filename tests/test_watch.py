@@ -1,5 +1,6 @@
 """When a process counts as lost, and what the line says. That it is printed in time: ``train/test_many.py``."""
 
+import os
 import time
 
 import pytest
@@ -125,3 +126,13 @@ def test_after_a_failed_exchange_the_silent_one_is_blamed(watches, clock, monkey
     line = watches[0].blame()
     assert line.startswith("rank 0 stops: rank 1 (")
     assert line.endswith(") ended or lost the connection; try again")
+
+
+def test_what_one_process_tells_the_others_tell_too(watches, clock, monkeypatch, capsys):
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    watches[1]._tell("no step was finished for 11 s: rank 1 (here) hangs")
+    pass_time(watches, clock, 0.0, silent=(1,))
+    assert watches[0]._fault() == "no step was finished for 11 s: rank 1 (here) hangs"
+    assert watches[2].blame() == "rank 2 stops: no step was finished for 11 s: rank 1 (here) hangs; try again"
+    printed = "aimamba: rank 1 stops: no step was finished for 11 s: rank 1 (here) hangs; try again\n"
+    assert capsys.readouterr().err == printed

@@ -19,6 +19,7 @@ _SIGNS = 6  # of life within a timeout
 _MOST_BETWEEN = 2.0  # seconds between two signs
 _SLOW = 4  # a step may take as many times as long as the longest so far
 _DONE, _FAILED = "done", "failed"
+_TOLD = f"{_FAILED}:told:"  # before what a process has told, which the others tell too
 
 
 class _Sign(NamedTuple):
@@ -126,6 +127,8 @@ class Watch(threading.Thread):
                 self._look()
             except RuntimeError:
                 break
+            if told := self._told_by_another():
+                return self._line(told)
             if failed := self._silent(2.5 * self._every):
                 return self._line(f"{self._named(failed)} ended or lost the connection")
             time.sleep(self._every / 2)
@@ -153,6 +156,8 @@ class Watch(threading.Thread):
 
     def _fault(self) -> str | None:
         """Return what is wrong, or None."""
+        if told := self._told_by_another():
+            return told
         if silent := self._silent(self._timeout):
             failed = self._signs[silent[0]].text.startswith(_FAILED)
             return f"{self._named(silent)} " + ("ended" if failed else f"gave no sign for {self._timeout:.0f} s")
@@ -163,6 +168,9 @@ class Watch(threading.Thread):
         behind = [rank for rank, count in counts.items() if count < max(counts.values())]
         who = f"{self._named(behind)} hangs" if behind else "a process hangs, and it is not known which"
         return f"no step was finished for {waited:.0f} s: {who}"
+
+    def _told_by_another(self) -> str | None:
+        return next((s.text.removeprefix(_TOLD) for s in self._signs.values() if s.text.startswith(_TOLD)), None)
 
     def _named(self, ranks: list[int]) -> str:
         with contextlib.suppress(RuntimeError):
@@ -176,6 +184,8 @@ class Watch(threading.Thread):
     def _tell(self, what: str) -> None:
         """Print a line and end this process, whose main thread may wait where Python cannot reach it."""
         if not self._over.is_set() and self._told.acquire(blocking=False):
+            with contextlib.suppress(RuntimeError):
+                self._store.set(f"beat/{self._rank}", f"{_TOLD}{what}")
             print(f"aimamba: {self._line(what)}", file=sys.stderr, flush=True)
             os._exit(2)
         self._over.set()

@@ -58,7 +58,7 @@ class ManyRun(Run[Model, Batch]):
         self.writes = team.is_first
         self._signal = 0  # that a process has received
         self._stepped = False
-        self._failed = False  # whether a process could not write its part of a checkpoint
+        self._told = torch.zeros(len(_SIGNALS) + 1)  # how many processes have met what; see _combine
         self._whole: Model | None = None
         super().__init__(task, config, out, recipe, team.device, found)
         self._writer = ShardedWriter(out, count=config.checkpoints)
@@ -106,21 +106,21 @@ class ManyRun(Run[Model, Batch]):
 
     def update(self, batches: Ahead[Batch], lr: float) -> tuple[float, float]:
         """Take one step; see ``Run.update``."""
-        found = super().update(batches, lr)
+        found = super().update(batches, lr)  # which has waited for the device
+        *received, failed = self._told.tolist()
+        self._signal = next((number for number, count in zip(_SIGNALS, received, strict=True) if count), 0)
         self.team.watch.progress()
         if not self._stepped:
             self._stepped = True
             self.team.watch.expect_progress()
-        if self._failed:
+        if failed:
             self._finish_writing()
         return found
 
     def _combine(self, losses: list[Tensor], reports: Reports) -> tuple[list[Tensor], Reports]:
         """Average losses and reports over the processes, and tell each other what has happened to one of them."""
         received = [float(self.interruption.received == number) for number in _SIGNALS]
-        losses, reports, sums = combined(losses, reports, [*received, float(self._writer.failed)])
-        self._signal = next((number for number, sum_ in zip(_SIGNALS, sums, strict=False) if sum_), 0)
-        self._failed = sums[-1] > 0
+        losses, reports, self._told = combined(losses, reports, [*received, float(self._writer.failed)])
         return losses, reports
 
     @contextlib.contextmanager

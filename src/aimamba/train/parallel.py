@@ -110,9 +110,7 @@ class SpreadLoss(Generic[Model, Batch]):
             stored.to_local().copy_(spread(whole.detach(), stored).to_local())
 
 
-def combined(
-    losses: list[Tensor], reports: Reports, more: Iterable[float]
-) -> tuple[list[Tensor], Reports, list[float]]:
+def combined(losses: list[Tensor], reports: Reports, more: Iterable[float]) -> tuple[list[Tensor], Reports, Tensor]:
     """Average the losses and reports of the parts of a batch over all processes, in one exchange.
 
     Args:
@@ -121,11 +119,10 @@ def combined(
         more: Further numbers, to be added up.
 
     Returns:
-        Means, means and sums.
+        Means, means and sums, all on the device: nothing waits for them.
     """
-    extra = list(more)
     device = losses[0].device
-    numbers: list[Tensor | float] = [*losses, *(value for report in reports for value in report.values()), *extra]
+    numbers: list[Tensor | float] = [*losses, *(value for report in reports for value in report.values()), *more]
     stacked = torch.stack([torch.as_tensor(n, dtype=torch.float32, device=device).detach() for n in numbers])
     means = list(distributed.mean(stacked).unbind())
     rest = means[len(losses) :]
@@ -133,7 +130,7 @@ def combined(
     for report in reports:
         averaged.append(dict(zip(report, rest, strict=False)))
         rest = rest[len(report) :]
-    sums = (torch.stack(rest) * distributed.size()).tolist() if extra else []
+    sums = stacked.new_tensor([]) if not rest else torch.stack(rest) * distributed.size()
     return means[: len(losses)], averaged, sums
 
 
