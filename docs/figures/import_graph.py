@@ -38,6 +38,8 @@ PURPOSE = {
     "checkpoints": "files to config and tensors",
     "ops": "tensor functions and kernels",
     "seeds": "random generators",
+    "distributed": "processes of one job",
+    "watch": "lost processes",
     "config": "strict dataclasses",
     "documents": "strict JSON and TOML",
     "devices": "device and dtype by name",

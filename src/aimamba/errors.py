@@ -37,6 +37,10 @@ class CheckpointError(AimambaError):
     """Weights are missing, truncated or belong to another model."""
 
 
+class LostError(AimambaError):
+    """Another process of the same run has ended or hangs."""
+
+
 def printable(text: str) -> str:
     """Return text of the user's, such as a class name, as one line that is safe to print to a terminal.
 

@@ -31,7 +31,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--gpu", metavar="NAME", help="their kind, such as a100-80gb (default: h100-80gb)")
     parser.add_argument("--memory", metavar="AMOUNT", help="memory of a GPU that is not known, as in 48GB or 44.4GiB")
     parser.add_argument(
-        "--shard", type=int, default=1, metavar="S", help="split weights, gradients and moments over S GPUs (default 1)"
+        "--shard",
+        type=int,
+        metavar="S",
+        help="split weights, gradients and moments over S GPUs (default: parallel.shard of the recipe, or 1)",
     )
     parser.add_argument(
         "--tokens-per-second", type=float, metavar="X", help="codes a second of one GPU, instead of what is known"
@@ -53,11 +56,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     card = find_card(arguments.gpu, arguments.memory)
     overrides, options = _overrides(arguments)
+    recipe = load_recipe(arguments.recipe, overrides)
     plan = make_plan(
-        load_recipe(arguments.recipe, overrides),
+        recipe,
         gpus=arguments.gpus,
         card=card,
-        shard=arguments.shard,
+        shard=recipe.parallel.shard or 1 if arguments.shard is None else arguments.shard,
         tokens_per_second=arguments.tokens_per_second,
     )
     for line in [*_described(arguments.recipe, plan), "", command(plan, arguments.recipe, options)]:

@@ -5,6 +5,7 @@ finished model are written to the folder of the run. The same command continues 
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -63,7 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.cli.output import output_folder, print_line
     from aimamba.config import to_mapping
     from aimamba.devices import resolve_device
+    from aimamba.distributed import Team, find_place, one_voice, own_device
     from aimamba.train.fit import fit
+    from aimamba.train.layout import check_shares, find_layout
     from aimamba.train.recipe import load_recipe, recipe_names
     from aimamba.train.stages import make_task, resolved
 
@@ -75,20 +78,36 @@ def run(arguments: argparse.Namespace) -> None:
             f"train: no recipe given; expected the path of a .toml file or one of {', '.join(recipe_names())} "
             "(--list describes them)"
         )
-    device = resolve_device(arguments.device)
-    recipe = load_recipe(arguments.recipe, _overrides(arguments))
-    out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
-    log = _ignore if arguments.quiet else _log
-    result = fit(
-        lambda: make_task(recipe, device=device, codes=out / "codes", log=log, progress=not arguments.quiet),
-        recipe.fit,
-        out,
-        device=device,
-        recipe=resolved(to_mapping(recipe)),
-        resolve=resolved,
-        tensorboard=arguments.tensorboard,
-        quiet=arguments.quiet,
-    )
+    place = find_place()  # among the processes that torchrun has started
+    with one_voice(place):
+        device = resolve_device(arguments.device) if place is None else own_device(arguments.device, place)
+        recipe = load_recipe(arguments.recipe, _overrides(arguments))
+        typed = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", arguments.recipe]
+        layout = find_layout(recipe.parallel, 1 if place is None else place.size, typed)
+        if place is not None:
+            check_shares(recipe.fit, place.size)
+        out = output_folder(arguments.out or Path("runs") / Path(arguments.recipe).stem)
+    quiet = arguments.quiet or (place is not None and place.rank > 0)
+    log = _ignore if quiet else _log
+    with contextlib.ExitStack() as stack:
+        team = None
+        if place is not None:
+            advice = f"the same command goes on from the last checkpoint in {out}"
+            team = stack.enter_context(Team(place, device, timeout=recipe.parallel.timeout, advice=advice))
+        result = fit(
+            lambda: make_task(recipe, device=device, codes=out / "codes", log=log, progress=not quiet),
+            recipe.fit,
+            out,
+            device=device,
+            recipe=resolved(to_mapping(recipe)),
+            resolve=resolved,
+            tensorboard=arguments.tensorboard,
+            quiet=quiet,
+            team=team,
+            layout=layout,
+        )
+    if place is not None and place.rank > 0:
+        return
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     taken = (
         f"{result.steps} steps" if result.step == result.steps else f"step {result.step} of {result.steps}, the best"

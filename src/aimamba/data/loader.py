@@ -28,7 +28,9 @@ class Batch(NamedTuple):
     labels: Int64[Tensor, "b"]
 
 
-def batches(images: ImageSet, *, batch_size: int, seed: int, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+def batches(
+    images: ImageSet, *, batch_size: int, seed: int, start: int = 0, workers: int = 0, stride: int | None = None
+) -> Iterator[Batch]:
     """Yield batches of shuffled images without end.
 
     The example at global position ``p`` is a pure function of ``(seed, p)``: epoch ``p // n`` is a permutation of the n
@@ -42,6 +44,8 @@ def batches(images: ImageSet, *, batch_size: int, seed: int, start: int = 0, wor
         seed: Of the order and the views.
         start: Position of the first example.
         workers: Processes that decode ahead; 0 decodes in this process.
+        stride: From the first example of a batch to that of the next; by default ``batch_size``. It is larger where
+            several processes share the examples.
 
     Yields:
         ``Batch(images, labels)``: uint8 images (B, 3, size, size) and class indices (B,).
@@ -56,14 +60,14 @@ def batches(images: ImageSet, *, batch_size: int, seed: int, start: int = 0, wor
     check(workers >= 0, f"workers must not be negative, got {workers}")
     if len(images) == 0:
         raise DataError("there are no images to make batches of")
-    return _endless(_Examples(images, batch_size, seed), start, workers)
+    return _endless(_Examples(images, batch_size, seed), start, workers, batch_size if stride is None else stride)
 
 
-def _endless(examples: "_Examples", start: int, workers: int) -> Iterator[Batch]:
+def _endless(examples: "_Examples", start: int, workers: int, stride: int) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         examples,
         batch_size=None,  # an item is a whole batch, indexed by the position of its first example
-        sampler=count(start, examples.batch_size),
+        sampler=count(start, stride),
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_parent,

@@ -6,7 +6,7 @@ PatchGAN (Isola et al., arXiv 1611.07004, section 3.2) with the hinge loss (Lim 
 Shape letters: B batch, H W image, h w patches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -144,15 +144,25 @@ def discriminator_hinge(real_logits: Float[Tensor, "*b"], fake_logits: Float[Ten
 
 
 def adaptive_weight(
-    reconstruction_loss: Float[Tensor, ""], generator_loss: Float[Tensor, ""], last_layer: Tensor
+    reconstruction_loss: Float[Tensor, ""],
+    generator_loss: Float[Tensor, ""],
+    last_layer: Tensor,
+    *,
+    mean: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> Float[Tensor, ""]:
     """Balance two losses by the norms of their gradients at the decoder's last layer (VQGAN, eq. 7).
+
+    Args:
+        reconstruction_loss: One loss.
+        generator_loss: The other.
+        last_layer: The weight of that layer.
+        mean: Averages a gradient over processes that hold parts of a batch.
 
     Returns:
         ``|grad of reconstruction_loss| / (|grad of generator_loss| + 1e-4)`` in [0, 1e4], without gradient.
     """
     norms = [
-        torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
+        torch.linalg.vector_norm(mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()))
         for loss in (reconstruction_loss, generator_loss)
     ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()

@@ -1,4 +1,8 @@
-"""``checkpoint.pt``: the state from which a stopped run continues, and the checks that it may."""
+"""``checkpoint.pt``: the state from which a stopped run continues, and the checks that it may.
+
+A run of many processes writes folders instead, ``checkpoint-000100.dcp`` after 100 steps; see ``train.sharded``. Either
+kind is read by either kind of run.
+"""
 
 import contextlib
 import dataclasses
@@ -17,11 +21,13 @@ from aimamba.checkpoints.weights import check_archive
 from aimamba.config import first_difference
 from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError, ConfigError
-from aimamba.files import write_atomically
+from aimamba.files import remove_tree, write_atomically
 
 Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # fills in the defaults of a recipe
 
 CHECKPOINT_FILE = "checkpoint.pt"
+MANIFEST = "state.json"
+"""In the folder of many processes; without it the folder is not whole."""
 
 _FORMAT = "aimamba training run 1"
 _MAY_CHANGE = {
@@ -29,8 +35,9 @@ _MAY_CHANGE = {
     "data.workers",
     *(f"fit.{key}" for key in ("steps", "log_every", "evaluate_every", "sheet_every", "checkpoint_every")),
     *(f"fit.{key}" for key in ("checkpoints", "keep", "patience")),
+    *(f"parallel.{key}" for key in ("replicate", "shard", "timeout")),
 }
-_OLDER = re.compile(r"checkpoint-(\d{6,12})\.pt")  # with the number of steps
+_OLDER = re.compile(r"checkpoint-(\d{6,12})\.(?:pt|dcp)")  # with the number of steps
 
 
 @runtime_checkable
@@ -94,21 +101,76 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, count: int = 1, befo
         except OSError:  # no hard links there
             path.rename(older)
     write_atomically(path, lambda draft: torch.save(content, draft), draft=f"{path.name}.partial")
-    earlier = [older for older in _older(path.parent) if _steps(older) < checkpoint.step][: count - 1]
-    for superfluous in set(_older(path.parent)) - set(earlier):  # also those of steps that are taken again
+    remove_superfluous(path.parent, path, checkpoint.step, count)
+
+
+def remove_superfluous(out: Path, newest: Path, step: int, count: int) -> None:
+    """Remove older checkpoints than are to be kept, and those of steps that are taken again.
+
+    Args:
+        out: Folder of the run.
+        newest: The checkpoint that was just written.
+        step: Its number of steps.
+        count: Number of checkpoints to keep, with it.
+    """
+    others = [path for path in _older(out) if path != newest]
+    earlier = [older for older in others if _steps(older) < step][: count - 1]
+    for superfluous in set(others) - set(earlier):
         with contextlib.suppress(OSError):
-            superfluous.unlink()
+            (superfluous / MANIFEST if superfluous.is_dir() else superfluous).unlink()
+        if superfluous.is_dir():
+            remove_tree(superfluous)
+
+
+def sharded_name(step: int) -> str:
+    """Return the name of the checkpoint that many processes write after some steps."""
+    return f"checkpoint-{step:06d}.dcp"
+
+
+def demote_single(out: Path, step: int, *, keep: bool) -> None:
+    """Rename or remove the ``checkpoint.pt`` of one process, because a newer checkpoint has another name.
+
+    Args:
+        out: Folder of the run.
+        step: Number of steps of the newer one.
+        keep: Whether to rename it after its number of steps instead of removing it.
+    """
+    single = out / CHECKPOINT_FILE
+    if not single.exists():
+        return
+    before = _steps_inside(single) if keep else None
+    with contextlib.suppress(OSError):
+        if before is not None and before < step:
+            single.rename(out / f"checkpoint-{before:06d}.pt")
+        else:
+            single.unlink()
 
 
 def checkpoint_files(out: Path) -> list[Path]:
     """Return the checkpoints in the folder of a run, the newest first."""
-    newest = out / CHECKPOINT_FILE
-    return [newest] * newest.exists() + _older(out)
+    newest, older = out / CHECKPOINT_FILE, _older(out)
+    if not newest.exists():
+        return older
+    if not any(path.suffix == ".dcp" for path in older):
+        return [newest, *older]
+    steps = _steps_inside(newest)
+    after = [] if steps is None else [path for path in older if _steps(path) > steps]
+    return [*after, newest, *older[len(after) :]]
+
+
+def _steps_inside(path: Path) -> int | None:
+    """Return the number of steps in a ``checkpoint.pt``, without reading its tensors; None if it is damaged."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content["step"] if isinstance(content["step"], int) else None
+    except Exception:  # a truncated archive or pickle can fail in any way
+        return None
 
 
 def _older(out: Path) -> list[Path]:
     found = [path for path in out.iterdir() if _OLDER.fullmatch(path.name)] if out.is_dir() else []
-    return sorted(found, key=_steps, reverse=True)
+    whole = [path for path in found if path.suffix == ".pt" or (path / MANIFEST).exists()]
+    return sorted(whole, key=_steps, reverse=True)
 
 
 def _steps(path: Path) -> int:
@@ -116,36 +178,65 @@ def _steps(path: Path) -> int:
     return int(named[1]) if named else 0
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Load a file written by ``write_checkpoint`` onto the CPU. No code in it is executed.
+def read_checkpoint(path: Path, *, whole: bool = True, verify: bool = True) -> Checkpoint:
+    """Load a checkpoint of either kind onto the CPU. No code in it is executed.
+
+    Args:
+        path: A file written by ``write_checkpoint``, or a folder written by many processes.
+        whole: Whether to read all tensors. Otherwise a file is mapped into memory, which several processes share, and
+            the shards of a folder are left out.
+        verify: Whether to compare checksums.
 
     Raises:
-        CheckpointError: The file is truncated or is not a checkpoint of a training run.
+        CheckpointError: It is truncated or damaged, or is not a checkpoint of a training run.
     """
     fix = f"delete {path.name} to start over, or give another --out"
-    if not path.is_file():  # a pipe would keep a reader waiting
-        raise CheckpointError(f"{path} is not a file; {fix}")
-    try:
-        check_archive(path)
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums in it
-            damaged = archive.testzip()
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {fix}") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} does not match; {fix}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a truncated archive or pickle can fail in any way
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {fix}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if path.is_dir() and path.suffix == ".dcp":
+        from aimamba.train import sharded  # noqa: PLC0415 - takes seconds to import, and imports this module
+
+        saved = sharded.read_sharded(path, verify=verify)
+        return sharded.fill_shards(saved, path) if whole else saved
+    content = load_plain(path, fix, verify=verify, mapped=not whole)
+    if content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a training run; {fix}")
-    if (wrong := _wrong_field(content)) is not None:
+    if (wrong := wrong_field(content)) is not None:
         raise CheckpointError(f"{path} is not a checkpoint of a training run: its {wrong}; {fix}")
     names = [field.name for field in dataclasses.fields(Checkpoint)]
     return Checkpoint(**{name: content[name] for name in names if name in content})  # 0.1.0 wrote no basis
 
 
-def _wrong_field(content: Mapping[str, Any]) -> str | None:
+def load_plain(path: Path, fix: str, *, verify: bool = True, mapped: bool = False) -> dict[str, Any]:
+    """Load a file of ``torch.save`` onto the CPU. No code in it is executed.
+
+    Args:
+        path: The file.
+        fix: Ends the message of an error.
+        verify: Whether to compare checksums.
+        mapped: Whether to map it into memory instead of reading it.
+
+    Raises:
+        CheckpointError: It is truncated or damaged, or holds something else than a mapping.
+    """
+    if not path.is_file():  # a pipe would keep a reader waiting
+        raise CheckpointError(f"{path} is not a file; {fix}")
+    try:
+        check_archive(path)
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums in it
+            damaged = archive.testzip() if verify else None
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {fix}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} does not match; {fix}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a truncated archive or pickle can fail in any way
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}), perhaps cut short; {fix}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a checkpoint of a training run; {fix}")
+    return content
+
+
+def wrong_field(content: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the first field that is missing or has another type, or None."""
     kinds: dict[str, Any] = {"step": int, "seconds": (int, float), "recipe": str, "parts": dict}
     for name, kind in kinds.items():
@@ -181,7 +272,7 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -
             ) from error
 
 
-def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Found | None:
+def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve, *, whole: bool = True) -> Found | None:
     """Return the checkpoint from which the run in ``out`` continues, see ``newest_checkpoint``.
 
     Args:
@@ -189,12 +280,13 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Fou
         recipe: The recipe of the run, as TOML.
         steps: Number of steps to train in total.
         resolve: Fills in the defaults of a recipe.
+        whole: See ``read_checkpoint``.
 
     Raises:
         ConfigError: The checkpoint belongs to another recipe, or has taken more than ``steps`` steps.
         CheckpointError: No checkpoint can be read, but there is one.
     """
-    found = newest_checkpoint(out)
+    found = newest_checkpoint(out, whole=whole)
     if found is not None:
         check_same_recipe(found.checkpoint.recipe, recipe, out, resolve)
         if (taken := found.checkpoint.step) > steps:
@@ -205,10 +297,10 @@ def find_checkpoint(out: Path, recipe: str, steps: int, resolve: Resolve) -> Fou
     return found
 
 
-def newest_checkpoint(out: Path) -> Found | None:
+def newest_checkpoint(out: Path, *, whole: bool = True) -> Found | None:
     """Return the newest checkpoint in the folder of a run that can be read, or None if there is none yet.
 
-    A line on stderr names those that cannot be read.
+    A line on stderr names those that cannot be read. ``whole`` is that of ``read_checkpoint``.
 
     Raises:
         CheckpointError: No checkpoint can be read, but there is one.
@@ -216,7 +308,7 @@ def newest_checkpoint(out: Path) -> Found | None:
     first_fault: CheckpointError | None = None
     for path in checkpoint_files(out):
         try:
-            saved = read_checkpoint(path)
+            saved = read_checkpoint(path, whole=whole)
         except CheckpointError as fault:
             first_fault = first_fault or fault
             continue

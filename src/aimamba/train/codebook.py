@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aimamba import distributed
+
 _DECAY = 0.98  # of the moving average, per batch
 _DEAD = 0.03  # below this fraction of an equal share, a code is dead
 
@@ -30,11 +32,12 @@ class CodebookUse(nn.Module):
 
         Args:
             codebook: Codebook vectors; changed in place.
-            latents: Latents of the current batch.
+            latents: Latents of the current batch; of several processes, those of this one.
             rng: Random generator on the same device.
         """
         dead = (self.use < _DEAD).nonzero().squeeze(-1)
         if len(dead):
+            latents = distributed.gathered(latents)
             latents = latents[latents.isfinite().all(dim=-1)]
             dead = dead[: len(latents)]
             chosen = torch.randperm(len(latents), generator=rng, device=latents.device)[: len(dead)]
@@ -44,5 +47,5 @@ class CodebookUse(nn.Module):
     @torch.no_grad()
     def observe(self, codes: Int[Tensor, "*b"]) -> None:
         """Update the moving average with the codes of a batch."""
-        counts = torch.bincount(codes.flatten(), minlength=len(self.use))
-        self.use.lerp_(counts * (len(self.use) / codes.numel()), 1 - _DECAY)
+        counts = distributed.total(torch.bincount(codes.flatten(), minlength=len(self.use)))
+        self.use.lerp_(counts * (len(self.use) / (codes.numel() * distributed.size())), 1 - _DECAY)

@@ -1,4 +1,4 @@
-"""The training loop: one for all stages, in one process.
+"""The training loop: one for all stages, in one process or in a team of them.
 
 A run is a folder with ``recipe.toml`` (its settings), ``metrics.jsonl`` and ``sheets/`` (its progress),
 ``checkpoint.pt`` (its state) and ``model/`` (its result: the model of the best evaluation, or the last one). After any
@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from aimamba.config import to_mapping
+from aimamba.distributed import Team
 from aimamba.train.checkpoint import (
     Resolve,
     find_checkpoint,
 )
 from aimamba.train.interruption import Interruption
+from aimamba.train.layout import Layout
 from aimamba.train.lock import check_one_process, locked
 from aimamba.train.memory import keep_freed_memory
 from aimamba.train.records import Records
@@ -68,6 +70,8 @@ def fit(
     resolve: Resolve = lambda recipe: recipe,
     tensorboard: bool = False,
     quiet: bool = False,
+    team: Team | None = None,
+    layout: Layout | None = None,
 ) -> Result:
     """Train ``task.model`` in the run folder ``out``, or continue the run that is there.
 
@@ -86,6 +90,8 @@ def fit(
         resolve: Fills in the defaults of a recipe, because one that an older version wrote may not have all settings.
         tensorboard: Whether to write metrics and sheets for TensorBoard too.
         quiet: Whether to print warnings only, and no progress.
+        team: The processes that train together, each of which calls this; None where this is the only one.
+        layout: How they share the model; by default each has a copy.
 
     Returns:
         The finished model's folder and its metrics.
@@ -95,29 +101,60 @@ def fit(
             is not installed.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit the task.
         Interrupted: The run was interrupted by Ctrl-C or SIGTERM and has been saved.
+        LostError: Another process of the team has ended or hangs.
+        SystemExit: In the others, where the first process of the team reports one of these errors for all.
     """
-    check_one_process()
+    if team is None:
+        check_one_process()
     if tensorboard:
         require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
+    if team is not None:
+        from aimamba.train.fit_many import fit_many  # noqa: PLC0415 - takes seconds to import
+
+        def finish() -> dict[str, Any]:
+            return _plain(_report_finished(out, config, tensorboard=tensorboard, quiet=quiet))
+
+        options = {"tensorboard": tensorboard, "quiet": quiet}
+        layout = layout or Layout(team.place.size, 1)
+        if fit_many(task, config, out, text, resolve, team, layout, **options):
+            return _unplain(team.shared(finish))
+        return _unplain(team.shared(lambda: _plain(_result(out, config))))
     if is_finished(out, text, config.steps, resolve):
-        if not quiet:
-            print(_finished(out, config.steps), file=sys.stderr)
-        discard_old_result(out)
-        if tensorboard:
-            TensorBoard(out, step=config.steps + 1).close()
-    else:
-        keep_freed_memory()
-        with locked(out):
-            saved = find_checkpoint(out, text, config.steps, resolve)
-            run = Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
-            _train(run, tensorboard=tensorboard, quiet=quiet)
+        return _report_finished(out, config, tensorboard=tensorboard, quiet=quiet)
+    keep_freed_memory()
+    with locked(out):
+        saved = find_checkpoint(out, text, config.steps, resolve)
+        run = Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
+        _train(run, tensorboard=tensorboard, quiet=quiet)
+    return _result(out, config)
+
+
+def _report_finished(out: Path, config: FitConfig, *, tensorboard: bool, quiet: bool) -> Result:
+    """Say that the run is finished, tidy up after one that was killed then, and return its result."""
+    if not quiet:
+        print(_finished(out, config.steps), file=sys.stderr)
+    discard_old_result(out)
+    if tensorboard:
+        TensorBoard(out, step=config.steps + 1).close()
+    return _result(out, config)
+
+
+def _result(out: Path, config: FitConfig) -> Result:
     if (about := read_about(out)) is not None:
         return Result(model=out / RESULT, steps=about.steps, step=about.step, metrics=about.metrics)
     held_out = [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "held-out"]
     last = {name: math.nan if value is None else value for name, value in (held_out or [{}])[-1].items()}
     metrics = {name: value for name, value in last.items() if name not in ("step", "split")}
     return Result(model=out / RESULT, steps=config.steps, step=config.steps, metrics=metrics)
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {**dataclasses.asdict(result), "model": str(result.model)}
+
+
+def _unplain(values: dict[str, Any]) -> Result:
+    return Result(**{**values, "model": Path(values["model"])})
 
 
 def _finished(out: Path, steps: int) -> str:
@@ -132,19 +169,11 @@ def _finished(out: Path, steps: int) -> str:
 
 def _train(run: Run[Any, Any], *, tensorboard: bool, quiet: bool) -> None:
     """Open the files of a run and train it to its end."""
-    out, config = run.out, run.config
+    config = run.config
     with (
         Interruption() as interruption,
-        Records(out, step=run.step, tensorboard=tensorboard) as records,
+        Records(run.out, step=run.step, tensorboard=tensorboard) as records,
         Progress(steps=config.steps, start=run.step, batch_size=config.batch_size, quiet=quiet) as progress,
     ):
-        if run.best.forgotten:
-            progress.log(f"{out} has not kept its best model so far: evaluations are compared from here on")
-        if run.step:
-            progress.log(f"continuing {out} after step {run.step} of {config.steps}")
-        if config.precision == "auto":
-            progress.log(f"training in {run.precision}, chosen by fit.precision = 'auto' for this device")
-        if run.step < config.steps:
-            for line in run.costs.before():
-                progress.log(line)
+        run.announce(progress)
         run.train(interruption, records, progress)

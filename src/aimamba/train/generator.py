@@ -9,6 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from aimamba import distributed
 from aimamba.config import check
 from aimamba.data.codes import CodeBatch, CodeSet
 from aimamba.data.shards import fingerprint
@@ -97,9 +98,9 @@ class GeneratorTask:
         train = self.train
         return Amount(len(train), len(self.held_out), self.model.config.num_tokens, "codes", views=train.views)
 
-    def batches(self, start: int, batch_size: int) -> Iterator[CodeBatch]:
+    def batches(self, start: int, batch_size: int, *, stride: int | None = None) -> Iterator[CodeBatch]:
         """Yield shuffled training codes."""
-        return self.train.batches(batch_size=batch_size, seed=self.seed, start=start)
+        return self.train.batches(batch_size=batch_size, seed=self.seed, start=start, stride=stride)
 
     def loss(
         self, model: AiM, batch: CodeBatch, rng: torch.Generator, step: int = 0
@@ -108,7 +109,7 @@ class GeneratorTask:
 
         There are no other metrics, and ``step`` has no effect.
         """
-        dropped = torch.rand(batch.labels.shape, generator=rng, device=batch.labels.device) < self.config.label_dropout
+        dropped = distributed.uniform(tuple(batch.labels.shape), rng, batch.labels.device) < self.config.label_dropout
         labels = torch.where(dropped, model.condition.null_class, batch.labels)
         mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
         return code_cross_entropy(model, batch.codes, labels, mask, checkpointing=checkpointing), {}
@@ -146,7 +147,7 @@ class GeneratorTask:
         if rate == 0:
             return None
         shape = (codes.shape[0], codes.shape[1] - 1, model.config.width)
-        return (torch.rand(shape, generator=rng, device=codes.device) >= rate) / (1 - rate)
+        return (distributed.uniform(shape, rng, codes.device) >= rate) / (1 - rate)
 
     def pipeline(self, model: AiM) -> Pipeline:
         """Return a pipeline of the tokenizer and ``model``."""

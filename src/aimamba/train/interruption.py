@@ -21,12 +21,16 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """A context in which the first SIGINT or SIGTERM is only recorded; a second one has its usual effect.
 
+    Where a launcher ends several processes, one of them may get the same signal twice, from Slurm and from torchrun,
+    and another while it reports that it ends. So ``lasting`` ignores further signals until the process has ended.
+
     Attributes:
         received: Number of the signal received, or 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lasting: bool = False) -> None:
         self.received = 0
+        self._lasting = lasting
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -36,10 +40,12 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._lasting:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
+        self.received = self.received or number
         self.__exit__()

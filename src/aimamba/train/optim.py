@@ -81,7 +81,10 @@ class Learner(NamedTuple):
 
     def clip(self, limit: float) -> Tensor:
         """Clip the norm of the gradient of all parameters to ``limit`` (0 is no limit); return the norm before."""
-        return nn.utils.clip_grad_norm_(self.network.parameters(), limit or math.inf).float()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit or math.inf)
+        if hasattr(norm, "full_tensor"):  # of sharded parameters, each process has a part of it
+            norm = norm.full_tensor()
+        return norm.float()
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next steps."""

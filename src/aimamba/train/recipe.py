@@ -12,6 +12,7 @@ from typing import Any, Literal
 from aimamba.config import check, flatten, from_mapping
 from aimamba.documents import parse_toml
 from aimamba.errors import ConfigError, suggest
+from aimamba.train.layout import ParallelConfig
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 
@@ -77,6 +78,7 @@ class Recipe:
         data: The images.
         model: Settings of the model: optionally a ``preset``, and the fields that differ from it.
         fit: Settings of the training loop.
+        parallel: How the processes share the work, where torchrun starts several.
         task: Settings of the loss and the sample sheets.
     """
 
@@ -86,6 +88,7 @@ class Recipe:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     fit: FitConfig
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -137,7 +140,7 @@ def _description(recipe: Recipe, name: str, changed: Collection[str]) -> str:
 
 def _override(values: dict[str, Any], name: str, value: Any) -> None:
     """Set ``name`` in ``values``; names in ``model`` and ``task`` are checked later, with the stage."""
-    fields: dict[str, type] = {"data": DataConfig, "fit": FitConfig}
+    fields: dict[str, type] = {"data": DataConfig, "fit": FitConfig, "parallel": ParallelConfig}
     known = [
         "stage",
         "description",

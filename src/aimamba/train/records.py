@@ -44,3 +44,19 @@ class Records:
         self._metrics.__exit__(*error)
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+class NoRecords(Records):
+    """The records of a process that writes none, because another one does."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def sheet(self, step: int, image: Image) -> None:
+        """Save nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        pass

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig
 from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.layout import ParallelConfig
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.settings import FitConfig
 from aimamba.train.tokenizer import TokenizerTaskConfig
@@ -35,6 +36,7 @@ def settings_page() -> str:
         ("[task] of a tokenizer", TokenizerTaskConfig, []),
         ("[task] of a generator", GeneratorTaskConfig, []),
         ("[fit]: the training loop", FitConfig, []),
+        ("[parallel]: many processes", ParallelConfig, []),
     ]
     blocks = [_HEAD]
     for title, cls, first in sections:
@@ -54,7 +56,7 @@ def describe_fields(cls: type) -> dict[str, str]:
 
 def _is_left_out(cls: type, field: "dataclasses.Field[Any]") -> bool:
     """Return whether a field is a section of its own, or is filled in by training."""
-    left_out = {Recipe: ("data", "model", "task", "fit"), AiMConfig: ("tokenizer",)}
+    left_out = {Recipe: ("data", "model", "task", "fit", "parallel"), AiMConfig: ("tokenizer",)}
     return field.name in left_out.get(cls, ())
 
 

@@ -3,10 +3,10 @@
 import contextlib
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Generic, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -39,11 +39,21 @@ from aimamba.train.result import (
     save_result,
 )
 from aimamba.train.settings import FitConfig
-from aimamba.train.step import RecordedStep, TrainingStep, is_recorded
-from aimamba.train.task import Batch, Model, Task
+from aimamba.train.step import Combine, Loss, RecordedStep, TrainingStep, alone, is_recorded
+from aimamba.train.task import Adversary, Batch, Model, Task
 from aimamba.train.tracking import Progress, RunningMeans
 
+Value = TypeVar("Value")
+
 _MAX_FAILURES = 5
+
+
+class Average(Stateful, Protocol):
+    """A moving average of the weights."""
+
+    def update(self, model: Any) -> None:
+        """Update the average with the weights of ``model``."""
+        ...
 
 
 def _blocks(model: nn.Module) -> Iterable[nn.Module]:
@@ -73,9 +83,13 @@ class Run(Generic[Model, Batch]):
         self.step, self.seconds = 0, 0.0
         self.precision = config.precision
         if self.precision == "auto":
-            self.precision = "bfloat16" if bfloat16_pays(device) else "float32"
+            self.precision = "bfloat16" if self.once(lambda: bfloat16_pays(device)) else "float32"
         steps = RecordedStep if is_recorded(task, config, device) else TrainingStep
         self.model = task.model.to(device).train()
+        adversary = task.adversary()
+        if adversary is not None:
+            adversary.network.to(device)
+        loss, combine = self.prepare(adversary)
         optimizer = adamw(
             self.model,
             lr=config.lr,
@@ -87,14 +101,14 @@ class Run(Generic[Model, Batch]):
         if config.compile:
             for module in _blocks(self.model) if config.compile == "blocks" else [self.model]:
                 module.compile(dynamic=False)
-        self.average = ExponentialAverage(self.model, config.ema_decay) if config.ema_decay else None
+        self.average = self.new_average() if config.ema_decay else None
         self.means = RunningMeans()
         self.parts: dict[str, Stateful] = {"model": self.model, "optimizer": optimizer, "means": self.means}
         if self.average is not None:
             self.parts["average"] = self.average
         self.parts |= {f"companion {name}": module.to(device) for name, module in task.companions().items()}
-        if (adversary := task.adversary()) is not None:
-            network, lr = adversary.network.to(device), adversary.lr
+        if adversary is not None:
+            network, lr = adversary.network, adversary.lr
             optimizer = adamw(network, lr=lr, betas=adversary.betas, weight_decay=adversary.weight_decay)
             self.learners.append(Learner(network, optimizer, lr))
             self.parts |= {"adversary": network, "adversary optimizer": optimizer}
@@ -104,27 +118,68 @@ class Run(Generic[Model, Batch]):
             "fit.patience needs a held-out loss to judge by, and with task.adversarial_weight there is none; set it "
             "to 0",
         )
-        self.best = HeldOut(task.objective(), keep=config.keep == "best", patience=config.patience)
+        self.best = HeldOut(task.objective(), keep=self.writes and config.keep == "best", patience=config.patience)
         self.held_out: dict[str, float] = {}
         self.kept: int | None = None  # the step of the good checkpoint in checkpoint.pt
         if found is not None:
-            saved = found.checkpoint
-            check_same_basis(saved.basis, self.basis, out)
+            check_same_basis(found.checkpoint.basis, self.basis, out)
+            saved = self.laid_out(found)
             parts = self.parts | {"best": self.best} if "best" in saved.parts else self.parts
             restore(saved, parts, found.path)
             self.step, self.seconds = saved.step, saved.seconds
             self.kept = saved.step if found.path.name == CHECKPOINT_FILE else None
         self.parts["best"] = self.best
-        self.taken = steps(task.loss, self.model, self.learners, config, device, self.precision)
+        self.taken = steps(loss, self.model, self.learners, config, device, self.precision, combine)
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         self.costs = Costs(task.amount(), config, parameters=trained, start=self.step, device=device)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
+        if self.writes:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / "recipe.toml", lambda partial: partial.write_text(recipe, encoding="utf-8"))
+
+    writes = True
+    """Whether this process writes the files of the run; of several, the first does."""
+
+    def prepare(self, adversary: Adversary | None) -> tuple[Loss[Model, Batch], Combine]:
+        """Prepare the networks for this process, before there are optimisers; return their loss."""
+        return self.task.loss, alone
+
+    def new_average(self) -> Average:
+        """Return the moving average of the model, as it is now."""
+        return ExponentialAverage(self.model, self.config.ema_decay)
+
+    def laid_out(self, found: Found) -> Checkpoint:
+        """Return a checkpoint with its tensors as this process holds them."""
+        return found.checkpoint
+
+    def read(self) -> Iterator[Batch]:
+        """Return the examples that are left, a part of a batch at a time."""
+        config = self.config
+        return self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
+
+    def once(self, make: Callable[[], Value]) -> Value:
+        """Return what ``make`` returns, which only the process that writes calls."""
+        return make()
+
+    def stopped_by(self, interruption: Interruption) -> int:
+        """Return the number of the signal that ends the run after this step, or 0."""
+        return interruption.received
+
+    def announce(self, progress: Progress) -> None:
+        """Print where the run begins, and what it will cost."""
+        out, config = self.out, self.config
+        if self.best.forgotten:
+            progress.log(f"{out} has not kept its best model so far: evaluations are compared from here on")
+        if self.step:
+            progress.log(f"continuing {out} after step {self.step} of {config.steps}")
+        if config.precision == "auto":
+            progress.log(f"training in {self.precision}, chosen by fit.precision = 'auto' for this device")
+        if self.step < config.steps:
+            for line in self.costs.before():
+                progress.log(line)
 
     def train(self, interruption: Interruption, records: Records, progress: Progress) -> None:
         """Take the remaining steps, with evaluations and checkpoints in between, and save the model."""
-        config = self.config
-        read = self.task.batches(self.step * config.batch_size, config.batch_size // config.accumulation)
+        read = self.read()
         try:
             self.take_steps(Ahead(self.costs.timed(read), self.device), interruption, records, progress)
         finally:
@@ -140,17 +195,17 @@ class Run(Generic[Model, Batch]):
         config = self.config
         failures = 0
         while True:
-            if interruption.received:
-                self.save_checkpoint()
+            if number := self.stopped_by(interruption):
+                self.save_checkpoint(last=True)
                 raise Interrupted(
                     f"stopped after step {self.step} of {config.steps}; the same command continues from {self.out}",
-                    interruption.received,
+                    number,
                 )
             self.evaluate_and_render(records, progress)
             if self.step == config.steps:
                 break
             if self.best.exhausted:
-                self.save_checkpoint()
+                self.save_checkpoint(last=True)
                 progress.warn(
                     f"ended after step {self.step} of {config.steps}: held-out {self.best.name} has not improved in "
                     f"{self.best.since} evaluations (fit.patience = {config.patience})"
@@ -190,7 +245,7 @@ class Run(Generic[Model, Batch]):
                 more = {"lr": lr, "pictures_per_second": rate, "seconds": self.seconds}
                 records.write(self.step, "train", means | more)
             if self.due(config.checkpoint_every):
-                self.save_checkpoint()
+                self.save_checkpoint(last=self.step == config.steps)
 
     def update(self, batches: Ahead[Batch], lr: float) -> tuple[float, float]:
         """Take one step, or skip it if its loss or gradient is not finite.
@@ -219,7 +274,7 @@ class Run(Generic[Model, Batch]):
         """Evaluate the model and render a sample sheet, if they are due after this step."""
         if self.due(self.config.evaluate_every) or self.best.exhausted:
             with self.model_to_keep() as model:
-                self.held_out = self.task.evaluate(model)
+                self.held_out = self.once(lambda: self.task.evaluate(model))
                 warnings = self.best.observe(self.step, self.held_out, model)
             records.write(self.step, "held-out", self.held_out)
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.held_out.items())
@@ -228,7 +283,7 @@ class Run(Generic[Model, Batch]):
                 progress.warn(warning)
         if self.due(self.config.sheet_every) or self.best.exhausted:
             with self.model_to_keep() as model:
-                records.sheet(self.step, self.task.sheet(model))
+                self.once(lambda: records.sheet(self.step, self.task.sheet(model)))
 
     def due(self, every: int) -> bool:
         """Return whether something that happens every ``every`` steps, and at the end, is due after this step."""
@@ -237,13 +292,13 @@ class Run(Generic[Model, Batch]):
     @contextlib.contextmanager
     def model_to_keep(self) -> Iterator[Model]:
         """Yield the model that is evaluated and saved, in evaluation mode: the moving average if there is one."""
-        model = self.model if self.average is None else self.average.model
+        model = self.average.model if isinstance(self.average, ExponentialAverage) else self.model
         with torch.no_grad():
             yield model.eval()
         self.model.train()
 
-    def save_checkpoint(self) -> None:
-        """Write ``checkpoint.pt``."""
+    def save_checkpoint(self, *, last: bool = False) -> None:
+        """Write ``checkpoint.pt``; with ``last`` it is whole when this returns."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint = Checkpoint(step=self.step, seconds=self.seconds, recipe=self.recipe, parts=parts, basis=self.basis)
         write_checkpoint(self.out / CHECKPOINT_FILE, checkpoint, count=self.config.checkpoints, before=self.kept)
@@ -252,14 +307,17 @@ class Run(Generic[Model, Batch]):
     def save_model(self) -> None:
         """Write ``model/``, and ``model-last/`` if the best evaluation was not the last one."""
         with self.model_to_keep() as model:
-            if not self.best.superseded:
-                discard_last(self.out)
-                self._save(model, RESULT, self.step, self.held_out)
-                return
-            if not_finite(model) is None:  # a run that has diverged has its best model all the same
-                self._save(model, LAST, self.step, self.held_out)
-            self.best.load_best(model)
-            self._save(model, RESULT, self.best.step, self.best.metrics)
+            self.once(lambda: self._save_kept(model))
+
+    def _save_kept(self, model: Model) -> None:
+        if not self.best.superseded:
+            discard_last(self.out)
+            self._save(model, RESULT, self.step, self.held_out)
+            return
+        if not_finite(model) is None:  # a run that has diverged has its best model all the same
+            self._save(model, LAST, self.step, self.held_out)
+        self.best.load_best(model)
+        self._save(model, RESULT, self.best.step, self.best.metrics)
 
     def _save(self, model: Model, name: str, step: int, metrics: dict[str, float]) -> None:
         bad = not_finite(model)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aimamba import distributed
 from aimamba.config import check
 from aimamba.errors import ConfigError
 from aimamba.generation.capture import capture
@@ -27,11 +28,19 @@ Reports = list[dict[str, Tensor | float]]
 Loss = Callable[[Model, Batch, torch.Generator, int], tuple[Tensor, dict[str, Tensor | float]]]
 """See ``Task.loss``."""
 
+Combine = Callable[[list[Tensor], Reports], tuple[list[Tensor], Reports]]
+"""Average the losses and reports of the parts of a batch over processes."""
+
 Run = Callable[[], tuple[Tensor, Reports]]
 """A step on fixed tensors."""
 
 _log = logging.getLogger(__name__)
 _WARM_UP_STEPS = 2  # compile kernels and allocate what libraries keep, which a recording must not do
+
+
+def alone(losses: list[Tensor], reports: Reports) -> tuple[list[Tensor], Reports]:
+    """Return what it is given, because one process has nothing to average."""
+    return losses, reports
 
 
 def _capture(run: Run, rng: torch.Generator) -> Run:
@@ -49,6 +58,7 @@ class TrainingStep(Generic[Model, Batch]):
         config: Settings of the loop.
         device: Where to train.
         precision: ``float32`` or ``bfloat16``, for the forward pass.
+        combine: Averages losses and reports over processes; one process has nothing to average.
     """
 
     loss: Loss[Model, Batch]
@@ -57,6 +67,7 @@ class TrainingStep(Generic[Model, Batch]):
     config: FitConfig
     device: torch.device
     precision: str
+    combine: Combine = alone
 
     def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
         """Take step number ``step``; if its loss or gradient is not finite, weights and moments stay as they are.
@@ -89,6 +100,7 @@ class TrainingStep(Generic[Model, Batch]):
             (loss / self.config.accumulation).backward()
             losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
+        losses, reports = self.combine(losses, reports)
         gradients = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
         values = torch.stack([torch.stack(losses).mean(), *gradients])
         skip = values.isfinite().all().logical_not().float()
@@ -196,7 +208,7 @@ def is_recorded(task: Task[Model, Batch], config: FitConfig, device: torch.devic
     if config.cuda_graph is True:
         check_recordable(task, device)
         return True
-    if config.cuda_graph is False or config.accumulation > 1 or config.compile:
+    if config.cuda_graph is False or config.accumulation > 1 or config.compile or distributed.size() > 1:
         return False
     try:
         check_recordable(task, device)

@@ -81,8 +81,11 @@ class Task(Protocol[Model, Batch]):
         """Return how much there is to train on."""
         ...
 
-    def batches(self, start: int, batch_size: int) -> Iterator[Batch]:
+    def batches(self, start: int, batch_size: int, *, stride: int | None = None) -> Iterator[Batch]:
         """Yield batches of training examples without end, beginning with the example at position ``start``.
+
+        Each batch has consecutive examples, and begins ``stride`` positions after the one before; by default that is
+        ``batch_size``. Several processes share the examples so.
 
         The example at a position must depend on the task's seed and the position only, so that a run that was stopped
         continues with the examples it would have seen. The tensors may be on the CPU; ``fit`` moves them.
@@ -103,7 +106,8 @@ class Task(Protocol[Model, Batch]):
         Args:
             model: The model in training.
             batch: The examples, on the model's device.
-            rng: The only source of randomness, on the same device; it is seeded again for every step.
+            rng: The only source of randomness, on the same device; it is seeded again for every step. Numbers for the
+                rows of a batch are drawn with ``distributed.uniform``.
             step: Number of the step, counted from 0.
 
         Returns:

@@ -13,6 +13,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aimamba import distributed
 from aimamba.config import check
 from aimamba.data.images import ImageSet
 from aimamba.data.loader import Batch, batches
@@ -155,9 +156,10 @@ class TokenizerTask:
         values = 3 * self.train.size**2
         return Amount(len(self.train), len(self.held_out), values, "pixel values", workers=self.workers)
 
-    def batches(self, start: int, batch_size: int) -> Iterator[Batch]:
+    def batches(self, start: int, batch_size: int, *, stride: int | None = None) -> Iterator[Batch]:
         """Yield shuffled training images."""
-        return batches(self.train, batch_size=batch_size, seed=self.seed, start=start, workers=self.workers)
+        read = {"batch_size": batch_size, "seed": self.seed, "start": start, "workers": self.workers}
+        return batches(self.train, **read, stride=stride)
 
     def loss(
         self, model: VQModel, batch: Batch, rng: torch.Generator, step: int = 0
@@ -212,7 +214,8 @@ class TokenizerTask:
         }
         weighted = self.config.adversarial_weight * generator_loss
         if self.config.adversarial_adaptive:
-            weight = adaptive_weight(reconstruction_loss, generator_loss, model.decoder.head.weight)
+            last = model.decoder.head.weight
+            weight = adaptive_weight(reconstruction_loss, generator_loss, last, mean=distributed.mean)
             weighted = weight * weighted
             parts["adaptive_weight"] = weight
         return weighted + discriminator_loss, parts

@@ -162,6 +162,17 @@ class Progress:
             self._bar.close()
 
 
+class NoProgress(Progress):
+    """The progress of a process that prints nothing, because another one does."""
+
+    def __init__(self, *, steps: int, start: int, batch_size: int) -> None:
+        """Take the numbers of ``Progress``."""
+        super().__init__(steps=steps, start=start, batch_size=batch_size, quiet=True)
+
+    def _print(self, message: str) -> None:
+        pass
+
+
 def _smooth(mean: float, value: float) -> float:
     if not math.isfinite(value):
         return mean

@@ -1,0 +1,35 @@
+#!/bin/bash
+# Train on several machines: sbatch --nodes 4 examples/slurm/several-nodes.sh RECIPE [OPTIONS of aimamba train]
+# The folder of the run (--out) must be on a file system that all machines share.
+# The job may be stopped and started again at any time, also with another number of machines: the same command goes on
+# from the last checkpoint.
+
+#SBATCH --job-name=aimamba
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# Before the time is up Slurm sends SIGTERM to the processes of the step: they finish a step, save and end.
+#SBATCH --signal=TERM@300
+
+set -euo pipefail
+recipe=${1:?usage: sbatch several-nodes.sh RECIPE [OPTIONS]}
+shift
+
+export OMP_NUM_THREADS=8
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+# One torchrun a machine; they meet at the first one. Within a machine every copy of the model is whole, or, with
+# --set parallel.shard=8, shared by its eight GPUs, so that parameters travel over NVLink and only gradients between
+# machines.
+srun --kill-on-bad-exit=1 torchrun \
+  --nnodes "$SLURM_NNODES" \
+  --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
+  --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+  --rdzv-backend c10d \
+  --rdzv-endpoint "$first:29500" \
+  --shutdown-timeout 240 \
+  -m aimamba train "$recipe" "$@"

@@ -1,0 +1,155 @@
+"""What a sharded checkpoint of two processes guarantees: nothing is executed, nothing damaged is taken for whole."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import together
+from ranks_task import settings, train
+from torch.testing import assert_close
+
+from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
+from aimamba.errors import CheckpointError
+from aimamba.train.checkpoint import Checkpoint, checkpoint_files, read_checkpoint, write_checkpoint
+from aimamba.train.fit import fit
+from aimamba.train.shard_reader import ShardReader
+from tests.refusals import one_line_error
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """The checkpoint of two processes after four steps."""
+    folder = tmp_path_factory.mktemp("sharded")
+    together(2, train, "generator", folder / "run", (1, 2), {"steps": 4}, logs=folder)
+    return folder / "run/checkpoint-000004.dcp"
+
+
+@pytest.fixture
+def copied(written, tmp_path) -> Path:
+    return shutil.copytree(written, tmp_path / written.name)
+
+
+def sign(folder: Path) -> None:
+    """Make the checksums those of the files, as someone would who changes them on purpose."""
+    values = json.loads((folder / "state.json").read_text())
+    values["files"] = {name: sum_of_file(folder / name) for name in values["files"]}
+    values[SUMS_KEY] = sum_of_values(values)
+    (folder / "state.json").write_text(json.dumps(values))
+
+
+def test_each_process_writes_its_half(written):
+    names = {path.name for path in written.iterdir()}
+    assert names == {"__0_0.distcp", "__1_0.distcp", ".metadata", "rest.pt", "state.json"}
+    sizes = [(written / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
+    assert max(sizes) < 1.2 * min(sizes)
+    saved = read_checkpoint(written)
+    assert type(saved) is Checkpoint
+    assert saved.step == 4
+    assert {"model", "optimizer", "average", "best", "means"} <= saved.parts.keys()
+    assert all(tensor.isfinite().all() for tensor in saved.parts["average"]["model"].values())
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", ".metadata", "rest.pt", "state.json"])
+def test_a_flipped_bit_is_found_in_every_file(copied, name):
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with one_line_error(CheckpointError, f"checkpoint-000004.dcp is .*; delete {copied.name} to start over"):
+        read_checkpoint(copied)
+
+
+@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "rest.pt"])
+def test_a_missing_file_is_named(copied, name):
+    (copied / name).unlink()
+    with one_line_error(CheckpointError, f"is damaged: {name} is missing"):
+        read_checkpoint(copied)
+
+
+def test_a_folder_without_its_manifest_is_no_checkpoint(copied):
+    (copied / "state.json").unlink()
+    assert checkpoint_files(copied.parent) == []
+
+
+def test_a_shard_of_another_checkpoint_is_found(copied):
+    shutil.copy(copied / "__0_0.distcp", copied / "__1_0.distcp")
+    with one_line_error(CheckpointError, "the checksum of __1_0.distcp does not match"):
+        read_checkpoint(copied)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_description_is_executed(copied, tmp_path):
+    (copied / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
+    sign(copied)
+    with one_line_error(CheckpointError, r"cannot be read \(UnpicklingError: (posix|nt|os).mkdir is not allowed\)"):
+        read_checkpoint(copied)
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_entry_that_torch_would_unpickle_is_refused(copied):
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    metadata = ShardReader(copied).read_metadata()
+    name = next(iter(metadata.state_dict_metadata))
+    metadata.state_dict_metadata[name] = BytesStorageMetadata()
+    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(copied)
+    with one_line_error(CheckpointError, "holds something else than tensors"):
+        read_checkpoint(copied)
+
+
+def test_a_shard_outside_the_folder_is_refused(copied):
+    metadata = ShardReader(copied).read_metadata()
+    stored = next(iter(metadata.storage_data.values()))
+    object.__setattr__(stored, "relative_path", "../elsewhere")
+    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(copied)
+    with one_line_error(CheckpointError, "a shard lies outside the folder"):
+        read_checkpoint(copied)
+
+
+def test_tensors_larger_than_the_files_are_refused(copied):
+    metadata = ShardReader(copied).read_metadata()
+    entry = next(iter(metadata.state_dict_metadata.values()))
+    entry.size = torch.Size([1 << 40])
+    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(copied)
+    with one_line_error(CheckpointError, "its tensors are larger than its files"):
+        read_checkpoint(copied)
+
+
+@pytest.mark.parametrize(
+    ("step", "order"),
+    [(3, ["checkpoint-000004.dcp", "checkpoint.pt"]), (5, ["checkpoint.pt", "checkpoint-000004.dcp"])],
+)
+def test_the_newest_of_both_kinds_is_the_one_with_most_steps(copied, tmp_path, step, order):
+    other = Checkpoint(step=step, seconds=0.0, recipe="", parts={})
+    (tmp_path / "other").mkdir()
+    write_checkpoint(tmp_path / "other/checkpoint.pt", other)
+    (tmp_path / "other/checkpoint.pt").rename(tmp_path / "checkpoint.pt")  # as after a kill between two removals
+    assert [path.name for path in checkpoint_files(tmp_path)] == order
+
+
+def test_a_newer_checkpoint_of_one_process_replaces_a_folder(copied, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint.pt", Checkpoint(step=5, seconds=0.0, recipe="", parts={}))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_state_is_that_of_one_process(written, tmp_path):
+    from ranks_task import Generator
+
+    fit(Generator(), settings(steps=4), tmp_path / "one")
+    one, many = read_checkpoint(tmp_path / "one/checkpoint.pt").parts, read_checkpoint(written).parts
+    assert one.keys() == many.keys()
+    for name in ("model", "average", "optimizer"):
+        assert_close(many[name], one[name], rtol=0, atol=2e-4)
