@@ -24,10 +24,10 @@ from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQ
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.generator import code_cross_entropy
 from aimamba.train.memory import keep_freed_memory
-from aimamba.train.on_paper import Place
 from aimamba.train.optim import Learner, adamw
-from aimamba.train.outline import NoImages, outline
-from aimamba.train.plan import step_memory
+from aimamba.train.plan.on_paper import Place
+from aimamba.train.plan.outline import NoImages, outline
+from aimamba.train.plan.plan import step_memory
 from aimamba.train.recipe import Recipe
 from aimamba.train.settings import FitConfig
 from aimamba.train.stages import model_config

@@ -1,13 +1,13 @@
 """The table of docs/scale.md: memory and hours of the paper's four sizes on 8, 16 and 32 GPUs.
 
-``python -m benchmarks.scale`` prints it. Nothing is measured: ``aimamba.train.plan`` computes it.
+``python -m benchmarks.scale`` prints it. Nothing is measured: ``aimamba.train.plan.plan`` computes it.
 """
 
 import argparse
 from collections.abc import Iterable, Iterator
 
-from aimamba.train.cards import CARDS, GIB
-from aimamba.train.plan import Plan, make_plan
+from aimamba.train.plan.cards import CARDS, GIB
+from aimamba.train.plan.plan import Plan, make_plan
 from aimamba.train.recipe import load_recipe
 
 SHARDS = {"aim-b": 1, "aim-l": 1, "aim-xl": 8, "aim-1b": 8}

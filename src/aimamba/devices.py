@@ -65,7 +65,7 @@ def bfloat16_pays(device: torch.device) -> bool:
 def without_autocast(device: torch.device) -> torch.autocast:
     """Return a context in which autocast does not narrow the operations of a device.
 
-    There is none for the meta device. A plan of memory (``train.on_paper``) stands in for it there and goes by the flag
-    of the CPU.
+    There is none for the meta device. A plan of memory (``train.plan.on_paper``) stands in for it there and goes by the
+    flag of the CPU.
     """
     return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)

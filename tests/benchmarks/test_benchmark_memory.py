@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from aimamba.train.outline import outline
+from aimamba.train.plan.outline import outline
 from benchmarks.memory import CPU_CASES, CUDA_CASES, compare
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")

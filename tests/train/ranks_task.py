@@ -15,9 +15,9 @@ from aimamba.data.codes import CodeSet
 from aimamba.distributed import Team, find_place
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.train.fit import Result, fit
-from aimamba.train.fit_many import fit_many
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
-from aimamba.train.layout import Layout
+from aimamba.train.parallel.fit import fit_many
+from aimamba.train.parallel.layout import Layout
 from aimamba.train.settings import FitConfig
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 

@@ -12,7 +12,7 @@ from aimamba.cli.arguments import Parser
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aimamba.train.plan import Choice, Plan
+    from aimamba.train.plan.plan import Choice, Plan
 
 _PARTS = {
     "parameters": "parameters",
@@ -50,8 +50,8 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Compute the plan and print it."""
     from aimamba.cli.output import print_line
-    from aimamba.train.cards import find_card
-    from aimamba.train.plan import command, make_plan
+    from aimamba.train.plan.cards import find_card
+    from aimamba.train.plan.plan import command, make_plan
     from aimamba.train.recipe import load_recipe
 
     card = find_card(arguments.gpu, arguments.memory)
@@ -90,8 +90,8 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, str], list[str]
 
 
 def _described(recipe: str, plan: "Plan") -> list[str]:
-    from aimamba.train.cards import GIB
-    from aimamba.train.plan import usable
+    from aimamba.train.plan.cards import GIB
+    from aimamba.train.plan.plan import usable
 
     of, card = plan.outline, plan.card
     lines = [

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.devices import resolve_device
     from aimamba.distributed import Team, find_place, one_voice, own_device
     from aimamba.train.fit import fit
-    from aimamba.train.layout import check_shares, find_layout
+    from aimamba.train.parallel.layout import check_shares, find_layout
     from aimamba.train.recipe import load_recipe, recipe_names
     from aimamba.train.stages import make_task, resolved
 

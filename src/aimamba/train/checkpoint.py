@@ -1,7 +1,7 @@
 """``checkpoint.pt``: the state from which a stopped run continues, and the checks that it may.
 
-A run of many processes writes folders instead, ``checkpoint-000100.dcp`` after 100 steps; see ``train.sharded``. Either
-kind is read by either kind of run.
+A run of many processes writes folders instead, ``checkpoint-000100.dcp`` after 100 steps; see
+``train.parallel.checkpoint``. Either kind is read by either kind of run.
 """
 
 import contextlib
@@ -192,7 +192,7 @@ def read_checkpoint(path: Path, *, whole: bool = True, verify: bool = True) -> C
     """
     fix = f"delete {path.name} to start over, or give another --out"
     if path.is_dir() and path.suffix == ".dcp":
-        from aimamba.train import sharded  # noqa: PLC0415 - takes seconds to import, and imports this module
+        from aimamba.train.parallel import checkpoint as sharded  # noqa: PLC0415 - takes seconds to import, and imports this module
 
         saved = sharded.read_sharded(path, verify=verify)
         return sharded.fill_shards(saved, path) if whole else saved

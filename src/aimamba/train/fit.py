@@ -23,9 +23,9 @@ from aimamba.train.checkpoint import (
     find_checkpoint,
 )
 from aimamba.train.interruption import Interruption
-from aimamba.train.layout import Layout
 from aimamba.train.lock import check_one_process, locked
 from aimamba.train.memory import keep_freed_memory
+from aimamba.train.parallel.layout import Layout
 from aimamba.train.records import Records
 from aimamba.train.result import (
     RESULT,
@@ -110,7 +110,7 @@ def fit(
         require_tensorboard()
     text = to_toml({**(recipe or {}), "fit": to_mapping(config)})
     if team is not None:
-        from aimamba.train.fit_many import fit_many  # noqa: PLC0415 - takes seconds to import
+        from aimamba.train.parallel.fit import fit_many  # noqa: PLC0415 - takes seconds to import
 
         def finish() -> dict[str, Any]:
             return _plain(_report_finished(out, config, tensorboard=tensorboard, quiet=quiet))

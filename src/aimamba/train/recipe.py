@@ -12,7 +12,7 @@ from typing import Any, Literal
 from aimamba.config import check, flatten, from_mapping
 from aimamba.documents import parse_toml
 from aimamba.errors import ConfigError, suggest
-from aimamba.train.layout import ParallelConfig
+from aimamba.train.parallel.layout import ParallelConfig
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 

@@ -22,7 +22,7 @@ from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0
 from aimamba.networks.perceptual import VGG16, PerceptualLoss
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.generator import GeneratorTaskConfig
-from aimamba.train.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
+from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
 from aimamba.train.stages import model_config
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig

@@ -6,10 +6,10 @@ from functools import cache
 import pytest
 
 from aimamba.errors import ConfigError
-from aimamba.train.cards import CARDS, GIB, find_card
-from aimamba.train.on_paper import Needs
-from aimamba.train.outline import outline
-from aimamba.train.plan import _largest, command, make_plan, step_memory, usable
+from aimamba.train.plan.cards import CARDS, GIB, find_card
+from aimamba.train.plan.on_paper import Needs
+from aimamba.train.plan.outline import outline
+from aimamba.train.plan.plan import _largest, command, make_plan, step_memory, usable
 from aimamba.train.recipe import load_recipe
 from refusals import one_line_error
 

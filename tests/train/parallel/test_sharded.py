@@ -16,7 +16,7 @@ from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.errors import CheckpointError
 from aimamba.train.checkpoint import Checkpoint, checkpoint_files, read_checkpoint, write_checkpoint
 from aimamba.train.fit import fit
-from aimamba.train.shard_reader import ShardReader
+from aimamba.train.parallel.shards import ShardReader
 from tests.refusals import one_line_error
 
 

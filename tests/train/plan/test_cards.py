@@ -4,7 +4,7 @@ import pytest
 
 from aimamba.errors import ConfigError
 from aimamba.models import AIM_PRESETS
-from aimamba.train.cards import CARDS, GIB, MEASURED, find_card, rate_of
+from aimamba.train.plan.cards import CARDS, GIB, MEASURED, find_card, rate_of
 from refusals import one_line_error
 
 H200, A100 = CARDS["h200-141gb"], CARDS["a100-80gb"]

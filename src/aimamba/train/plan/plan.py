@@ -11,9 +11,9 @@ from functools import cache
 
 from aimamba.config import check
 from aimamba.errors import ConfigError
-from aimamba.train.cards import GIB, Card, Rate, rate_of
-from aimamba.train.on_paper import Needs, Place
-from aimamba.train.outline import Outline, outline
+from aimamba.train.plan.cards import GIB, Card, Rate, rate_of
+from aimamba.train.plan.on_paper import Needs, Place
+from aimamba.train.plan.outline import Outline, outline
 from aimamba.train.recipe import Recipe
 
 _WIDE, _NARROW = 4, 2  # bytes of a number
@@ -206,9 +206,9 @@ def step_memory(
 ) -> Memory:
     """Return the memory of one device.
 
-    With several processes (``train.parallel``) weights are gathered for a step: those outside of the blocks in float32,
-    all the time, and the matrices of the blocks in bfloat16, with sharding two blocks at a time. Gradients of parts of
-    a batch are added up whole, and those of a whole batch are split as soon as a block has them.
+    With several processes (``train.parallel.spread``) weights are gathered for a step: those outside of the blocks in
+    float32, all the time, and the matrices of the blocks in bfloat16, with sharding two blocks at a time. Gradients of
+    parts of a batch are added up whole, and those of a whole batch are split as soon as a block has them.
 
     Args:
         trained: What is trained.

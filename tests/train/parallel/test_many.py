@@ -15,8 +15,8 @@ from aimamba.distributed import Team, find_place
 from aimamba.train.checkpoint import Found, checkpoint_files, read_checkpoint
 from aimamba.train.fit import fit
 from aimamba.train.interruption import Interruption
-from aimamba.train.layout import Layout
-from aimamba.train.many import ManyRun
+from aimamba.train.parallel.layout import Layout
+from aimamba.train.parallel.run import ManyRun
 from aimamba.train.stopped import is_stopped
 
 LAYOUTS = [(2, 1), (1, 2), (2, 2)]
@@ -195,7 +195,7 @@ def test_a_failed_write_ends_all_and_leaves_the_old_checkpoint(tmp_path):
 def _train_on_a_full_disk(rank: int, out: Path) -> None:
     import errno
 
-    from aimamba.train import sharded
+    from aimamba.train.parallel import checkpoint as sharded
 
     kept = sharded.FileSystemWriter.write_data
 

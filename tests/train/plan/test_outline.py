@@ -3,7 +3,7 @@
 import pytest
 
 from aimamba.errors import ConfigError
-from aimamba.train.outline import outline
+from aimamba.train.plan.outline import outline
 from aimamba.train.recipe import load_recipe, recipe_names
 from refusals import one_line_error
 

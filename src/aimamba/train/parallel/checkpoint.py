@@ -3,7 +3,7 @@ Checkpoint.
 
 ==============  ======================================================================================================
 `*.distcp`      The shards of parameters, moments and averages. Any number of processes reads them in any layout.
-`.metadata`     Where each shard is; see ``train.shard_reader``.
+`.metadata`     Where each shard is; see ``train.parallel.shards``.
 `rest.pt`       Everything that is not sharded, as in ``checkpoint.pt``, and the names of what is.
 `state.json`    Step, recipe and inputs, and the SHA-256 of every file and of itself. It is written last.
 ==============  ======================================================================================================
@@ -46,8 +46,8 @@ from aimamba.train.checkpoint import (
     sharded_name,
     wrong_field,
 )
-from aimamba.train.parallel import spread
-from aimamba.train.shard_reader import METADATA, ShardReader
+from aimamba.train.parallel.shards import METADATA, ShardReader
+from aimamba.train.parallel.spread import spread
 
 Place = tuple[str | int, ...]
 """The keys that lead to a tensor in the parts of a checkpoint."""

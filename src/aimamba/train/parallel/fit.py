@@ -8,10 +8,10 @@ from typing import Any
 from aimamba.distributed import Team
 from aimamba.train.checkpoint import Found, Resolve, find_checkpoint, read_checkpoint
 from aimamba.train.interruption import Interrupted, Interruption
-from aimamba.train.layout import Layout, check_shares
 from aimamba.train.lock import locked
-from aimamba.train.many import ManyRun
 from aimamba.train.memory import keep_freed_memory
+from aimamba.train.parallel.layout import Layout, check_shares
+from aimamba.train.parallel.run import ManyRun
 from aimamba.train.records import NoRecords, Records
 from aimamba.train.result import is_finished
 from aimamba.train.settings import FitConfig

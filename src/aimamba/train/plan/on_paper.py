@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from aimamba.models.mamba2 import Mamba2
-from aimamba.train.meter import ACTIVATIONS, CASTS, Meter
+from aimamba.train.plan.meter import ACTIVATIONS, CASTS, Meter
 
 _TOKENS_OF_CUDA, _TOKENS_OF_CPU = 1024, 512  # most tokens that the kernels take, see ``ops.mixer``
 _LOGITS_OF_CPU, _SHARE_OF_CUDA = 2**22, 512  # see ``ops.loss.cross_entropy``

@@ -1,7 +1,7 @@
 import pytest
 
 from aimamba.errors import ConfigError
-from aimamba.train.layout import Layout, ParallelConfig, check_shares, find_layout
+from aimamba.train.parallel.layout import Layout, ParallelConfig, check_shares, find_layout
 from aimamba.train.settings import FitConfig
 from tests.refusals import one_line_error
 

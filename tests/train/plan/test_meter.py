@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aimamba.train.meter import ACTIVATIONS, CASTS, GRADIENTS, Meter
+from aimamba.train.plan.meter import ACTIVATIONS, CASTS, GRADIENTS, Meter
 
 SIZE = 4 * 1000
 

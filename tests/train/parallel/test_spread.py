@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aimamba.distributed import Team, find_place
 from aimamba.errors import ConfigError
-from aimamba.train.layout import Layout
-from aimamba.train.parallel import SpreadLoss, WholeBatchNorm, share_batch_norms
+from aimamba.train.parallel.layout import Layout
+from aimamba.train.parallel.spread import SpreadLoss, WholeBatchNorm, share_batch_norms
 from tests.refusals import one_line_error
 
 

@@ -19,7 +19,7 @@ from aimamba import distributed
 from aimamba.config import check
 from aimamba.models import AiM
 from aimamba.models.mamba2 import Mamba2
-from aimamba.train.layout import Layout
+from aimamba.train.parallel.layout import Layout
 from aimamba.train.step import Loss, Reports
 from aimamba.train.task import Batch, Model
 
