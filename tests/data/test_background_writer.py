@@ -64,8 +64,14 @@ def test_an_interruption_loses_no_task():
     assert done == [1]
 
 
+def leave(go, task, error):
+    with BackgroundWriter() as writer:
+        writer.put(task)
+        go.set()
+        raise error
+
+
 def test_an_error_of_the_block_goes_before_one_of_a_task():
     go = threading.Event()
-    threading.Timer(0.05, go.set).start()
     with pytest.raises(ValueError, match="of the block"):
-        write(lambda: (go.wait(10), fail()), raising=ValueError("of the block"))
+        leave(go, lambda: (go.wait(10), fail()), ValueError("of the block"))
