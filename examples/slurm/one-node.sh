@@ -18,10 +18,12 @@ recipe=${1:?usage: sbatch one-node.sh RECIPE [OPTIONS]}
 shift
 
 export OMP_NUM_THREADS=8
+# torchrun gives its processes 30 seconds to save; the one of PyTorch 2.12 and later can be told otherwise.
+patience=()
+if torchrun --help | grep -q -- --shutdown-timeout; then patience=(--shutdown-timeout 240); fi
 
-# torchrun gives its processes 30 seconds to save unless told otherwise.
 srun --kill-on-bad-exit=1 torchrun \
   --standalone \
   --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
-  --shutdown-timeout 240 \
+  "${patience[@]}" \
   -m aimamba train "$recipe" "$@"

@@ -20,6 +20,9 @@ recipe=${1:?usage: sbatch several-nodes.sh RECIPE [OPTIONS]}
 shift
 
 export OMP_NUM_THREADS=8
+# torchrun gives its processes 30 seconds to save; the one of PyTorch 2.12 and later can be told otherwise.
+patience=()
+if torchrun --help | grep -q -- --shutdown-timeout; then patience=(--shutdown-timeout 240); fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # One torchrun a machine; they meet at the first one. Within a machine every copy of the model is whole, or, with
@@ -31,5 +34,5 @@ srun --kill-on-bad-exit=1 torchrun \
   --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
   --rdzv-backend c10d \
   --rdzv-endpoint "$first:29500" \
-  --shutdown-timeout 240 \
+  "${patience[@]}" \
   -m aimamba train "$recipe" "$@"

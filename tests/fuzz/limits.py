@@ -1,4 +1,4 @@
-"""Bounds on what one attempt may use: seconds by an alarm, memory by the system's limit for the process."""
+"""Bounds on what one attempt may use: seconds by alarms, memory by the system's limit for the process."""
 
 import contextlib
 import faulthandler
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn, TextIO
 
-SECONDS = 10  # of one attempt; the machines of a CI are slow
+SECONDS = 10  # of a processor, for one attempt; the machines of a CI are slow
+_WAITING = 6  # times as long an attempt may take by the clock: a busy machine lets it wait
 GIGABYTES = 3  # beyond what the process has when it begins; the largest image that Pillow decodes takes two
 
 
@@ -22,21 +23,24 @@ def within(log: TextIO, seconds: float = SECONDS) -> Iterator[None]:
 
     Args:
         log: Where the traceback of such a call goes.
-        seconds: How long the block may take.
+        seconds: How long the block may compute. It may take ``_WAITING`` times as long by the clock.
     """
 
     def ring(_: int, __: FrameType | None) -> NoReturn:
         raise TooSlowError(f"took more than {seconds:g} seconds")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(6 * seconds, exit=True, file=log)
+    alarms = (signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, _WAITING * seconds)
+    before = [signal.signal(number, ring) for number, _, _ in alarms]
+    for _, timer, limit in alarms:
+        signal.setitimer(timer, limit)
+    faulthandler.dump_traceback_later(2 * _WAITING * seconds, exit=True, file=log)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(alarms, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 def limit_memory(gigabytes: float = GIGABYTES) -> None:

@@ -9,9 +9,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser
+from aimamba.config import check
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
+    from aimamba.train.parallel.layout import ParallelConfig
     from aimamba.train.plan.plan import Choice, Plan
 
 _PARTS = {
@@ -22,6 +24,8 @@ _PARTS = {
     "narrow": "weights for the products",
     "activations": "activations, logits",
 }
+
+_CHOSEN = "fit.accumulation", "task.checkpointing", "parallel.shard", "parallel.replicate"  # by the plan
 
 
 def add_arguments(parser: Parser) -> None:
@@ -57,15 +61,35 @@ def run(arguments: argparse.Namespace) -> None:
     card = find_card(arguments.gpu, arguments.memory)
     overrides, options = _overrides(arguments)
     recipe = load_recipe(arguments.recipe, overrides)
+    shard = _shard(arguments, recipe.parallel)
     plan = make_plan(
         recipe,
         gpus=arguments.gpus,
         card=card,
-        shard=recipe.parallel.shard or 1 if arguments.shard is None else arguments.shard,
+        shard=shard,
         tokens_per_second=arguments.tokens_per_second,
     )
     for line in [*_described(arguments.recipe, plan), "", command(plan, arguments.recipe, options)]:
         print_line(line)
+
+
+def _shard(arguments: argparse.Namespace, parallel: "ParallelConfig") -> int:
+    """Return over how many GPUs a copy is split, by ``--shard`` or the recipe.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    gpus, left = arguments.gpus, parallel.shard or 1
+    if parallel.shard is None and parallel.replicate is not None and gpus % parallel.replicate == 0:
+        left = gpus // parallel.replicate
+    shard = int(left if arguments.shard is None else arguments.shard)
+    for name, made in (("shard", shard), ("replicate", gpus // max(1, shard))):
+        given = getattr(parallel, name)
+        check(
+            given in (None, made),
+            f"parallel.{name} = {given}, but {gpus} GPUs with --shard {shard} make it {made}; give one of them",
+        )
+    return shard
 
 
 def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
@@ -82,7 +106,7 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, str], list[str]
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set expects KEY=VALUE, as in fit.steps=500, got {setting!r}")
-        if key.strip() not in ("fit.accumulation", "task.checkpointing"):  # the plan chooses them
+        if key.strip() not in _CHOSEN:
             options += ["--set", setting]
         overrides[key.strip()] = value.strip()
     overrides["fit.accumulation"] = "1"
@@ -123,7 +147,10 @@ def _described(recipe: str, plan: "Plan") -> list[str]:
     again = ", a third longer for what is computed again" if plan.chosen.checkpointing else ""
     lines.append(f"{plan.hours:.1f} hours at {rate}{again}")
     if plan.gpus > 1 and plan.rate.recorded:
-        lines.append("note: several processes cannot record a CUDA graph, so they will be slower than that")
+        lines.append(
+            "note: several processes cannot record a CUDA graph, so parts that take a GPU less than about 2.5 ms "
+            "a block wait for Python"
+        )
     return lines
 
 
