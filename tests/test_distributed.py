@@ -99,6 +99,9 @@ def test_one_process_exchanges_nothing():
 def test_the_place_is_what_torchrun_notes():
     assert find_place({}) is None
     assert find_place({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}) is None
+    for rank, size in (("2", "2"), ("0", "9" * 5000), ("9" * 5000, "2")):
+        with one_line_error(ConfigError, "no torchrun sets RANK="):
+            find_place({"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": "0"})
     given = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     assert find_place(given) == Place(rank=5, size=8, local_rank=1)
 

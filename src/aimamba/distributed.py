@@ -10,6 +10,8 @@ import contextlib
 import datetime
 import json
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ Value = TypeVar("Value")
 
 _BACKSTOP = datetime.timedelta(minutes=30)  # of a collective; the watch ends a run long before
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5  # seconds between two looks
+_DIGITS = 9  # of a number of processes, at most
+_QUIET = 10.0  # seconds after which a process says that it waits for the others to come
 _ENDS_WITHIN = 10.0  # seconds that a process takes to end after an error, whatever it still waits for
 _FAREWELL = 3.0  # seconds that the first process waits for the others to end too
 _VERDICT = 20.0  # seconds that the others give the first process to report an error that all of them see
@@ -52,10 +56,17 @@ class Place:
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """Return this process's place, as torchrun notes it in the environment; None if it is the only one."""
+    """Return this process's place, as torchrun notes it in the environment; None if it is the only one.
+
+    Raises:
+        ConfigError: The numbers there contradict each other.
+    """
     numbers = [environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    if not all(number.isdecimal() for number in numbers):
+    if not all(number.isascii() and number.isdecimal() for number in numbers):
         return None
+    if max(map(len, numbers)) > _DIGITS or int(numbers[0]) >= max(1, int(numbers[1])):
+        shown = ", ".join(f"{name}={environment[name][:_DIGITS]}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        raise ConfigError(f"no torchrun sets {shown} in the environment; remove them, or start the run with torchrun")
     rank, size, local_rank = map(int, numbers)
     return Place(rank=rank, size=size, local_rank=local_rank) if size > 1 else None
 
@@ -130,6 +141,9 @@ class Team:
         place = self.place
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        alone = threading.Timer(_QUIET, self._say_that_it_waits)
+        alone.daemon = True
+        alone.start()
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
@@ -145,6 +159,8 @@ class Team:
                 f"the {place.size} processes cannot reach each other ({type(error).__name__}: {first}); start them "
                 "with torchrun"
             ) from error
+        finally:
+            alone.cancel()
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = PrefixStore(f"aimamba/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{attempt}", client)
         self.watch = Watch(self._store, place.rank, place.size, timeout=self._timeout, advice=self._advice)
@@ -163,6 +179,11 @@ class Team:
         if self.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             self.watch.wait_for_others(_FAREWELL)  # the store is in this process, and they still read it
         self.watch.end_process_within(_ENDS_WITHIN)  # threads may wait for processes that are gone
+
+    def _say_that_it_waits(self) -> None:
+        where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        line = f"aimamba: rank {self.place.rank} waits for the other {self.place.size - 1} at {where}"
+        print(line, file=sys.stderr, flush=True)
 
     def shared(self, make: Callable[[], Value]) -> Value:
         """Call ``make`` in the first process, however long that takes, and return its result in all of them.

@@ -74,9 +74,15 @@ def test_a_tokenizer_without_its_images(planned):
         ),
         (["--gpus", "8", "--memory", "1GB"], "not even one image fits"),
         (["--gpus", "8", "--set", "fit.stepz=3"], "unknown setting 'fit.stepz'"),
+        (["--gpus", "1", "--batch-size", "4611686018427387904"], "a plan takes fit.batch_size up to 1,048,576"),
         (["--gpus", "8", "--set", "fit.steps"], "--set expects KEY=VALUE"),
         ([], "the following arguments are required: --gpus"),
     ],
 )
 def test_bad_input_is_one_line(refusal, arguments, message):
     assert message in refusal("plan", "aim-b-imagenet256", *arguments)
+
+
+def test_sizes_beyond_64_bits(refusal):
+    options = ["--gpus", "1", "--set", "data.size=65536", "--set", "model.attention=true"]
+    assert "tensors of more bytes than 64 bits can count" in refusal("plan", "avatars-tiny-vq", *options)

@@ -119,6 +119,7 @@ def test_steps_intervals_and_description_may_change(tmp_path):
     fit = {"steps": 5, "log_every": 1, "evaluate_every": 1, "sheet_every": 1, "checkpoint_every": 1, "lr": 0.1}
     before = {"description": "old", "fit": fit}
     now = {"description": "new", "fit": {name: value if name == "lr" else value + 1 for name, value in fit.items()}}
+    before["fit"]["cuda_graph"], now["fit"]["cuda_graph"] = False, "auto"  # the default before 0.3, and since
     check_same_recipe(to_toml(before), to_toml(now), tmp_path, dict)
     with pytest.raises(ConfigError, match=r"fit\.lr 0\.1, now it is 0\.2"):
         check_same_recipe(to_toml(before), to_toml({"fit": {**fit, "lr": 0.2}}), tmp_path, dict)

@@ -78,7 +78,7 @@ class CodeSet:
             )
         self.views = self.shards[0].shape[1]
         self._ends = np.cumsum([len(shard) for shard in self.shards])
-        self._codebook_size = codebook_size
+        self.codebook_size = codebook_size
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -95,8 +95,8 @@ class CodeSet:
             number = int(np.searchsorted(self._ends, index, side="right"))
             rows.append(self.shards[number][index - self._ends[number], view])
         stacked = np.stack(rows)
-        if self._codebook_size is not None and stacked.max() >= self._codebook_size:
-            self._refuse(indices[int(stacked.max(axis=1).argmax())], int(stacked.max()), self._codebook_size)
+        if self.codebook_size is not None and stacked.max() >= self.codebook_size:
+            self._refuse(indices[int(stacked.max(axis=1).argmax())], int(stacked.max()), self.codebook_size)
         return torch.from_numpy(stacked.astype(np.int64))
 
     def _refuse(self, index: int, code: int, codebook_size: int) -> NoReturn:

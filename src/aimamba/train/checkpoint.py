@@ -19,14 +19,14 @@ import torch
 
 from aimamba.checkpoints.weights import check_archive
 from aimamba.config import first_difference
-from aimamba.documents import parse_toml
+from aimamba.documents import parse_toml, read_json
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import remove_tree, write_atomically
 
 Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # fills in the defaults of a recipe
 
 CHECKPOINT_FILE = "checkpoint.pt"
-MANIFEST = "state.json"
+MANIFEST, SHARDED_FORMAT = "state.json", "aimamba sharded training run 1"
 """In the folder of many processes; without it the folder is not whole."""
 
 _FORMAT = "aimamba training run 1"
@@ -34,7 +34,7 @@ _MAY_CHANGE = {
     "description",
     "data.workers",
     *(f"fit.{key}" for key in ("steps", "log_every", "evaluate_every", "sheet_every", "checkpoint_every")),
-    *(f"fit.{key}" for key in ("checkpoints", "keep", "patience")),
+    *(f"fit.{key}" for key in ("checkpoints", "keep", "patience", "cuda_graph")),
     *(f"parallel.{key}" for key in ("replicate", "shard", "timeout")),
 }
 _OLDER = re.compile(r"checkpoint-(\d{6,12})\.(?:pt|dcp)")  # with the number of steps
@@ -113,7 +113,7 @@ def remove_superfluous(out: Path, newest: Path, step: int, count: int) -> None:
         step: Its number of steps.
         count: Number of checkpoints to keep, with it.
     """
-    others = [path for path in _older(out) if path != newest]
+    others = [path for path in _older(out) if path != newest and _is_ours(path)]
     earlier = [older for older in others if _steps(older) < step][: count - 1]
     for superfluous in set(others) - set(earlier):
         with contextlib.suppress(OSError):
@@ -169,8 +169,17 @@ def _steps_inside(path: Path) -> int | None:
 
 def _older(out: Path) -> list[Path]:
     found = [path for path in out.iterdir() if _OLDER.fullmatch(path.name)] if out.is_dir() else []
-    whole = [path for path in found if path.suffix == ".pt" or (path / MANIFEST).exists()]
-    return sorted(whole, key=_steps, reverse=True)
+    return sorted(found, key=_steps, reverse=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a checkpoint may be removed: a file, or a folder that says that it is one, but no link."""
+    if path.is_symlink() or not path.is_dir():
+        return path.suffix == ".pt"
+    try:
+        return path.suffix == ".dcp" and read_json(path / MANIFEST)["format"] == SHARDED_FORMAT
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _steps(path: Path) -> int:
@@ -239,6 +248,9 @@ def load_plain(path: Path, fix: str, *, verify: bool = True, mapped: bool = Fals
 def wrong_field(content: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the first field that is missing or has another type, or None."""
     kinds: dict[str, Any] = {"step": int, "seconds": (int, float), "recipe": str, "parts": dict}
+    basis = content.get("basis", {})
+    if not isinstance(basis, dict) or not all(isinstance(text, str) for pair in basis.items() for text in pair):
+        return "field basis has another type"
     for name, kind in kinds.items():
         if not isinstance(value := content.get(name), kind) or isinstance(value, bool):
             return f"'{name}' is {str(value)[:40]!r}"
@@ -265,7 +277,7 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], path: Path) -
     for name, part in parts.items():
         try:
             part.load_state_dict(checkpoint.parts[name])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             first = " ".join(str(error).split())[:160]
             raise CheckpointError(
                 f"{path} does not fit this {name} ({first}); delete {path.name} to start over, or give another --out"
@@ -311,6 +323,10 @@ def newest_checkpoint(out: Path, *, whole: bool = True) -> Found | None:
             saved = read_checkpoint(path, whole=whole)
         except CheckpointError as fault:
             first_fault = first_fault or fault
+            continue
+        except OSError as error:  # of a disk, or permissions
+            unread = CheckpointError(f"{path} cannot be read ({error.strerror or error}); restore or delete it")
+            first_fault = first_fault or unread
             continue
         if first_fault is not None:
             fault_of = str(first_fault).partition("; ")[0]

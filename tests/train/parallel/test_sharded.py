@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import shutil
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 import torch
@@ -14,7 +14,14 @@ from torch.testing import assert_close
 
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.errors import CheckpointError
-from aimamba.train.checkpoint import Checkpoint, checkpoint_files, read_checkpoint, write_checkpoint
+from aimamba.train.checkpoint import (
+    Checkpoint,
+    checkpoint_files,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_superfluous,
+    write_checkpoint,
+)
 from aimamba.train.fit import fit
 from aimamba.train.parallel.shards import ShardReader
 from tests.refusals import one_line_error
@@ -69,9 +76,71 @@ def test_a_missing_file_is_named(copied, name):
         read_checkpoint(copied)
 
 
-def test_a_folder_without_its_manifest_is_no_checkpoint(copied):
+def test_a_folder_without_its_manifest_does_not_let_a_run_begin_anew(copied):
     (copied / "state.json").unlink()
-    assert checkpoint_files(copied.parent) == []
+    with one_line_error(CheckpointError, r"checkpoint-000004.dcp is not a whole checkpoint \(FileNotFoundError\)"):
+        newest_checkpoint(copied.parent)
+
+
+@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "rest.pt"])
+def test_every_file_has_a_checksum(copied, name):
+    values = json.loads((copied / "state.json").read_text())
+    del values["files"][name]
+    (copied / "state.json").write_text(json.dumps(values))
+    sign(copied)
+    with one_line_error(CheckpointError, f"state.json does not list {name}"):
+        read_checkpoint(copied)
+
+
+def test_shards_that_leave_a_part_out_are_refused(copied):
+    """It would stay as it happens to be in memory."""
+    metadata = ShardReader(copied).read_metadata()
+    entry = next(entry for entry in metadata.state_dict_metadata.values() if len(entry.chunks) > 1)
+    entry.chunks.pop()
+    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(copied)
+    with one_line_error(CheckpointError, "the shards do not make up all of"):
+        read_checkpoint(copied)
+
+
+def test_a_shard_that_fails_in_reading_is_one_line(copied):
+    """PyTorch's error is no ``Exception``."""
+    (copied / "__1_0.distcp").write_bytes(b"")
+    sign(copied)
+    with one_line_error(CheckpointError, "checkpoint-000004.dcp cannot be read"):
+        read_checkpoint(copied)
+
+
+@pytest.mark.parametrize("basis", [None, [], {"codes": 5}])
+def test_inputs_of_another_type_are_refused(copied, basis):
+    values = json.loads((copied / "state.json").read_text()) | {"basis": basis}
+    (copied / "state.json").write_text(json.dumps(values))
+    sign(copied)
+    with one_line_error(CheckpointError, "its field basis has another type"):
+        read_checkpoint(copied)
+
+
+def test_a_description_cannot_change_a_class(copied):
+    hostile = b"\x80\x04cpathlib\nPosixPath\nN}(\x8c\x07iterdirccollections\nOrderedDict\nu\x86b."
+    (copied / ".metadata").write_bytes(hostile)
+    sign(copied)
+    before = PosixPath.iterdir
+    try:
+        with one_line_error(CheckpointError, "checkpoint-000004.dcp cannot be read"):
+            read_checkpoint(copied)
+        assert PosixPath.iterdir is before
+    finally:
+        PosixPath.iterdir = before
+
+
+def test_folders_of_others_and_links_are_not_removed(copied, tmp_path):
+    foreign, link = tmp_path / "checkpoint-000009.dcp", tmp_path / "checkpoint-000002.dcp"
+    foreign.mkdir()
+    (foreign / "state.json").write_text('{"mine": 1}')
+    link.symlink_to(copied)
+    remove_superfluous(tmp_path, tmp_path / "checkpoint.pt", 5, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {foreign.name, link.name}, "only our own one"
+    assert (foreign / "state.json").exists()
 
 
 def test_a_shard_of_another_checkpoint_is_found(copied):

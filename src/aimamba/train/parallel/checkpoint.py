@@ -12,6 +12,7 @@ The folder has another name until it is whole and on the disk; only then older c
 """
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,7 @@ from aimamba.errors import CheckpointError
 from aimamba.files import remove_tree, sync_folder, write_atomically
 from aimamba.train.checkpoint import (
     MANIFEST,
+    SHARDED_FORMAT,
     Checkpoint,
     Found,
     Stateful,
@@ -52,7 +54,6 @@ from aimamba.train.parallel.spread import spread
 Place = tuple[str | int, ...]
 """The keys that lead to a tensor in the parts of a checkpoint."""
 
-_FORMAT = "aimamba sharded training run 1"
 _DRAFT = "checkpoint.dcp.partial"
 _REST = "rest.pt"
 
@@ -83,12 +84,19 @@ def read_sharded(folder: Path, *, verify: bool = True) -> ShardedCheckpoint:
         values = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint ({type(error).__name__}); {fix}") from error
-    if not isinstance(values, dict) or values.get("format") != _FORMAT or not isinstance(values.get("files"), dict):
+    if (
+        not isinstance(values, dict)
+        or values.get("format") != SHARDED_FORMAT
+        or not isinstance(values.get("files"), dict)
+    ):
         raise CheckpointError(f"{folder} is not a checkpoint of a training run; {fix}")
     files = values["files"]
     wrong = values.get(SUMS_KEY) != sum_of_values(values)
     if wrong or any(not isinstance(name, str) or Path(name).name != name for name in files):
         raise CheckpointError(f"{folder} is damaged: the checksum of {MANIFEST} does not match; {fix}")
+    unlisted = [path.name for path in folder.glob("*.distcp") if path.name not in files]
+    for name in [name for name in (_REST, METADATA, *unlisted) if name not in files]:
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not list {name}; {fix}")
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is damaged: {name} is missing; {fix}")
@@ -97,9 +105,14 @@ def read_sharded(folder: Path, *, verify: bool = True) -> ShardedCheckpoint:
     rest = load_plain(folder / _REST, fix)
     content = {**values, "parts": rest.get("parts")}
     places = rest.get("missing")
-    if (fault := wrong_field(content)) is not None or not isinstance(places, list):
+    fault = wrong_field(content)
+    if (
+        fault is not None
+        or not isinstance(places, list)
+        or not all(isinstance(place, list) and place for place in places)
+    ):
         raise CheckpointError(f"{folder} is not a checkpoint of a training run: its {fault or _REST}; {fix}")
-    names = ("step", "seconds", "recipe", "parts", "basis")
+    names = [name for name in ("step", "seconds", "recipe", "parts", "basis") if name in content]
     return ShardedCheckpoint(**{name: content[name] for name in names}, missing=tuple(map(tuple, places)))
 
 
@@ -126,6 +139,8 @@ def fill_shards(
             entry = outline[_key(place)]
             if not isinstance(entry, TensorStorageMetadata):
                 raise ValueError("an entry is not a tensor")
+            if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != entry.size.numel():
+                raise ValueError(f"the shards do not make up all of {_key(place)}")
             template = like(place, entry.size)
             targets[_key(place)] = (
                 torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -134,11 +149,13 @@ def fill_shards(
             )
         with warnings.catch_warnings(action="ignore"):  # that this is one process
             load(targets, storage_reader=reader, no_dist=True)
-    except Exception as error:  # a damaged description or shard can fail in any way
+        for place in saved.missing:
+            _put(saved.parts, place, targets[_key(place)])
+    except CheckpointError:
+        raise
+    except (Exception, CheckpointException) as error:  # the second is no Exception; damage can fail in any way
         first = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{folder} cannot be read ({type(error).__name__}: {first}); {fix}") from error
-    for place in saved.missing:
-        _put(saved.parts, place, targets[_key(place)])
     names = ("step", "seconds", "recipe", "parts", "basis")
     return Checkpoint(**{name: getattr(saved, name) for name in names})
 
@@ -242,7 +259,7 @@ class ShardedWriter:
         tensors = {place: tensor for place, tensor in tensors_in(parts) if isinstance(tensor, DTensor)}
         best = parts.pop("best", None)  # its tensors are never changed
         rest = {"parts": _copied(parts) | ({} if best is None else {"best": best}), "missing": list(map(list, tensors))}
-        header = {"format": _FORMAT, "step": step, "seconds": seconds, "recipe": recipe, "basis": basis}
+        header = {"format": SHARDED_FORMAT, "step": step, "seconds": seconds, "recipe": recipe, "basis": basis}
         written = async_save(
             {_key(place): tensor.detach() for place, tensor in tensors.items()},
             storage_writer=FileSystemWriter(draft),

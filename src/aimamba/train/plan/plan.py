@@ -20,7 +20,7 @@ _WIDE, _NARROW = 4, 2  # bytes of a number
 _RESERVED = 1.5 * GIB  # CUDA's context, NCCL's buffers, and the tokenizer that renders the sheets
 _USABLE = 0.96  # of the rest; blocks of freed memory do not always fit what is needed next
 _OF_A_NODE = 8
-_MOST_GPUS = 4096
+_MOST_GPUS, _LARGEST_BATCH = 4096, 1 << 20
 _MOST_AT_ONCE = 1 << 16
 _AGAIN = 4 / 3  # times as many operations where activations are computed again
 
@@ -130,13 +130,19 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
         f"--tokens-per-second must be positive, got {tokens_per_second}",
     )
     batch = recipe.fit.batch_size
+    check(batch <= _LARGEST_BATCH, f"a plan takes fit.batch_size up to {_LARGEST_BATCH:,}, got {batch:,}")
     check(batch % gpus == 0, f"fit.batch_size must be a multiple of --gpus = {gpus}, got {batch}; change one of them")
     trained = outline(recipe)
     place = Place(cuda=True, narrow=recipe.fit.precision != "float32", memory=card.memory)
     planner = _Planner(recipe, trained, place, gpus, shard)
     own = bool(recipe.task.get("checkpointing", False))
     kinds = [False, True] if recipe.stage == "generator" else [False]
-    choices = tuple(planner.choose(batch // gpus, kind, card) for kind in kinds)
+    try:
+        choices = tuple(planner.choose(batch // gpus, kind, card) for kind in kinds)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ConfigError("the recipe has tensors of more bytes than 64 bits can count; make it smaller") from error
     fitting = [choice for choice in choices if choice.at_once]
     if not fitting:
         least = min(choice.memory.total for choice in choices)
