@@ -6,7 +6,7 @@ a description is made, and nothing else.
 
 import enum
 import math
-import pickle  # nosec B403 - restricted, see _Plain
+import pickle  # nosec B403
 import sys
 from functools import partial
 from pathlib import Path
