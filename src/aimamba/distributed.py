@@ -283,11 +283,7 @@ def size() -> int:
 
 def mean(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor over all processes, without a gradient."""
-    if size() == 1:
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total / size()
+    return tensor if size() == 1 else total(tensor) / size()
 
 
 def total(tensor: Tensor) -> Tensor:

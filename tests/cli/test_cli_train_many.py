@@ -16,7 +16,8 @@ from PIL import Image
 import aimamba
 from aimamba.cli import main
 from aimamba.models import VQModel
-from aimamba.train.checkpoint import checkpoint_files, read_checkpoint
+from aimamba.train.checkpoint import read_checkpoint
+from aimamba.train.checkpoint_files import checkpoint_files
 
 TEXT = """--size 16 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8 --set fit.log_every=1
 --set model.norm_groups=4 --set model.codebook_size=16 --set fit.precision=float32 --set fit.evaluate_every=0

@@ -15,12 +15,12 @@ from aimamba.train.checkpoint import (
     Checkpoint,
     check_same_basis,
     check_same_recipe,
-    checkpoint_files,
     find_checkpoint,
     read_checkpoint,
     restore,
     write_checkpoint,
 )
+from aimamba.train.checkpoint_files import checkpoint_files
 from aimamba.train.interruption import Interruption
 from aimamba.train.toml import to_toml
 from refusals import one_line_error

@@ -4,7 +4,6 @@ A run of many processes writes folders instead, ``checkpoint-000100.dcp`` after 
 ``train.parallel.checkpoint``. Either kind is read by either kind of run.
 """
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -19,15 +18,12 @@ import torch
 
 from aimamba.checkpoints.weights import check_archive
 from aimamba.config import first_difference
-from aimamba.documents import parse_toml, read_json
+from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError, ConfigError
-from aimamba.files import remove_tree, write_atomically
+from aimamba.files import write_atomically
+from aimamba.train.checkpoint_files import checkpoint_files, older_name, remove_superfluous
 
 Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # fills in the defaults of a recipe
-
-CHECKPOINT_FILE = "checkpoint.pt"
-MANIFEST, SHARDED_FORMAT = "state.json", "aimamba sharded training run 1"
-"""In the folder of many processes; without it the folder is not whole."""
 
 _FORMAT = "aimamba training run 1"
 _MAY_CHANGE = {
@@ -37,7 +33,6 @@ _MAY_CHANGE = {
     *(f"fit.{key}" for key in ("checkpoints", "keep", "patience", "cuda_graph")),
     *(f"parallel.{key}" for key in ("replicate", "shard", "timeout")),
 }
-_OLDER = re.compile(r"checkpoint-(\d{6,12})\.(?:pt|dcp)")  # with the number of steps
 
 
 @runtime_checkable
@@ -94,7 +89,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, count: int = 1, befo
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     content = {"format": _FORMAT, **fields}
     if count > 1 and before is not None and before < checkpoint.step:
-        older = path.with_name(f"checkpoint-{before:06d}.pt")
+        older = path.with_name(older_name(before))
         older.unlink(missing_ok=True)
         try:
             os.link(path, older)  # so that there is a newest one at every moment
@@ -102,89 +97,6 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, count: int = 1, befo
             path.rename(older)
     write_atomically(path, lambda draft: torch.save(content, draft), draft=f"{path.name}.partial")
     remove_superfluous(path.parent, path, checkpoint.step, count)
-
-
-def remove_superfluous(out: Path, newest: Path, step: int, count: int) -> None:
-    """Remove older checkpoints than are to be kept, and those of steps that are taken again.
-
-    Args:
-        out: Folder of the run.
-        newest: The checkpoint that was just written.
-        step: Its number of steps.
-        count: Number of checkpoints to keep, with it.
-    """
-    others = [path for path in _older(out) if path != newest and _is_ours(path)]
-    earlier = [older for older in others if _steps(older) < step][: count - 1]
-    for superfluous in set(others) - set(earlier):
-        with contextlib.suppress(OSError):
-            (superfluous / MANIFEST if superfluous.is_dir() else superfluous).unlink()
-        if superfluous.is_dir():
-            remove_tree(superfluous)
-
-
-def sharded_name(step: int) -> str:
-    """Return the name of the checkpoint that many processes write after some steps."""
-    return f"checkpoint-{step:06d}.dcp"
-
-
-def demote_single(out: Path, step: int, *, keep: bool) -> None:
-    """Rename or remove the ``checkpoint.pt`` of one process, because a newer checkpoint has another name.
-
-    Args:
-        out: Folder of the run.
-        step: Number of steps of the newer one.
-        keep: Whether to rename it after its number of steps instead of removing it.
-    """
-    single = out / CHECKPOINT_FILE
-    if not single.exists():
-        return
-    before = _steps_inside(single) if keep else None
-    with contextlib.suppress(OSError):
-        if before is not None and before < step:
-            single.rename(out / f"checkpoint-{before:06d}.pt")
-        else:
-            single.unlink()
-
-
-def checkpoint_files(out: Path) -> list[Path]:
-    """Return the checkpoints in the folder of a run, the newest first."""
-    newest, older = out / CHECKPOINT_FILE, _older(out)
-    if not newest.exists():
-        return older
-    if not any(path.suffix == ".dcp" for path in older):
-        return [newest, *older]
-    steps = _steps_inside(newest)
-    after = [] if steps is None else [path for path in older if _steps(path) > steps]
-    return [*after, newest, *older[len(after) :]]
-
-
-def _steps_inside(path: Path) -> int | None:
-    """Return the number of steps in a ``checkpoint.pt``, without reading its tensors; None if it is damaged."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content["step"] if isinstance(content["step"], int) else None
-    except Exception:  # a truncated archive or pickle can fail in any way
-        return None
-
-
-def _older(out: Path) -> list[Path]:
-    found = [path for path in out.iterdir() if _OLDER.fullmatch(path.name)] if out.is_dir() else []
-    return sorted(found, key=_steps, reverse=True)
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a checkpoint may be removed: a file, or a folder that says that it is one, but no link."""
-    if path.is_symlink() or not path.is_dir():
-        return path.suffix == ".pt"
-    try:
-        return path.suffix == ".dcp" and read_json(path / MANIFEST)["format"] == SHARDED_FORMAT
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
-def _steps(path: Path) -> int:
-    named = _OLDER.fullmatch(path.name)
-    return int(named[1]) if named else 0
 
 
 def read_checkpoint(path: Path, *, whole: bool = True, verify: bool = True) -> Checkpoint:
@@ -201,10 +113,11 @@ def read_checkpoint(path: Path, *, whole: bool = True, verify: bool = True) -> C
     """
     fix = f"delete {path.name} to start over, or give another --out"
     if path.is_dir() and path.suffix == ".dcp":
-        from aimamba.train.parallel import checkpoint as sharded  # noqa: PLC0415 - takes seconds to import, and imports this module
+        # Takes seconds to import, and imports this module.
+        from aimamba.train.parallel.checkpoint import fill_shards, read_sharded  # noqa: PLC0415
 
-        saved = sharded.read_sharded(path, verify=verify)
-        return sharded.fill_shards(saved, path) if whole else saved
+        saved = read_sharded(path, verify=verify)
+        return fill_shards(saved, path) if whole else saved
     content = load_plain(path, fix, verify=verify, mapped=not whole)
     if content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a training run; {fix}")

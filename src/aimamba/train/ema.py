@@ -34,7 +34,7 @@ class ExponentialAverage(Generic[Model]):
     @torch.no_grad()
     def update(self, model: Model) -> None:
         """Update the average with the weights of ``model``."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = decay_now(self.decay, self.updates)
         if self._source is not model:  # finding hundreds of tensors takes longer than queueing their update
             self._source = model
             pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
@@ -54,6 +54,11 @@ class ExponentialAverage(Generic[Model]):
         """Restore the state that ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]
+
+
+def decay_now(largest: float, updates: int) -> float:
+    """Return the decay of the next update: small at first, so that the random initial weights are soon forgotten."""
+    return min(largest, (1 + updates) / (10 + updates))
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -17,7 +17,8 @@ from typing import Any
 from aimamba.config import check
 from aimamba.documents import parse_toml, read_json
 from aimamba.errors import ConfigError
-from aimamba.train.checkpoint import CHECKPOINT_FILE, Resolve, check_same_recipe, checkpoint_files
+from aimamba.train.checkpoint import Resolve, check_same_recipe
+from aimamba.train.checkpoint_files import CHECKPOINT_FILE, checkpoint_files
 from aimamba.train.toml import read_toml, to_toml
 
 RESULT, LAST = "model", "model-last"

@@ -17,15 +17,8 @@ from aimamba.errors import ConfigError, counted
 from aimamba.files import write_atomically
 from aimamba.train.ahead import Ahead
 from aimamba.train.best import HeldOut, not_finite
-from aimamba.train.checkpoint import (
-    CHECKPOINT_FILE,
-    Checkpoint,
-    Found,
-    Stateful,
-    check_same_basis,
-    restore,
-    write_checkpoint,
-)
+from aimamba.train.checkpoint import Checkpoint, Found, Stateful, check_same_basis, restore, write_checkpoint
+from aimamba.train.checkpoint_files import CHECKPOINT_FILE
 from aimamba.train.costs import Costs
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption

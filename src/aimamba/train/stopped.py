@@ -13,7 +13,8 @@ from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError
 from aimamba.files import expand_home
 from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
-from aimamba.train.checkpoint import Checkpoint, checkpoint_files, newest_checkpoint
+from aimamba.train.checkpoint import Checkpoint, newest_checkpoint
+from aimamba.train.checkpoint_files import checkpoint_files
 from aimamba.train.recipe import Recipe
 from aimamba.train.stages import resolved
 

@@ -12,7 +12,8 @@ from ranks_task import alone, settings, train
 from torch.testing import assert_close
 
 from aimamba.distributed import Team, find_place
-from aimamba.train.checkpoint import Found, checkpoint_files, read_checkpoint
+from aimamba.train.checkpoint import Found, read_checkpoint
+from aimamba.train.checkpoint_files import checkpoint_files
 from aimamba.train.fit import fit
 from aimamba.train.interruption import Interruption
 from aimamba.train.parallel.layout import Layout

@@ -1,10 +1,13 @@
 """What a sharded checkpoint of two processes guarantees: nothing is executed, nothing damaged is taken for whole."""
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path, PosixPath
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +17,8 @@ from torch.testing import assert_close
 
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.errors import CheckpointError
-from aimamba.train.checkpoint import (
-    Checkpoint,
-    checkpoint_files,
-    newest_checkpoint,
-    read_checkpoint,
-    remove_superfluous,
-    write_checkpoint,
-)
+from aimamba.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+from aimamba.train.checkpoint_files import checkpoint_files, remove_superfluous
 from aimamba.train.fit import fit
 from aimamba.train.parallel.shards import ShardReader
 from tests.refusals import one_line_error
@@ -46,6 +43,24 @@ def sign(folder: Path) -> None:
     values["files"] = {name: sum_of_file(folder / name) for name in values["files"]}
     values[SUMS_KEY] = sum_of_values(values)
     (folder / "state.json").write_text(json.dumps(values))
+
+
+@contextlib.contextmanager
+def described(folder: Path) -> Iterator[Any]:
+    """Yield the description of the shards, to change it; it is written and signed again."""
+    metadata = ShardReader(folder).read_metadata()
+    yield metadata
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(folder)
+
+
+@contextlib.contextmanager
+def listed(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the content of state.json, to change it; it is written and signed again."""
+    values = json.loads((folder / "state.json").read_text())
+    yield values
+    (folder / "state.json").write_text(json.dumps(values))
+    sign(folder)
 
 
 def test_each_process_writes_its_half(written):
@@ -84,21 +99,17 @@ def test_a_folder_without_its_manifest_does_not_let_a_run_begin_anew(copied):
 
 @pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "rest.pt"])
 def test_every_file_has_a_checksum(copied, name):
-    values = json.loads((copied / "state.json").read_text())
-    del values["files"][name]
-    (copied / "state.json").write_text(json.dumps(values))
-    sign(copied)
+    with listed(copied) as values:
+        del values["files"][name]
     with one_line_error(CheckpointError, f"state.json does not list {name}"):
         read_checkpoint(copied)
 
 
 def test_shards_that_leave_a_part_out_are_refused(copied):
     """It would stay as it happens to be in memory."""
-    metadata = ShardReader(copied).read_metadata()
-    entry = next(entry for entry in metadata.state_dict_metadata.values() if len(entry.chunks) > 1)
-    entry.chunks.pop()
-    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
-    sign(copied)
+    with described(copied) as metadata:
+        entry = next(entry for entry in metadata.state_dict_metadata.values() if len(entry.chunks) > 1)
+        entry.chunks.pop()
     with one_line_error(CheckpointError, "the shards do not make up all of"):
         read_checkpoint(copied)
 
@@ -113,9 +124,8 @@ def test_a_shard_that_fails_in_reading_is_one_line(copied):
 
 @pytest.mark.parametrize("basis", [None, [], {"codes": 5}])
 def test_inputs_of_another_type_are_refused(copied, basis):
-    values = json.loads((copied / "state.json").read_text()) | {"basis": basis}
-    (copied / "state.json").write_text(json.dumps(values))
-    sign(copied)
+    with listed(copied) as values:
+        values["basis"] = basis
     with one_line_error(CheckpointError, "its field basis has another type"):
         read_checkpoint(copied)
 
@@ -168,31 +178,25 @@ def test_nothing_in_a_description_is_executed(copied, tmp_path):
 def test_an_entry_that_torch_would_unpickle_is_refused(copied):
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-    metadata = ShardReader(copied).read_metadata()
-    name = next(iter(metadata.state_dict_metadata))
-    metadata.state_dict_metadata[name] = BytesStorageMetadata()
-    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
-    sign(copied)
+    with described(copied) as metadata:
+        name = next(iter(metadata.state_dict_metadata))
+        metadata.state_dict_metadata[name] = BytesStorageMetadata()
     with one_line_error(CheckpointError, "holds something else than tensors"):
         read_checkpoint(copied)
 
 
 def test_a_shard_outside_the_folder_is_refused(copied):
-    metadata = ShardReader(copied).read_metadata()
-    stored = next(iter(metadata.storage_data.values()))
-    object.__setattr__(stored, "relative_path", "../elsewhere")
-    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
-    sign(copied)
+    with described(copied) as metadata:
+        stored = next(iter(metadata.storage_data.values()))
+        object.__setattr__(stored, "relative_path", "../elsewhere")
     with one_line_error(CheckpointError, "a shard lies outside the folder"):
         read_checkpoint(copied)
 
 
 def test_tensors_larger_than_the_files_are_refused(copied):
-    metadata = ShardReader(copied).read_metadata()
-    entry = next(iter(metadata.state_dict_metadata.values()))
-    entry.size = torch.Size([1 << 40])
-    (copied / ".metadata").write_bytes(pickle.dumps(metadata))
-    sign(copied)
+    with described(copied) as metadata:
+        entry = next(iter(metadata.state_dict_metadata.values()))
+        entry.size = torch.Size([1 << 40])
     with one_line_error(CheckpointError, "its tensors are larger than its files"):
         read_checkpoint(copied)
 

@@ -36,18 +36,8 @@ from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.documents import read_json
 from aimamba.errors import CheckpointError
 from aimamba.files import remove_tree, sync_folder, write_atomically
-from aimamba.train.checkpoint import (
-    MANIFEST,
-    SHARDED_FORMAT,
-    Checkpoint,
-    Found,
-    Stateful,
-    demote_single,
-    load_plain,
-    remove_superfluous,
-    sharded_name,
-    wrong_field,
-)
+from aimamba.train.checkpoint import Checkpoint, Found, Stateful, load_plain, wrong_field
+from aimamba.train.checkpoint_files import MANIFEST, SHARDED_FORMAT, demote_single, remove_superfluous, sharded_name
 from aimamba.train.parallel.shards import METADATA, ShardReader
 from aimamba.train.parallel.spread import spread
 

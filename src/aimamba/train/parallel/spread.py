@@ -19,6 +19,7 @@ from aimamba import distributed
 from aimamba.config import check
 from aimamba.models import AiM
 from aimamba.models.mamba2 import Mamba2
+from aimamba.train.ema import decay_now
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.step import Loss, Reports
 from aimamba.train.task import Batch, Model
@@ -173,7 +174,7 @@ class ShardedAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the weights of ``model``."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = decay_now(self.decay, self.updates)
         pairs = [(_local(self.tensors[name]), _local(tensor)) for name, tensor in model.state_dict().items()]
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         for average, value in pairs:

@@ -59,6 +59,15 @@ def _load_token(pointer, token, stride, L, inside):
 
 @triton.jit
 @no_type_check
+def _load_past(pointer, first, stride, L, inside):
+    """Load the three tokens before ``first`` in float32, the oldest first."""
+    past3 = _load_token(pointer, first - 3, stride, L, inside).to(tl.float32)
+    past2 = _load_token(pointer, first - 2, stride, L, inside).to(tl.float32)
+    return past3, past2, _load_token(pointer, first - 1, stride, L, inside).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
 def _load_four(pointer, token, stride, L, inside):
     """Load four tokens, in float32, before anything is computed: all four are on their way together."""
     x0 = _load_token(pointer, token, stride, L, inside)
@@ -91,9 +100,7 @@ def _convolution_kernel(
     target = active + row * L * C + channel
     b = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
     w0, w1, w2, w3 = _load_taps(weight, channel, inside, TAPS)
-    past3 = _load_token(source, first - 3, Z, L, inside).to(tl.float32)
-    past2 = _load_token(source, first - 2, Z, L, inside).to(tl.float32)
-    past1 = _load_token(source, first - 1, Z, L, inside).to(tl.float32)
+    past3, past2, past1 = _load_past(source, first, Z, L, inside)
     for token in range(first, tl.minimum(first + TOKENS, L), 4):
         x0, x1, x2, x3 = _load_four(source, token, Z, L, inside)
         _store_token(target, token, C, silu(b + w0 * past3 + w1 * past2 + w2 * past1 + w3 * x0), first, L, inside)
@@ -122,9 +129,7 @@ def _convolution_backward_kernel(
     given = dactive + row * L * C + channel
     b = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
     w0, w1, w2, w3 = _load_taps(weight, channel, inside, TAPS)
-    past3 = _load_token(source, first - 3, Z, L, inside).to(tl.float32)
-    past2 = _load_token(source, first - 2, Z, L, inside).to(tl.float32)
-    past1 = _load_token(source, first - 1, Z, L, inside).to(tl.float32)
+    past3, past2, past1 = _load_past(source, first, Z, L, inside)
     # Gradients of the convolution's sums at the last three tokens. A token is in its own sum and in the next three.
     g3 = tl.zeros((CHANNELS,), dtype=tl.float32)
     g2 = tl.zeros((CHANNELS,), dtype=tl.float32)

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Train on several machines: sbatch --nodes 4 examples/slurm/several-nodes.sh RECIPE [OPTIONS of aimamba train]
+# Train on all GPUs of one machine or several: sbatch --nodes 4 examples/slurm/train.sh RECIPE [OPTIONS of aimamba train]
 # The folder of the run (--out) must be on a file system that all machines share.
 # The job may be stopped and started again at any time, also with another number of machines: the same command goes on
 # from the last checkpoint.
 
 #SBATCH --job-name=aimamba
-#SBATCH --nodes=2
+#SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
@@ -16,7 +16,7 @@
 #SBATCH --signal=TERM@300
 
 set -euo pipefail
-recipe=${1:?usage: sbatch several-nodes.sh RECIPE [OPTIONS]}
+recipe=${1:?usage: sbatch train.sh RECIPE [OPTIONS]}
 shift
 
 export OMP_NUM_THREADS=8
