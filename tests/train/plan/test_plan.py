@@ -145,6 +145,12 @@ def test_the_settings_of_the_command_are_settings_of_a_recipe():
         ({"gpus": 5000}, "--gpus must be"),
         ({"gpus": 8, "shard": 3}, "--shard must divide --gpus = 8, got 3"),
         ({"gpus": 8, "shard": 0}, "--shard must divide"),
+        ({"settings": {"fit.cuda_graph": True}}, "fit.cuda_graph records the step of one process, and there are 8"),
+        (
+            {"settings": {"fit.cuda_graph": True, "fit.batch_size": 6000}, "gpus": 1, "memory": "16GB"},
+            "fit.cuda_graph records a batch in one part, and of 6,000 images",
+        ),
+        ({"settings": {"fit.compile": True}}, "fit.compile = true compiles the model of one process, and there are 8"),
         ({"gpus": 3}, "fit.batch_size must be a multiple of --gpus = 3, got 2048"),
         ({"tokens_per_second": 0.0}, "--tokens-per-second must be positive"),
         ({"tokens_per_second": float("nan")}, "--tokens-per-second must be positive"),

@@ -6,11 +6,12 @@ Everything is computed before there is a GPU; see ``outline`` and ``on_paper``.
 import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from aimamba.config import check
 from aimamba.errors import ConfigError
+from aimamba.train.parallel.layout import check_shares
 from aimamba.train.plan.cards import GIB, Card, Rate, rate_of
 from aimamba.train.plan.on_paper import Needs, Place
 from aimamba.train.plan.outline import Outline, outline
@@ -132,6 +133,8 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
     batch = recipe.fit.batch_size
     check(batch <= _LARGEST_BATCH, f"a plan takes fit.batch_size up to {_LARGEST_BATCH:,}, got {batch:,}")
     check(batch % gpus == 0, f"fit.batch_size must be a multiple of --gpus = {gpus}, got {batch}; change one of them")
+    if gpus > 1:
+        check_shares(replace(recipe.fit, accumulation=1), gpus)
     trained = outline(recipe)
     place = Place(cuda=True, narrow=recipe.fit.precision != "float32", memory=card.memory)
     planner = _Planner(recipe, trained, place, gpus, shard)
@@ -152,6 +155,11 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
             "larger GPUs"
         )
     chosen = next((choice for choice in fitting if choice.checkpointing == own), fitting[-1])
+    check(
+        recipe.fit.cuda_graph is not True or chosen.at_once == batch // gpus,
+        f"fit.cuda_graph records a batch in one part, and of {batch // gpus:,} images {chosen.at_once:,} fit at once; "
+        "set it to false",
+    )
     given = None if tokens_per_second is None else Rate(tokens_per_second, "given")
     known = rate_of(trained.parameters, card) if recipe.stage == "generator" and place.narrow else None
     return Plan(
