@@ -157,9 +157,9 @@ def photos(here) -> Path:
 @pytest.fixture
 def generated(monkeypatch):
     """The sizes of the batches that were generated; the one with number ``stop_at`` is interrupted."""
-    from aimamba import pipeline
+    from aimamba.pipeline import core
 
-    generate = pipeline.generate
+    generate = core.generate
 
     class Batches(list):
         stop_at = None
@@ -172,7 +172,7 @@ def generated(monkeypatch):
         seen.append(len(labels))
         return generate(model, labels, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "generate", counted)
+    monkeypatch.setattr(core, "generate", counted)
     return seen
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aimamba import pipeline as pipeline_module
 from aimamba.errors import counted
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
+from aimamba.pipeline import core as pipeline_module
 
 SETTINGS = {
     "--temperature 0.3": {"temperature": 0.3},

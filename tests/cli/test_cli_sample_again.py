@@ -266,12 +266,13 @@ def test_a_second_process_is_refused(refusal, models, here):
 def test_kill_loses_one_batch_at_most(aimamba, models, here, generated):
     command = ["sample", "--model", str(models / "pipeline"), *map(str, NPZ), "--device", "cpu"]
     killed = (
-        "import os, sys; from aimamba import cli, pipeline; made = []; generate = pipeline.generate\n"
+        "import os, sys; from aimamba import cli; from aimamba.pipeline import core\n"
+        "made = []; generate = core.generate\n"
         "def kill(*a, **k):\n"
         "    made.append(0)\n"
         "    if len(made) == 4: os.kill(os.getpid(), 9)\n"
         "    return generate(*a, **k)\n"
-        "pipeline.generate = kill; cli.main(sys.argv[1:])"
+        "core.generate = kill; cli.main(sys.argv[1:])"
     )
     assert subprocess.run([sys.executable, "-c", killed, *command], check=False, capture_output=True).returncode == -9
     assert aimamba(*command).status == 0

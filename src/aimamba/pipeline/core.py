@@ -1,0 +1,194 @@
+"""What all work on images begins with: the parts of a pipeline, its engine and decoder, and its classes."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from aimamba import __version__
+from aimamba.data.class_names import find_class
+from aimamba.data.sheets import to_uint8
+from aimamba.errors import ConfigError
+from aimamba.generation import Engine, SamplingConfig, generate, make_engine
+from aimamba.generation.engines import check_engine, resolve_engine
+from aimamba.generation.fast_decoder import FastDecoder
+from aimamba.generation.finished import Fetcher, Finished, finished_batches
+from aimamba.generation.record import ModelRecord
+from aimamba.generation.weight_versions import weight_versions
+from aimamba.models import AiM, VQModel
+from aimamba.pipeline.loading import check_tokenizer
+
+
+class PipelineCore:
+    """A generator and the tokenizer that it was trained with.
+
+    Attributes:
+        tokenizer: Decodes codes to images.
+        generator: Generates codes from class labels.
+        class_names: Name of every label; empty if they are not known.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VQModel,
+        generator: AiM,
+        class_names: Sequence[str] = (),
+        *,
+        engine: str = "auto",
+        foreign_tokenizer: bool = False,
+    ) -> None:
+        """Combine the parts.
+
+        Args:
+            tokenizer: Decodes codes to images.
+            generator: Generates codes from class labels.
+            class_names: Name of every label, or none.
+            engine: Name of the engine that computes decoding steps, see ``aimamba.generation.engines``.
+            foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
+
+        Raises:
+            ConfigError: The generator was trained on the codes of another tokenizer; the numbers of codes of generator
+                and tokenizer differ; the grid of codes is not square; the number of names is not that of classes; or
+                there is no such engine.
+        """
+        codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
+        if codes != vocabulary:
+            raise ConfigError(
+                f"generator and tokenizer do not belong together: {vocabulary} codes against {codes} in the codebook; "
+                "give the tokenizer that the generator was trained with"
+            )
+        if not foreign_tokenizer:
+            check_tokenizer(generator.config, tokenizer)
+        self.grid = math.isqrt(generator.config.num_tokens)
+        if self.grid**2 != generator.config.num_tokens:
+            raise ConfigError(
+                f"expected a square grid of codes, got {generator.config.num_tokens} codes for each image"
+            )
+        if len(class_names) not in (0, generator.config.num_classes):
+            raise ConfigError(
+                f"expected {generator.config.num_classes} class names, one for each class, got {len(class_names)}"
+            )
+        self.tokenizer = tokenizer
+        self.generator = generator
+        check_engine(engine)
+        self.class_names = tuple(class_names)
+        self.engine = engine
+        self._prepared: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None  # what it was made from, engine
+        self._decoder: FastDecoder | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels."""
+        return self.grid * self.tokenizer.config.downsampling
+
+    def label(self, name: str | int) -> int:
+        """Return the label of a class given by name or number, see ``aimamba.data.class_names``.
+
+        Raises:
+            ConfigError: There is no such class, or it could be several; the message names those that are similar.
+        """
+        return find_class(name, self.class_names, self.generator.config.num_classes)
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class, or ``class-<number>`` if names are not known."""
+        return self.class_names[label] if self.class_names else f"class-{label}"
+
+    def batches(
+        self,
+        batches: Iterable[Sequence[tuple[int, int]]],
+        config: SamplingConfig,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Finished]:
+        """Generate and decode many batches without a pause of the device between them.
+
+        On CUDA, images move to the host while the next batch is generated, and each batch is handed over between two
+        tokens of the next. The images are those of ``generate`` and ``decode``.
+
+        Args:
+            batches: For every image of a batch, its label and its seed.
+            config: Settings of sampling, whose own seed is not used.
+            progress: Called after every step with the number of tokens that it generated.
+
+        Yields:
+            For each batch in order, its codes (B, L) and 8-bit images (B, s, s, 3), both on the host.
+
+        Raises:
+            CheckpointError: Logits or images of a batch contain NaN or infinity, as with damaged weights.
+            ConfigError: The engine is unknown or cannot decode this generator on this machine.
+        """
+
+        def run(batch: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+            labels, seeds = zip(*batch, strict=True)
+            return self.generate(torch.tensor(labels), config, seeds=seeds)
+
+        def decode(codes: Tensor) -> tuple[Tensor, Tensor]:
+            decoded = self._prepared_decoder().queue(codes.unflatten(1, (self.grid, self.grid)))
+            return to_uint8(decoded.images).permute(0, 2, 3, 1).contiguous(), decoded.finite
+
+        length = self.generator.config.num_tokens
+        fetcher = Fetcher(self.generator.word_embedding.weight.device)
+        yield from finished_batches(map(run, batches), length, decode, fetcher, progress)
+
+    def generate(
+        self, labels: Int[Tensor, " b"], config: SamplingConfig, *, seeds: Sequence[int] | None = None
+    ) -> Iterator[Int[Tensor, "b t"]]:
+        """Generate the codes of images, see ``aimamba.generation.generate``. The engine is kept for the next call.
+
+        Yields:
+            The codes so far, (B, t) for t = 1 ... L.
+
+        Raises:
+            ConfigError: The engine is unknown or cannot decode this generator on this machine.
+        """
+        return generate(self.generator, labels, config, seeds=seeds, engine=self.prepare())
+
+    def prepare(self) -> Engine:
+        """Return the engine; make it on the first call, and again when the generator's weights have changed.
+
+        Raises:
+            ConfigError: The engine is unknown or cannot decode this generator on this machine.
+        """
+        now = self.engine, weight_versions(self.generator)
+        if self._prepared is None or self._prepared[0] != now:
+            self._prepared = now, make_engine(self.generator, self.engine)
+        return self._prepared[1]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of both parts, as 64 hex digits: of their configs and their weights as they are now."""
+        parts = self.generator.fingerprint(), self.tokenizer.fingerprint()
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def record(self, model: str, tokenizer: str | None = None) -> ModelRecord:
+        """Return what is kept of this model with its samples.
+
+        Args:
+            model: Its name.
+            tokenizer: Name of the tokenizer, if it was given separately.
+        """
+        weights = self.generator.word_embedding.weight
+        return ModelRecord(
+            model=model,
+            tokenizer=tokenizer,
+            fingerprint=self.fingerprint(),
+            dtype=str(weights.dtype).removeprefix("torch."),
+            engine=resolve_engine(self.generator, self.engine),
+            device=weights.device.type,
+            aimamba=__version__,
+        )
+
+    def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
+        """Decode codes, in raster order, to 8-bit images on the tokenizer's device.
+
+        On CPUs, an image does not depend on the rest of its batch. The decoder is prepared on the first call, and
+        again when the tokenizer's weights have changed. ``aimamba.data.to_pil`` converts the result to PIL images.
+        """
+        return to_uint8(self._prepared_decoder()(codes.unflatten(1, (self.grid, self.grid))))
+
+    def _prepared_decoder(self) -> FastDecoder:
+        if self._decoder is None or not self._decoder.matches(self.tokenizer):
+            self._decoder = FastDecoder(self.tokenizer)
+        return self._decoder
