@@ -76,7 +76,7 @@ def make_task(
         CheckpointError: The tokenizer cannot be loaded.
     """
     if recipe.stage == "tokenizer":
-        return _tokenizer_task(recipe, progress)
+        return _tokenizer_task(recipe, log, progress)
     return _generator_task(recipe, device, codes, log, progress)
 
 
@@ -84,7 +84,7 @@ def _open(data: DataConfig, *, progress: bool) -> Splits:
     return open_splits(**data.images(), progress=progress)
 
 
-def _tokenizer_task(recipe: Recipe, progress: bool) -> TokenizerTask:
+def _tokenizer_task(recipe: Recipe, log: Callable[[str], None], progress: bool) -> TokenizerTask:
     check(
         not recipe.fit.compile,
         "fit.compile is for generators only: a tokenizer spends its time in convolutions, which it does not speed up; "
@@ -98,13 +98,17 @@ def _tokenizer_task(recipe: Recipe, progress: bool) -> TokenizerTask:
         "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
     )
     _check_size(recipe, config)
+    for name in ("perceptual", "adversarial"):
+        if getattr(task, f"{name}_weight") and (start := getattr(task, f"{name}_start")) >= recipe.fit.steps:
+            log(f"note: the {name} loss never starts: task.{name}_start = {start}, fit.steps = {recipe.fit.steps}")
     train, held_out = _open(recipe.data, progress=progress)
     if initial is not None:
         model = initial
     else:
         model = VQModel(config)
         model.init_weights(seeded(recipe.fit.seed))
-    return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed, workers=recipe.data.workers)
+    seed, workers, trained = recipe.fit.seed, recipe.data.workers, initial is not None
+    return TokenizerTask(model, train, held_out, task, seed=seed, workers=workers, trained=trained)
 
 
 def _generator_task(
