@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from aimamba.data.sheets import to_float
-from aimamba.networks.lpips import PUBLISHED, is_installed
+from aimamba.networks import lpips
 from aimamba.networks.perceptual import SMALLEST_OF_VGG16, PerceptualLoss, lpips_vgg16
 
 _AT_ONCE = 16  # pairs of images, whose maps VGG16 holds at once
@@ -28,7 +28,7 @@ def open_lpips(source: str, size: int, *, device: torch.device | str = "cpu") ->
         ConfigError: The weights are asked for and not installed.
         CheckpointError: They are missing, damaged, or of another network.
     """
-    if source == "none" or (source == "auto" and (size < SMALLEST_OF_VGG16 or not is_installed())):
+    if source == "none" or (source == "auto" and (size < SMALLEST_OF_VGG16 or not lpips.is_installed())):
         return None
     return lpips_vgg16("lpips" if source == "auto" else source).to(device)
 
@@ -51,4 +51,4 @@ def lpips_settings(network: PerceptualLoss | None) -> dict[str, Any]:
     """Return the weights of LPIPS for a report: a fingerprint, and whether they are the published ones."""
     if network is None:
         return {}
-    return {"lpips": {"weights": network.fingerprint, "published": network.fingerprint == PUBLISHED}}
+    return {"lpips": {"weights": network.fingerprint, "published": network.fingerprint == lpips.PUBLISHED}}

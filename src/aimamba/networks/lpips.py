@@ -5,6 +5,7 @@ the layouts of torchvision and ``lpips``, as LlamaGen uses them. The package's f
 read with stand-ins for the three names in it, so nothing that a file names is ever called.
 """
 
+import io
 import math
 import pickle  # nosec B403
 import re
@@ -13,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from pickletools import genops
 from typing import Any
 
 import torch
@@ -168,7 +170,12 @@ class _Record:
 class _Arrays(pickle.Unpickler):
     """Reads a pickle of NumPy arrays without NumPy: what the file names becomes a ``_Record``."""
 
-    _NAMES = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
+    _NAMES = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),  # as NumPy 2 writes it
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a stand-in for a name of the list, a new one each time, so that a file cannot change it.
@@ -188,8 +195,10 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
         CheckpointError: It is no pickle of float32 arrays in nested dictionaries, or has other keys.
     """
     try:
-        with path.open("rb") as file:
-            content = _Arrays(file).load()
+        raw = path.read_bytes()
+        if any(isinstance(found, int) and found > len(raw) for op, found, _ in genops(raw) if op.name.endswith("PUT")):
+            raise ValueError("it asks for more room than the file has")
+        content = _Arrays(io.BytesIO(raw)).load()
         arrays = {"/".join(keys): _tensor(record) for keys, record in _leaves(content)}
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
