@@ -27,7 +27,10 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "scale", "speed", "design", "weights", "models/avatars-64")
+PAGES_OF_DOCS = (
+    *("quickstart", "training", "fine-tuning-tokenizer", "evaluation", "scale", "speed", "design", "weights"),
+    "models/avatars-64",
+)
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
 PAGES = (*RUN, "CHANGELOG.md", "SECURITY.md", "docs/log.md", "docs/studies/README.md")
 DOCUMENTS = sorted(
@@ -49,6 +52,7 @@ QUICK = {
     "fashion-mnist-aim": AIM,
     "photos-vq.toml": f"{VQ} --set task.perceptual_side=32",
     "photos-aim.toml": AIM,
+    "vq-finetune": "--steps 2 --batch-size 4 --device cpu --set task.perceptual_side=32",
 }
 SMALLER = {"avatars-64:held-out:6": "avatars-64:held-out:2", "avatars-64:train:20": "avatars-64:train:2"}
 LINE_LENGTH = 120
