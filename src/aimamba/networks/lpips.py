@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from pickletools import genops
+from pickletools import genops  # nosec B403
 from typing import Any
 
 import torch
