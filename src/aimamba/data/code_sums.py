@@ -14,7 +14,7 @@ _LARGEST = 1 << 26  # bytes
 
 
 def read_sums(folder: Path) -> dict[str, str] | None:
-    """Return the sums of the files in a folder, by name; None if there are none, as before version 0.4.
+    """Return the sums of the files in a folder, by name; None where an earlier version wrote none.
 
     Raises:
         DataError: They are damaged.
@@ -50,7 +50,8 @@ def check_sum(path: Path, sums: Mapping[str, str] | None) -> None:
         DataError: It is another, or the file has none.
     """
     if sums is not None and (actual := sum_of_file(path)) != (expected := sums.get(path.name)):
+        wanted = "none" if expected is None else f"{expected[:12]}..."
         raise DataError(
-            f"{path}: damaged, or not what was encoded: its SHA-256 is {actual[:12]}..., expected "
-            f"{'none' if expected is None else expected[:12] + '...'}; run the same 'aimamba encode' again to replace it"
+            f"{path}: damaged, or not what was encoded: its SHA-256 is {actual[:12]}..., expected {wanted}; run the "
+            "same 'aimamba encode' again to replace it"
         )

@@ -1,9 +1,9 @@
 """Codes on disk: memory-mapped shards from which a generator trains without the images.
 
 A folder of codes has a sub-folder for each split with ``meta.json``, ``sums.json``, ``labels.npy``,
-``codes-00000.npy`` and so on; each shard is (images, views, L) with two bytes a code. ``meta.json`` is written first and describes all shards, so an
-interrupted encoding continues where it stopped and ends with the same bytes. It holds a hash of the images, so an
-encoding never goes on with others.
+``codes-00000.npy`` and so on; each shard is (images, views, L) with two bytes a code. ``meta.json`` is written before
+the shards and describes all of them, so an interrupted encoding continues where it stopped and ends with the same
+bytes. It holds a hash of the images, so an encoding never goes on with others.
 
 Shape letters: n images, v views of each, L codes of a view.
 """

@@ -16,6 +16,7 @@ from aimamba.devices import bfloat16_pays
 from aimamba.errors import ConfigError, counted
 from aimamba.files import write_atomically
 from aimamba.train.ahead import Ahead
+from aimamba.train.bad_batch import LastStep, keep_bad_batch
 from aimamba.train.best import HeldOut, not_finite
 from aimamba.train.checkpoint import Checkpoint, Found, Stateful, check_same_basis, restore, write_checkpoint
 from aimamba.train.checkpoint_files import CHECKPOINT_FILE
@@ -223,10 +224,12 @@ class Run(Generic[Model, Batch]):
             if failures:
                 values = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
                 progress.warn(f"step {self.step} is skipped: {values}")
+                self.means.count("skipped")
                 if failures == _MAX_FAILURES:
                     raise ConfigError(
                         f"{self.out}: step {self.step} is the {failures}th skipped step in a row: {values}; "
-                        f"lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in another --out"
+                        f"{self.keep_bad_batch(loss, norm)}; lower fit.lr = {config.lr:g} or raise fit.warmup_steps, "
+                        "in another --out"
                     )
             progress.advance(loss, seconds)
             for line in self.costs.observe(seconds):
@@ -262,6 +265,20 @@ class Run(Generic[Model, Batch]):
             for report in reports:
                 self.means.add(report)
         return mean, norm
+
+    def keep_bad_batch(self, loss: float, norm: float) -> str:
+        """Save the batch of the last step, which was skipped; return a phrase about it."""
+        weights = self.whole_weights()
+        step = LastStep(step=self.step, precision=self.precision, loss=loss, gradient_norm=norm, recipe=self.recipe)
+        return self.once(lambda: keep_bad_batch(self.out, self.task, self.config, step, weights))
+
+    def whole_weights(self) -> dict[str, dict[str, Any]]:
+        """Return the state of the modules that a step depends on, on the CPU; only the process that writes needs it."""
+        return {
+            name: {key: value.detach().cpu() for key, value in part.state_dict().items()}
+            for name, part in self.parts.items()
+            if isinstance(part, nn.Module)
+        }
 
     def evaluate_and_render(self, records: Records, progress: Progress) -> None:
         """Evaluate the model and render a sample sheet, if they are due after this step."""

@@ -31,6 +31,11 @@ class RunningMeans:
             self._totals[name] = self._totals.get(name, 0.0) + number
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def count(self, name: str) -> None:
+        """Count something that happens rarely; its number takes the place of a mean."""
+        self.add({name: 1.0})
+        self._counts[name] = 1
+
     def take(self) -> dict[str, float]:
         """Return the mean of each name since the last call, and start again."""
         totals = {name: total for name, total in self._totals.items() if not isinstance(total, Tensor)}
