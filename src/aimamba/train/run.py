@@ -226,11 +226,7 @@ class Run(Generic[Model, Batch]):
                 progress.warn(f"step {self.step} is skipped: {values}")
                 self.means.count("skipped")
                 if failures == _MAX_FAILURES:
-                    raise ConfigError(
-                        f"{self.out}: step {self.step} is the {failures}th skipped step in a row: {values}; "
-                        f"{self.keep_bad_batch(loss, norm)}; lower fit.lr = {config.lr:g} or raise fit.warmup_steps, "
-                        "in another --out"
-                    )
+                    self.give_up(f"step {self.step} is the {failures}th skipped step in a row: {values}", loss, norm)
             progress.advance(loss, seconds)
             for line in self.costs.observe(seconds):
                 progress.log(line)
@@ -266,11 +262,23 @@ class Run(Generic[Model, Batch]):
                 self.means.add(report)
         return mean, norm
 
-    def keep_bad_batch(self, loss: float, norm: float) -> str:
-        """Save the batch of the last step, which was skipped; return a phrase about it."""
+    def give_up(self, what: str, loss: float, norm: float) -> None:
+        """Save the batch of the last step, which was skipped, and end the run.
+
+        Raises:
+            ConfigError: Always; it names the batch. In processes that do not write it is a ``SystemExit``.
+        """
         weights = self.whole_weights()
         step = LastStep(step=self.step, precision=self.precision, loss=loss, gradient_norm=norm, recipe=self.recipe)
-        return self.once(lambda: keep_bad_batch(self.out, self.task, self.config, step, weights))
+
+        def end() -> None:
+            kept = keep_bad_batch(self.out, self.task, self.config, step, weights)
+            raise ConfigError(
+                f"{self.out}: {what}; {kept}; lower fit.lr = {self.config.lr:g} or raise fit.warmup_steps, in another "
+                "--out"
+            )
+
+        self.once(end)
 
     def whole_weights(self) -> dict[str, dict[str, Any]]:
         """Return the state of the modules that a step depends on, on the CPU; only the process that writes needs it."""
