@@ -48,12 +48,13 @@ def mount_small_disk(folder: Path, size: int = 1 << 20) -> bool:
 
 
 @contextlib.contextmanager
-def no_room(folder: Path) -> Iterator[None]:
-    """Fill a small disk in the block."""
+def no_room(folder: Path, left: int = 0) -> Iterator[None]:
+    """Fill a small disk in the block, but for some bytes."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
+    os.truncate(filler, max(0, filler.stat().st_size - left))
     try:
         yield
     finally:

@@ -27,7 +27,10 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-PAGES_OF_DOCS = ("quickstart", "training", "evaluation", "scale", "speed", "design", "weights", "models/avatars-64")
+PAGES_OF_DOCS = (
+    *("quickstart", "training", "mishaps", "evaluation", "scale", "speed", "design", "weights"),
+    "models/avatars-64",
+)
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
 PAGES = (*RUN, "CHANGELOG.md", "SECURITY.md", "docs/log.md", "docs/studies/README.md")
 DOCUMENTS = sorted(

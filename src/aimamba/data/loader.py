@@ -121,9 +121,15 @@ def _named_workers(workers: int) -> Iterator[None]:
         ConnectionError,
         FileNotFoundError,
     ) as error:  # or while it was sending
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+        text = str(error)
+        if isinstance(error, RuntimeError) and "shared memory" in text:  # also what a worker says of a bus error
+            raise DataError(
+                "there is no room in /dev/shm for the images that are decoded ahead; make it larger (a container has "
+                f"64 MB by default: docker run --shm-size 8g), lower data.workers = {workers}, or set it to 0"
+            ) from error
+        if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker"):
             raise
-        first = " ".join(str(error).split())[:160] or type(error).__name__
+        first = " ".join(text.split())[:160] or type(error).__name__
         raise DataError(
             f"a process that decodes images has ended ({first}), perhaps for lack of memory; "
             f"lower data.workers = {workers}, or set it to 0"
