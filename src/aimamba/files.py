@@ -17,6 +17,7 @@ _PROBE = 1 << 20  # bytes that are written to find out whether there is room
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 """What the system says where there is no room: of a disk, or of a user's quota."""
 
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")  # see write_atomically
 _SYSTEMS_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end their messages
 
 
@@ -93,6 +94,14 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise named(error, path, path) from error
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts that killed processes have left in a folder to which no other process is writing."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _DRAFT.fullmatch(path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:

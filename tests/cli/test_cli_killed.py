@@ -68,7 +68,7 @@ def files(out: Path) -> dict[str, bytes]:
     """Return what must be the same: everything but checkpoints, metrics and images of progress."""
     found = (path for path in sorted(out.rglob("*")) if path.is_file())
     kept = {str(path.relative_to(out)): path.read_bytes() for path in found if path.suffix not in (".jsonl", ".pt")}
-    assert not [name for name in kept if ".partial" in name or ".old" in name]
+    assert not [name for name in kept if Path(name).name.startswith(".") or ".partial" in name or ".old" in name]
     return kept
 
 

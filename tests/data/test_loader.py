@@ -160,6 +160,7 @@ class TestWorkers:
                     DataError, match=r"^there is no room in /dev/shm .* lower data\.workers = 1, or set"
                 ):
                     next(stream)
+                stream.close()
 
         in_child(check)
         if (tmp_path / "skipped").exists():

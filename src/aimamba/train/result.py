@@ -17,7 +17,7 @@ from typing import Any
 from aimamba.config import check
 from aimamba.documents import parse_toml, read_json
 from aimamba.errors import ConfigError
-from aimamba.files import naming, write_atomically
+from aimamba.files import naming, remove_drafts, write_atomically
 from aimamba.train.checkpoint import Resolve, check_same_recipe
 from aimamba.train.checkpoint_files import CHECKPOINT_FILE, checkpoint_files
 from aimamba.train.toml import read_toml, to_toml
@@ -102,6 +102,12 @@ def discard_old_result(out: Path) -> None:
     """Remove the result of a shorter run that a killed process has left behind."""
     for name in (RESULT, LAST):
         shutil.rmtree(out / f"{name}.old", ignore_errors=True)
+
+
+def remove_old_drafts(out: Path) -> None:
+    """Remove the drafts of files that a killed process has left behind."""
+    for folder in (out, out / "sheets"):
+        remove_drafts(folder)
 
 
 def discard_last(out: Path) -> None:
