@@ -15,7 +15,7 @@ SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
 DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo train-demo test test-gpu bench-gpu lint audit clean
+.PHONY: demo train-demo test test-kills test-gpu bench-gpu lint audit clean
 
 demo: $(DEMO)                   ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
@@ -30,6 +30,9 @@ train-demo: $(DEMO)             ## train both stages on avatars in a few minutes
 
 test: $(READY)                  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+test-kills: $(READY)            ## kill -9 at twenty random moments of training and of encoding
+	AIMAMBA_TEST_KILLS=20 $(BIN)/python -m pytest -n 0 tests/cli/test_cli_killed.py
 
 # On a machine whose Python has a CUDA build of torch already: make test-gpu READY= BIN="$(dirname "$(which python3)")"
 test-gpu: $(READY)              ## kernels, graphs and training on a CUDA device, against the plain path

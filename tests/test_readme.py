@@ -28,7 +28,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES_OF_DOCS = (
-    *("quickstart", "training", "fine-tuning-tokenizer", "evaluation", "scale", "speed", "design", "weights"),
+    *("quickstart", "training", "fine-tuning-tokenizer", "mishaps", "evaluation", "scale", "speed", "design"),
+    "weights",
     "models/avatars-64",
 )
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))

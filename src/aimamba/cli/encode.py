@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.data.sets import open_splits
     from aimamba.data.shards import encode_splits
     from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.files import remove_drafts
     from aimamba.models import VQModel
     from aimamba.train.lock import locked
 
@@ -62,6 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     views, batch_size = arguments.views, arguments.batch_size
     with locked(out):
+        for split in ("train", "held-out"):
+            remove_drafts(out / split)
         metas = encode_splits(tokenizer, splits, out, views=views, batch_size=batch_size, progress=True)
     for split, meta in zip(("train", "held-out"), metas, strict=True):
         print_line(

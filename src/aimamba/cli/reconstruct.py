@@ -7,6 +7,7 @@ if its weights are there.
 """
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,16 +84,17 @@ def run(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     shown: list[tuple[str, np.ndarray, np.ndarray]] = []
     ratios, distances, size, every = [], [], 0, 1
-    for number, (name, original, reconstruction, psnr, lpips) in enumerate(found):
-        pair = Image.fromarray(np.concatenate([original, reconstruction], axis=1))
-        pair.save(out / f"{number:04d}-{file_name(str(Path(name).with_suffix('')))}.png")
-        size = len(original)
-        ratios.append(psnr)
-        distances += [] if lpips is None else [lpips]
-        if number % every == 0:
-            shown.append((f"{name}  {psnr:.1f} dB", original, reconstruction))
-        if len(shown) > 2 * _SHEET_PAIRS:  # how many images there will be is not known
-            shown, every = shown[::2], 2 * every
+    with closing(found):  # ends its bar before an error is printed
+        for number, (name, original, reconstruction, psnr, lpips) in enumerate(found):
+            pair = Image.fromarray(np.concatenate([original, reconstruction], axis=1))
+            _save(out / f"{number:04d}-{file_name(str(Path(name).with_suffix('')))}.png", pair)
+            size = len(original)
+            ratios.append(psnr)
+            distances += [] if lpips is None else [lpips]
+            if number % every == 0:
+                shown.append((f"{name}  {psnr:.1f} dB", original, reconstruction))
+            if len(shown) > 2 * _SHEET_PAIRS:  # how many images there will be is not known
+                shown, every = shown[::2], 2 * every
     if not ratios:
         raise DataError(f"none of the images can be read: {broken[0]}")
     if broken:
@@ -100,10 +102,16 @@ def run(arguments: argparse.Namespace) -> None:
     most = min(_SHEET_PAIRS, _SHEET_ROWS * page_of(size).columns // 4)
     step = max(1.0, len(shown) / most)
     chosen = [shown[int(index * step)] for index in range(min(len(shown), most))]
-    pairs_sheet(chosen, _SHEET_ROWS).save(out / "sheet.png")
+    _save(out / "sheet.png", pairs_sheet(chosen, _SHEET_ROWS))
     means = f"mean PSNR {sum(ratios) / len(ratios):.2f} dB"
     means += f", LPIPS {sum(distances) / len(distances):.4f}" if distances else ""
     print_line(f"{counted(len(ratios), 'image')} at {size} px, {means}: {out / 'sheet.png'}")
+
+
+def _save(path: Path, image: "Image.Image") -> None:
+    from aimamba.files import write_atomically
+
+    write_atomically(path, lambda draft: image.save(draft, format="PNG"))
 
 
 def pairs_sheet(pairs: "Sequence[tuple[str, np.ndarray, np.ndarray]]", rows: int) -> "Image.Image":

@@ -1,13 +1,14 @@
 """Codes on disk: memory-mapped shards from which a generator trains without the images.
 
-A folder of codes has a sub-folder for each split with ``meta.json``, ``labels.npy``, ``codes-00000.npy`` and so on;
-each shard is (images, views, L) with two bytes a code. ``meta.json`` is written first and describes all shards, so an
-interrupted encoding continues where it stopped and ends with the same bytes. It holds a hash of the images, so an
-encoding never goes on with others.
+A folder of codes has a sub-folder for each split with ``meta.json``, ``sums.json``, ``labels.npy``,
+``codes-00000.npy`` and so on; each shard is (images, views, L) with two bytes a code. ``meta.json`` is written before
+the shards and describes all of them, so an interrupted encoding continues where it stopped and ends with the same
+bytes. It holds a hash of the images, so an encoding never goes on with others.
 
 Shape letters: n images, v views of each, L codes of a view.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,10 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
+from aimamba.checkpoints.sums import sum_of_file
 from aimamba.config import check, first_difference, to_mapping
 from aimamba.data.cache import store_array
+from aimamba.data.code_sums import check_sum, read_sums, write_sums
 from aimamba.data.codes import (
     LARGEST_CODEBOOK,
     READERS,
@@ -96,9 +99,11 @@ def encode_to_shards(
         images=content_hash(images),
     )
     _begin(folder, meta, np.asarray(images.labels, np.int64))
+    sums = read_sums(folder)
     for name, start, stop in meta.shards():
         path = folder / name
-        if _read_shard(path, meta, stop - start) is None:
+        is_there = _read_shard(path, meta, stop - start) is not None
+        if not is_there or (sums is not None and sums.get(name) != sum_of_file(path)):
             parts = []
             for first in range(start, stop, batch_size):
                 chosen = range(first, min(first + batch_size, stop))
@@ -106,6 +111,9 @@ def encode_to_shards(
                 if progress is not None:
                     progress(chosen.stop, len(images))
             store_array(path, np.concatenate(parts))
+            if sums is not None:
+                sums[name] = sum_of_file(path)
+                write_sums(folder, sums)
         if progress is not None:
             progress(stop, len(images))
     return meta
@@ -184,8 +192,9 @@ def open_code_splits(folder: Path, tokenizer: VQModel | None = None) -> CodeSpli
 def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMeta, CodeSet]:
     """Open the codes of one split, memory-mapped.
 
-    Codes of up to 256 MiB are read and checked at once. Of more the first and the last image of every shard are, and
-    the others when they are taken: reading them all would take a start of a run minutes.
+    Codes of up to 256 MiB are read and compared with their checksums at once. Of more the first and the last image of
+    every shard are looked at, and the others when they are taken: reading them all would take a start of a run minutes.
+    ``encode_to_shards`` compares all of them.
 
     Args:
         folder: The folder of the split.
@@ -224,6 +233,10 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
     parts = list(meta.shards())
     whole = 2 * meta.pictures * len(meta.views) * meta.grid[0] * meta.grid[1] <= _CHECKED_AT_ONCE
 
+    sums = read_sums(folder)
+    for name in (LABELS_FILE, META_FILE):
+        check_sum(folder / name, sums)
+
     def open_shard(part: tuple[str, int, int]) -> np.ndarray:
         name, start, stop = part
         shard = _read_shard(folder / name, meta, stop - start)
@@ -237,6 +250,8 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
                     largest = max(int(shard[0].max()), int(shard[-1].max()))
             if largest >= meta.codebook_size:
                 raise out_of_range(folder / name, largest, meta.codebook_size)
+        if whole:
+            check_sum(folder / name, sums)
         return shard
 
     with ThreadPoolExecutor(READERS) as threads:
@@ -256,6 +271,10 @@ def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_mapping(meta), indent=2, ensure_ascii=False) + "\n"
     store_array(folder / LABELS_FILE, labels)
+    sums = read_sums(folder)
+    if sums is not None or before is None:  # an earlier version wrote none
+        own = {LABELS_FILE: sum_of_file(folder / LABELS_FILE), META_FILE: hashlib.sha256(text.encode()).hexdigest()}
+        write_sums(folder, {**(sums or {}), **own})
     write_atomically(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 

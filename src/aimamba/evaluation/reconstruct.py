@@ -1,6 +1,6 @@
 """Reconstructions of single images by a tokenizer, to look at beside the originals."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -53,7 +53,7 @@ def reconstruct(
     lpips: Callable[[int], PerceptualLoss | None] | None = None,
     on_broken: Callable[[DataError], object] | None = None,
     progress: bool = False,
-) -> Iterator[Reconstruction]:
+) -> Generator[Reconstruction, None, None]:
     """Reconstruct images one by one, at one size.
 
     All images are found and their sizes checked before this returns. They are cropped to their centre square and
@@ -114,7 +114,7 @@ def _reconstruct(
     on_broken: Callable[[DataError], object],
     *,
     progress: bool,
-) -> Iterator[Reconstruction]:
+) -> Generator[Reconstruction, None, None]:
     decoder = FastDecoder(model)
     for found in tqdm(originals, unit="image", disable=not progress):
         try:

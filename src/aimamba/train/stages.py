@@ -15,7 +15,7 @@ from aimamba.data.codes_meta import META_FILE
 from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
-from aimamba.files import expand_home
+from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
@@ -223,7 +223,8 @@ def _code_source(
         shutil.rmtree(draft, ignore_errors=True)
         views = "center-flip" if recipe.data.flip else "center"
         encode_splits(tokenizer, images, draft, views=views, batch_size=64, progress=progress and sys.stderr.isatty())
-        (draft / _NOTE).write_text(to_toml(to_mapping(recipe.data)), encoding="utf-8")
+        note = to_toml(to_mapping(recipe.data))
+        write_atomically(draft / _NOTE, lambda path: path.write_text(note, encoding="utf-8"))
         draft.rename(kept)
         return _codes_on_disk(kept, tokenizer).load()
 

@@ -17,6 +17,7 @@ from aimamba import distributed
 from aimamba.config import check
 from aimamba.data.images import ImageSet
 from aimamba.data.loader import Batch, batches
+from aimamba.data.order import ShuffledOrder
 from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 from aimamba.models import VQModel
 from aimamba.models.gan import (
@@ -29,7 +30,7 @@ from aimamba.models.gan import (
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.seeds import seeded
 from aimamba.train.codebook import CodebookUse
-from aimamba.train.task import Adversary, Amount, Objective
+from aimamba.train.task import Adversary, Amount, Example, Objective
 
 _IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
@@ -188,6 +189,16 @@ class TokenizerTask:
         """Yield shuffled training images."""
         read = {"batch_size": batch_size, "seed": self.seed, "start": start, "workers": self.workers}
         return batches(self.train, **read, stride=stride)
+
+    def examples(self, start: int, count: int) -> list[Example]:
+        """Return numbers, classes and files of training images."""
+        images, order = self.train, ShuffledOrder(len(self.train), self.seed)
+        indices = [order.index(position) for position in range(start, start + count)]
+        names = getattr(images, "names", [""] * len(images))
+        labels = [int(images.labels[index]) for index in indices]
+        return [
+            Example(i, label, images.class_names[label], names[i]) for i, label in zip(indices, labels, strict=True)
+        ]
 
     def loss(
         self, model: VQModel, batch: Batch, rng: torch.Generator, step: int = 0
