@@ -15,7 +15,7 @@ SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
 DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo train-demo test test-gpu bench-gpu lint audit docs notebooks wheel try-wheel clean
+.PHONY: demo train-demo test test-gpu bench-gpu lint audit docs notebooks wheel try-wheel space clean
 
 demo: $(DEMO)                   ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
@@ -72,6 +72,14 @@ try-wheel: wheel                ## install both in an empty environment, draw, a
 	(cd "$$try" && venv/bin/aimamba sample -n 2 --engine auto --out by-sdist); \
 	diff -r "$$try/by-wheel" "$$try/by-sdist"; \
 	echo "drew $$(ls "$$try"/by-wheel/*-seed*.png | wc -l) images from the wheel, the same from the sdist"
+
+space: wheel                    ## what a Hugging Face Space needs, in build/space
+	rm -rf build/space
+	mkdir -p build/space
+	cp huggingface-space/* dist/*.whl build/space
+
+notebooks: $(READY)             ## run the notebooks of examples/ and keep their outputs
+	OMP_NUM_THREADS=1 $(BIN)/python examples/notebooks.py
 
 $(READY): pyproject.toml constraints.txt
 	$(NEW_ENOUGH)

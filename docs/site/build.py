@@ -26,6 +26,11 @@ import aimamba
 from aimamba.cli import COMMANDS
 from aimamba.cli.arguments import Parser
 
+try:
+    from latex2mathml import converter as latex2mathml
+except ImportError:  # without the extra docs pages are written, and the site is not built
+    latex2mathml = None
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "build" / "pages"
 SITE = ROOT / "build" / "site"
@@ -36,6 +41,7 @@ CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r'(?P<before>\]\(|\b(?:src|href)=")(?P<path>[^)\s"#]+)(?=[)\s"#])')
 NESTED = re.compile(r"^ {2,3}(?=[-*] )", re.MULTILINE)
 LIST = re.compile(r"^([^-*#>|\s\d].*)\n(?=[-*] )", re.MULTILINE)  # a list that begins right after a line of text
+MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\s][^$]*)\$", re.DOTALL)
 
 
 class SiteError(Exception):
@@ -135,7 +141,7 @@ def notebook_page(notebook: Path, out: Path) -> str:
     for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(_for_site(source))
+            parts.append(_outside_code(lambda part: MATH.sub(_mathml, part), _for_site(source)))
             continue
         parts.append(f"```python\n{source}\n```")
         for index, output in enumerate(cell["outputs"]):
@@ -149,6 +155,16 @@ def notebook_page(notebook: Path, out: Path) -> str:
     shutil.copy(notebook, out)
     title = parts.pop(1)
     return "\n\n".join([title, *parts, ""])
+
+
+def _mathml(found: re.Match[str]) -> str:
+    """Return a formula of TeX as MathML, which browsers show by themselves."""
+    if latex2mathml is None:
+        return found[0]
+    formula = latex2mathml.convert(" ".join((found["block"] or found["inline"]).split()))
+    if found["block"] is None:  # in a span, as a formula at the start of a paragraph would end it
+        return f"<span>{formula}</span>"
+    return f'\n\n<div class="formula">{formula.replace("inline", "block", 1)}</div>\n\n'
 
 
 def python_page() -> str:
