@@ -101,7 +101,7 @@ def _lines(text: str) -> list[str]:
 
 def main() -> None:
     """Run all notebooks, or those that are named, and write them back."""
-    for path in map(Path, sys.argv[1:] or sorted(FOLDER.glob("*.ipynb"))):
+    for path in [Path(name).resolve() for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb")):
         notebook = read(path)
         run(notebook, path.name)
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

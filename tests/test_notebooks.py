@@ -37,6 +37,7 @@ def test_every_notebook_is_run():
 def test_a_notebook_runs(notebooks, name, make_cache, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # and back, when a notebook has gone elsewhere
     monkeypatch.setenv("AIMAMBA_CACHE", str(make_cache()))
+    monkeypatch.setattr(notebooks, "_DPI", 20)
     notebook = notebooks.read(ROOT / f"examples/{name}.ipynb")
     kept = [[output["output_type"] for output in cell.get("outputs", ())] for cell in notebook["cells"]]
     grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
