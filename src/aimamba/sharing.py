@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,11 +34,13 @@ class Sharing:
     Attributes:
         team: The processes; None if there is one.
         is_first: Whether this process prints and writes.
+        is_first_here: Whether it is the first one on its machine.
     """
 
     def __init__(self, team: Team | None = None) -> None:
         self.team = team
         self.is_first = team is None or team.is_first
+        self.is_first_here = team is None or team.place.local_rank == 0
 
     def once(self, make: Callable[[], Value]) -> Value:
         """Call ``make`` in the first process, and return its result, which JSON can hold, in all; see ``Team.shared``.
@@ -85,6 +88,10 @@ class Sharing:
         return known
 
 
+ALONE = Sharing()
+"""One process, which does everything."""
+
+
 class Units:
     """Units of work, numbered from 0; iterating takes the numbers of those that this process is to do."""
 
@@ -94,7 +101,7 @@ class Units:
         self._show = show or (lambda _: None)
         self._key = "" if team is None else team.new_key("units")
         self._taken: deque[int] = deque()  # by this process, with results that have not been handed over
-        self._unreported, self._shown, self._reported = 0, 0, time.monotonic()
+        self._own, self._unreported, self._shown, self._reported = 0, 0, 0, time.monotonic()
 
     def __iter__(self) -> Iterator[int]:
         """Take units, in rising order, until none is left."""
@@ -108,12 +115,23 @@ class Units:
 
     def advance(self, amount: int) -> None:
         """Note work that this process has done, in any measure; the first one shows that of all."""
+        self._own += amount
         if self._team is None:
             self._show(amount)
             return
         self._unreported += amount
         if time.monotonic() > self._reported + _REPORTS:
             self._report()
+
+    @property
+    def done(self) -> int:
+        """The work that all processes have reported, and this one has done."""
+        if self._team is None:
+            return self._own
+        with suppress(RuntimeError):  # the store is gone
+            self._report()
+            return self._add("done", 0)
+        return self._own
 
     def finish(self) -> None:
         """Wait until every process has come here; the work of the others is shown meanwhile."""

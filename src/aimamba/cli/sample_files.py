@@ -1,6 +1,7 @@
 """The folder that ``aimamba sample`` writes: an image for each class and seed, its settings, and sheets of them."""
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.record import ModelRecord, SampleRecord
 from aimamba.pipeline import Pipeline
+from aimamba.sharing import ALONE, Sharing
 
 SETTINGS_FILE = "settings.json"
 
@@ -73,7 +75,14 @@ def plan(
     ]
 
 
-def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: int, *, again: bool = False) -> int:
+def write_samples(
+    pipeline: Pipeline,
+    files: Sequence[SampleFile],
+    batch_size: int,
+    *,
+    again: bool = False,
+    sharing: Sharing = ALONE,
+) -> int:
     """Generate the images that are not there yet, and write each batch as soon as it is finished.
 
     Args:
@@ -81,6 +90,7 @@ def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: i
         files: What to write. The settings of all of them are equal but for the seed.
         batch_size: Images generated at once.
         again: Generate those that are there as well.
+        sharing: The processes that share the batches. They see one folder.
 
     Returns:
         The number of images that were there.
@@ -88,37 +98,49 @@ def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: i
     Raises:
         KeyboardInterrupt: With a message that says how many images are finished.
     """
-    finished = {file.path for file in files if not again and file.is_there()}
-    there, tokens = len(finished), pipeline.generator.config.num_tokens
-    done, wanted = there, 0  # images written, and those of the batch in the making that are to be written
-    batches = list(_batches(files, finished, batch_size))
+    there = sharing.once(lambda: [number for number, file in enumerate(files) if not again and file.is_there()])
+    finished, tokens = {files[number].path for number in there}, pipeline.generator.config.num_tokens
+    wanted = 0  # images of the batch in the making that are to be written
+    batches = _batches(files, finished, batch_size)
+    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
+    bar = tqdm(
+        total=len(files) * tokens,
+        initial=len(there) * tokens,
+        unit_scale=1 / tokens,
+        bar_format=look,
+        disable=not sharing.is_first,
+    )
+    units, written = sharing.units(len(batches), bar.update), sharing.units(0)
+    begun: deque[Sequence[SampleFile]] = deque()
 
     def jobs() -> Iterator[list[tuple[int, int]]]:
         nonlocal wanted
-        for batch in batches:
+        for batch in map(batches.__getitem__, units):
+            begun.append(batch)
             wanted = sum(file.path not in finished for file in batch)
             yield [(file.record.label, file.record.sampling.seed) for file in batch]
 
     def write(batch: Sequence[SampleFile], images: Tensor) -> None:
-        nonlocal done
         for file, image in zip(batch, images.numpy(), strict=True):
             if file.path not in finished:
                 write_png(file.path, Image.fromarray(image), file.record.to_text())
-                done += 1
+                written.advance(1)
 
-    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
-    with tqdm(total=len(files) * tokens, initial=there * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
-        made = pipeline.batches(jobs(), files[0].record.sampling, progress=lambda _: bar.update(wanted))
+    with bar:
+        made = pipeline.batches(jobs(), files[0].record.sampling, progress=lambda _: units.advance(wanted))
         try:
             with BackgroundWriter() as writer:
-                for batch, found in zip(batches, made, strict=True):
-                    writer.put(partial(write, batch, found.images))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+                for found in made:
+                    writer.put(partial(write, begun.popleft(), found.images))
+            units.finish()
+        except KeyboardInterrupt as error:
+            done = len(there) + written.done
+            error.args = (
                 f"stopped with {done} of {len(files)} images finished, in {files[0].path.parent}; "
-                "the same command goes on from there"
-            ) from None
-    return there
+                "the same command goes on from there",
+            )
+            raise
+    return len(there)
 
 
 def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: Sequence[Sequence[SampleFile]]) -> None:
