@@ -158,7 +158,6 @@ def _launch(count: int, command: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -170,6 +169,7 @@ def _launch(count: int, command: list[str]) -> None:
         max_restarts=0,
     )
     goes_on = "the same command goes on with what is finished"
+    logging.disable(logging.CRITICAL)  # the agent reports in its own words what a line tells
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as failed:
@@ -184,3 +184,5 @@ def _launch(count: int, command: list[str]) -> None:
         stopped = KeyboardInterrupt(f"stopped; {goes_on}")
         stopped.exit_code = 128 + signalled.sigval  # type: ignore[attr-defined]
         raise stopped from None
+    finally:
+        logging.disable(logging.NOTSET)

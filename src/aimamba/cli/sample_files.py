@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -18,6 +19,7 @@ from aimamba.data.files import open_image
 from aimamba.data.png_text import read_png_text, write_png
 from aimamba.data.sheets import page_of, sheet
 from aimamba.data.writer import BackgroundWriter
+from aimamba.documents import read_json
 from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.record import ModelRecord, SampleRecord
@@ -144,7 +146,10 @@ def write_samples(
 
 
 def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: Sequence[Sequence[SampleFile]]) -> None:
-    """Write ``settings.json``: the model, every setting, and class and seed of each image of this command."""
+    """Write ``settings.json``: the model, every setting, and class and seed of each image of this command.
+
+    What it says of images of earlier commands that are still there is kept in ``earlier``.
+    """
     images = [
         {
             "file": file.path.name,
@@ -155,7 +160,24 @@ def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: 
         for row in rows
         for file in row
     ]
-    write_json(out / SETTINGS_FILE, {**to_mapping(model), "sampling": to_mapping(config), "images": images})
+    content: dict[str, Any] = {**to_mapping(model), "sampling": to_mapping(config), "images": images}
+    if earlier := _earlier(out, {file.path.name for row in rows for file in row}):
+        content["earlier"] = earlier
+    write_json(out / SETTINGS_FILE, content)
+
+
+def _earlier(out: Path, planned: set[str]) -> list[dict[str, Any]]:
+    """Return what ``settings.json`` says of images that are there and not planned now; a damaged file says nothing."""
+    try:
+        before = read_json(out / SETTINGS_FILE)
+        commands = [{key: value for key, value in before.items() if key != "earlier"}, *before.get("earlier", [])]
+        for command in commands:
+            names = [image["file"] for image in command["images"]]
+            left = [name not in planned and (out / Path(name).name).is_file() for name in names]
+            command["images"] = list(compress(command["images"], left))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+    return [command for command in commands if command["images"]]
 
 
 def others(out: Path, rows: Sequence[Sequence[SampleFile]]) -> int:
