@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
@@ -106,6 +107,8 @@ def crew(arguments: argparse.Namespace, advice: str) -> Iterator["Sharing"]:
     with one_voice(place):
         device = own_device(arguments.device, place)
     arguments.device = str(device)
+    if place.rank > 0:
+        warnings.simplefilter("ignore")  # the first process shows them
     with ExitStack() as stack:
         stack.enter_context(_stopped_by_signals(quiet=place.rank > 0))
         yield Sharing(stack.enter_context(Team(place, device, timeout=_TIMEOUT, advice=advice)))

@@ -100,14 +100,15 @@ def write_samples(
     Raises:
         KeyboardInterrupt: With a message that says how many images are finished.
     """
-    there = sharing.once(lambda: [number for number, file in enumerate(files) if not again and file.is_there()])
-    finished, tokens = {files[number].path for number in there}, pipeline.generator.config.num_tokens
+    seen = sharing.once(lambda: "".join("10"[again or not file.is_there()] for file in files))
+    finished = {file.path for file, mark in zip(files, seen, strict=True) if mark == "1"}
+    there, tokens = len(finished), pipeline.generator.config.num_tokens
     wanted = 0  # images of the batch in the making that are to be written
     batches = _batches(files, finished, batch_size)
     look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
     bar = tqdm(
         total=len(files) * tokens,
-        initial=len(there) * tokens,
+        initial=there * tokens,
         unit_scale=1 / tokens,
         bar_format=look,
         disable=not sharing.is_first,
@@ -136,13 +137,13 @@ def write_samples(
                     writer.put(partial(write, begun.popleft(), found.images))
             units.finish()
         except KeyboardInterrupt as error:
-            done = len(there) + written.done
+            done = there + written.done
             error.args = (
                 f"stopped with {done} of {len(files)} images finished, in {files[0].path.parent}; "
                 "the same command goes on from there",
             )
             raise
-    return len(there)
+    return there
 
 
 def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: Sequence[Sequence[SampleFile]]) -> None:
