@@ -83,7 +83,7 @@ def own_device(name: str, place: Place) -> torch.device:
     """
     check(
         name in ("auto", "cpu", "cuda"),
-        f"--device {name} is one device, and {place.size} processes train; give auto, cpu or cuda",
+        f"--device {name} is one device, and there are {place.size} processes; give auto, cpu or cuda",
     )
     if name == "cpu" or not torch.cuda.is_available():
         return resolve_device("cuda") if name == "cuda" else torch.device("cpu")
@@ -118,6 +118,7 @@ class Team:
         place: Where this process stands.
         device: Its device.
         watch: Ends this process when another one has ended or hangs.
+        store: What all processes can read and write.
     """
 
     def __init__(self, place: Place, device: torch.device, *, timeout: float, advice: str = "") -> None:
@@ -162,8 +163,8 @@ class Team:
         finally:
             alone.cancel()
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = PrefixStore(f"aimamba/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{attempt}", client)
-        self.watch = Watch(self._store, place.rank, place.size, timeout=self._timeout, advice=self._advice)
+        self.store = PrefixStore(f"aimamba/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{attempt}", client)
+        self.watch = Watch(self.store, place.rank, place.size, timeout=self._timeout, advice=self._advice)
         self.watch.begin()
         dist.barrier()
         self.watch.start()
@@ -185,6 +186,11 @@ class Team:
         line = f"aimamba: rank {self.place.rank} waits for the other {self.place.size - 1} at {where}"
         print(line, file=sys.stderr, flush=True)
 
+    def new_key(self, kind: str) -> str:
+        """Return a key of the store for something that all processes do, each in the same order."""
+        self._shared += 1
+        return f"{kind}/{self._shared}"
+
     def shared(self, make: Callable[[], Value]) -> Value:
         """Call ``make`` in the first process, however long that takes, and return its result in all of them.
 
@@ -194,19 +200,18 @@ class Team:
         Raises:
             SystemExit: ``make`` has failed; the first process raises its error.
         """
-        self._shared += 1
-        key = f"shared/{self._shared}"
+        key = self.new_key("shared")
         with self.watch.patient():
             if self.is_first:
                 try:
                     value = make()
                 except BaseException:
-                    self._store.set(key, json.dumps({"failed": True}))
+                    self.store.set(key, json.dumps({"failed": True}))
                     raise
-                self._store.set(key, json.dumps({"value": value}))
+                self.store.set(key, json.dumps({"value": value}))
                 return value
-            self._wait(lambda: bool(self._store.check([key])))
-        answer = json.loads(self._store.get(key))
+            self.wait(lambda: bool(self.store.check([key])))
+        answer = json.loads(self.store.get(key))
         if "failed" in answer:
             raise SystemExit(2)
         return answer["value"]
@@ -219,39 +224,44 @@ class Team:
         Raises:
             SystemExit: ``make`` has failed in a process before this one, which raises its error.
         """
-        self._shared += 1
+        key = self.new_key("turns")
         turn = 0 if self.is_first else 1 if self.place.local_rank == 0 else 2
-        key = f"turns/{self._shared}"
         with self.watch.patient():
-            self._store.add(f"{key}/{turn}", 1)
+            self.store.add(f"{key}/{turn}", 1)
             self._count_to(f"{key}/here", self.place.size)
             for before in range(turn):
-                members = int(self._store.add(f"{key}/{before}", 0))
-                self._wait(partial(self._is, f"{key}/{before}/done", members, f"{key}/failed"))
+                members = int(self.store.add(f"{key}/{before}", 0))
+                self.wait(partial(self._is, f"{key}/{before}/done", members, f"{key}/failed"))
             try:
                 value = make()
             except BaseException:
-                self._store.set(f"{key}/failed", "")
+                self.store.set(f"{key}/failed", "")
                 raise
             self._count_to(f"{key}/{turn}/done", 0)
         return value
 
     def _count_to(self, key: str, number: int) -> None:
         """Count this process, and wait until the count is ``number``; 0 does not wait."""
-        self._store.add(key, 1)
+        self.store.add(key, 1)
         if number:
-            self._wait(lambda: self._is(key, number))
+            self.wait(lambda: self._is(key, number))
 
     def _is(self, key: str, number: int, failed: str = "") -> bool:
-        if failed and self._store.check([failed]):
+        if failed and self.store.check([failed]):
             raise SystemExit(2)
-        return int(self._store.add(key, 0)) == number
+        return int(self.store.add(key, 0)) == number
 
-    def _wait(self, until: Callable[[], bool]) -> None:
+    def wait(self, until: Callable[[], bool], *, longest: float = _LONGEST_WAIT) -> None:
+        """Wait until ``until`` returns True; signals are answered meanwhile.
+
+        Args:
+            until: Asked again and again.
+            longest: Seconds between two times, at most.
+        """
         pause = _FIRST_WAIT
         while not until():
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_WAIT)
+            pause = min(2 * pause, longest)
 
     @contextlib.contextmanager
     def losses_named(self) -> Iterator[None]:

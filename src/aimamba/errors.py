@@ -6,7 +6,10 @@ The command line prints the message and exits with status 2. Every other excepti
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 _SIMILAR = 0.55  # similarity from 0 to 1; below it, words are alike by chance
 _LONG_ENOUGH = 4  # letters; shorter pieces are in many names by chance
@@ -39,6 +42,33 @@ class CheckpointError(AimambaError):
 
 class LostError(AimambaError):
     """Another process of the same run has ended or hangs."""
+
+
+class Faults:
+    """What is wrong with several things that a long command needs, to be reported in one line before it begins."""
+
+    def __init__(self) -> None:
+        self.found: list[AimambaError] = []
+
+    def attempt(self, make: Callable[[], Value]) -> Value | None:
+        """Return what ``make`` returns; None if it raises an error of the user's, which is kept."""
+        try:
+            return make()
+        except AimambaError as error:
+            self.found.append(error)
+            return None
+
+    def report(self) -> None:
+        """Raise what was found, if there is anything.
+
+        Raises:
+            AimambaError: The only error, or one of the kind of the first that lists all of them.
+        """
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            listed = "; ".join(f"({number}) {error}" for number, error in enumerate(self.found, 1))
+            raise type(self.found[0])(f"{len(self.found)} things are missing or wrong: {listed}")
 
 
 def printable(text: str) -> str:

@@ -147,7 +147,7 @@ def test_the_papers_protocol(aimamba, refusal, light, make_aim, make_vq, here, m
     assert status == 0, err
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("inception FID", "inception sFID", "inception Inception score", "inception KID"),
-        *("inception precision", "inception recall"),
+        *("inception precision", "inception recall", "Table 2: FID | IS | precision | recall"),
     ]
     found = json.loads((here / "found.json").read_text())
     assert found["inception"].keys() >= {"fid", "sfid", "inception_score", "precision", "recall"}

@@ -87,6 +87,13 @@ def test_settings_beside_and_inside_the_images(aimamba, models, pipeline):
     assert kept["sampling"]["top_k"] == 9
     assert kept["images"][1] == {"file": "sea-shells-seed4.png", "class": "sea shells", "label": 3, "seed": 4}
     assert len(kept["images"]) == 4
+    aimamba("sample", "--model", models / "pipeline", "-n", 1, "--classes", "planets,sprouts", *SETTINGS)
+    later = json.loads(Path("samples/settings.json").read_text())
+    assert [image["file"] for image in later["images"]] == ["planets-seed3.png", "sprouts-seed3.png"]
+    [earlier] = later["earlier"]
+    rest = ["sea-shells-seed3.png", "sea-shells-seed4.png", "planets-seed4.png"]
+    assert [image["file"] for image in earlier["images"]] == rest
+    assert earlier | {"images": 0} == kept | {"images": 0}
     with Image.open("samples/sea-shells-seed4.png") as image:
         record = json.loads(image.info["aimamba"])
     assert (record["class_name"], record["label"], record["sampling"]["seed"]) == ("sea shells", 3, 4)

@@ -107,7 +107,7 @@ def test_settings_for_several_processes_name_the_command(tmp_path, capsys):
     [
         (["--batch-size", "6"], "fit.batch_size = 6 must be a multiple of 4 processes x fit.accumulation = 1"),
         (["--set", "parallel.shard=3"], "parallel.shard = 3 does not fit 4 processes"),
-        (["--device", "cuda:1"], "--device cuda:1 is one device, and 4 processes train"),
+        (["--device", "cuda:1"], "--device cuda:1 is one device, and there are 4 processes"),
         (["--set", "fit.compile=true"], "fit.compile = true compiles the model of one process, and there are 4"),
     ],
 )

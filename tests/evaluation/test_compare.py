@@ -92,6 +92,12 @@ class Labelled:
     def batches(self, batch_size):
         return iter(())
 
+    def units(self, batch_size):
+        return []
+
+    def read(self, units):
+        return iter(())
+
     def take(self, indices):
         return np.zeros((len(indices), 8, 8, 3), np.uint8)
 

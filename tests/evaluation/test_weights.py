@@ -21,7 +21,7 @@ class Answer(io.BytesIO):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "SHA256_START", hashlib.sha256(CONTENT).hexdigest()[:8])
+    monkeypatch.setattr(weights, "SHA256", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(weights.urllib.request, "urlopen", lambda url, timeout: Answer(CONTENT))
     return tmp_path / "cache"
 
@@ -56,6 +56,8 @@ def test_no_network(cache, monkeypatch):
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr(weights.urllib.request, "urlopen", fail)
-    with one_line_error(CheckpointError, match=r"cannot be downloaded \(no route\): .* or use --features lite0"):
+    with one_line_error(
+        CheckpointError, match=r"\(no route\): fetch https:.*, 95,628,359 bytes, SHA-256 .* or use --features lite0"
+    ):
         inception_weights()
     assert not list(cache.glob("weights/*"))

@@ -119,7 +119,9 @@ def _dispatch(argv: list[str]) -> None:
     command = import_module(f"aimamba.cli.{name.replace('-', '_')}")
     parser = Parser(prog=f"aimamba {name}", description=command.__doc__)
     command.add_arguments(parser)
-    command.run(parser.parse_args(rest))
+    arguments = parser.parse_args(rest)
+    arguments.typed = [name, *rest]
+    command.run(arguments)
 
 
 def _report(message: str) -> None:

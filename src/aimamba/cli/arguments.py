@@ -161,10 +161,10 @@ def open_generator(source: str, tokenizer: str | None) -> "Checkpoint":
     return checkpoint
 
 
-def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
+def load_pipeline(arguments: argparse.Namespace, *, quiet: bool = False) -> "Pipeline":
     """Load the model that images are to be sampled from, as ``--model``, ``--tokenizer`` and the placement say.
 
-    Of a training run that was stopped, the latest checkpoint is taken, with a notice.
+    Of a training run that was stopped, the latest checkpoint is taken, with a notice unless ``quiet``.
 
     Raises:
         CheckpointError: A part is missing or damaged.
@@ -177,7 +177,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     options = {"engine": arguments.engine, "foreign_tokenizer": arguments.foreign_tokenizer}
     if is_stopped(arguments.model):
-        return _load_stopped(arguments.model, arguments.tokenizer, device, dtype, options)
+        return _load_stopped(arguments.model, arguments.tokenizer, device, dtype, options, quiet=quiet)
     checkpoint = open_generator(arguments.model, arguments.tokenizer)
     return Pipeline.from_pretrained(checkpoint, tokenizer=arguments.tokenizer, device=device, dtype=dtype, **options)
 
@@ -212,7 +212,13 @@ def load_tokenizer(arguments: argparse.Namespace, remedy: str) -> "tuple[VQModel
 
 
 def _load_stopped(
-    source: str, tokenizer: str | None, device: "torch.device", dtype: "torch.dtype", options: dict[str, Any]
+    source: str,
+    tokenizer: str | None,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    options: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> "Pipeline":
     from aimamba.models import AiM, VQModel
     from aimamba.pipeline import Pipeline
@@ -230,7 +236,8 @@ def _load_stopped(
     except CheckpointError as error:
         raise CheckpointError(f"{error}; give the tokenizer's place with --tokenizer") from error
     pipeline = Pipeline(vq, run.model, run.class_names, **options)
-    _notice(source, run.described)
+    if not quiet:
+        _notice(source, run.described)
     return pipeline
 
 

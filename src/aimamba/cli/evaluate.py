@@ -2,9 +2,10 @@
 
 SAMPLES and the reference each name a set of images, as described below: avatars-64:held-out, a folder (sub-folders are
 classes) or an .npz file. With --model instead of SAMPLES, a model is sampled and its images are measured as they are
-generated; the same command continues one that was interrupted. Several SAMPLES are measured as one set. Prints
-distances, precision and recall; if both sets have the same classes, the 5-NN accuracy of the samples; and if training
-images are known, whether samples are copies of them.
+generated; the same command continues one that was interrupted. Several GPUs share the work with --devices or under
+torchrun, with the same numbers: torchrun --nproc-per-node 8 -m aimamba evaluate ... Several SAMPLES are measured as one
+set. Prints distances, precision and recall; if both sets have the same classes, the 5-NN accuracy of the samples; and
+if training images are known, whether samples are copies of them.
 """
 
 import argparse
@@ -23,8 +24,9 @@ from aimamba.cli.arguments import (
     add_sampling,
     load_pipeline,
 )
+from aimamba.cli.many import add_devices, crew, started
 from aimamba.data import spec
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, Faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from aimamba.evaluation.run import Evaluation, EvaluationRequest
     from aimamba.generation import SamplingConfig
     from aimamba.pipeline import Pipeline
+    from aimamba.sharing import Sharing
 
     Keep: TypeAlias = Callable[[SamplingConfig], KeptCodes]
 
@@ -68,32 +71,109 @@ def add_arguments(parser: Parser) -> None:
     add_measuring(parser)
     parser.set_defaults(features=None)  # lite0, or Inception with the protocol
     add_placement(parser)
+    add_devices(parser)
     add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print and write."""
-    from aimamba.cli.output import locked_parts, output_file, output_folder, print_line, print_table, write_json
+    from aimamba.cli.output import locked_parts, output_file, output_folder
     from aimamba.devices import resolve_device
-    from aimamba.evaluation.report import write_report
+    from aimamba.distributed import find_place, one_voice
     from aimamba.evaluation.run import evaluate
+
+    if started(arguments):
+        return
+    with one_voice(find_place()):
+        request = _request(arguments)
+        file = output_file("--json", arguments.json)
+        folder = None if arguments.report is None else output_folder(arguments.report, "--report")
+        saved = _npz_file(arguments)
+    with crew(arguments, "the same command goes on with the samples that are finished") as sharing:
+        device, faults = resolve_device(arguments.device), Faults()
+        pipeline = sharing.in_turn(lambda: _load(arguments, request, saved, faults, sharing))
+        with ExitStack() as stack:
+            if saved is not None:
+                parts = locked_parts(saved.with_name(f"{saved.name}.parts"))
+                sharing.in_first(lambda: stack.enter_context(parts), None)
+            keep = stack.enter_context(_kept(request, pipeline, sharing))
+            evaluation = evaluate(
+                request,
+                pipeline=pipeline,
+                device=device,
+                keep=keep,
+                save_npz=saved,
+                progress=sharing.is_first,
+                sharing=sharing,
+                faults=faults,
+            )
+            sharing.in_first(lambda: _write(evaluation, file, folder), None)
+        if sharing.is_first:
+            _print(request, evaluation, pipeline, saved, folder)
+
+
+def _load(
+    arguments: argparse.Namespace,
+    request: "EvaluationRequest",
+    saved: Path | None,
+    faults: Faults,
+    sharing: "Sharing",
+) -> "Pipeline | None":
+    """Load and prepare the model, and check that there is room for its samples.
+
+    Raises:
+        AimambaError: The model is missing; the message also names what else is.
+    """
+    from aimamba.cli.output import require_space
+    from aimamba.data.npz import npz_bytes
+    from aimamba.evaluation.run import check_rest
+    from aimamba.files import cache_folder
+
+    if request.model is None:
+        return None
+
+    def load() -> "Pipeline":
+        pipeline = load_pipeline(arguments, quiet=not sharing.is_first)
+        pipeline.prepare()
+        return pipeline
+
+    pipeline = faults.attempt(load)
+    if pipeline is None:
+        check_rest(request, faults)
+        faults.report()
+    assert pipeline is not None
+    count, size = request.sample_count, pipeline.image_size
+    codes = 4 * count * pipeline.grid**2 * (1 + len(request.sweep or ()))
+    faults.attempt(lambda: require_space(cache_folder(), codes, "keeping the samples' codes (AIMAMBA_CACHE)"))
+    if saved is not None:
+        faults.attempt(lambda: require_space(saved.parent, npz_bytes(count, size), f"--save-npz {saved}"))
+    return pipeline
+
+
+def _write(evaluation: "Evaluation", file: Path | None, folder: Path | None) -> None:
+    from aimamba.cli.output import write_json
+    from aimamba.evaluation.report import write_report
+
+    write_json(file, evaluation.to_dict())  # before anything else can fail
+    if folder is not None:
+        write_report(folder, evaluation)
+
+
+def _print(
+    request: "EvaluationRequest",
+    evaluation: "Evaluation",
+    pipeline: "Pipeline | None",
+    saved: Path | None,
+    folder: Path | None,
+) -> None:
+    from aimamba.cli.output import print_line, print_table
+    from aimamba.evaluation import protocol
     from aimamba.evaluation.summary import summary
 
-    request = _request(arguments)
-    device = resolve_device(arguments.device)
-    file = output_file("--json", arguments.json)
-    folder = None if arguments.report is None else output_folder(arguments.report, "--report")
-    saved = _npz_file(arguments)
-    pipeline = None if request.model is None else load_pipeline(arguments)
-    with ExitStack() as stack:
-        if saved is not None:
-            stack.enter_context(locked_parts(saved.with_name(f"{saved.name}.parts")))
-        keep = stack.enter_context(_kept(request, pipeline))
-        evaluation = evaluate(request, pipeline=pipeline, device=device, keep=keep, save_npz=saved, progress=True)
-        write_json(file, evaluation.to_dict())  # before anything else can fail
-        if folder is not None:
-            write_report(folder, evaluation)
     rows = summary(evaluation.comparison.network, evaluation.comparison.metrics)
+    if pipeline and request.protocol and not request.rehearsal:
+        row = protocol.row(pipeline.generator.config, evaluation.comparison.metrics)
+        rows.append(("Table 2: FID | IS | precision | recall", row))
     if request.rehearsal is not None:
         rows.append((f"rehearsal of {request.protocol}", request.rehearsal))
     rows += [(f"left out of {name}", f"{count:,} files that cannot be read") for name, count in _broken(evaluation)]
@@ -126,7 +206,7 @@ def _broken(evaluation: "Evaluation") -> list[tuple[str, int]]:
 
 
 @contextmanager
-def _kept(request: "EvaluationRequest", pipeline: "Pipeline | None") -> "Iterator[Keep | None]":
+def _kept(request: "EvaluationRequest", pipeline: "Pipeline | None", sharing: "Sharing") -> "Iterator[Keep | None]":
     """Yield where the codes of a model's samples are kept until the evaluation is finished: in the cache folder.
 
     An interrupted command goes on with them. Where the cache cannot be written, or another process evaluates the same
@@ -144,7 +224,6 @@ def _kept(request: "EvaluationRequest", pipeline: "Pipeline | None") -> "Iterato
     if pipeline is None or request.model is None:
         yield None
         return
-    pipeline.prepare()
     model, labelling = pipeline.record(request.model), request.labelling
     about = kept_settings(model, labelling, replace(request.sampling, cfg_scale=1.0))
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
@@ -153,18 +232,24 @@ def _kept(request: "EvaluationRequest", pipeline: "Pipeline | None") -> "Iterato
     def keep(config: "SamplingConfig") -> KeptCodes:
         return KeptCodes(folder / f"guidance-{config.cfg_scale!r}", kept_settings(model, labelling, config))
 
-    with ExitStack() as stack:
-        try:
+    def lock() -> bool:
+        with suppress(ConfigError, OSError):
             stack.enter_context(locked(folder))
-        except (ConfigError, OSError):
+            return True
+        return False
+
+    with ExitStack() as stack:
+        if not sharing.once(lock):
             yield None
             return
         try:
             yield keep
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped; the same command goes on with the samples that are finished") from None
-        for part in folder.glob("guidance-*"):
-            shutil.rmtree(part, ignore_errors=True)
+        except KeyboardInterrupt as error:
+            error.args = ("stopped; the same command goes on with the samples that are finished",)
+            raise
+        if sharing.is_first_here:
+            for part in folder.glob("guidance-*"):
+                shutil.rmtree(part, ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()
 

@@ -66,6 +66,28 @@ def output_file(option: str, path: Path | None) -> Path | None:
     return path
 
 
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Check that a disk has room for what a long command will write.
+
+    Args:
+        folder: Where it writes; the folder or one above it exists.
+        needed: Bytes.
+        purpose: What needs the room, for the message.
+
+    Raises:
+        ConfigError: There is less room.
+    """
+    import shutil
+
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise ConfigError(
+            f"{purpose} needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free there; make room or "
+            "choose another disk"
+        )
+
+
 def print_line(text: str) -> None:
     """Print one line to stdout; what could harm a terminal or end the line is printed as an escape."""
     print(printable(text))
@@ -74,6 +96,20 @@ def print_line(text: str) -> None:
 def print_notice(text: str) -> None:
     """Print one line to stderr, as ``print_line``."""
     print(printable(text), file=sys.stderr)
+
+
+@contextmanager
+def locked_output(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder of samples, which is made if needed, and stays.
+
+    Raises:
+        ConfigError: Another process is writing there.
+    """
+    from aimamba.train.lock import locked
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        yield
 
 
 @contextmanager

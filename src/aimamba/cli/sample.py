@@ -2,7 +2,8 @@
 
 Writes each image as a PNG named by class and seed as soon as it is finished, and sheet.png with up to 32 samples of
 each class. Every image holds its settings: --like draws it again. With --npz, all images go into one file instead, in
-the format of ADM's evaluator. The same command continues one that was interrupted.
+the format of ADM's evaluator. The same command continues one that was interrupted. Several GPUs share the images with
+--devices or under torchrun, and make the same ones: torchrun --nproc-per-node 8 -m aimamba sample ...
 """
 
 import argparse
@@ -19,11 +20,13 @@ from aimamba.cli.arguments import (
     load_pipeline,
     require_positive,
 )
+from aimamba.cli.many import add_devices, crew, started
 from aimamba.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from aimamba.generation import SamplingConfig
     from aimamba.pipeline import Pipeline
+    from aimamba.sharing import Sharing
 
 _CLASSES_BY_DEFAULT = 10
 _SAMPLES_BY_DEFAULT = 8
@@ -63,18 +66,37 @@ def add_arguments(parser: Parser) -> None:
     add_foreign_tokenizer(parser)
     add_sampling(parser)
     add_placement(parser)
+    add_devices(parser)
     add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate and write."""
+    from aimamba.distributed import find_place, one_voice
+
+    if started(arguments):
+        return
+    if arguments.like is not None:
+        _draw_again(arguments)
+        return
+    with one_voice(find_place()):
+        config, out, file = _checked(arguments)
+    advice = f"the same command goes on with what is finished in {out if file is None else f'{file}.parts'}"
+    with crew(arguments, advice) as sharing:
+        pipeline = sharing.in_turn(lambda: _load(arguments, sharing))
+        if file is not None:
+            _write_npz(file, arguments, pipeline, config, sharing)
+        else:
+            _write_folder(out, arguments, pipeline, config, sharing)
+
+
+def _checked(arguments: argparse.Namespace) -> "tuple[SamplingConfig, Path, Path | None]":
+    """Check all options that can be checked without the model; return the settings, the folder and the file."""
     from aimamba.cli.output import output_file, output_folder
     from aimamba.config import check, from_mapping
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.generation import SamplingConfig
 
-    if arguments.like is not None:
-        return _draw_again(arguments)
     arguments.model = _MODEL_BY_DEFAULT if arguments.model is None else arguments.model
     settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     config = from_mapping(SamplingConfig, settings, where="sample")
@@ -88,31 +110,58 @@ def run(arguments: argparse.Namespace) -> None:
     resolve_device(arguments.device), resolve_dtype(arguments.dtype)  # a wrong name is reported first
     out, file = output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT)), output_file("--npz", arguments.npz)
     _check_npz(arguments)
-    pipeline = load_pipeline(arguments)
-    if file is not None:
-        return _write_npz(file, arguments, pipeline, config)
-    return _write_folder(out, arguments, pipeline, config)
+    return config, out, file
 
 
-def _write_folder(out: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
+def _load(arguments: argparse.Namespace, sharing: "Sharing") -> "Pipeline":
+    """Load the model and prepare its engine, which reports one that is not supported before anything is written."""
+    pipeline = load_pipeline(arguments, quiet=not sharing.is_first)
+    pipeline.prepare()
+    return pipeline
+
+
+def _write_folder(
+    out: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig", sharing: "Sharing"
+) -> None:
     """Write an image for each class and seed; those that are there with the same settings stay."""
-    from aimamba.cli.output import print_line, print_notice
+    from contextlib import ExitStack
+
+    from aimamba.cli.output import locked_output, print_line, print_notice
     from aimamba.cli.sample_files import others, plan, write_samples, write_settings, write_sheets
 
-    labels = chosen_classes(arguments.classes, pipeline)
-    pipeline.prepare()  # reports an unsupported engine before anything is written
-    out.mkdir(parents=True, exist_ok=True)
+    labels = sharing.in_turn(lambda: chosen_classes(arguments.classes, pipeline))
     model = pipeline.record(arguments.model, arguments.tokenizer)
     seeds = range(config.seed, config.seed + arguments.n)
     rows = plan(pipeline, labels, seeds, config, model, out)
-    write_settings(out, model, config, rows)
-    there = write_samples(pipeline, [file for row in rows for file in row], arguments.batch_size)
-    names = [pipeline.class_name(label) for label in labels]
-    path = write_sheets(out, rows, names, f"{arguments.model}, {config.describe()}", pipeline.image_size)
+
+    def begin() -> None:
+        stack.enter_context(locked_output(out))
+        write_settings(out, model, config, rows)
+
+    with ExitStack() as stack:
+        sharing.once(begin)
+        sharing.in_turn(lambda: _check_seen(out))
+        files = [file for row in rows for file in row]
+        there = write_samples(pipeline, files, arguments.batch_size, sharing=sharing)
+        if not sharing.is_first:
+            return
+        names = [pipeline.class_name(label) for label in labels]
+        path = write_sheets(out, rows, names, f"{arguments.model}, {config.describe()}", pipeline.image_size)
     kept = f" ({there} were there)" if there else ""
     if left := others(out, rows):
         print_notice(f"{out} also holds {counted(left, 'image')} of earlier commands, not on this sheet")
     print_line(f"{counted(len(labels) * arguments.n, 'image')} in {out}{kept}, on one sheet: {path}")
+
+
+def _check_seen(out: Path) -> None:
+    """Check that this machine sees the folder that the first process has begun to fill."""
+    from aimamba.cli.sample_files import SETTINGS_FILE
+
+    if not (out / SETTINGS_FILE).is_file():
+        raise ConfigError(
+            f"--out {out}: the first process has written there, and this machine does not see it; name a folder on a "
+            "disk that all machines share"
+        )
 
 
 def _draw_again(arguments: argparse.Namespace) -> None:
@@ -121,11 +170,13 @@ def _draw_again(arguments: argparse.Namespace) -> None:
     from aimamba.cli.sample_files import plan, write_samples
     from aimamba.config import check
     from aimamba.data.png_text import read_png_text
+    from aimamba.distributed import find_place
     from aimamba.errors import CheckpointError
     from aimamba.files import expand_home
     from aimamba.generation import SamplingConfig
     from aimamba.generation.record import parse_record
 
+    check(find_place() is None, "sample: --like draws one image; start it without torchrun and without --devices")
     _check_like(arguments, SamplingConfig())
     path, out = expand_home(arguments.like), output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT))
     record = parse_record(read_png_text(path), path)
@@ -223,44 +274,57 @@ def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
     return list(dict.fromkeys(labels))
 
 
-def _write_npz(path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig") -> None:
+def _write_npz(
+    path: Path, arguments: argparse.Namespace, pipeline: "Pipeline", config: "SamplingConfig", sharing: "Sharing"
+) -> None:
     """Generate images of all classes and write them to one file; image i has the seed ``config.seed + i``.
 
     Until the file is there, the codes are kept beside it, and the same command goes on with them.
     """
+    from contextlib import ExitStack
+
     from tqdm import tqdm
 
-    from aimamba.cli.output import locked_parts, print_line, print_notice, write_json
+    from aimamba.cli.output import locked_parts, print_line, print_notice, require_space, write_json
     from aimamba.config import to_mapping
+    from aimamba.data.npz import npz_bytes
     from aimamba.evaluation.kept_codes import KeptCodes
     from aimamba.evaluation.sources import ModelSource, kept_settings, make_labels
 
     how = arguments.labels or "balanced"
-    labels = make_labels(how, arguments.n, pipeline.generator.config.num_classes, config.seed)
-    pipeline.prepare()
     model = pipeline.record(arguments.model, arguments.tokenizer)
     parts = path.with_name(f"{path.name}.parts")
-    with locked_parts(parts):
-        source = ModelSource(
-            arguments.model,
-            pipeline,
-            labels,
-            config,
-            arguments.batch_size,
-            keep=lambda config: KeptCodes(parts, kept_settings(model, how, config)),
-        )
+
+    def begin() -> None:
+        codes = 4 * arguments.n * pipeline.grid**2
+        require_space(path.parent, npz_bytes(arguments.n, pipeline.image_size) + codes, f"--npz {path}")
+        stack.enter_context(locked_parts(parts))
+
+    def samples() -> ModelSource:
+        labels = make_labels(how, arguments.n, pipeline.generator.config.num_classes, config.seed)
+        keep = lambda config: KeptCodes(parts, kept_settings(model, how, config))  # noqa: E731
+        return ModelSource(arguments.model, pipeline, labels, config, arguments.batch_size, keep=keep)
+
+    with ExitStack() as stack:
+        sharing.once(begin)
+        source = sharing.in_turn(samples)
+        source.agree(sharing)
         assert source.kept is not None
-        if source.known:
-            print_notice(f"{source.known} of {len(labels)} samples are there: going on from {parts}")
+        if source.known and sharing.is_first:
+            print_notice(f"{source.known} of {len(source)} samples are there: going on from {parts}")
         try:
-            with tqdm(total=len(labels), unit="image") as bar:
-                source.save(path, bar.update)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"stopped with {source.known} of {len(labels)} samples finished, in {parts}; "
-                "the same command goes on from there"
-            ) from None
-        about = {**to_mapping(model), "labels": how, "n": len(labels), "class_names": list(pipeline.class_names)}
-        write_json(path.with_suffix(".settings.json"), {**about, "sampling": to_mapping(config)})
-        source.kept.remove()
-    print_line(f"{len(labels)} images of {source.size} px in {path}")
+            with tqdm(total=len(source), unit="image", disable=not sharing.is_first) as bar:
+                source.save(path, bar.update, sharing=sharing)
+        except KeyboardInterrupt as error:
+            error.args = (
+                f"stopped with {source.known} of {len(source)} samples finished, in {parts}; "
+                "the same command goes on from there",
+            )
+            raise
+        if sharing.is_first:
+            about = {**to_mapping(model), "labels": how, "n": len(source), "class_names": list(pipeline.class_names)}
+            write_json(path.with_suffix(".settings.json"), {**about, "sampling": to_mapping(config)})
+        if sharing.is_first_here:
+            source.kept.remove()
+    if sharing.is_first:
+        print_line(f"{len(source)} images of {source.size} px in {path}")

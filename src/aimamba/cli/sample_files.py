@@ -1,11 +1,13 @@
 """The folder that ``aimamba sample`` writes: an image for each class and seed, its settings, and sheets of them."""
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -17,10 +19,12 @@ from aimamba.data.files import open_image
 from aimamba.data.png_text import read_png_text, write_png
 from aimamba.data.sheets import page_of, sheet
 from aimamba.data.writer import BackgroundWriter
+from aimamba.documents import read_json
 from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.record import ModelRecord, SampleRecord
 from aimamba.pipeline import Pipeline
+from aimamba.sharing import ALONE, Sharing
 
 SETTINGS_FILE = "settings.json"
 
@@ -73,7 +77,14 @@ def plan(
     ]
 
 
-def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: int, *, again: bool = False) -> int:
+def write_samples(
+    pipeline: Pipeline,
+    files: Sequence[SampleFile],
+    batch_size: int,
+    *,
+    again: bool = False,
+    sharing: Sharing = ALONE,
+) -> int:
     """Generate the images that are not there yet, and write each batch as soon as it is finished.
 
     Args:
@@ -81,6 +92,7 @@ def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: i
         files: What to write. The settings of all of them are equal but for the seed.
         batch_size: Images generated at once.
         again: Generate those that are there as well.
+        sharing: The processes that share the batches. They see one folder.
 
     Returns:
         The number of images that were there.
@@ -88,41 +100,57 @@ def write_samples(pipeline: Pipeline, files: Sequence[SampleFile], batch_size: i
     Raises:
         KeyboardInterrupt: With a message that says how many images are finished.
     """
-    finished = {file.path for file in files if not again and file.is_there()}
+    seen = sharing.once(lambda: "".join("10"[again or not file.is_there()] for file in files))
+    finished = {file.path for file, mark in zip(files, seen, strict=True) if mark == "1"}
     there, tokens = len(finished), pipeline.generator.config.num_tokens
-    done, wanted = there, 0  # images written, and those of the batch in the making that are to be written
-    batches = list(_batches(files, finished, batch_size))
+    wanted = 0  # images of the batch in the making that are to be written
+    batches = _batches(files, finished, batch_size)
+    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
+    bar = tqdm(
+        total=len(files) * tokens,
+        initial=there * tokens,
+        unit_scale=1 / tokens,
+        bar_format=look,
+        disable=not sharing.is_first,
+    )
+    units, written = sharing.units(len(batches), bar.update), sharing.units(0)
+    begun: deque[Sequence[SampleFile]] = deque()
 
     def jobs() -> Iterator[list[tuple[int, int]]]:
         nonlocal wanted
-        for batch in batches:
+        for batch in map(batches.__getitem__, units):
+            begun.append(batch)
             wanted = sum(file.path not in finished for file in batch)
             yield [(file.record.label, file.record.sampling.seed) for file in batch]
 
     def write(batch: Sequence[SampleFile], images: Tensor) -> None:
-        nonlocal done
         for file, image in zip(batch, images.numpy(), strict=True):
             if file.path not in finished:
                 write_png(file.path, Image.fromarray(image), file.record.to_text())
-                done += 1
+                written.advance(1)
 
-    look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
-    with tqdm(total=len(files) * tokens, initial=there * tokens, unit_scale=1 / tokens, bar_format=look) as bar:
-        made = pipeline.batches(jobs(), files[0].record.sampling, progress=lambda _: bar.update(wanted))
+    with bar:
+        made = pipeline.batches(jobs(), files[0].record.sampling, progress=lambda _: units.advance(wanted))
         try:
             with BackgroundWriter() as writer:
-                for batch, found in zip(batches, made, strict=True):
-                    writer.put(partial(write, batch, found.images))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+                for found in made:
+                    writer.put(partial(write, begun.popleft(), found.images))
+            units.finish()
+        except KeyboardInterrupt as error:
+            done = there + written.done
+            error.args = (
                 f"stopped with {done} of {len(files)} images finished, in {files[0].path.parent}; "
-                "the same command goes on from there"
-            ) from None
+                "the same command goes on from there",
+            )
+            raise
     return there
 
 
 def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: Sequence[Sequence[SampleFile]]) -> None:
-    """Write ``settings.json``: the model, every setting, and class and seed of each image of this command."""
+    """Write ``settings.json``: the model, every setting, and class and seed of each image of this command.
+
+    What it says of images of earlier commands that are still there is kept in ``earlier``.
+    """
     images = [
         {
             "file": file.path.name,
@@ -133,7 +161,24 @@ def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: 
         for row in rows
         for file in row
     ]
-    write_json(out / SETTINGS_FILE, {**to_mapping(model), "sampling": to_mapping(config), "images": images})
+    content: dict[str, Any] = {**to_mapping(model), "sampling": to_mapping(config), "images": images}
+    if earlier := _earlier(out, {file.path.name for row in rows for file in row}):
+        content["earlier"] = earlier
+    write_json(out / SETTINGS_FILE, content)
+
+
+def _earlier(out: Path, planned: set[str]) -> list[dict[str, Any]]:
+    """Return what ``settings.json`` says of images that are there and not planned now; a damaged file says nothing."""
+    try:
+        before = read_json(out / SETTINGS_FILE)
+        commands = [{key: value for key, value in before.items() if key != "earlier"}, *before.get("earlier", [])]
+        for command in commands:
+            names = [image["file"] for image in command["images"]]
+            left = [name not in planned and (out / Path(name).name).is_file() for name in names]
+            command["images"] = list(compress(command["images"], left))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+    return [command for command in commands if command["images"]]
 
 
 def others(out: Path, rows: Sequence[Sequence[SampleFile]]) -> int:

@@ -1,7 +1,8 @@
 """Train a tokenizer or a generator.
 
 RECIPE is the name of a packaged recipe or the path of a .toml file. Recipe, metrics, sample sheets, checkpoint and the
-finished model are written to the folder of the run. The same command continues a run that was stopped.
+finished model are written to the folder of the run. The same command continues a run that was stopped. Several GPUs
+train one model with --devices or under torchrun: torchrun --nproc-per-node 8 -m aimamba train ...
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aimamba.cli.arguments import Parser
+from aimamba.cli.many import add_devices, started
 from aimamba.data import spec
 from aimamba.errors import ConfigError, printable
 
@@ -57,6 +59,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print the result and warnings alone")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files to DIR/tensorboard")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+    add_devices(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -78,6 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"train: no recipe given; expected the path of a .toml file or one of {', '.join(recipe_names())} "
             "(--list describes them)"
         )
+    if started(arguments):
+        return
     place = find_place()  # among the processes that torchrun has started
     with one_voice(place):
         device = resolve_device(arguments.device) if place is None else own_device(arguments.device, place)

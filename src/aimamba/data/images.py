@@ -1,7 +1,7 @@
 """What all sets of images share: a name, a size, labels, and three ways to read them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,5 +68,17 @@ class Images(ABC):
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
         """Yield the centre views of all images in order."""
-        for start in range(0, len(self), batch_size):
-            yield self.take(range(start, min(start + batch_size, len(self))))
+        return self.read(self.units(batch_size))
+
+    def units(self, batch_size: int) -> list[range]:
+        """Return the indices of the images of every batch; processes that share the images read whole batches."""
+        return split(len(self), batch_size)
+
+    def read(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the centre views of some of the ``units``, in rising order, taking each when it is needed."""
+        return map(self.take, units)
+
+
+def split(count: int, batch_size: int) -> list[range]:
+    """Return the indices of ``count`` images in batches; the last may be smaller."""
+    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]

@@ -1,7 +1,8 @@
 """Several sets of images as one."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,26 @@ class MergedImages(Images):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = self._number(index)
         return self._sets[number].image(index - (int(self._ends[number - 1]) if number else 0), rng)
 
-    def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-        """Yield all images in order; a batch never reaches over two sets."""
-        for part in self._sets:
-            yield from part.batches(batch_size)
+    def units(self, batch_size: int) -> list[range]:
+        """Return the indices of the images of every batch, none of which reaches over two sets."""
+        return [
+            range(end - len(part) + unit.start, end - len(part) + unit.stop)
+            for part, end in zip(self._sets, self._ends.tolist(), strict=True)
+            for unit in part.units(batch_size)
+        ]
+
+    def read(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the images of some of the ``units`` in rising order."""
+        for number, group in groupby(units, key=lambda unit: self._number(unit.start)):
+            first = int(self._ends[number]) - len(self._sets[number])
+            yield from self._sets[number].read(range(unit.start - first, unit.stop - first) for unit in group)
+
+    def _number(self, index: int) -> int:
+        """Return the number of the set that an image is in."""
+        return int(np.searchsorted(self._ends, index, side="right"))
 
     def _warn_of_equal_images(self) -> None:
         known: dict[bytes, str] = {}

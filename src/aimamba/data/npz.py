@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from aimamba.data.images import Images
+from aimamba.data.images import Images, split
 from aimamba.errors import DataError
 from aimamba.files import write_atomically
 
@@ -31,6 +31,7 @@ _DAMAGED = (
 """What reading can raise; RuntimeError where the file has a password or a rare compression. A header is Python source,
 and damaged it raises whatever Python's parser does; bzip2's errors are OSError."""
 
+_SKIPPED_AT_ONCE = 64  # images
 _LARGEST_LABELS = 1 << 30  # bytes
 _LARGEST_STATISTICS = 1 << 29  # bytes; 2,048 features squared are 34 MB
 
@@ -118,15 +119,21 @@ class NpzImages(Images):
             raise IndexError(f"image {index} of {len(self)}")
         return self.take([index])[0]
 
-    def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-        """Yield all images in order, in one pass through the file; none of a file of statistics."""
+    def read(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the images of some units in rising order, in one pass through the file; none of a file of statistics.
+
+        Nothing is left out without being read, so that a file that is damaged anywhere is found.
+        """
         if not self._count:
             return
         with self._open() as file:
             _read_header(file)
-            for start in range(0, self._count, batch_size):
-                count = min(batch_size, self._count - start)
-                yield self._read(file, count, last=start + count == self._count)
+            place = 0
+            for unit in units:
+                for skipped in split(unit.start - place, _SKIPPED_AT_ONCE):
+                    self._read(file, len(skipped))
+                yield self._read(file, len(unit), last=unit.stop == self._count)
+                place = unit.stop
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Return some images, in one pass through the file."""
@@ -163,6 +170,11 @@ class NpzImages(Images):
         if len(content) < length:
             raise DataError(f"{self.name}: arr_0 ends before its {self._count} images; fetch or write it again")
         return np.frombuffer(content, np.uint8).reshape(count, self.size, self.size, 3)
+
+
+def npz_bytes(count: int, size: int) -> int:
+    """Return how long a file of ``count`` images of ``size`` pixels a side, with labels, is."""
+    return count * (size**2 * 3 + 8) + 1024
 
 
 def write_npz(

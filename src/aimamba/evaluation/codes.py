@@ -3,7 +3,8 @@
 Shape letters: n and m images, v views of each, L codes of a view.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,13 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from aimamba.data.images import split
 from aimamba.data.sheets import to_float
 from aimamba.errors import DataError
 from aimamba.evaluation.sources import Source
 from aimamba.evaluation.stored import StoredArrays
 from aimamba.pipeline import Pipeline
+from aimamba.sharing import ALONE, Sharing
 
 _QUERIES = 16  # compared with all keys at once
 _BATCH = 32  # images encoded at once
@@ -65,7 +68,12 @@ def differing_codes(queries: Int[Tensor, "n l"], keys: Int[Tensor, "m l"]) -> In
 
 
 def encode_source(
-    source: Source, pipeline: Pipeline, *, mirrored: bool = False, progress: bool = False
+    source: Source,
+    pipeline: Pipeline,
+    *,
+    mirrored: bool = False,
+    progress: bool = False,
+    sharing: Sharing = ALONE,
 ) -> Int[Tensor, "n v l"]:
     """Return the codes of all images by the model's tokenizer; they are cached.
 
@@ -74,6 +82,7 @@ def encode_source(
         pipeline: Holds the tokenizer.
         mirrored: Encode the mirror image of each as a second view.
         progress: Show a bar on stderr.
+        sharing: The processes that share the work; all of them get the codes.
 
     Raises:
         DataError: The images have another size than the model's.
@@ -83,23 +92,35 @@ def encode_source(
             f"{source.name} has images of {source.size} x {source.size} pixels, the model's have "
             f"{pipeline.image_size}: give images of that size (--size scales folders), or --train none"
         )
-    identity = source.identity
+    identity, shape = source.identity, (len(source), 1 + mirrored, pipeline.grid**2)
+    codes = np.full(shape, -1, np.int32)
     kept = None
     if identity is not None:
         kept = StoredArrays("codes", {"pictures": identity, "mirrored": mirrored, **_tokenizer(pipeline)})
-        shape = (len(source), 1 + mirrored, pipeline.grid**2)
-        if (found := kept.load({"codes": shape})) is not None and _are_codes(found[0]["codes"], pipeline):
-            return torch.from_numpy(found[0]["codes"])
-    parts = []
+        if sharing.is_first and (found := kept.load({"codes": shape})) and _are_codes(found[0]["codes"], pipeline):
+            codes = found[0]["codes"]
+    if (sharing.union(codes) >= 0).all():
+        return torch.from_numpy(codes)
+    batches = source.units(_BATCH)
     with tqdm(total=len(source), desc=f"encoding {source.name}", unit="image", disable=not progress) as bar:
-        for images in source.batches(_BATCH):
+        units = sharing.units(len(batches), bar.update)
+        chosen: deque[range] = deque()
+
+        def taken() -> Iterator[range]:
+            for number in units:
+                chosen.append(batches[number])
+                yield batches[number]
+
+        for images in source.read(taken()):
             views = [images, images[:, :, ::-1]] if mirrored else [images]
-            parts.append(torch.stack([_encode(view, pipeline) for view in views], dim=1))
-            bar.update(len(images))
-    codes = torch.cat(parts)
-    if kept is not None:
-        kept.store({"codes": codes.numpy()})
-    return codes
+            unit = chosen.popleft()
+            codes[unit.start : unit.stop] = torch.stack([_encode(view, pipeline) for view in views], dim=1).numpy()
+            units.advance(len(images))
+        units.finish()
+    sharing.union(codes)
+    if kept is not None and sharing.is_first:
+        kept.store({"codes": codes})
+    return torch.from_numpy(codes)
 
 
 class Reconstructions:
@@ -133,8 +154,15 @@ class Reconstructions:
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
         """Yield all images in order."""
-        for start in range(0, len(self), batch_size):
-            yield self.take(range(start, min(start + batch_size, len(self))))
+        return self.read(self.units(batch_size))
+
+    def units(self, batch_size: int) -> list[range]:
+        """Return the indices of the images of every batch."""
+        return split(len(self), batch_size)
+
+    def read(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the images of some of the ``units``."""
+        return map(self.take, units)
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Return some images."""

@@ -18,6 +18,7 @@ from aimamba.evaluation.measure import SetFeatures, check_enough, measure_set
 from aimamba.evaluation.metrics import Metrics, Recognition
 from aimamba.evaluation.neighbours import VOTERS, Nearest, knn_accuracy
 from aimamba.evaluation.sources import Source
+from aimamba.sharing import ALONE, Sharing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,13 @@ class Comparison:
 
 
 def compare(
-    samples: Source, reference: Source, extractor: Extractor, *, train: Source | None = None, progress: bool = False
+    samples: Source,
+    reference: Source,
+    extractor: Extractor,
+    *,
+    train: Source | None = None,
+    progress: bool = False,
+    sharing: Sharing = ALONE,
 ) -> Comparison:
     """Compare samples with a reference.
 
@@ -49,33 +56,56 @@ def compare(
         train: Training images of the model, to search for copies among the samples. Their features are cached too. If
             the samples come from a ``ModelSource``, they are compared with reconstructions and by codes.
         progress: Show bars on stderr.
+        sharing: The processes that share sampling and features. The first one computes the metrics from them and
+            returns them; the others return none.
 
     Raises:
         DataError: The image sizes of the sets differ, a set is too small, or features contain NaN or infinity.
     """
     check_sets(samples, reference, train)
-    real = measure_set(reference, extractor, keep=True, progress=progress)
-    generated = measure_set(samples, extractor, keep=False, progress=progress)
+    real = measure_set(reference, extractor, keep=True, progress=progress, sharing=sharing)
+    generated = measure_set(samples, extractor, keep=False, progress=progress, sharing=sharing)
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
-    metrics = distances(generated, real, device=device, progress=progress)
-    if len(real.vectors):
-        rows = 2 * len(real.vectors) + len(generated.vectors)
-        with tqdm(total=rows, desc="precision and recall", unit="image", disable=not progress) as bar:
-            vectors = generated.vectors.to(device), real.vectors.to(device)
-            shares = precision_recall(*vectors, half=extractor.name == "inception", advance=bar.update)
-        metrics = replace(metrics, precision=shares.precision, recall=shares.recall)
-    labels = common_labels(samples, reference)
-    if labels is not None and len(real.vectors) > VOTERS:
-        metrics = replace(metrics, recognition=_recognition(generated, real, labels, reference))
+
+    def found() -> Metrics:
+        return _metrics(samples, generated, reference, real, device=device, progress=progress)
+
+    metrics = sharing.in_first(found, Metrics())
     if train is None:
         return Comparison(network=extractor.name, metrics=metrics)
-    search = search_copies(samples, generated, reference, real, train, extractor, device=device, progress=progress)
+    sets = samples, generated, reference, real, train
+    search = search_copies(*sets, extractor, device=device, progress=progress, sharing=sharing)
+    if search is None:
+        return Comparison(network=extractor.name, metrics=metrics)
     return Comparison(
         network=extractor.name,
         metrics=replace(metrics, neighbours=search.neighbours),
         nearest=search.nearest,
         held_out_similarities=search.held_out_similarities,
     )
+
+
+def _metrics(
+    samples: Source,
+    generated: SetFeatures,
+    reference: Source,
+    real: SetFeatures,
+    *,
+    device: torch.device,
+    progress: bool,
+) -> Metrics:
+    """Return all metrics but the search for copies."""
+    metrics = distances(generated, real, device=device, progress=progress)
+    if len(real.vectors):
+        rows = 2 * len(real.vectors) + len(generated.vectors)
+        with tqdm(total=rows, desc="precision and recall", unit="image", disable=not progress) as bar:
+            vectors = generated.vectors.to(device), real.vectors.to(device)
+            shares = precision_recall(*vectors, half=generated.network == "inception", advance=bar.update)
+        metrics = replace(metrics, precision=shares.precision, recall=shares.recall)
+    labels = common_labels(samples, reference)
+    if labels is not None and len(real.vectors) > VOTERS:
+        metrics = replace(metrics, recognition=_recognition(generated, real, labels, reference))
+    return metrics
 
 
 def check_sets(samples: Source, reference: Source, train: Source | None = None) -> None:

@@ -16,6 +16,7 @@ from aimamba.evaluation.measure import SetFeatures, measure_set
 from aimamba.evaluation.metrics import TrainingNeighbours
 from aimamba.evaluation.neighbours import Nearest, copying, nearest
 from aimamba.evaluation.sources import ModelSource, Source
+from aimamba.sharing import ALONE, Sharing
 
 _SHOWN_NEIGHBOURS = 5
 
@@ -58,7 +59,8 @@ def search_copies(
     *,
     device: torch.device,
     progress: bool = False,
-) -> CopySearch:
+    sharing: Sharing = ALONE,
+) -> CopySearch | None:
     """Find the nearest training images of samples and of held-out images.
 
     Args:
@@ -71,28 +73,37 @@ def search_copies(
         extractor: Computes features.
         device: Where to compare vectors.
         progress: Show bars on stderr.
+        sharing: The processes that share the work.
+
+    Returns:
+        What the search found; None in all processes but the first.
 
     Raises:
         DataError: Images of a set do not have the model's size.
     """
     codes: CodeCopying | None = None
+    train_shown: Source = train
     if isinstance(samples, ModelSource):
         pipeline = samples.pipeline
-        learned_codes = encode_source(train, pipeline, mirrored=True, progress=progress)
-        unseen_codes = encode_source(reference, pipeline, progress=progress)[:, 0]
+        learned_codes = encode_source(train, pipeline, mirrored=True, progress=progress, sharing=sharing)
+        unseen_codes = encode_source(reference, pipeline, progress=progress, sharing=sharing)[:, 0]
         place = samples.codes.to(device), unseen_codes.to(device), learned_codes.flatten(0, 1).to(device)
-        codes = compare_codes(*place)
-        train_shown: Source = Reconstructions(train, learned_codes[:, 0], pipeline)
-        real = measure_set(Reconstructions(reference, unseen_codes, pipeline), extractor, keep=True, progress=progress)
-    else:
-        train_shown = train
-    learned = measure_set(train_shown, extractor, keep=True, progress=progress).vectors.to(device)
-    near = nearest(generated.vectors.to(device), learned, min(_SHOWN_NEIGHBOURS, len(learned)))
-    held_out = nearest(real.vectors.to(device), learned, 1).similarities[:, 0]
-    found = TrainingNeighbours(
-        train=train.name,
-        copying=copying(near.similarities[:, 0], held_out),
-        compared="originals" if codes is None else "reconstructions",
-        codes=codes,
-    )
-    return CopySearch(found, near, held_out)
+        codes = sharing.in_first(lambda: compare_codes(*place), None)
+        train_shown = Reconstructions(train, learned_codes[:, 0], pipeline)
+        shown = Reconstructions(reference, unseen_codes, pipeline)
+        real = measure_set(shown, extractor, keep=True, progress=progress, sharing=sharing)
+    measured = measure_set(train_shown, extractor, keep=True, progress=progress, sharing=sharing)
+
+    def search() -> CopySearch:
+        learned = measured.vectors.to(device)
+        near = nearest(generated.vectors.to(device), learned, min(_SHOWN_NEIGHBOURS, len(learned)))
+        held_out = nearest(real.vectors.to(device), learned, 1).similarities[:, 0]
+        found = TrainingNeighbours(
+            train=train.name,
+            copying=copying(near.similarities[:, 0], held_out),
+            compared="originals" if codes is None else "reconstructions",
+            codes=codes,
+        )
+        return CopySearch(found, near, held_out)
+
+    return sharing.in_first(search, None)

@@ -10,15 +10,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aimamba.errors import DataError
-from aimamba.evaluation.features import Extractor
+from aimamba.evaluation.features import Extractor, Features
 from aimamba.evaluation.inception_score import InceptionScore
 from aimamba.evaluation.npz import stored_statistics
-from aimamba.evaluation.sources import Source
+from aimamba.evaluation.sources import ModelSource, Source
 from aimamba.evaluation.statistics import Gaussian, Moments, check_finite
 from aimamba.evaluation.stored import StoredArrays
+from aimamba.sharing import ALONE, Sharing
 
 _LARGEST_SIDE = 2048  # pixels
 _ROWS = 1000  # vectors added to a covariance at once
+_PARTS = len(Features._fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,25 +56,41 @@ class SetFeatures:
         return moments.gaussian()
 
 
-def measure(source: Source, extractor: Extractor, *, progress: bool = False) -> SetFeatures:
+def measure(source: Source, extractor: Extractor, *, progress: bool = False, sharing: Sharing = ALONE) -> SetFeatures:
     """Compute the features of every image.
 
     Args:
         source: The images, read batch by batch.
         extractor: Computes the features.
         progress: Show a bar on stderr.
+        sharing: The processes that share the work. The first one gets the features, the others none.
 
     Raises:
         DataError: There are fewer than two images, or features contain NaN or infinity.
     """
     check_enough(source)
+    if isinstance(source, ModelSource):
+        source.agree(sharing)
     collector = FeatureCollector(extractor, len(source))
+    batches = source.units(extractor.batch_size)
+    units = sharing.units(len(batches))
+
+    def look(images: UInt8[np.ndarray, "b s s 3"]) -> list[Tensor]:
+        """Return the features of a unit, batch by batch."""
+        starts = range(0, len(images), extractor.batch_size)
+        parts = (to_channels_first(images[start : start + extractor.batch_size]) for start in starts)
+        return [tensor for part in parts for tensor in _on_host(extractor(part))]
+
+    found = map(look, source.read(batches[number] for number in units))
     bar = tqdm(total=len(source), desc=f"{extractor.name}: {source.name}", unit="image", disable=not progress)
     with bar:
-        for images in source.batches(extractor.batch_size):
-            collector.add(to_channels_first(images))
-            bar.update(len(images))
-    return collector.result()
+        for tensors in units.in_order(found):
+            for start in range(0, len(tensors), _PARTS):
+                collector.take(*tensors[start : start + _PARTS])
+                bar.update(len(tensors[start]))
+    if isinstance(source, ModelSource):
+        source.agree(sharing)
+    return sharing.in_first(collector.result, _none(extractor))
 
 
 def check_enough(source: Source) -> None:
@@ -108,18 +126,24 @@ class FeatureCollector:
         Raises:
             DataError: Features contain NaN or infinity.
         """
-        found = self._extractor(images)
-        vectors = found.vectors.float().cpu()
+        self.take(*_on_host(self._extractor(images)))
+
+    def take(self, vectors: Tensor, spatial: Tensor, logits: Tensor) -> None:
+        """Add features that are on the host; those that the network does not have are empty.
+
+        Raises:
+            DataError: Features contain NaN or infinity.
+        """
         check_finite(vectors)
         self._vectors[self._count : self._count + len(vectors)] = vectors
         self._count += len(vectors)
-        if found.spatial is not None:
-            self._waiting.append(found.spatial.float().cpu())
+        if len(spatial):
+            self._waiting.append(spatial)
             if sum(map(len, self._waiting)) >= _ROWS:
                 self._add_waiting()
-        if found.logits is not None:
+        if len(logits):
             self._score = self._score or InceptionScore()
-            self._score.add(found.logits)
+            self._score.add(logits)
 
     def result(self) -> SetFeatures:
         """Return the features of all images so far."""
@@ -137,18 +161,34 @@ class FeatureCollector:
             self._waiting = []
 
 
-def measure_cached(source: Source, extractor: Extractor, *, progress: bool = False) -> SetFeatures:
+def _none(extractor: Extractor) -> SetFeatures:
+    return SetFeatures(network=extractor.name, vectors=torch.empty(0, extractor.width))
+
+
+def _on_host(found: Features) -> list[Tensor]:
+    """Return vectors, spatial features and logits on the host; those that the network does not have are empty."""
+    vectors, spatial, logits = found
+    rest = (torch.empty(0) if part is None else part for part in (spatial, logits))
+    return [part.detach().float().cpu() for part in (vectors, *rest)]
+
+
+def measure_cached(
+    source: Source, extractor: Extractor, *, progress: bool = False, sharing: Sharing = ALONE
+) -> SetFeatures:
     """Return the features of a set from the cache, or compute and cache them.
 
     They are kept with the identity of the images and the settings of the network, nothing else. What is damaged is
     computed again. Features of a source without an identity are computed every time.
     """
     if source.identity is None:
-        return measure(source, extractor, progress=progress)
+        return measure(source, extractor, progress=progress, sharing=sharing)
     stored = StoredArrays("features", {"pictures": source.identity, "network": dict(extractor.settings)})
-    if (kept := _load(stored, len(source), extractor)) is not None:
-        return kept
-    found = measure(source, extractor, progress=progress)
+    kept = _load(stored, len(source), extractor) if sharing.is_first else None
+    if sharing.once(lambda: kept is not None):
+        return kept or _none(extractor)
+    found = measure(source, extractor, progress=progress, sharing=sharing)
+    if not sharing.is_first:
+        return found
     arrays = {"vectors": found.vectors.numpy()}
     if found.spatial is not None:
         arrays |= {"spatial_mean": found.spatial.mean.numpy(), "spatial_covariance": found.spatial.covariance.numpy()}
@@ -156,7 +196,9 @@ def measure_cached(source: Source, extractor: Extractor, *, progress: bool = Fal
     return found
 
 
-def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: bool = False) -> SetFeatures:
+def measure_set(
+    source: Source, extractor: Extractor, *, keep: bool, progress: bool = False, sharing: Sharing = ALONE
+) -> SetFeatures:
     """Return the features of a set, with the statistics stored in its file if there are any.
 
     Args:
@@ -164,6 +206,7 @@ def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: b
         extractor: Computes the features.
         keep: Use the cache.
         progress: Show a bar on stderr.
+        sharing: The processes that share the work; see ``measure``.
 
     Raises:
         DataError: There are too few images, or only stored statistics of another network.
@@ -175,11 +218,11 @@ def measure_set(source: Source, extractor: Extractor, *, keep: bool, progress: b
                 f"{source.name}: holds Inception's statistics and no images, which {extractor.name} cannot "
                 "use: use --features inception, or give images"
             )
-        return (measure_cached if keep else measure)(source, extractor, progress=progress)
+        return (measure_cached if keep else measure)(source, extractor, progress=progress, sharing=sharing)
     if len(source):
-        found = (measure_cached if keep else measure)(source, extractor, progress=progress)
+        found = (measure_cached if keep else measure)(source, extractor, progress=progress, sharing=sharing)
     else:
-        found = SetFeatures(network=extractor.name, vectors=torch.empty(0, extractor.width))
+        found = _none(extractor)
     return replace(found, stored=stored.pooled, spatial=stored.spatial or found.spatial)
 
 

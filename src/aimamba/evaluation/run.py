@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -12,7 +12,7 @@ from aimamba.config import check, to_mapping
 from aimamba.data.images import Images
 from aimamba.data.merged import MergedImages
 from aimamba.data.spec import training_set_of
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, DataError, Faults
 from aimamba.evaluation import protocol
 from aimamba.evaluation.compare import Comparison, check_sets, compare
 from aimamba.evaluation.features import Extractor, open_extractor
@@ -20,8 +20,10 @@ from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.evaluation.metrics import GuidanceMetrics, Metrics
 from aimamba.evaluation.settings import about_images, general_settings
 from aimamba.evaluation.sources import ModelSource, Source, make_labels, open_source, save_source
+from aimamba.evaluation.weights import inception_weights
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
+from aimamba.sharing import ALONE, Sharing
 
 DEFAULT_COUNT = 5000
 DEFAULT_LABELS = "balanced"
@@ -164,6 +166,8 @@ def evaluate(
     keep: Callable[[SamplingConfig], KeptCodes | None] | None = None,
     save_npz: Path | None = None,
     progress: bool = False,
+    sharing: Sharing = ALONE,
+    faults: Faults | None = None,
 ) -> Evaluation:
     """Compare samples, or samples of a model, with real images.
 
@@ -174,27 +178,23 @@ def evaluate(
         keep: Where the codes of a model's samples are kept, see ``ModelSource``.
         save_npz: Write the samples to this file as well, before they are measured.
         progress: Show bars on stderr.
+        sharing: The processes that share sampling and features; the first one computes the numbers and returns them.
+        faults: What was found to be missing before, to be reported with what is found missing here.
 
     Raises:
         ConfigError: The pipeline is missing or does not fit the protocol, or a setting is out of range.
         DataError: A set cannot be opened, is too small, or does not fit the other sets.
         CheckpointError: Inception's weights are missing, cannot be downloaded, or are not the published ones.
     """
-    samples, settings = _open_samples(request, pipeline, keep, progress=progress)
-    default_size = samples.size or None
-    reference = _open(request, request.reference, default_size, progress=progress)
-    if request.protocol is not None and request.network != "lite0":
-        protocol.check_paper_reference(reference)
-    name = request.training_set
-    train = None if name is None else _open(request, name, default_size, progress=progress)
-    extractor = open_extractor(request.network, device=device)
-    check_sets(samples, reference, train)
+    prepared = sharing.in_turn(lambda: _prepare(request, pipeline, device, keep, faults or Faults(), progress))
+    samples, settings, reference, train, extractor = prepared
     if save_npz is not None:
         with tqdm(total=len(samples), desc=f"saving {samples.name}", unit="image", disable=not progress) as bar:
-            save_source(samples, save_npz, bar.update)
-    found = compare(samples, reference, extractor, train=train, progress=progress)
+            save_source(samples, save_npz, bar.update, sharing=sharing)
+    found = compare(samples, reference, extractor, train=train, progress=progress, sharing=sharing)
     if request.sweep and isinstance(samples, ModelSource):
-        guidance = _sweep(samples, request.sweep, reference, extractor, found.metrics, progress=progress)
+        known = {samples.config.cfg_scale: found.metrics}
+        guidance = _sweep(samples, request.sweep, reference, extractor, known, progress=progress, sharing=sharing)
         found = replace(found, metrics=replace(found.metrics, guidance=guidance))
     return Evaluation(
         comparison=found,
@@ -210,6 +210,77 @@ def evaluate(
         reference=reference,
         train=train,
     )
+
+
+class _Prepared(NamedTuple):
+    """All that an evaluation needs; see ``Evaluation``."""
+
+    samples: Source
+    settings: dict[str, Any]
+    reference: Source
+    train: Source | None
+    extractor: Extractor
+
+
+def _prepare(
+    request: EvaluationRequest,
+    pipeline: Pipeline | None,
+    device: torch.device | str,
+    keep: Callable[[SamplingConfig], KeptCodes | None] | None,
+    faults: Faults,
+    progress: bool,
+) -> _Prepared:
+    """Open all sets and load the network, and check that they belong together, before anything is sampled.
+
+    Raises:
+        AimambaError: Something is missing or does not fit; the message names everything that is known to be.
+    """
+    opened = faults.attempt(lambda: _open_samples(request, pipeline, keep, progress=progress))
+    reference = train = None
+    if opened is not None:
+        size, name = opened[0].size or None, request.training_set
+        reference = faults.attempt(lambda: open_reference(request, size, progress=progress))
+        train = None if name is None else faults.attempt(lambda: _open(request, name, size, progress=progress))
+    extractor = faults.attempt(lambda: open_extractor(request.network, device=device))
+    if opened is not None and reference is not None:
+        samples = opened[0]
+        faults.attempt(lambda: check_sets(samples, reference, train))
+    faults.report()
+    assert opened is not None
+    assert reference is not None
+    assert extractor is not None
+    return _Prepared(*opened, reference, train, extractor)
+
+
+def check_rest(request: EvaluationRequest, faults: Faults) -> None:
+    """Note what an evaluation lacks besides its model, which is missing."""
+    if request.network != "lite0":
+        faults.attempt(lambda: inception_weights(request.network))
+    if request.reference.endswith(".npz"):
+        faults.attempt(lambda: open_reference(request, None))
+
+
+def open_reference(request: EvaluationRequest, size: int | None, *, progress: bool = False) -> Images:
+    """Open the reference of an evaluation.
+
+    Args:
+        request: The evaluation.
+        size: Side in pixels where neither the request nor the name has one.
+        progress: Show a bar on stderr.
+
+    Raises:
+        DataError: There is no such set, or it is not what the protocol needs.
+    """
+    paper = request.protocol is not None and request.network != "lite0"
+    try:
+        reference = _open(request, request.reference, size, progress=progress)
+    except DataError as error:
+        if paper and not Path(request.reference).exists():
+            raise DataError(f"{error}; {protocol.REFERENCE}") from error
+        raise
+    if paper:
+        protocol.check_paper_reference(reference)
+    return reference
 
 
 def _open(request: EvaluationRequest, name: str, default_size: int | None, *, progress: bool) -> Images:
@@ -247,13 +318,14 @@ def _sweep(
     scales: Sequence[float],
     reference: Source,
     extractor: Extractor,
-    metrics: Metrics,
+    known: dict[float, Metrics],
     *,
     progress: bool,
+    sharing: Sharing,
 ) -> tuple[GuidanceMetrics, ...]:
-    """Return metrics by guidance scale in rising order; those of the samples' own scale are already known."""
-    known = {samples.config.cfg_scale: metrics}
+    """Return metrics by guidance scale in rising order; ``known`` are those of some scales."""
     for scale in scales:
         if scale not in known:
-            known[scale] = compare(samples.guided(scale), reference, extractor, progress=progress).metrics
+            guided = samples.guided(scale)
+            known[scale] = compare(guided, reference, extractor, progress=progress, sharing=sharing).metrics
     return tuple(GuidanceMetrics(cfg_scale=scale, metrics=found) for scale, found in sorted(known.items()))

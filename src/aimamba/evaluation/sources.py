@@ -4,8 +4,10 @@ Images are uint8 arrays (n, s, s, 3). They are read in batches and never held in
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,12 +17,14 @@ from jaxtyping import Int, Int32, Int64, UInt8
 from torch import Tensor
 
 from aimamba.config import check, to_mapping
+from aimamba.data.images import split
 from aimamba.data.npz import NpzImages, write_npz
 from aimamba.data.sets import open_source
 from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.generation import SamplingConfig
 from aimamba.generation.record import ModelRecord
 from aimamba.pipeline import Pipeline
+from aimamba.sharing import ALONE, Sharing
 
 _SAVED_AT_ONCE = 64  # images
 
@@ -55,6 +59,12 @@ class Source(Protocol):
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
         """Yield all images in order."""
 
+    def units(self, batch_size: int) -> list[range]:
+        """Return the indices of the images that are read at once; they do not depend on the number of processes."""
+
+    def read(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the images of some of the ``units``, in rising order, taking each when it is needed."""
+
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Return some images."""
         ...
@@ -63,7 +73,8 @@ class Source(Protocol):
 class ModelSource:
     """Samples of a model, generated when they are read: image i has label i and seed ``config.seed + i``.
 
-    Codes are generated once; from then on images are decoded from them.
+    Codes are generated once; from then on images are decoded from them. Where several processes share the work, each
+    knows the codes that it has generated, and after ``agree`` those of all.
     """
 
     def __init__(
@@ -101,11 +112,9 @@ class ModelSource:
         self._keep = keep
         self._batch_size = batch_size
         self._saved: NpzImages | None = None
-        shape = len(labels), pipeline.grid**2
-        if self.kept is None:
-            self._codes = np.full(shape, -1, np.int32)
-        else:
-            self._codes = self.kept.load(*shape, pipeline.generator.config.vocab_size)
+        self._codes = np.full((len(labels), pipeline.grid**2), -1, np.int32)
+        if self.kept is not None:
+            self._codes = self._load(self.kept)
 
     def guided(self, scale: float) -> "ModelSource":
         """Return samples of the same labels and seeds at another guidance scale."""
@@ -115,54 +124,81 @@ class ModelSource:
 
     @property
     def known(self) -> int:
-        """Number of samples whose codes have been generated."""
-        return int((self._codes[:, 0] >= 0).sum())
+        """Number of samples whose codes have been generated, as far as this process or the kept codes know."""
+        codes = self._codes if self.kept is None else np.maximum(self._codes, self._load(self.kept))
+        return int((codes[:, 0] >= 0).sum())
 
     @property
     def codes(self) -> Int32[Tensor, "n l"]:
         """The codes of all samples; those that were not generated yet are generated now."""
-        for start in range(0, len(self), self._batch_size):
-            self._generate(range(start, min(start + self._batch_size, len(self))))
+        for unit in self.units():
+            self._generate(unit)
         return torch.from_numpy(self._codes)
+
+    def agree(self, sharing: Sharing) -> None:
+        """Learn the codes that other processes have generated or kept; each of them calls this."""
+        self._codes = sharing.union(self._codes)
+
+    def _load(self, kept: KeptCodes) -> Int32[np.ndarray, "n l"]:
+        return kept.load(*self._codes.shape, self.pipeline.generator.config.vocab_size)
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
 
-    def save(self, path: Path, advance: Callable[[int], object] = lambda _: None) -> None:
+    def save(self, path: Path, advance: Callable[[int], object] = lambda _: None, *, sharing: Sharing = ALONE) -> None:
         """Write all images into an ``.npz`` file; they are read from it from then on.
 
         Args:
-            path: The file; it is either whole or absent.
+            path: The file; it is either whole or absent. The first process writes it.
             advance: Called with the number of images written since the last call.
+            sharing: The processes that share the work.
         """
+        stream = shared_images(self, self._batch_size, sharing)
 
         def watched() -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-            for images in self.batches(self._batch_size):
+            for images in stream:
                 yield images
                 advance(len(images))
 
-        write_npz(path, watched(), self.labels, self.size)
-        self._saved = NpzImages(path)
+        if sharing.is_first:
+            write_npz(path, watched(), self.labels, self.size)
+        else:
+            deque(stream, maxlen=0)
+        self.agree(sharing)
+        if sharing.once(lambda: True) and path.is_file():  # other machines may not see it
+            self._saved = NpzImages(path)
 
     def batches(self, batch_size: int) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
         """Yield all images in order, at most ``batch_size`` at once, however many are generated at once."""
-        if self._saved is not None:
-            yield from self._saved.batches(batch_size)
-            return
-        starts = range(0, len(self), self._batch_size)
-        parts = [range(start, min(start + self._batch_size, len(self))) for start in starts]
-        new = [part for part in parts if (self._codes[part.start : part.stop, 0] < 0).all()]
-        jobs = ([(int(self.labels[index]), self.config.seed + index) for index in part] for part in new)
-        made = self.pipeline.batches(jobs, self.config)
-        for part in parts:
-            if part in new:
-                found = next(made)
-                self._add(part, found.codes)
-                images = found.images.numpy()
-            else:
-                images = self._decode(part)
+        for images in self.read(self.units()):
             yield from (images[first : first + batch_size] for first in range(0, len(images), batch_size))
+
+    def units(self, _batch_size: int | None = None) -> list[range]:
+        """Return the indices of the samples that are generated at once, whatever number is measured at once."""
+        return split(len(self), self._batch_size)
+
+    def read(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the images of some of the ``units``; those that were not generated yet are generated now."""
+        if self._saved is not None:
+            yield from self._saved.read(units)
+            return
+        for new, group in groupby(units, key=lambda unit: bool((self._codes[unit.start : unit.stop, 0] < 0).all())):
+            make = self._generated if new else partial(map, self._decode)
+            yield from make(group)
+
+    def _generated(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Generate and yield the images of some units, none of which has been generated."""
+        begun: deque[range] = deque()
+
+        def jobs() -> Iterator[list[tuple[int, int]]]:
+            for unit in units:
+                begun.append(unit)
+                yield [(int(self.labels[index]), self.config.seed + index) for index in unit]
+
+        for found in self.pipeline.batches(jobs(), self.config):
+            self._add(begun.popleft(), found.codes)
+            yield found.images.numpy()
 
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Return some images; those that were not generated yet are generated now."""
@@ -194,16 +230,36 @@ class ModelSource:
             self.kept.add(indices[0], self._codes[list(indices)])
 
 
-def save_source(source: Source, path: Path, advance: Callable[[int], object] = lambda _: None) -> None:
+def shared_images(source: Source, batch_size: int, sharing: Sharing = ALONE) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+    """Yield all images in order in the first process, made by all; in the others yield nothing.
+
+    Args:
+        source: The images.
+        batch_size: Images read at once, unless the source itself has units.
+        sharing: The processes that share the work.
+    """
+    if isinstance(source, ModelSource):
+        source.agree(sharing)
+    all_units = source.units(batch_size)
+    units = sharing.units(len(all_units))
+    made = ([torch.from_numpy(images)] for images in source.read(all_units[number] for number in units))
+    for [images] in units.in_order(made):
+        yield images.numpy()
+
+
+def save_source(
+    source: Source, path: Path, advance: Callable[[int], object] = lambda _: None, *, sharing: Sharing = ALONE
+) -> None:
     """Write all images of a set into an ``.npz`` file; a ``ModelSource`` reads them from it from then on.
 
     Args:
         source: The images.
-        path: The file; it is either whole or absent.
+        path: The file; it is either whole or absent. The first process writes it.
         advance: Called with the number of images written since the last call.
+        sharing: The processes; they share the work of sampling a model.
     """
     if isinstance(source, ModelSource):
-        source.save(path, advance)
+        source.save(path, advance, sharing=sharing)
         return
 
     def watched() -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
@@ -211,7 +267,7 @@ def save_source(source: Source, path: Path, advance: Callable[[int], object] = l
             yield images
             advance(len(images))
 
-    write_npz(path, watched(), source.labels, source.size, count=len(source))
+    sharing.in_first(lambda: write_npz(path, watched(), source.labels, source.size, count=len(source)), None)
 
 
 def kept_settings(model: ModelRecord, labelling: str, config: SamplingConfig) -> dict[str, Any]:

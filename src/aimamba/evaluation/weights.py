@@ -11,9 +11,10 @@ from aimamba.errors import CheckpointError
 from aimamba.files import cache_folder, expand_home, write_atomically
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-SHA256_START = "6726825d"
-"""The file's name holds only the first digits."""
+BYTES = 95_628_359
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
+_FILE = f"{URL}, {BYTES:,} bytes, SHA-256 {SHA256}"
 _PIECE = 1 << 20
 
 
@@ -33,15 +34,12 @@ def inception_weights(source: str = "inception") -> tuple[Path, str]:
     if not path.is_file():
         if source != "inception":
             raise CheckpointError(
-                f"--features {source}: no such file; give lite0, inception or the file of Inception's weights"
+                f"--features {source}: no such file; give lite0, inception or the file of Inception's weights ({_FILE})"
             )
         _download(path)
     digest = _digest(path)
-    if not digest.startswith(SHA256_START):
-        raise CheckpointError(
-            f"{path}: not the published Inception of 2015-12-05 (SHA-256 {digest[:8]}..., expected {SHA256_START}...): "
-            f"fetch {URL}"
-        )
+    if digest != SHA256:
+        raise CheckpointError(f"{path}: not the published Inception of 2015-12-05 (SHA-256 {digest}): fetch {_FILE}")
     return path, digest
 
 
@@ -60,8 +58,8 @@ def _download(path: Path) -> None:
         write_atomically(path, write)
     except (URLError, TimeoutError, ConnectionError) as error:
         raise CheckpointError(
-            f"Inception's weights cannot be downloaded ({getattr(error, 'reason', error)}): fetch {URL} elsewhere and "
-            "give the file with --features, or use --features lite0"
+            f"Inception's weights cannot be downloaded ({getattr(error, 'reason', error)}): fetch {_FILE} elsewhere "
+            "and give the file with --features, or use --features lite0"
         ) from error
 
 
