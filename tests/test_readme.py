@@ -28,7 +28,18 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES_OF_DOCS = (
+<<<<<<< HEAD
     *("quickstart", "training", "fine-tuning-tokenizer", "evaluation", "scale", "speed", "design", "weights"),
+=======
+    "quickstart",
+    "training",
+    "fine-tuning",
+    "evaluation",
+    "scale",
+    "speed",
+    "design",
+    "weights",
+>>>>>>> e710a65 (Fine-tuning: adapters by hand, on the command line, a page, tests)
     "models/avatars-64",
 )
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
@@ -48,6 +59,7 @@ AIM = (
 QUICK = {
     "avatars-tiny-vq": VQ,
     "avatars-tiny-aim": AIM,
+    "aim-finetune": "--steps 1 --batch-size 1 --device cpu --set task.sheet_pictures=1 --set fit.ema_decay=0",
     "fashion-mnist-vq": VQ,
     "fashion-mnist-aim": AIM,
     "photos-vq.toml": f"{VQ} --set task.perceptual_side=32",

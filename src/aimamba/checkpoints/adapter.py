@@ -98,18 +98,18 @@ class AdapterFile(WeightsFile):
 
     def _merge(self, base: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = dict(base)
+        changes = {name.removeprefix(PREFIX): tensor for name, tensor in changes.items()}
         for name, tensor in changes.items():
-            own = name.removeprefix(PREFIX)
-            weight = own.removesuffix(_A) + ".weight"
-            if own.endswith(_A):
-                other = changes.get(f"{PREFIX}{own.removesuffix(_A)}{_B}")
-                if weight not in base or other is None or not _fits(base[weight], tensor, other):
-                    raise CheckpointError(f"{self.path}: {name} does not fit the base model {self.base}; give another")
-                tensors[weight] = add_product(base[weight], tensor, other, self._scale)
-            elif not own.endswith(_B):
-                tensors[own] = tensor
-            elif f"{own.removesuffix(_B)}{_A}" not in {n.removeprefix(PREFIX) for n in changes}:
+            layer, end = name[: -len(_A)], name[-len(_A) :]
+            if end == _B and layer + _A not in changes:
                 raise CheckpointError(f"{self.path}: {name} has no {_A[1:]} beside it; save the adapter again")
+            if end == _A:
+                weight, b = base.get(f"{layer}.weight"), changes.get(layer + _B)
+                if weight is None or b is None or not _fits(weight, tensor, b):
+                    raise CheckpointError(f"{self.path}: {name} does not fit the base model {self.base}; give another")
+                tensors[f"{layer}.weight"] = add_product(weight, tensor, b, self._scale)
+            elif end != _B:
+                tensors[name] = tensor
         return tensors
 
 
@@ -133,18 +133,16 @@ def merge_layers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tenso
                 for part in "AB" if f".lora_{part}." in name}  # fmt: skip
     plain = {}
     for name, tensor in tensors.items():
-        layer, inside, rest = name.partition(_WHOLE)
-        if ".lora_" in name:
-            continue
-        if not inside:
+        layer, wrapped, rest = name.partition(_WHOLE)
+        if rest == "weight":
+            a, b = (matrices.get(f"{layer}.lora_{part}") for part in "AB")
+            if a is None or b is None or not _fits(tensor, a, b):
+                raise CheckpointError(f"{layer}: its matrices of LoRA are missing, or of another shape; save it again")
+            plain[f"{layer}.weight"] = add_product(tensor, a, b, scale)
+        elif wrapped:
+            plain[f"{layer}.{rest}"] = tensor
+        elif ".lora_" not in name:
             plain[name] = tensor
-            continue
-        a, b = (matrices.get(f"{layer}.lora_{part}") for part in "AB")
-        if rest == "weight" and a is not None and b is not None and _fits(tensor, a, b):
-            tensor = add_product(tensor, a, b, scale)
-        elif rest == "weight":
-            raise CheckpointError(f"{layer}: its matrices of LoRA are missing, or of another shape; save it again")
-        plain[f"{layer}.{rest}"] = tensor
     return plain
 
 
@@ -171,8 +169,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     for name in _REFUSED:
         if values.get(name):
             raise CheckpointError(
-                f"{path}: {name} is set, and only plain LoRA can be merged here; merge this adapter with peft, and save "
-                "the model whole"
+                f"{path}: {name} is set, and only plain LoRA can be merged here; merge it with peft and save it whole"
             )
     if values.get("bias", "none") != "none":
         raise CheckpointError(f"{path}: bias is {str(values['bias'])[:40]!r}, expected 'none'; merge it with peft")

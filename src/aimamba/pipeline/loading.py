@@ -1,7 +1,7 @@
 """The parts of a pipeline from and to files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 

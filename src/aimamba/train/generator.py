@@ -107,7 +107,7 @@ class GeneratorTaskConfig:
     @property
     def alpha(self) -> float:
         """``lora_alpha``, or the rank where it is not set."""
-        return self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
 
     def check_start(self, init: str | None) -> None:
         """Check the settings that only a generator with ``init`` has.

@@ -101,7 +101,10 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
     model = model.requires_grad_(False).cast(dtype).to(device).eval()
     kind = "the averaged weights" if averaged else "the weights"
     return StoppedRun(
-        model, names, recipe.task.get("tokenizer") or recipe.init, f"{kind} after step {saved.step} of {recipe.fit.steps}"
+        model,
+        names,
+        recipe.task.get("tokenizer") or recipe.init,
+        f"{kind} after step {saved.step} of {recipe.fit.steps}",
     )
 
 

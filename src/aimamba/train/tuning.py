@@ -68,9 +68,8 @@ def class_table(own: Sequence[str], images: Sequence[str], classes: Classes, *, 
             "into one folder, or set task.classes = 'new'",
         )
     fresh = [name for name, row in zip(images, found, strict=True) if row is None]
-    described = (
-        f"{len(images) - len(fresh)} of {len(images)} classes are known to {init} by name; "
-        + (f"from the null class start {_listed(fresh)}" if fresh else "none starts anew")
+    described = f"{len(images) - len(fresh)} of {len(images)} classes are known to {init} by name; " + (
+        f"from the null class start {_listed(fresh)}" if fresh else "none starts anew"
     )
     if classes == "match":
         return ClassTable(images, tuple(found), places, described)

@@ -171,10 +171,6 @@ def _tokenizer_config(recipe: Recipe, notes: list[str]) -> VQConfig:
     return model_config(VQConfig, VQ_PRESETS, recipe.model)
 
 
-def _is_here(model: str) -> bool:
-    return Path(model).exists() or model in packaged_models()
-
-
 def _named(place: str, stage: str) -> Recipe | None:
     """Return the packaged recipe of a stage whose run would be in ``place``, such as ``runs/avatars-64-vq``."""
     name = Path(place).name
