@@ -2,8 +2,8 @@
 
 python docs/figures/fine_tuning.py runs/fine-tuning docs/figures
 
-Trains what is not in the first folder yet, for 200, 1,000 and 3,000 steps (``--steps``), and goes on with what was
-stopped; then plots ``fine-tuning-bits.png`` and ``fine-tuning-samples.png`` into the second one. All three see the same
+Trains what is not in the first folder yet, for 200 and 1,000 steps (``--steps`` takes others), and goes on with what
+was stopped; then plots ``fine-tuning-bits.png`` and ``fine-tuning-samples.png`` into the second one. All three see the same
 1,500 avatars of three styles, as codes of the packaged tokenizer, and are measured on 192 others with the average of
 their weights.
 """
@@ -27,7 +27,6 @@ from aimamba.models import VQModel
 from aimamba.train.fit import fit
 from aimamba.train.recipe import load_recipe
 from aimamba.train.stages import make_task, resolved
-from aimamba.train.stopped import is_stopped, open_stopped
 
 STYLES = ("moods", "cutouts", "shadows")
 SHARED = {
@@ -76,19 +75,14 @@ def train(runs: Path, name: str, steps: int) -> None:
     shutil.copytree(result.model, kept / "model")
 
 
-def load(kept: Path) -> Pipeline:
-    """Load a copy of a model, or of a run that was stopped there."""
-    if is_stopped(kept):
-        run = open_stopped(kept)
-        return Pipeline(VQModel.from_pretrained("avatars-64"), run.model, run.class_names)
-    return Pipeline.from_pretrained(kept)
-
-
-def bits(runs: Path, name: str, last: int) -> dict[int, float]:
-    """Return held-out bits per token by step."""
+def bits(runs: Path, name: str, steps: list[int]) -> dict[int, float]:
+    """Return held-out bits per token by step: of the run, and of the copies of its model."""
     lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    held_out = [line for line in lines if line["split"] == "held-out" and line["step"] <= last]
-    return {line["step"]: line["bits_per_token"] for line in held_out}
+    found = {line["step"]: line["bits_per_token"] for line in lines if line["split"] == "held-out"}
+    for count in steps:
+        about = json.loads((runs / f"{name}-{count}" / "model" / "result.json").read_text(encoding="utf-8"))
+        found[count] = about["metrics"]["bits_per_token"]
+    return {step: found[step] for step in sorted(found) if step <= steps[-1]}
 
 
 def plot(curves: dict[str, dict[int, float]], out: Path) -> None:
@@ -117,7 +111,9 @@ def samples(runs: Path, steps: list[int], out: Path) -> None:
     config = SamplingConfig(cfg_scale=1.5, temperature=0.9, seed=0)
     for count in steps:
         for name in RUNS:
-            rows[f"{NAMES[name]}, {count:,}"] = load(runs / f"{name}-{count}")(list(STYLES), each, config)
+            rows[f"{NAMES[name]}, {count:,}"] = Pipeline.from_pretrained(runs / f"{name}-{count}")(
+                list(STYLES), each, config
+            )
     sheet(list(rows.values()), row_names=list(rows)).save(out, optimize=True)
 
 
@@ -126,12 +122,12 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, nargs="+", default=[200, 1000, 3000])
+    parser.add_argument("--steps", type=int, nargs="+", default=[200, 1000])
     given = parser.parse_args(arguments)
     for count in given.steps:
         for name in RUNS:
             train(given.runs, name, count)
-    curves = {name: bits(given.runs, name, given.steps[-1]) for name in RUNS}
+    curves = {name: bits(given.runs, name, given.steps) for name in RUNS}
     for name, curve in curves.items():
         print_line(f"{NAMES[name]}: " + ", ".join(f"{curve[count]:.2f} at {count:,}" for count in given.steps))
     plot(curves, given.out / "fine-tuning-bits.png")

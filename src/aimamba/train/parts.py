@@ -42,17 +42,17 @@ class Adapter:
 
     base: str
     digest: str
-    parts: tuple[str, ...]
+    parts: tuple[Part, ...]
 
     @classmethod
-    def of(cls, init: str, tensors: dict[str, Tensor], parts: tuple[str, ...]) -> "Adapter":
+    def of(cls, init: str, tensors: dict[str, Tensor], parts: tuple[Part, ...]) -> "Adapter":
         """Describe the adapter of a run that starts from ``init``."""
         base = str(Path(init).resolve()) if Path(init).exists() else init
         return cls(base, base_digest(tensors), parts)
 
     def saver(self, model: AiM) -> Callable[[Path, AiMConfig], None]:
         """Return what saves ``model`` into a folder, with a config."""
-        saved = [name for part in dict.fromkeys(("classes", *self.parts)) for name in MODULES[part]]
+        saved = [name for part, names in MODULES.items() if part in ("classes", *self.parts) for name in names]
         modules = {name: module for name in saved if (module := module_at(model, name)) is not None}
         parts = {name: [f"{name}.{one}" for one, _ in module.named_parameters()] for name, module in modules.items()}
         parts = {name: names for name, names in parts.items() if names}

@@ -164,16 +164,17 @@ def _generator_task(
         "num_classes": len(source.class_names),
         "tokenizer": tokenizer.code_fingerprint(),
     }
-    names, options = source.class_names, {"seed": recipe.fit.seed}
+    names, seed = source.class_names, recipe.fit.seed
     if recipe.init is None:
         model = _new_generator(recipe, fixed)
-        return GeneratorTask(model, tokenizer.cpu(), *source.load(), names, task, **options)
+        train, held_out = source.load()
+        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, seed=seed)
     model, adapter, table = _initial_generator(recipe, recipe.init, task, fixed, names)
     log(table.described)
     train, held_out = source.load()
     if table.labels != tuple(range(len(names))):
         train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
-    return GeneratorTask(model, tokenizer.cpu(), train, held_out, table.names, task, adapter=adapter, **options)
+    return GeneratorTask(model, tokenizer.cpu(), train, held_out, table.names, task, seed=seed, adapter=adapter)
 
 
 def _finite(model: Model, source: str) -> Model:

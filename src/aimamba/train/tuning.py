@@ -11,7 +11,7 @@ from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig
 from aimamba.models.lora import add_lora
 from aimamba.train.generator import Classes, GeneratorTaskConfig
-from aimamba.train.parts import MODULES, module_at
+from aimamba.train.parts import MODULES, Part, module_at
 
 _TABLE = "condition.table.weight"
 _LISTED = 6  # names in a line
@@ -112,7 +112,7 @@ def with_classes(given: AiM, config: AiMConfig, rows: Sequence[int | None]) -> A
     return model.requires_grad_(True)
 
 
-def choose_trained(model: AiM, task: GeneratorTaskConfig, *, seed: int = 0) -> tuple[str, ...]:
+def choose_trained(model: AiM, task: GeneratorTaskConfig, *, seed: int = 0) -> tuple[Part, ...]:
     """Freeze what ``task.train`` leaves out, and add LoRA where ``task.lora_rank`` says so; return the parts trained.
 
     Args:
