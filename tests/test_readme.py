@@ -28,18 +28,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES_OF_DOCS = (
-<<<<<<< HEAD
-    *("quickstart", "training", "fine-tuning-tokenizer", "evaluation", "scale", "speed", "design", "weights"),
-=======
-    "quickstart",
-    "training",
-    "fine-tuning",
-    "evaluation",
-    "scale",
-    "speed",
-    "design",
+    *("quickstart", "training", "fine-tuning", "fine-tuning-tokenizer", "evaluation", "scale", "speed", "design"),
     "weights",
->>>>>>> e710a65 (Fine-tuning: adapters by hand, on the command line, a page, tests)
     "models/avatars-64",
 )
 RUN = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES_OF_DOCS))
