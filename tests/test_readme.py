@@ -42,6 +42,7 @@ AIM = (
 QUICK = {
     "avatars-tiny-vq": VQ,
     "avatars-tiny-aim": AIM,
+    "aim-finetune": "--steps 1 --batch-size 1 --device cpu --set task.sheet_pictures=1 --set fit.ema_decay=0",
     "fashion-mnist-vq": VQ,
     "fashion-mnist-aim": AIM,
     "photos-vq.toml": f"{VQ} --set task.perceptual_side=32",

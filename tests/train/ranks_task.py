@@ -21,6 +21,7 @@ from aimamba.train.parallel.fit import fit_many
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.settings import FitConfig
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+from aimamba.train.tuning import choose_trained
 
 Act = Callable[[int, int], None]
 """Called with the rank and the number of each step, from 1, before its loss."""
@@ -54,6 +55,7 @@ class Generator(GeneratorTask):
         tokenizer = VQModel(SHAPE)
         tokenizer.init_weights(torch.Generator().manual_seed(0))
         super().__init__(model, tokenizer, train, held_out, ("a", "b", "c"), config, seed=1)
+        choose_trained(model, config)
         self.act, self.steps = act, 0
 
     def sheet(self, model):

@@ -119,7 +119,7 @@ def test_a_section_may_come_from_flags_alone(tmp_path):
         ({"model": 1}, r"unknown setting 'model'"),
         ({"fit.steps": "many"}, r"mine\.toml: fit: steps must be int, got 'many'"),
         ({"fit.steps": 0}, r"fit\.steps must be at least 1, got 0"),
-        ({"data.size": 0}, r"data\.size must be at least 1, got 0"),
+        ({"data.size": -1}, r"data\.size must not be negative, got -1"),
         ({"data.crop": "centre"}, r"crop must be one of 'center', 'random', got 'centre' \(did you mean 'center'"),
         ({"stage": "both"}, r"stage must be one of 'tokenizer', 'generator'"),
     ],

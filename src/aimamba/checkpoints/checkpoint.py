@@ -1,11 +1,13 @@
 """An opened checkpoint: found once, each of its files read once."""
 
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from aimamba.checkpoints.adapter import ADAPTER_FILE, AdapterFile
 from aimamba.checkpoints.locate import (
     CONFIG_FILE,
     PICKLE_FILE,
@@ -15,7 +17,7 @@ from aimamba.checkpoints.locate import (
     locate,
     weights_in,
 )
-from aimamba.checkpoints.official import is_official, keys_of_part
+from aimamba.checkpoints.official import aim_from_official, is_official, keys_of_part
 from aimamba.checkpoints.sums import LARGEST_VERIFIED, check_sum, sum_of_file, sum_of_values, take_sums
 from aimamba.checkpoints.weights import WeightsFile, first_line
 from aimamba.documents import read_json
@@ -53,12 +55,15 @@ class Checkpoint:
         path: The file or folder on this machine.
     """
 
-    def __init__(self, source: str | Path, *, weights: str | None = None) -> None:
+    def __init__(
+        self, source: str | Path, *, weights: str | None = None, adapters: frozenset[Path] = frozenset()
+    ) -> None:
         """Find ``source``, and download it if it is on the hub.
 
         Args:
             source: See ``open_checkpoint``.
             weights: See ``open_checkpoint``.
+            adapters: Folders of the adapters for which this is opened as their base model.
 
         Raises:
             CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
@@ -66,6 +71,7 @@ class Checkpoint:
         self.source = str(source)
         self.path = locate(source)
         self._weights = weights
+        self._adapters = adapters
         self._opened: dict[Path, _Files] = {}
 
     @cached_property
@@ -165,13 +171,28 @@ class Checkpoint:
 
     def _files(self, place: Path) -> "_Files":
         if place not in self._opened:
-            weights = WeightsFile(weights_in(place) or place / WEIGHTS_FILE if place.is_dir() else place, self._weights)
-            beside = weights.path.name in (WEIGHTS_FILE, PICKLE_FILE) and (weights.path.parent / CONFIG_FILE).is_file()
-            has_config = beside or (place.is_dir() and weights.path.name == WEIGHTS_FILE)
-            config = _read_config(weights.path.parent / CONFIG_FILE) if has_config else None
-            sums = take_sums(config, {WEIGHTS_FILE}, weights.path.parent / CONFIG_FILE) if config else None
-            self._opened[place] = _Files(config, weights, sums[WEIGHTS_FILE] if sums else None)
+            path = weights_in(place) or place / WEIGHTS_FILE if place.is_dir() else place
+            folder, name = path.parent, path.name
+            if name == ADAPTER_FILE:
+                weights: WeightsFile = AdapterFile(folder, partial(self._read_base, folder), self._weights)
+            else:
+                weights = WeightsFile(path, self._weights)
+            known = name in (WEIGHTS_FILE, PICKLE_FILE) and (folder / CONFIG_FILE).is_file()
+            has_config = known or name == ADAPTER_FILE or (place.is_dir() and name == WEIGHTS_FILE)
+            config = _read_config(folder / CONFIG_FILE) if has_config else None
+            summed = ADAPTER_FILE if name == ADAPTER_FILE else WEIGHTS_FILE
+            sums = take_sums(config, {summed}, folder / CONFIG_FILE) if config else None
+            self._opened[place] = _Files(config, weights, sums[summed] if sums else None)
         return self._opened[place]
+
+    def _read_base(self, folder: Path, name: str, values: bool) -> Mapping[str, Tensor]:
+        """Read the base model of the adapter in ``folder``."""
+        base = Checkpoint(name, adapters=self._adapters | {folder.resolve()})
+        place = base.place(GENERATOR)
+        if (place if place.is_dir() else place.parent).resolve() in base._adapters:
+            raise CheckpointError(f"{name}: is this adapter itself")
+        part = base.read(GENERATOR, values=values)
+        return aim_from_official(part.config, part.tensors)[1] if part.official else part.tensors
 
 
 class _Files(NamedTuple):
@@ -200,7 +221,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; a model folder needs it beside {WEIGHTS_FILE}") from error
+        raise CheckpointError(f"{path}: missing; a model folder needs it beside its weights") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({first_line(error)})") from error
     if not isinstance(config, dict):

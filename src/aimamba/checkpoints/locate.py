@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from aimamba.checkpoints.adapter import ADAPTER_FILE
 from aimamba.checkpoints.weights import PICKLED, first_line
 from aimamba.errors import CheckpointError, suggest
 
@@ -52,8 +53,9 @@ def find_part(path: Path, part: str) -> Path:
 
 
 def weights_in(folder: Path) -> Path | None:
-    """Return the file of weights in the folder of a model: safetensors, or else a pickle; None if it has neither."""
-    return next((folder / name for name in (WEIGHTS_FILE, PICKLE_FILE) if (folder / name).is_file()), None)
+    """Return the file of weights in the folder of a model: safetensors, a pickle or an adapter; None if it has none."""
+    names = WEIGHTS_FILE, PICKLE_FILE, ADAPTER_FILE
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def packaged_models() -> dict[str, Path]:

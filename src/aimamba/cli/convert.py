@@ -1,7 +1,8 @@
-"""Convert an official checkpoint to an aimamba folder.
+"""Convert an official checkpoint to an aimamba folder, or merge the LoRA of a run into its weights.
 
-MODEL is hp-l33/aim-base, -large or -xlarge, a folder or file with such weights, or LlamaGen's vq_ds16_c2i.pt. A
-checkpoint with both parts, or one that is given its --tokenizer, becomes a pipeline with class names.
+MODEL is hp-l33/aim-base, -large or -xlarge, a folder or file with such weights, LlamaGen's vq_ds16_c2i.pt, or any model
+of ours: one with LoRA is written whole. A checkpoint with both parts, or one that is given its --tokenizer, becomes a
+pipeline with class names.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from aimamba.errors import ConfigError
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL", help="official checkpoint: hub id, folder or file")
+    parser.add_argument("model", metavar="MODEL", help="hub id, folder or file, official or ours")
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     add_foreign_tokenizer(parser)
     parser.add_argument(

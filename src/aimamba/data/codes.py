@@ -84,6 +84,10 @@ class CodeSet:
         """Return the number of images."""
         return len(self.labels)
 
+    def relabelled(self, labels: Sequence[int]) -> "CodeSet":
+        """Return the same codes with ``labels[k]`` in the place of each label ``k``."""
+        return CodeSet(self.shards, np.asarray(labels, np.int64)[self.labels], codebook_size=self.codebook_size)
+
     def take(self, indices: Sequence[int], views: Sequence[int]) -> Int[Tensor, "b l"]:
         """Return the codes of some images, each in one of its views.
 

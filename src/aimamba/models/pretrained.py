@@ -110,7 +110,11 @@ class PretrainedModel(nn.Module, Generic[Config]):
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         size = sum(tensor.nbytes for tensor in tensors.values())
         write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, {"format": "pt"}), size=size)
-        sums = {WEIGHTS_FILE: sum_of_file(folder / WEIGHTS_FILE)}
+        self.save_config(folder, WEIGHTS_FILE, config)
+
+    def save_config(self, folder: Path, weights: str, config: Config | None = None) -> None:
+        """Write ``config.json`` beside the file of ``weights``, with its sum; see ``save_pretrained``."""
+        sums = {weights: sum_of_file(folder / weights)}
         settings = to_mapping(self.config if config is None else config)
         content = json.dumps({"class": type(self).__name__, **settings, SUMS_KEY: sums}, indent=2)
         write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(content + "\n"))

@@ -1,7 +1,7 @@
 """The parts of a pipeline from and to files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,13 +40,26 @@ def load_parts(
     return vq, generator, names
 
 
-def save_parts(folder: Path, tokenizer: VQModel, generator: AiM, class_names: Sequence[str]) -> None:
+SaveGenerator = Callable[[Path, AiMConfig], None]
+"""Write a generator into a folder, with a config in place of its own."""
+
+
+def save_parts(
+    folder: Path,
+    tokenizer: VQModel,
+    generator: AiM,
+    class_names: Sequence[str],
+    save_generator: SaveGenerator | None = None,
+) -> None:
     """Write the parts and ``pipeline.json`` into ``folder``, see ``Pipeline.save_pretrained``."""
     tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline)
     config = generator.config
     if config.tokenizer in (None, tokenizer.code_fingerprint()):
         config = replace(config, tokenizer=tokenizer.code_fingerprint(now=True))
-    generator.save_pretrained(folder / AiM.folder_in_pipeline, config=config)
+    if save_generator is None:
+        generator.save_pretrained(folder / AiM.folder_in_pipeline, config=config)
+    else:
+        save_generator(folder / AiM.folder_in_pipeline, config)
     values = {"class_names": list(class_names)}
     configs = [f"{part}/{CONFIG_FILE}" for part in (VQModel.folder_in_pipeline, AiM.folder_in_pipeline)]
     sums = {PIPELINE_FILE: sum_of_values(values), **{name: sum_of_file(folder / name) for name in configs}}

@@ -13,7 +13,7 @@ from aimamba.devices import resolve_dtype
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline.core import PipelineCore
-from aimamba.pipeline.loading import load_parts, save_parts
+from aimamba.pipeline.loading import SaveGenerator, load_parts, save_parts
 
 Progress = Callable[[int, int], None]
 """Called after every step with the numbers of tokens generated so far and in total."""
@@ -60,13 +60,18 @@ class Pipeline(PipelineCore):
         parts = load_parts(source, tokenizer=tokenizer, device=device, dtype=dtype, verify=verify)
         return cls(*parts, engine=engine, foreign_tokenizer=foreign_tokenizer)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, save_generator: SaveGenerator | None = None) -> None:
         """Write ``tokenizer/``, ``generator/`` and ``pipeline.json`` into ``folder``.
 
         The generator's config names the tokenizer, in the dtype in which it is written. One that was trained with
         another tokenizer keeps the name of that one.
+
+        Args:
+            folder: The folder; made if needed.
+            save_generator: Writes the generator into the folder it is called with, with the config it is called with;
+                by default its weights are written whole.
         """
-        save_parts(Path(folder), self.tokenizer, self.generator, self.class_names)
+        save_parts(Path(folder), self.tokenizer, self.generator, self.class_names, save_generator)
 
     def __call__(
         self,

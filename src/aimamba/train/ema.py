@@ -23,7 +23,8 @@ class ExponentialAverage(Generic[Model]):
     """
 
     def __init__(self, model: Model, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+        self.model = copy.deepcopy(model, frozen).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
         self._source: Model | None = None
@@ -37,7 +38,8 @@ class ExponentialAverage(Generic[Model]):
         decay = decay_now(self.decay, self.updates)
         if self._source is not model:  # finding hundreds of tensors takes longer than queueing their update
             self._source = model
-            pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+            both = zip(_tensors(self.model), _tensors(model), strict=True)
+            pairs = [(average, value) for average, value in both if average is not value]
             self._averages = [average for average, _ in pairs if average.is_floating_point()]
             self._values = [value for average, value in pairs if average.is_floating_point()]
             self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]

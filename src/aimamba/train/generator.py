@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -17,10 +19,13 @@ from aimamba.data.shards import fingerprint
 from aimamba.data.sheets import sheet
 from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
+from aimamba.models.lora import merged
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline
+from aimamba.train.parts import MODULES, Adapter, Part
 from aimamba.train.task import Amount, Example, Objective
 
+Classes = Literal["match", "extend", "number", "new"]
 _IMAGES_AT_ONCE = 64
 _SHEET_CLASSES = 10
 
@@ -30,7 +35,22 @@ class GeneratorTaskConfig:
     """Settings of the loss and of the sample sheets.
 
     Attributes:
-        tokenizer: The tokenizer that makes the codes: a training run, a saved model, or a hub id.
+        tokenizer: The tokenizer that makes the codes: a training run, a saved model, or a hub id. By default that of
+            ``init``.
+        foreign_tokenizer: Whether ``init`` may go on with another tokenizer than the one it was trained with.
+        classes: The classes of a generator that starts from ``init``. ``match``: those of the images; one that has the
+            name of a class of ``init`` starts with its vector, and others with that of the null class. ``extend``:
+            those of ``init`` stay, and those of the images that it does not have by name are added. ``number``: those
+            of the images, with the vectors of ``init`` by number. ``new``: those of the images, all starting with the
+            vector of the null class.
+        train: The parts that are trained if there is ``init``; the others keep its weights. ``classes`` is the table of
+            class vectors, ``embeddings`` those of codes and positions, with the head that is tied to them, ``adaln``
+            the projections of the class vector, and ``blocks`` mixers and norms. ``auto`` is all of them, and with LoRA
+            the classes.
+        lora_rank: Rank of the matrices that LoRA adds to frozen layers; 0 is no LoRA. It needs ``init`` and the extra
+            ``aimamba[lora]``. The run then saves only the matrices and the other parts that are trained.
+        lora_alpha: The product of the two matrices of a layer counts ``lora_alpha / lora_rank``; by default 1.
+        lora_layers: The linear layers that get such matrices, by the last part of their names.
         label_dropout: Fraction of examples that are trained with the null class instead of their own, which
             classifier-free guidance needs. It applies to the class token and the condition together.
         token_dropout: Fraction of the features of the word embeddings that are set to zero; the others are scaled up.
@@ -41,7 +61,13 @@ class GeneratorTaskConfig:
         sheet_top_k: Top-k of the sample sheet; 0 samples from all codes.
     """
 
-    tokenizer: str
+    tokenizer: str = ""
+    foreign_tokenizer: bool = False
+    classes: Classes = "match"
+    train: Literal["auto", "all"] | Part | tuple[Part, ...] = "auto"
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_layers: tuple[str, ...] = ("in_proj", "out_proj")
     label_dropout: float = 0.1
     token_dropout: float = 0.0
     checkpointing: bool = False
@@ -55,6 +81,50 @@ class GeneratorTaskConfig:
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
         check(self.sheet_cfg_scale >= 0, f"task.sheet_cfg_scale must not be negative, got {self.sheet_cfg_scale}")
         check(self.sheet_top_k >= 0, f"task.sheet_top_k must not be negative, got {self.sheet_top_k}")
+        check(self.lora_rank >= 0, f"task.lora_rank must not be negative, got {self.lora_rank}")
+        alpha = self.lora_alpha
+        check(alpha is None or 0 < alpha < math.inf, f"task.lora_alpha must be positive, got {alpha}")
+        check(bool(self.lora_layers), "task.lora_layers names no layer; leave it out for in_proj and out_proj")
+        check(
+            len(set(self.parts)) == len(self.parts) > 0,
+            f"task.train must name each part once, and one at least, got {list(self.parts)}",
+        )
+        whole = self.lora_rank > 0 and "blocks" in self.parts
+        check(
+            not whole,
+            "task.train trains the blocks whole, which LoRA is to spare; leave it out, or name other parts as in "
+            '["classes", "adaln"]',
+        )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that are trained whole."""
+        if self.train == "auto":
+            return ("classes",) if self.lora_rank else tuple(MODULES)
+        if self.train == "all":
+            return tuple(MODULES)
+        return self.train if isinstance(self.train, tuple) else (self.train,)
+
+    @property
+    def alpha(self) -> float:
+        """``lora_alpha``, or the rank where it is not set."""
+        return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+
+    def check_start(self, init: str | None) -> None:
+        """Check the settings that only a generator with ``init`` has.
+
+        Raises:
+            ConfigError: One of them is set, and there is no ``init``.
+        """
+        defaults = {"classes": "match", "train": "auto", "lora_rank": 0, "foreign_tokenizer": False}
+        for name, default in defaults.items():
+            check(
+                init is not None or getattr(self, name) == default,
+                f"task.{name} is for a generator that starts from another one; name that in 'init' or with --init",
+            )
+        check(
+            bool(self.tokenizer) or init is not None, "task.tokenizer is missing; give the tokenizer with --tokenizer"
+        )
 
 
 class GeneratorTask:
@@ -70,6 +140,7 @@ class GeneratorTask:
         config: GeneratorTaskConfig,
         *,
         seed: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -78,14 +149,16 @@ class GeneratorTask:
         self.class_names = class_names
         self.config = config
         self.seed = seed
+        self.adapter = adapter
 
     def companions(self) -> dict[str, nn.Module]:
         """Return no modules: training changes only the model."""
         return {}
 
     def basis(self) -> dict[str, str]:
-        """Return fingerprints of the tokenizer and the training codes."""
-        return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint()}
+        """Return fingerprints of the tokenizer, the training codes and, with LoRA, the frozen weights."""
+        base = {} if self.adapter is None else {"init": self.adapter.digest}
+        return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint(), **base}
 
     def adversary(self) -> None:
         """Return None: a generator has no adversary."""
@@ -138,15 +211,17 @@ class GeneratorTask:
         return Objective("bits_per_token", math.log2(self.model.config.vocab_size))
 
     def sheet(self, model: AiM) -> Image:
-        """Render guided samples, one row for each of the first classes, with the same seeds each time."""
-        shown, columns = self.class_names[:_SHEET_CLASSES], self.config.sheet_pictures
+        """Render guided samples, one row for each of the first classes with images, the same seeds each time."""
+        shown, columns = np.unique(self.train.labels)[:_SHEET_CLASSES].tolist(), self.config.sheet_pictures
         sampling = SamplingConfig(cfg_scale=self.config.sheet_cfg_scale, top_k=self.config.sheet_top_k)
-        images = self.pipeline(model)(list(range(len(shown))), columns, sampling, batch_size=64)
-        return sheet([images[i * columns : (i + 1) * columns] for i in range(len(shown))], row_names=shown)
+        images = self.pipeline(model)(shown, columns, sampling, batch_size=64)
+        rows = [images[i * columns : (i + 1) * columns] for i in range(len(shown))]
+        return sheet(rows, row_names=[self.class_names[label] for label in shown])
 
     def save(self, model: AiM, folder: Path) -> None:
-        """Save tokenizer, generator and class names as a pipeline."""
-        self.pipeline(model).save_pretrained(folder)
+        """Save tokenizer, generator and class names as a pipeline; with LoRA, the generator without frozen weights."""
+        save_generator = None if self.adapter is None else self.adapter.saver(model)
+        self.pipeline(model).save_pretrained(folder, save_generator=save_generator)
 
     def _token_mask(self, model: AiM, codes: Tensor, rng: torch.Generator) -> Tensor | None:
         """Return factors for the word embeddings (B, L - 1, D), or None without token dropout."""
@@ -157,8 +232,8 @@ class GeneratorTask:
         return (distributed.uniform(shape, rng, codes.device) >= rate) / (1 - rate)
 
     def pipeline(self, model: AiM) -> Pipeline:
-        """Return a pipeline of the tokenizer and ``model``."""
-        return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), model, self.class_names)
+        """Return a pipeline of the tokenizer and ``model``, into whose weights LoRA is merged."""
+        return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), merged(model), self.class_names)
 
 
 def code_cross_entropy(

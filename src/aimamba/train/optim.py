@@ -40,7 +40,7 @@ def adamw(
             spare = parameter.ndim < 2 or id(parameter) in tables or (no_weight_decay and no_weight_decay(name))
             (spared if spare else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return AdamW(groups, lr=lr, betas=betas, fused=True)
+    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
 
 
 def learning_rate(

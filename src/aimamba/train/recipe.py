@@ -27,7 +27,7 @@ class DataConfig:
     Attributes:
         source: ``avatars``, some styles as in ``avatars:planets,sprouts``, ``fashion-mnist``, a folder with one
             sub-folder for each class, or, for a generator, a folder of codes.
-        size: Side of the square images in pixels.
+        size: Side of the square images in pixels; 0 takes that of the generator in ``init``.
         per_class: Images of each class to train on; by default all.
         skip_per_class: Avatars of each class to skip first, for example those that an earlier run was trained on.
         held_out_per_class: Images of each class to evaluate on; by default all.
@@ -53,7 +53,8 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("size", "per_class", "held_out_per_class"):
+        check(self.size >= 0, f"data.size must not be negative, got {self.size}")
+        for name in ("per_class", "held_out_per_class"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"data.{name} must be at least 1, got {value}")
         for name in ("skip_per_class", "workers"):
@@ -74,7 +75,7 @@ class Recipe:
     Attributes:
         stage: Which model to train.
         description: One line for people; it has no effect.
-        init: A saved model to start from. Its shape is kept; with other classes it gets a new class table.
+        init: A saved model to start from. Its shape is kept; ``task.classes`` says what becomes of its classes.
         data: The images.
         model: Settings of the model: optionally a ``preset``, and the fields that differ from it.
         fit: Settings of the training loop.

@@ -1,6 +1,7 @@
 """Turn a recipe into a task: open the images, build the model, load the tokenizer."""
 
 import dataclasses
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet, encode_images
 from aimamba.data.codes_meta import META_FILE
@@ -17,13 +19,16 @@ from aimamba.data.shards import encode_splits, open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
+from aimamba.pipeline import saved_class_names
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
-from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.generator import Classes, GeneratorTask, GeneratorTaskConfig
+from aimamba.train.parts import Adapter
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
+from aimamba.train.tuning import ClassTable, choose_trained, class_table, with_classes
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes", "tokenizer")  # settings of a generator that its codes decide
 _NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
@@ -77,7 +82,33 @@ def make_task(
     """
     if recipe.stage == "tokenizer":
         return _tokenizer_task(recipe, log, progress)
+    recipe = completed(recipe)
     return _generator_task(recipe, device, codes, log, progress)
+
+
+def completed(recipe: Recipe) -> Recipe:
+    """Return a generator's recipe with what it takes from ``init``: the tokenizer, and the size of the images.
+
+    Raises:
+        ConfigError: There is no ``init`` to take it from, or its codes are no square.
+        CheckpointError: ``init`` or the tokenizer cannot be read.
+    """
+    task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
+    task.check_start(recipe.init)
+    tokenizer = task.tokenizer or str(recipe.init)
+    data = recipe.data
+    if data.size == 0 and not _is_codes(data):
+        check(recipe.init is not None, "data.size = 0 is the size of the images of 'init', which is not set")
+        tokens = AiM.from_pretrained(str(recipe.init), device="meta").config.num_tokens
+        side = math.isqrt(tokens)
+        check(side**2 == tokens, f"{recipe.init} has {tokens} codes, which are no square; set data.size")
+        factor = VQModel.from_pretrained(tokenizer, device="meta").config.downsampling
+        data = dataclasses.replace(data, size=side * factor)
+    return dataclasses.replace(recipe, data=data, task={**recipe.task, "tokenizer": tokenizer})
+
+
+def _is_codes(data: DataConfig) -> bool:
+    return (expand_home(data.source) / "train" / META_FILE).is_file()
 
 
 def _open(data: DataConfig, *, progress: bool) -> Splits:
@@ -133,9 +164,17 @@ def _generator_task(
         "num_classes": len(source.class_names),
         "tokenizer": tokenizer.code_fingerprint(),
     }
-    model = _initial_generator(recipe, recipe.init, fixed) if recipe.init else _new_generator(recipe, fixed)
+    names, seed = source.class_names, recipe.fit.seed
+    if recipe.init is None:
+        model = _new_generator(recipe, fixed)
+        train, held_out = source.load()
+        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, seed=seed)
+    model, adapter, table = _initial_generator(recipe, recipe.init, task, fixed, names)
+    log(table.described)
     train, held_out = source.load()
-    return GeneratorTask(model, tokenizer.cpu(), train, held_out, source.class_names, task, seed=recipe.fit.seed)
+    if table.labels != tuple(range(len(names))):
+        train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
+    return GeneratorTask(model, tokenizer.cpu(), train, held_out, table.names, task, seed=seed, adapter=adapter)
 
 
 def _finite(model: Model, source: str) -> Model:
@@ -165,26 +204,41 @@ def _new_generator(recipe: Recipe, fixed: Mapping[str, Any]) -> AiM:
     return model
 
 
-def _initial_generator(recipe: Recipe, init: str, fixed: Mapping[str, Any]) -> AiM:
-    """Load the generator ``init``, with a new class table if the number of classes differs."""
-    given = _finite(AiM.from_pretrained(init), init)
+def _initial_generator(
+    recipe: Recipe, init: str, task: GeneratorTaskConfig, fixed: Mapping[str, Any], names: tuple[str, ...]
+) -> tuple[AiM, Adapter | None, ClassTable]:
+    """Load the generator ``init``, with the classes and the trained parts that ``task`` asks for."""
+    opened = open_checkpoint(init)
+    given = _finite(AiM.from_pretrained(opened), init)
     for name in ("vocab_size", "num_tokens"):
         check(
             getattr(given.config, name) == fixed[name],
             f"{init} has {name} {getattr(given.config, name)}, but these images and this tokenizer need "
             f"{fixed[name]}; use the tokenizer and data.size that it was trained with",
         )
+    known = given.config.tokenizer
+    check(
+        known in (None, fixed["tokenizer"]) or task.foreign_tokenizer,
+        f"{init} was trained with the tokenizer {str(known)[:12]}, and {task.tokenizer} is {fixed['tokenizer'][:12]}: "
+        "its codes would mean something else; give the right one, or set task.foreign_tokenizer = true",
+    )
+    table = initial_classes(opened, names, task.classes, given.config.num_classes)
+    check(
+        "classes" in task.parts or None not in table.rows,
+        f"task.train leaves out 'classes', but {table.rows.count(None)} of them have no vector in {init} yet; add it",
+    )
     # Official weights decode with positions shifted by one; training continues without the shift.
-    new = {"num_classes": fixed["num_classes"], "tokenizer": fixed["tokenizer"], "decode_position_shift": 0}
-    model = AiM(dataclasses.replace(given.config, **new))
-    model.init_weights(seeded(recipe.fit.seed))
-    tensors = given.state_dict()
-    if fixed["num_classes"] != given.config.num_classes:
-        table = model.condition.table.weight.detach().clone()
-        table[-1] = tensors["condition.table.weight"][-1]  # the null class stays
-        tensors["condition.table.weight"] = table
-    model.load_state_dict(tensors)
-    return model
+    new = {"num_classes": len(table.names), "tokenizer": fixed["tokenizer"], "decode_position_shift": 0}
+    model = with_classes(given, dataclasses.replace(given.config, **new), table.rows)
+    parts = choose_trained(model, task, seed=recipe.fit.seed)
+    adapter = Adapter.of(init, given.state_dict(), parts) if task.lora_rank else None
+    return model, adapter, table
+
+
+def initial_classes(opened: Checkpoint, names: tuple[str, ...], classes: Classes, rows: int) -> ClassTable:
+    """Return the classes of a generator that starts from a checkpoint; see ``tuning.class_table``."""
+    own = saved_class_names(opened, rows)
+    return class_table(own, names, classes, rows=rows, init=opened.source)
 
 
 class _CodeSource(NamedTuple):
@@ -205,9 +259,8 @@ def _code_source(
     recipe: Recipe, tokenizer: VQModel, kept: Path | None, say: Callable[[str], None], progress: bool
 ) -> _CodeSource:
     """Find codes on disk (the recipe's own, or those that the run keeps in ``kept``), or images to encode."""
-    given = expand_home(recipe.data.source)
-    if (given / "train" / META_FILE).is_file():
-        return _codes_on_disk(given, tokenizer)
+    if _is_codes(recipe.data):
+        return _codes_on_disk(expand_home(recipe.data.source), tokenizer)
     _check_size(recipe, tokenizer.config)
     if kept is not None and _has_kept(kept, recipe.data):
         return _codes_on_disk(kept, tokenizer)
@@ -251,6 +304,10 @@ def _has_kept(folder: Path, data: DataConfig) -> bool:
 
 def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:
     factor = tokenizer.downsampling
+    check(
+        recipe.data.size > 0,
+        "data.size = 0 is the size of the images of a generator's 'init'; give the size in pixels",
+    )
     check(
         recipe.data.size % factor == 0,
         f"data.size must be a multiple of the tokenizer's down-sampling {factor}, got {recipe.data.size}",

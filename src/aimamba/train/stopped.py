@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from aimamba.checkpoints.adapter import merge_layers
+from aimamba.checkpoints.checkpoint import open_checkpoint
 from aimamba.checkpoints.fill import fill
 from aimamba.checkpoints.locate import find_part
 from aimamba.config import from_mapping, to_mapping
@@ -15,8 +17,9 @@ from aimamba.files import expand_home
 from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
 from aimamba.train.checkpoint import Checkpoint, newest_checkpoint
 from aimamba.train.checkpoint_files import checkpoint_files
+from aimamba.train.generator import GeneratorTaskConfig
 from aimamba.train.recipe import Recipe
-from aimamba.train.stages import resolved
+from aimamba.train.stages import initial_classes, resolved
 
 
 class StoppedRun(NamedTuple):
@@ -68,6 +71,7 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
     where = f"{path}: recipe"
     recipe = from_mapping(Recipe, parse_toml(saved.recipe), where=where)
     settings = resolved(to_mapping(recipe))["model"]
+    task = GeneratorTaskConfig()
     model: AiM | VQModel
     names: tuple[str, ...] = ()
     with torch.device("meta"):
@@ -75,9 +79,13 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
             base = to_mapping(VQModel.from_pretrained(recipe.init, device="meta").config) if recipe.init else settings
             model = VQModel(from_mapping(VQConfig, base, where=where))
         else:
-            base = to_mapping(AiM.from_pretrained(recipe.init, device="meta").config) if recipe.init else settings
+            task = from_mapping(GeneratorTaskConfig, recipe.task, where=f"{where}: task")
             meta = _codes(folder, recipe)
-            names = meta.class_names
+            base, names = settings, meta.class_names
+            if recipe.init is not None:
+                opened = open_checkpoint(recipe.init)
+                base = to_mapping(AiM.from_pretrained(opened, device="meta").config)
+                names = initial_classes(opened, names, task.classes, base["num_classes"]).names
             fixed = {
                 "vocab_size": meta.codebook_size,
                 "num_tokens": meta.grid[0] * meta.grid[1],
@@ -87,11 +95,16 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
             }
             model = AiM(from_mapping(AiMConfig, {**base, **fixed}, where=where))
     tensors, averaged = _weights(saved, path)
+    if task.lora_rank:
+        tensors = merge_layers(tensors, task.alpha / task.lora_rank)
     fill(model, tensors, where=str(path))
     model = model.requires_grad_(False).cast(dtype).to(device).eval()
     kind = "the averaged weights" if averaged else "the weights"
     return StoppedRun(
-        model, names, recipe.task.get("tokenizer"), f"{kind} after step {saved.step} of {recipe.fit.steps}"
+        model,
+        names,
+        recipe.task.get("tokenizer") or recipe.init,
+        f"{kind} after step {saved.step} of {recipe.fit.steps}",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ranks_task
+import torch
 from ranks import Ranks, together
 from ranks_task import alone, settings, train
 from torch.testing import assert_close
@@ -84,6 +85,19 @@ def test_bfloat16_and_activation_checkpointing(tmp_path, metrics):
     alone("generator", tmp_path / "one", changes, options)
     together(2, train, "generator", tmp_path / "two", (1, 2), changes, None, options, logs=tmp_path)
     assert losses(tmp_path / "two", metrics) == pytest.approx(losses(tmp_path / "one", metrics), abs=2e-3)
+
+
+def test_lora_and_frozen_weights(tmp_path, metrics):
+    pytest.importorskip("peft")
+    options = {"lora_rank": 2, "train": "classes"}
+    alone("generator", tmp_path / "one", {}, options)
+    together(2, train, "generator", tmp_path / "two", (1, 2), {}, None, options, logs=tmp_path)
+    assert losses(tmp_path / "two", metrics) == pytest.approx(losses(tmp_path / "one", metrics), abs=1e-5)
+    two, one = (newest(tmp_path / name).parts["average"]["model"] for name in ("two", "one"))
+    assert_close(two, one, rtol=0, atol=2e-4)
+    start = ranks_task.STAGES["generator"](**options).model
+    for name, weight in start.named_parameters():
+        assert torch.equal(two[name], weight) != weight.requires_grad, name
 
 
 @pytest.mark.parametrize("stage", ["generator", "tokenizer"])

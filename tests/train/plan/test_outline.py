@@ -3,7 +3,9 @@
 import pytest
 
 from aimamba.errors import ConfigError
+from aimamba.train.plan.on_paper import Place
 from aimamba.train.plan.outline import outline
+from aimamba.train.plan.plan import step_memory
 from aimamba.train.recipe import load_recipe, recipe_names
 from refusals import one_line_error
 
@@ -72,3 +74,23 @@ def test_a_recipe_that_starts_from_another_one_has_its_shape():
 def test_what_cannot_be_trained_cannot_be_planned(name, settings, message):
     with one_line_error(ConfigError, match=message):
         outline(load_recipe(name, settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole", "added"),
+    [({"task.train": "classes"}, 11 * 256, 0), ({"task.lora_rank": 4}, 11 * 256, 8 * 4 * (256 + 1096 + 512 + 256))],
+)
+def test_frozen_weights_have_no_gradient_moments_and_average(settings, whole, added):
+    if added:
+        pytest.importorskip("peft")
+    given = {"init": "avatars-64", "data.source": "nowhere"}
+    all_of_it, part = (outline(load_recipe("aim-finetune", {**given, **more})) for more in ({}, settings))
+    trained = whole + added
+    assert (part.trained, part.averaged, part.notes) == (trained, trained, ())
+    assert part.parameters == all_of_it.parameters + added
+    place = Place(cuda=True, narrow=True, memory=1 << 36)
+    needed = part.trace(2, place, False)
+    assert needed.peak < all_of_it.trace(2, place, False).peak
+    memory = step_memory(part, needed, average=True, narrow=True)
+    assert needed.gradients == memory.gradients == memory.average == 4 * trained
+    assert memory.optimizer == 8 * trained

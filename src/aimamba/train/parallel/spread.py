@@ -158,7 +158,8 @@ def gather(tensors: Mapping[str, Tensor], keep: Callable[[str, Tensor], object] 
 class ShardedAverage:
     """The moving average of a model whose parameters are DTensors: every process averages its own shards.
 
-    It has the numbers and the state of ``ExponentialAverage``, but no module.
+    It has the numbers and the state of ``ExponentialAverage``, but no module. Frozen parameters are those of the model
+    itself.
 
     Attributes:
         tensors: The averages by name, laid out as those of the model.
@@ -167,7 +168,11 @@ class ShardedAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self._frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+        self.tensors = {
+            name: tensor.detach() if name in self._frozen else tensor.detach().clone()
+            for name, tensor in model.state_dict().items()
+        }
         self.decay = decay
         self.updates = 0
 
@@ -175,7 +180,8 @@ class ShardedAverage:
     def update(self, model: nn.Module) -> None:
         """Update the average with the weights of ``model``."""
         decay = decay_now(self.decay, self.updates)
-        pairs = [(_local(self.tensors[name]), _local(tensor)) for name, tensor in model.state_dict().items()]
+        moved = [(name, tensor) for name, tensor in model.state_dict().items() if name not in self._frozen]
+        pairs = [(_local(self.tensors[name]), _local(tensor)) for name, tensor in moved]
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         for average, value in pairs:
             if not average.is_floating_point():

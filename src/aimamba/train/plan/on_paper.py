@@ -224,11 +224,12 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, rows: int, narrow: torch.dtype, cuda: bool) -> Tensor:
         head, dhidden = weight.to(narrow), torch.empty_like(hidden)
-        dweight = torch.empty_like(weight)
+        dweight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         logits = head.new_empty(rows, len(head))
         logs = None if cuda else logits.new_empty(logits.shape, dtype=torch.float32)
         part = head.new_empty(rows, head.shape[1])
-        of_slice = torch.empty_like(head) if narrow != weight.dtype else None  # before it is added
+        adding = dweight is not None and narrow != weight.dtype
+        of_slice = torch.empty_like(head) if adding else None  # before it is added
         ctx.cuda = cuda
         ctx.save_for_backward(dhidden, dweight)
         del logits, logs, part, of_slice
@@ -240,7 +241,7 @@ class _CrossEntropy(torch.autograd.Function):
         if not ctx.cuda:  # where the factor can be read, it is 1
             return dhidden, dweight, None, None, None
         factor = gradient.to(dhidden.dtype)
-        return dhidden * factor, dweight * gradient, None, None, None
+        return dhidden * factor, None if dweight is None else dweight * gradient, None, None, None
 
 
 def _widen(value: Any) -> Any:

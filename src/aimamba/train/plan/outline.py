@@ -27,9 +27,11 @@ from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stan
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
 from aimamba.train.stages import model_config
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+from aimamba.train.tuning import choose_trained
 
 META = torch.device("meta")
 _FEW, _MORE = 4, 8  # blocks that are traced; the others are like them
+_OFFICIAL = {"hp-l33/aim-base": "aim-b", "hp-l33/aim-large": "aim-l", "hp-l33/aim-xlarge": "aim-xl"}
 _LATE = 1 << 40  # a step at which all losses have started
 
 
@@ -77,11 +79,12 @@ def _count(module: nn.Module, *, learning: bool = False) -> int:
 
 def _of_generator(recipe: Recipe) -> Outline:
     task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
+    task.check_start(recipe.init)
     notes: list[str] = []
     config = _generator_config(recipe, task, notes)
 
     def trace(blocks: int, batch: int, place: Place, checkpointing: bool) -> Needs:
-        model = _on_meta(dataclasses.replace(config, num_blocks=blocks))
+        model = _on_meta(dataclasses.replace(config, num_blocks=blocks), task)
         stand_in_for_mixers(model, place)
 
         def loss() -> Tensor:
@@ -102,13 +105,13 @@ def _of_generator(recipe: Recipe) -> Outline:
         pairs = zip(dataclasses.astuple(few), dataclasses.astuple(more), strict=True)
         return Needs(*(round(large + further * (large - small)) for small, large in pairs))
 
-    model = _on_meta(config)
-    total = _count(model)
+    model = _on_meta(config, task)
+    trained = _count(model, learning=True)
     blocks = [sum(w.numel() for w in block.mixer.parameters() if w.ndim == 2) for block in model.blocks]
     return Outline(
-        parameters=total,
-        trained=total,
-        averaged=total,
+        parameters=_count(model),
+        trained=trained,
+        averaged=trained,
         frozen=0,
         blocks=sum(blocks),
         largest=max(blocks),
@@ -118,33 +121,43 @@ def _of_generator(recipe: Recipe) -> Outline:
     )
 
 
-def _on_meta(config: AiMConfig) -> AiM:
+def _on_meta(config: AiMConfig, task: GeneratorTaskConfig) -> AiM:
     with META:
-        return AiM(config).train()
+        model = AiM(config).train()
+    choose_trained(model, task)
+    return model
 
 
 def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str]) -> AiMConfig:
     """Return the shape of a generator, or of the one it starts from, with what it takes from its codes."""
-    shape = recipe.model
+    shape, place = recipe.model, task.tokenizer or str(recipe.init)
     if recipe.init is not None:
         if _is_here(recipe.init):
             return AiM.from_pretrained(recipe.init, device="meta").config
+        if recipe.init in _OFFICIAL:
+            notes.append(f"{recipe.init} was not opened: its published shape is taken")
+            return AIM_PRESETS[_OFFICIAL[recipe.init]]
         before = _named(recipe.init, "generator")
         shape = before.model if before is not None else shape
         if before is None:
             notes.append(f"{recipe.init} was not opened: its shape is taken from the recipe")
     tokenizer = VQ_PRESETS["vq-f16"]
-    if _is_here(task.tokenizer):
-        tokenizer = VQModel.from_pretrained(task.tokenizer, device="meta").config
-    elif (its := _named(task.tokenizer, "tokenizer")) is not None:
+    if _is_here(place):
+        tokenizer = VQModel.from_pretrained(place, device="meta").config
+    elif (its := _named(place, "tokenizer")) is not None:
         tokenizer = _tokenizer_config(its, notes)
     elif not {"vocab_size", "num_tokens"} <= shape.keys():
-        notes.append(f"{task.tokenizer} was not opened: a tokenizer like vq-f16 is assumed")
+        notes.append(f"{place} was not opened: a tokenizer like vq-f16 is assumed")
     if "num_classes" not in shape:
         notes.append(f"classes were not counted: {AiMConfig().num_classes:,} are assumed")
     side = recipe.data.size // tokenizer.downsampling
     of_codes = {"vocab_size": tokenizer.codebook_size, "num_tokens": side * side}
     return model_config(AiMConfig, AIM_PRESETS, {**of_codes, **shape})
+
+
+def _is_here(model: str) -> bool:
+    """Return whether a model can be opened without a download."""
+    return Path(model).exists() or model in packaged_models()
 
 
 def _tokenizer_config(recipe: Recipe, notes: list[str]) -> VQConfig:
@@ -156,10 +169,6 @@ def _tokenizer_config(recipe: Recipe, notes: list[str]) -> VQConfig:
             return _tokenizer_config(before, notes)
         notes.append(f"{recipe.init} was not opened: its shape is taken from the recipe")
     return model_config(VQConfig, VQ_PRESETS, recipe.model)
-
-
-def _is_here(model: str) -> bool:
-    return Path(model).exists() or model in packaged_models()
 
 
 def _named(place: str, stage: str) -> Recipe | None:

@@ -239,7 +239,7 @@ def step_memory(
         saved = max(0, needed.activations + needed.casts + needed.gradients - needed.peak)
     if gpus > 1:
         width, held = _NARROW if narrow else _WIDE, trained.blocks if shard == 1 else 2 * trained.largest
-        outside = trained.trained - trained.blocks
+        outside = max(trained.trained, trained.parameters) - trained.blocks
         # Autocast rounds what is outside once more; and a block's gradients exist twice while they are summed up.
         gathered = width * held + (_WIDE + (_NARROW if narrow else 0)) * outside + (width + _WIDE) * trained.largest
     return Memory(

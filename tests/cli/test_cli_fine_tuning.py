@@ -1,0 +1,45 @@
+"""Fine-tuning from the packaged weights: a folder of images, the recipe, samples, merged weights."""
+
+import pytest
+
+from aimamba.models import AiM
+from photo_folders import write_photos
+
+TINY = ["--init", "avatars-64", "--data", "photos", "--device", "cpu", "--steps", "1", "--batch-size", "1", "--quiet"]
+
+
+@pytest.fixture
+def photos(here):
+    """Two classes of 64 pixels, of which the packaged weights know one."""
+    return write_photos(here / "photos", ("planets", "houses"), 3, width=64, height=64)
+
+
+def test_from_a_folder_to_samples(aimamba, photos, here):
+    status, out, err = aimamba("train", "aim-finetune", *TINY, "--out", "run", "--set", "task.train=classes")
+    assert status == 0, err
+    assert out.startswith("run/model: 1 steps, held out: loss")
+    base, tuned = (AiM.from_pretrained(name) for name in ("avatars-64", "run"))
+    assert tuned.config.num_classes == 2
+    assert all(
+        weight.equal(base.get_parameter(name))
+        for name, weight in tuned.named_parameters()
+        if name != "condition.table.weight"
+    )
+    assert aimamba("sample", "--model", "run", "-n", 1, "--out", "samples").status == 0
+    assert (here / "samples" / "houses-seed0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "data.size=32"], "avatars-64 has num_tokens 64, but these images and this tokenizer need 16; use"),
+        (["--tokenizer", "vq"], "avatars-64 has vocab_size 2048, but these images and this tokenizer need 24"),
+        (["--set", "task.train=head"], "train must be one of 'auto', 'all' or one of 'classes', 'embeddings',"),
+        (["--set", "task.lora_rank=600"], "task.lora_rank must be at most 256, the width of blocks.0.mixer.in_proj"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(refusal, photos, here, make_vq, arguments, message):
+    if "task.lora_rank=600" in arguments:
+        pytest.importorskip("peft")
+    make_vq(channel_mult=(1, 1, 1, 2)).save_pretrained(here / "vq")
+    assert message in refusal("train", "aim-finetune", *TINY, *arguments)
