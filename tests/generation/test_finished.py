@@ -120,7 +120,7 @@ def pipeline(make_vq, make_aim):
 def test_a_pipelines_batches_are_those_of_generate_and_decode(pipeline, monkeypatch):
     config, batches = SamplingConfig(cfg_scale=2.0), [[(0, 5), (3, 6)], [(1, 7)]]
     log, tokens = [], []
-    monkeypatch.setattr("aimamba.pipeline.Fetcher", lambda device: SlowFetcher(log, polls=3))
+    monkeypatch.setattr("aimamba.pipeline.core.Fetcher", lambda device: SlowFetcher(log, polls=3))
     found = list(pipeline.batches(batches, config, progress=tokens.append))
     assert tokens == [2] * 9 + [1] * 9
     for batch, finished in zip(batches, found, strict=True):
@@ -132,7 +132,7 @@ def test_a_pipelines_batches_are_those_of_generate_and_decode(pipeline, monkeypa
 
 def test_no_wait_between_the_tokens_of_a_pipeline(pipeline, monkeypatch):
     """As far as operators tell; a CUDA device itself says so below."""
-    monkeypatch.setattr("aimamba.pipeline.Fetcher", lambda device: SlowFetcher([], polls=10**6))
+    monkeypatch.setattr("aimamba.pipeline.core.Fetcher", lambda device: SlowFetcher([], polls=10**6))
     waits = []
     engine = RecordedEngine(RecordedStep(pipeline.generator), lambda run: run)
     monkeypatch.setattr(pipeline, "prepare", lambda: engine)

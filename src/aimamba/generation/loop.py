@@ -6,25 +6,23 @@ Shape letters: B images, L tokens of an image, R rows of the state (conditional,
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from aimamba.errors import CheckpointError, ConfigError, DataError
-from aimamba.generation.engines import Engine, SamplingEngine, make_engine
+from aimamba.errors import CheckpointError, ConfigError
+from aimamba.generation.engines import Engine, make_engine
+from aimamba.generation.plan import Labels, SamplingPlan, check_codes, check_labels, uniform_numbers
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
-from aimamba.ops.sampling.logits import Setting, guided_sample, uniform_dtype
-from aimamba.seeds import seeded
 
 
 @torch.inference_mode()
 def generate(
     model: AiM,
-    labels: Int[Tensor, " b"],
+    labels: Labels,
     config: SamplingConfig | Sequence[SamplingConfig] = SamplingConfig(),  # noqa: B008 - frozen
     *,
     seeds: Sequence[int] | None = None,
-    prefix: Int[Tensor, "_ k"] | None = None,
+    prefix: Tensor | None = None,
     position_shift: int | None = None,
     engine: Engine | str = "auto",
 ) -> Iterator[Tensor]:
@@ -34,10 +32,12 @@ def generate(
 
     Args:
         model: The generator, in evaluation mode.
-        labels: A class for each image; ``num_classes`` is the null class.
+        labels: A class for each image, where ``num_classes`` is the null class, (B,); or weights of the classes for
+            each image, (B, C) or with the null class (B, C + 1): a mixture.
         config: Settings for all images, or one for each.
         seeds: A seed for each image. By default, image i has the config's seed plus i, or its own config's seed.
-        prefix: The first tokens of each image, if they are known.
+        prefix: The first tokens of each image, if they are known: (B, k), or rows of the grid (B, r, w); or one (1, k)
+            for all.
         position_shift: Overrides the model's ``decode_position_shift``.
         engine: Computes the steps: a name of ``aimamba.generation.engines``, or an engine for this model from
             ``make_engine``, which can be used again.
@@ -47,87 +47,61 @@ def generate(
 
     Raises:
         DataError: A label is out of range or the prefix does not fit.
-        ConfigError: The numbers of labels, configs and seeds differ; a seed is not in [0, 2^64); or the engine is
-            unknown or cannot decode this model.
+        ConfigError: The numbers of labels, configs and seeds differ; a seed is not in [0, 2^64); a mixture or a
+            negative class does not fit; or the engine is unknown or cannot decode this model.
         CheckpointError: After the last token, if the logits contain NaN or infinity, as with damaged weights. With an
-            engine that queues its steps, this check is the only wait for the device.
+            engine that queues its steps, this check is the only wait for the device, besides one at the end of an
+            interval of guidance.
     """
-    count, length = labels.shape[0], model.config.num_tokens
-    shared = config if isinstance(config, SamplingConfig) else None
-    configs = [config] * count if isinstance(config, SamplingConfig) else list(config)
-    seeds = [each.seed + (i if shared else 0) for i, each in enumerate(configs)] if seeds is None else list(seeds)
-    _validate(model, labels, configs, seeds, prefix)
-    device = model.word_embedding.weight.device
-    labels = labels.to(device)
-
-    settings: dict[str, Setting]
-    if shared is not None:
-        settings = {"temperature": shared.temperature, "top_k": shared.top_k, "top_p": shared.top_p}
-    else:
-        settings = {
-            name: torch.tensor([getattr(each, name) for each in configs], device=device)
-            for name in ("temperature", "top_k", "top_p")
-        }
-    # Move everything to the device before the loop, so that no step waits for the device.
-    scales = torch.tensor([[each.guidance_at(t, length) for each in configs] for t in range(length)])
-    guided = (scales != 1).any(dim=0).nonzero().squeeze(-1)  # images that need an unconditional row
-    others = torch.arange(count).index_copy(0, guided, count + torch.arange(len(guided)))
-    unconditional_rows = others.to(device) if len(guided) else None
-    guided, scales = guided.to(device), scales.to(device)
-    uniforms = torch.stack([_uniform_numbers(seed, length) for seed in seeds], dim=1)  # (L, B)
-    uniforms = uniforms.to(uniform_dtype(device)).to(device)
-    prefix = None if prefix is None else prefix.to(device)
-
+    count, length = len(labels), model.config.num_tokens
+    check_labels(model, labels)
+    configs, seeds = each_config(config, seeds, count)
+    plan = SamplingPlan(model, labels, configs)
+    [uniforms] = uniform_numbers(model, seeds)  # (L, B)
+    known = None if prefix is None else check_codes(model, prefix.to(plan.device), count, "prefix")
     stepper = make_engine(model, engine) if isinstance(engine, str) else engine
-    sample = stepper.guided_sample if isinstance(stepper, SamplingEngine) else guided_sample
-    state = stepper.init_state(count + len(guided), position_shift=position_shift)
-    null_class = labels.new_full((len(guided),), model.condition.null_class)
-    inputs = torch.cat([labels, null_class])  # (R,)
+    state = stepper.init_state(plan.rows, position_shift=position_shift)
+    inputs = plan.first_inputs()
     with torch.inference_mode(mode=False):  # so that the caller may train on them
-        codes = torch.empty(count, length, dtype=labels.dtype, device=device)
-    known = 0 if prefix is None else prefix.shape[1]
+        codes = torch.empty(count, length, dtype=torch.long, device=plan.device)
     for t in range(length):
         logits = stepper.step(inputs, state)
-        if prefix is not None and t < known:
-            codes[:, t] = prefix[:, t]
+        if known is not None and t < known.shape[1]:
+            codes[:, t] = known[:, t]
         else:
-            codes[:, t] = sample(
-                logits, uniforms[t], unconditional_rows=unconditional_rows, scale=scales[t], **settings
-            )
-        inputs = torch.cat([codes[:, t], codes[guided, t]])
+            codes[:, t] = plan.sample(stepper, t, logits, uniforms[t])
+        if (left := plan.leave(state, t + 1)) is not state:
+            check_logits(logits)
+            state = left
+        inputs = plan.inputs(codes[:, t], state.rows)
         yield codes[:, : t + 1]
-    if not bool(logits.isfinite().all()):  # once, at the end: a state that is not finite stays so
+    check_logits(logits)  # once, at the end: a state that is not finite stays so
+
+
+def each_config(
+    config: SamplingConfig | Sequence[SamplingConfig], seeds: Sequence[int] | None, count: int
+) -> tuple[list[SamplingConfig], list[int]]:
+    """Return settings and seed of each image; see ``generate``.
+
+    Raises:
+        ConfigError: There are not as many as images.
+    """
+    shared = isinstance(config, SamplingConfig)
+    configs = [config] * count if isinstance(config, SamplingConfig) else list(config)
+    if seeds is None:
+        seeds = [each.seed + (i if shared else 0) for i, each in enumerate(configs)]
+    if not len(configs) == len(seeds) == count:
+        raise ConfigError(f"{count} labels, {len(configs)} configs and {len(seeds)} seeds: expected equal numbers")
+    return configs, list(seeds)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Check that the generator's weights are sound. Waits for the device.
+
+    Raises:
+        CheckpointError: The logits contain NaN or infinity.
+    """
+    if not bool(logits.isfinite().all()):
         raise CheckpointError(
             "the generator's logits contain NaN or infinity: its weights are damaged, or its dtype is too narrow"
         )
-
-
-def _uniform_numbers(seed: int, length: int) -> Tensor:
-    """Return the random numbers of one image, uniform in [0, 1), the same on every device and in every batch."""
-    return torch.rand(length, dtype=torch.float64, generator=seeded(seed))
-
-
-def _validate(
-    model: AiM, labels: Tensor, configs: list[SamplingConfig], seeds: list[int], prefix: Tensor | None
-) -> None:
-    count, null_class = labels.shape[0], model.condition.null_class
-    if count == 0:
-        raise DataError("no labels given; expected at least one")
-    if not len(configs) == len(seeds) == count:
-        raise ConfigError(f"{count} labels, {len(configs)} configs and {len(seeds)} seeds: expected equal numbers")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest > null_class:
-        wrong = lowest if lowest < 0 else highest
-        raise DataError(
-            f"label {wrong} is out of range: expected 0 to {null_class - 1}, or {null_class} for the null class"
-        )
-    if prefix is not None and (prefix.shape[0] != count or prefix.shape[1] > model.config.num_tokens):
-        raise DataError(
-            f"prefix of shape {tuple(prefix.shape)} does not fit {count} images of {model.config.num_tokens} codes"
-        )
-    if (
-        prefix is not None
-        and prefix.numel()
-        and not 0 <= int(prefix.min()) <= int(prefix.max()) < model.config.vocab_size
-    ):
-        raise DataError(f"prefix holds codes outside 0 to {model.config.vocab_size - 1}")

@@ -9,7 +9,10 @@ from aimamba.config import check
 from aimamba.seeds import shown
 
 _KINDS = (
-    *((name, numbers.Real, "number") for name in ("temperature", "top_p", "cfg_scale", "cfg_power")),
+    *(
+        (name, numbers.Real, "number")
+        for name in ("temperature", "top_p", "min_p", "cfg_scale", "cfg_power", "cfg_start", "cfg_end")
+    ),
     *((name, numbers.Integral, "whole number") for name in ("top_k", "seed")),
 )
 
@@ -20,8 +23,12 @@ class SamplingConfig:
 
     Attributes:
         temperature: Divides the logits; 0 always takes the most likely token.
+        temperature_end: Temperature of the last token; between it and the first token, at ``temperature``, it changes
+            linearly. None keeps it constant.
         top_k: Sample among the k most likely tokens; 0 means all.
         top_p: Sample among the most likely tokens that together reach this probability, in (0, 1].
+        min_p: Leave out tokens less likely than this share of the most likely one's probability, in [0, 1); 0 means
+            none (arXiv 2407.01082).
         cfg_scale: Scale of classifier-free guidance, ``u + scale (c - u)`` of unconditional logits u and conditional
             logits c. 1 means no guidance and needs no unconditional rows. The paper's FIDs use 2.0 for AiM-B and
             1.75 for AiM-L and AiM-XL.
@@ -29,15 +36,25 @@ class SamplingConfig:
             ``power-cosine``, ``1 + (scale - 1) (1 - cos(pi t^power)) / 2`` with t from 0 to 1 (as in RAR,
             arXiv 2411.00776, and MDTv2, arXiv 2303.14389).
         cfg_power: The power of ``power-cosine``; a larger one keeps the scale low for longer.
+        cfg_start: Where guidance begins, as a share of the image's tokens in [0, 1].
+        cfg_end: Where guidance ends; tokens at and after this share are not guided (an interval of guidance, as in
+            arXiv 2404.07724), and from there on a guided image costs one pass instead of two.
+        negative: A class to be guided away from, in place of the null class: its number, or for a ``Pipeline`` its
+            name.
         seed: Seed of the first image; each further image adds 1.
     """
 
     temperature: float = 1.0
+    temperature_end: float | None = None
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     cfg_scale: float = 1.0
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
     cfg_power: float = 1.0
+    cfg_start: float = 0.0
+    cfg_end: float = 1.0
+    negative: int | str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,8 +66,15 @@ class SamplingConfig:
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"temperature must be 0 (always the most likely token) or more, got {self.temperature}",
         )
+        if self.temperature_end is not None:
+            number = isinstance(self.temperature_end, numbers.Real) and not isinstance(self.temperature_end, bool)
+            check(
+                number and math.isfinite(self.temperature_end) and self.temperature_end >= 0,
+                f"temperature-end must be a number of 0 or more, got {self.temperature_end!r}",
+            )
         check(self.top_k >= 0, f"top-k must be 0 (all tokens) or more, got {self.top_k}")
         check(0 < self.top_p <= 1, f"top-p must be in (0, 1], where 1 keeps all tokens, got {self.top_p}")
+        check(0 <= self.min_p < 1, f"min-p must be in [0, 1), where 0 keeps all tokens, got {self.min_p}")
         check(
             math.isfinite(self.cfg_scale) and self.cfg_scale >= 0,
             f"cfg-scale must be 0 or more, where 1 means no guidance, got {self.cfg_scale}",
@@ -63,21 +87,46 @@ class SamplingConfig:
             math.isfinite(self.cfg_power) and self.cfg_power > 0,
             f"cfg-power must be above 0, got {self.cfg_power}",
         )
+        check(
+            0 <= self.cfg_start < self.cfg_end <= 1,
+            "cfg-start and cfg-end must be shares of the image's tokens with 0 <= start < end <= 1, got "
+            f"{self.cfg_start} and {self.cfg_end}",
+        )
+        if self.negative is not None:
+            fits = isinstance(self.negative, int | str) and not isinstance(self.negative, bool)
+            check(fits, f"negative must be a class, got {self.negative!r}")
+            check(
+                self.cfg_scale != 1,
+                f"negative has no effect without guidance; set cfg-scale above 1, got {self.cfg_scale}",
+            )
         check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {shown(self.seed)}")
 
     def guidance_at(self, index: int, length: int) -> float:
-        """Return the guidance scale for token ``index`` of ``length``."""
+        """Return the guidance scale for token ``index`` of ``length``; 1 outside of the interval of guidance."""
+        if not round(self.cfg_start * length) <= index < round(self.cfg_end * length):
+            return 1.0
         if self.cfg_schedule == "constant":
             return self.cfg_scale
         t = index / max(1, length - 1)
         rise = t if self.cfg_schedule == "linear" else (1 - math.cos(math.pi * t**self.cfg_power)) / 2
         return 1 + (self.cfg_scale - 1) * rise
 
+    def temperature_at(self, index: int, length: int) -> float:
+        """Return the temperature for token ``index`` of ``length``."""
+        if self.temperature_end is None:
+            return self.temperature
+        return self.temperature + (self.temperature_end - self.temperature) * index / max(1, length - 1)
+
     def describe(self) -> str:
         """Return guidance, seed, and other settings that are not the defaults, as text."""
         schedule = "" if self.cfg_schedule == "constant" else f" {self.cfg_schedule}"
         parts = [f"guidance {self.cfg_scale:g}{schedule}"]
-        parts += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
+        start, end = self.cfg_start, self.cfg_end
+        parts += [f"from {start:g} to {end:g} of the tokens"] if (start, end) != (0, 1) else []
+        parts += [] if self.negative is None else [f"away from class {self.negative}"]
+        last = "" if self.temperature_end is None else f" to {self.temperature_end:g}"
+        parts += [f"temperature {self.temperature:g}{last}"] if self.temperature != 1 or last else []
         parts += [f"top-k {self.top_k}"] if self.top_k else []
         parts += [f"top-p {self.top_p:g}"] if self.top_p < 1 else []
+        parts += [f"min-p {self.min_p:g}"] if self.min_p else []
         return ", ".join([*parts, f"seed {self.seed}"])

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from aimamba.checkpoints.official import aim_from_official
+from aimamba.errors import ConfigError
 from aimamba.models.adaln import make_adaln
 from aimamba.models.aim_config import AiMConfig
 from aimamba.models.attention import Attention, FeedForward
@@ -186,7 +187,7 @@ class AiM(PretrainedModel[AiMConfig]):
     def forward(
         self,
         codes: Int[Tensor, "b l1"],
-        labels: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"] | Float[Tensor, "b c"],
         *,
         position_shift: int = 0,
         token_mask: Float[Tensor, "b l1 d"] | None = None,
@@ -197,7 +198,7 @@ class AiM(PretrainedModel[AiMConfig]):
 
         Args:
             codes: All codes of the image but the last, (B, L - 1), or any shorter prefix.
-            labels: Class labels; ``num_classes`` is the null class.
+            labels: Class labels; ``num_classes`` is the null class. Or mixtures of classes: a weight for each.
             position_shift: Added to the place of every code. Models are trained with 0.
             token_mask: Multiplied with the word embeddings, for dropout.
             head: Whether to apply the tied head, ``word_embedding.weight``.
@@ -205,7 +206,15 @@ class AiM(PretrainedModel[AiMConfig]):
 
         Returns:
             Logits (B, L, V), of which index t predicts code t. Without the head, its input (B, L, D).
+
+        Raises:
+            ConfigError: The codes are those of a whole image or more: nothing follows the last one.
         """
+        if codes.shape[1] >= (length := self.config.num_tokens):
+            raise ConfigError(
+                f"AiM predicts each of {length} codes from those before it and takes {length - 1} of them at most, got "
+                f"{codes.shape[1]}; leave out the last: codes[:, :-1]"
+            )
         condition = self.condition(labels)
         modulation, final_modulation = self.modulations(condition)
         place = torch.arange(position_shift, codes.shape[1] + position_shift, device=codes.device)
@@ -242,7 +251,7 @@ class AiM(PretrainedModel[AiMConfig]):
             mixers=[block.mixer.init_state(batch, config.num_tokens + 1) for block in self.blocks],
         )
 
-    def enter(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b d"]:
+    def enter(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], state: AiMState) -> Float[Tensor, "b d"]:
         """Return the vector of each row's input, with which a step begins.
 
         For rows at position 0, also compute the modulations of their class; ``state`` keeps them for the whole image.
@@ -252,26 +261,38 @@ class AiM(PretrainedModel[AiMConfig]):
             state: Its modulations are updated, its position is not.
         """
         starting = state.position == 0
+        if inputs.is_floating_point():
+            assert bool(starting.all()), "class vectors are the input of rows at position 0 alone"
+            distinct, which = torch.unique(inputs, dim=0, return_inverse=True)
+            return self._begin(distinct, which, starting, state)
         if not bool(starting.any()):
             return self.embed(inputs, state.position - 1 + state.position_shift)
         labels = torch.where(starting, inputs, self.condition.null_class)
-        # Each distinct label once and alone: the rounding of a matrix product depends on its number of rows.
         distinct, which = labels.unique(return_inverse=True)
-        modulation, final_modulation = zip(
-            *(self.modulations(self.condition(one)) for one in distinct.split(1)), strict=True
-        )
+        condition = self._begin(self.condition(distinct), which, starting, state)
+        place = (state.position - 1 + state.position_shift).clamp(min=0)
+        codes = self.embed(torch.where(starting, 0, inputs), place)
+        return torch.where(starting[:, None], condition, codes)
+
+    def _begin(
+        self, distinct: Float[Tensor, "u d"], which: Int[Tensor, " b"], starting: Tensor, state: AiMState
+    ) -> Float[Tensor, "b d"]:
+        """Compute the modulations of rows at position 0 from their class vectors, which are returned.
+
+        Each distinct vector once and alone: the rounding of a matrix product depends on its number of rows.
+        """
+        modulation, final_modulation = zip(*(self.modulations(one) for one in distinct.split(1)), strict=True)
         rows = starting[:, None, None]
         state.modulation = torch.where(rows[..., None], torch.cat(modulation)[which], state.modulation)
         state.final_modulation = torch.where(rows, torch.cat(final_modulation)[which], state.final_modulation)
-        place = (state.position - 1 + state.position_shift).clamp(min=0)
-        codes = self.embed(torch.where(starting, 0, inputs), place)
-        return torch.where(starting[:, None], self.condition(labels), codes)
+        return distinct[which]
 
-    def step(self, inputs: Int[Tensor, " b"], state: AiMState) -> Float[Tensor, "b v"]:
+    def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], state: AiMState) -> Float[Tensor, "b v"]:
         """Feed one token of each row and return the logits of its next code.
 
         Args:
-            inputs: The class label of a row at position 0, and the latest code of any other row.
+            inputs: The class label of a row at position 0, and the latest code of any other row; or, where all rows
+                are at position 0, their class vectors, as of mixtures of classes (see ``ClassCondition``).
             state: From ``init_state``, and updated. Its rows may be at different positions.
         """
         hidden = self.enter(inputs, state)

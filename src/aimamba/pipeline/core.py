@@ -2,24 +2,38 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from aimamba import __version__
+from aimamba.config import from_mapping
 from aimamba.data.class_names import find_class
-from aimamba.data.sheets import to_uint8
-from aimamba.errors import ConfigError
+from aimamba.data.sheets import to_float, to_uint8
+from aimamba.errors import ConfigError, DataError
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine, resolve_engine
 from aimamba.generation.fast_decoder import FastDecoder
 from aimamba.generation.finished import Fetcher, Finished, finished_batches
+from aimamba.generation.plan import Labels, check_codes
 from aimamba.generation.record import ModelRecord
 from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, VQModel
+from aimamba.pipeline.images import Fit, Images, read_images
 from aimamba.pipeline.loading import check_tokenizer
+
+ClassName = str | int
+"""A class by name or number, see ``aimamba.data.class_names``."""
+
+Mixture = Mapping[ClassName, float | int]
+"""Weights of classes, such as ``{"planets": 0.7, "clay": 0.3}``; they are scaled to the sum 1."""
+
+_ENCODED_AT_ONCE = 16
 
 
 class PipelineCore:
@@ -92,6 +106,39 @@ class PipelineCore:
         """
         return find_class(name, self.class_names, self.generator.config.num_classes)
 
+    def labels(self, classes: Sequence[ClassName | Mixture]) -> Labels:
+        """Return what ``generate`` takes for some classes: labels (B,), or if one is a mixture, weights (B, C).
+
+        Raises:
+            ConfigError: There is no such class, or the weights of a mixture are not numbers of 0 or more, some above.
+        """
+        if isinstance(classes, str | Mapping):
+            raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
+        if not any(isinstance(each, Mapping) for each in classes):
+            return torch.tensor([self.label(each) for each in classes], dtype=torch.long)  # type: ignore[arg-type]
+        return torch.stack([self.weights(each) for each in classes])
+
+    def weights(self, mixture: ClassName | Mixture) -> Tensor:
+        """Return a class or a mixture as weights of all classes, (C,), see ``labels``."""
+        found = torch.zeros(self.generator.config.num_classes, dtype=torch.float64)
+        for name, weight in (mixture if isinstance(mixture, Mapping) else {mixture: 1.0}).items():
+            if not isinstance(weight, Real) or not (math.isfinite(weight) and weight >= 0):
+                raise ConfigError(f"the weight of class {name!r} in a mixture must be at least 0, got {weight!r}")
+            found[self.label(name)] += float(weight)
+        if not bool(found.sum() > 0):
+            raise ConfigError("a mixture needs at least one class with a weight above 0")
+        return (found / found.sum()).float()
+
+    def settings(self, config: SamplingConfig | Mapping[str, Any]) -> SamplingConfig:
+        """Return settings of sampling that ``generate`` takes: built from a mapping, the negative class as a number.
+
+        Raises:
+            ConfigError: A setting or class is unknown or out of range.
+        """
+        if not isinstance(config, SamplingConfig):
+            config = from_mapping(SamplingConfig, config, where="config")
+        return config if config.negative is None else replace(config, negative=self.label(config.negative))
+
     def class_name(self, label: int) -> str:
         """Return the name of a class, or ``class-<number>`` if names are not known."""
         return self.class_names[label] if self.class_names else f"class-{label}"
@@ -125,18 +172,42 @@ class PipelineCore:
             labels, seeds = zip(*batch, strict=True)
             return self.generate(torch.tensor(labels), config, seeds=seeds)
 
+        yield from self.finished(map(run, batches), progress=progress)
+
+    def finished(
+        self, runs: Iterable[Iterator[Int[Tensor, "b t"]]], *, progress: Callable[[int], object] | None = None
+    ) -> Iterator[Finished]:
+        """Decode what ``generate`` and its kin yield for many batches, as ``batches`` does, and see there.
+
+        Args:
+            runs: The tokens of each batch; the next run is taken when the tokens of one are queued.
+            progress: Called after every step with the number of tokens that it generated.
+        """
+
         def decode(codes: Tensor) -> tuple[Tensor, Tensor]:
             decoded = self._prepared_decoder().queue(codes.unflatten(1, (self.grid, self.grid)))
             return to_uint8(decoded.images).permute(0, 2, 3, 1).contiguous(), decoded.finite
 
         length = self.generator.config.num_tokens
         fetcher = Fetcher(self.generator.word_embedding.weight.device)
-        yield from finished_batches(map(run, batches), length, decode, fetcher, progress)
+        yield from finished_batches(runs, length, decode, fetcher, progress)
 
     def generate(
-        self, labels: Int[Tensor, " b"], config: SamplingConfig, *, seeds: Sequence[int] | None = None
+        self,
+        labels: Labels,
+        config: SamplingConfig | Sequence[SamplingConfig],
+        *,
+        seeds: Sequence[int] | None = None,
+        prefix: Tensor | None = None,
     ) -> Iterator[Int[Tensor, "b t"]]:
         """Generate the codes of images, see ``aimamba.generation.generate``. The engine is kept for the next call.
+
+        Args:
+            labels: Classes or mixtures of them, as ``labels`` returns them.
+            config: Settings for all images, or one for each.
+            seeds: A seed for each image.
+            prefix: The first tokens of each image, if they are known, as ``encode`` returns them: (B, k), or rows of
+                the grid (B, r, w).
 
         Yields:
             The codes so far, (B, t) for t = 1 ... L.
@@ -144,7 +215,7 @@ class PipelineCore:
         Raises:
             ConfigError: The engine is unknown or cannot decode this generator on this machine.
         """
-        return generate(self.generator, labels, config, seeds=seeds, engine=self.prepare())
+        return generate(self.generator, labels, config, seeds=seeds, prefix=prefix, engine=self.prepare())
 
     def prepare(self) -> Engine:
         """Return the engine; make it on the first call, and again when the generator's weights have changed.
@@ -180,13 +251,45 @@ class PipelineCore:
             aimamba=__version__,
         )
 
-    def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
+    @torch.inference_mode()
+    def encode(self, images: Images, *, fit: Fit = "exact") -> Int[Tensor, "b l"]:
+        """Encode images as the codes that ``decode`` and ``generate`` take, in raster order, on the tokenizer's device.
+
+        On CPUs, the codes of an image do not depend on the rest of its batch.
+
+        Args:
+            images: One or several: PIL images, 8-bit arrays or tensors, or floats in [-1, 1]; see ``read_images`` in
+                ``aimamba.pipeline.images``.
+            fit: What becomes of an image of another size: ``exact`` refuses it, ``crop`` takes its centre square,
+                ``stretch`` all of it.
+
+        Raises:
+            DataError: An image has another type, shape, range or size.
+            CheckpointError: The tokenizer's weights are damaged.
+        """
+        weight = self.tokenizer.codebook
+        pixels = to_float(read_images(images, self.image_size, fit)).to(device=weight.device, dtype=weight.dtype)
+        parts = pixels.split(1 if weight.device.type == "cpu" else _ENCODED_AT_ONCE)
+        codes = torch.cat([self.tokenizer.encode(part) for part in parts]).flatten(1)
+        with torch.inference_mode(mode=False):  # so that the caller may train on them
+            return codes.clone()
+
+    def decode(self, codes: Tensor) -> UInt8[Tensor, "b 3 s s"]:
         """Decode codes, in raster order, to 8-bit images on the tokenizer's device.
 
         On CPUs, an image does not depend on the rest of its batch. The decoder is prepared on the first call, and
         again when the tokenizer's weights have changed. ``aimamba.data.to_pil`` converts the result to PIL images.
+
+        Args:
+            codes: Those of whole images, (B, L) or (B, h, w).
+
+        Raises:
+            DataError: The codes have another shape, or there are none of that number in the codebook.
         """
-        return to_uint8(self._prepared_decoder()(codes.unflatten(1, (self.grid, self.grid))))
+        flat = check_codes(self.generator, codes, len(codes), "codes")
+        if flat.shape[1] != (length := self.generator.config.num_tokens):
+            raise DataError(f"expected the {length} codes of whole images, got {flat.shape[1]} of each")
+        return to_uint8(self._prepared_decoder()(flat.unflatten(1, (self.grid, self.grid))))
 
     def _prepared_decoder(self) -> FastDecoder:
         if self._decoder is None or not self._decoder.matches(self.tokenizer):

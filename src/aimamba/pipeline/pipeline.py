@@ -1,25 +1,24 @@
 """From class names to images: tokenizer, generator and class names in one object."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from aimamba.checkpoints.checkpoint import Checkpoint
-from aimamba.config import from_mapping
+from aimamba.data.sheets import to_pil
 from aimamba.devices import resolve_dtype
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
-from aimamba.pipeline.core import PipelineCore
+from aimamba.pipeline.drawing import Progress, Settings
+from aimamba.pipeline.editing import Editing
 from aimamba.pipeline.loading import SaveGenerator, load_parts, save_parts
-
-Progress = Callable[[int, int], None]
-"""Called after every step with the numbers of tokens generated so far and in total."""
+from aimamba.pipeline.scoring import Class
 
 
-class Pipeline(PipelineCore):
+class Pipeline(Editing):
     """A generator and the tokenizer that it was trained with.
 
     Attributes:
@@ -75,9 +74,9 @@ class Pipeline(PipelineCore):
 
     def __call__(
         self,
-        labels: Sequence[str | int],
+        labels: Sequence[Class],
         n: int | SamplingConfig = 1,
-        config: SamplingConfig | Mapping[str, Any] = SamplingConfig(),  # noqa: B008 - frozen
+        config: Settings | Sequence[Settings] = SamplingConfig(),  # noqa: B008 - frozen
         *,
         batch_size: int = 16,
         progress: Progress | None = None,
@@ -85,10 +84,10 @@ class Pipeline(PipelineCore):
         """Generate ``n`` images of each class.
 
         Args:
-            labels: Class names or numbers.
+            labels: Class names or numbers, or mixtures such as ``{"planets": 0.7, "clay": 0.3}``.
             n: Images of each class. Image j of every class has the seed ``config.seed + j``. Settings of sampling may
                 stand in its place; ``n`` is 1 then.
-            config: Settings of sampling, or a mapping of them.
+            config: Settings of sampling, or a mapping of them; for all classes, or one for each.
             batch_size: Images generated at once. It changes speed and memory, not the images.
             progress: Called after every step.
 
@@ -100,24 +99,12 @@ class Pipeline(PipelineCore):
         """
         if isinstance(n, SamplingConfig):
             config, n = n, 1
-        if not isinstance(config, SamplingConfig):
-            config = from_mapping(SamplingConfig, config, where="config")
         if n < 1 or batch_size < 1:
             raise ConfigError(f"expected n and batch size to be at least 1, got n {n}, batch size {batch_size}")
-        if isinstance(labels, str):
-            raise ConfigError(f"expected a list of classes, got the single text {labels!r}; write [{labels!r}]")
-        jobs = [(self.label(label), config.seed + j) for label in labels for j in range(n)]
-        length = self.generator.config.num_tokens
-        batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
-        generated = 0
+        given = self.labels(labels).repeat_interleave(n, dim=0)
+        configs, seeds = self.each_image(config, len(labels), n)
 
-        def advance(tokens: int) -> None:
-            nonlocal generated
-            generated += tokens
-            if progress is not None:
-                progress(generated, len(jobs) * length)
+        def start(part: slice) -> Iterator[Tensor]:
+            return self.generate(given[part], configs[part], seeds=seeds[part])
 
-        images: list[Image.Image] = []
-        for finished in self.batches(batches, config, progress=advance):
-            images += [Image.fromarray(image) for image in finished.images.numpy()]
-        return images
+        return to_pil(self.draw(start, len(given), batch_size, progress))

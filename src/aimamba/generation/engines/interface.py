@@ -18,6 +18,7 @@ class Engine(Protocol):
     def step(self, inputs: Tensor, state: Any) -> Tensor:
         """Feed one token of each row, (R,), and return the logits of its next code, (R, V).
 
+        Where all rows are at position 0, ``inputs`` may be their class vectors (R, D) in place of labels.
         ``state`` is one that this engine made, and is updated.
         """
         ...

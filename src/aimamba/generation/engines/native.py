@@ -53,7 +53,8 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
         library.aim_destroy.argtypes = [pointer]
         library.aim_add_layer.argtypes = [pointer] * 10
         library.aim_set_head.argtypes = [pointer] * 4
-        library.aim_step.argtypes = library.aim_sample.argtypes = [pointer, number, *([pointer] * 6)]
+        library.aim_step.argtypes = [pointer, number, *([pointer] * 6)]
+        library.aim_sample.argtypes = [pointer, number, *([pointer] * 7)]
     return library
 
 
@@ -155,7 +156,7 @@ class NativeEngine:
             "carry": torch.empty(batch, heads),
         }
 
-    def step(self, inputs: Int[Tensor, " r"], state: AiMState) -> Float[Tensor, "r v"]:
+    def step(self, inputs: Int[Tensor, " r"] | Float[Tensor, "r d"], state: AiMState) -> Float[Tensor, "r v"]:
         """Feed one token of each row and return the logits of its next code, in float32; see ``AiM.step``."""
         with torch.no_grad():
             residual = self.model.enter(inputs, state).float().contiguous()
@@ -186,6 +187,7 @@ class NativeEngine:
         temperature: Setting = 1.0,
         top_k: Setting = 0,
         top_p: Setting = 1.0,
+        min_p: Setting = 0.0,
     ) -> Int[Tensor, " b"]:
         """Sample as ``aimamba.ops.sampling.logits.guided_sample`` does, without starting PyTorch's threads.
 
@@ -194,33 +196,27 @@ class NativeEngine:
         count = len(uniform)
         unconditional_rows = torch.arange(count) if unconditional_rows is None else unconditional_rows
         scale = torch.ones(count) if scale is None else scale
-        if not _is_off(top_k, 0) or not _is_off(top_p, 1):  # row by row: so small that PyTorch uses one thread
-            return torch.cat(
-                [
-                    guided_sample(
-                        logits[[row, int(unconditional_rows[row])]],
-                        uniform[row : row + 1],
-                        unconditional_rows=torch.ones(1, dtype=torch.long),
-                        scale=scale[row : row + 1],
-                        **{
-                            name: setting[row : row + 1] if isinstance(setting, Tensor) else setting
-                            for name, setting in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p))
-                        },
-                    )
-                    for row in range(count)
-                ]
-            )
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         codes = torch.empty(count, dtype=torch.long)
         arguments = (
             logits.contiguous(),
             unconditional_rows.contiguous(),
             scale.float().contiguous(),
-            torch.as_tensor(temperature, dtype=torch.float32).expand(count).contiguous(),
+            *(_of_rows(setting, count) for setting in (temperature, min_p)),
             uniform.double().contiguous(),
             codes,
         )
         with self._lock:
             self._kernel.aim_sample(self._handle, count, *(tensor.data_ptr() for tensor in arguments))
+        # Rows with top-k or top-p, one by one: so small that PyTorch uses one thread.
+        for row in ((_of_rows(top_k, count) > 0) | (_of_rows(top_p, count) < 1)).nonzero().flatten().tolist():
+            codes[row] = guided_sample(
+                logits[[row, int(unconditional_rows[row])]],
+                uniform[row : row + 1],
+                unconditional_rows=torch.ones(1, dtype=torch.long),
+                scale=scale[row : row + 1],
+                **{name: each[row : row + 1] if isinstance(each, Tensor) else each for name, each in settings.items()},
+            )
         return codes
 
     @staticmethod
@@ -230,6 +226,6 @@ class NativeEngine:
                 yield memory[name].data_ptr() if memory[name].numel() else None
 
 
-def _is_off(setting: Setting, value: float | int) -> bool:
-    """Whether a setting leaves the distribution of every row unchanged."""
-    return bool((setting == value).all()) if isinstance(setting, Tensor) else setting == value
+def _of_rows(setting: Setting, count: int) -> Float[Tensor, " b"]:
+    """Return a setting as one float32 number a row."""
+    return torch.as_tensor(setting, dtype=torch.float32).expand(count).contiguous()

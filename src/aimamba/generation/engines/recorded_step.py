@@ -171,18 +171,22 @@ class RecordedStep:
             "weights": weight.new_empty(rows, heads, slots, dtype=wide),
         }
 
-    def begin(self, inputs: Int[Tensor, " b"], memory: Memory, *, all_begin: bool) -> None:
+    def begin(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], memory: Memory, *, all_begin: bool) -> None:
         """Compute the class vectors and modulations of rows at position 0; other rows keep theirs.
 
         Args:
-            inputs: Class labels of the rows at position 0; any label for the others.
+            inputs: Class labels of the rows at position 0, any label for the others; or class vectors of all.
             memory: Its class vectors and modulations are updated.
             all_begin: Whether all rows are at position 0.
         """
         if self._taps is not None:
             self._taps.copy_(self._stacked_taps())  # weights may have changed in place
         starting = memory["position"] == 0
-        condition = self.model.condition(inputs.masked_fill(~starting, self.model.condition.null_class))
+        condition = (
+            inputs.to(memory["condition"].dtype)
+            if inputs.is_floating_point()
+            else self.model.condition(inputs.masked_fill(~starting, self.model.condition.null_class))
+        )
         modulation, final_modulation = self.model.modulations(condition)
         found = {"condition": condition, "modulation": modulation, "final_modulation": final_modulation}
         for name, value in found.items():

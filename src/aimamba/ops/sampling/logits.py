@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, temperature, top-k, top-p, and sampling itself.
+"""From logits to tokens: guidance, temperature, top-k, top-p, min-p, and sampling itself.
 
 Rows are independent: each setting is a number for all rows or a tensor with one value a row, and a row's token depends
 only on its own probabilities and its own uniform number. Nothing here waits for a device or copies to it, if the given
@@ -63,6 +63,17 @@ def top_p_filter(logits: Float[Tensor, "b v"], p: Setting) -> Float[Tensor, "b v
     return logits.masked_fill(remove.scatter(-1, order, remove), -torch.inf)
 
 
+def min_p_filter(logits: Float[Tensor, "b v"], p: Setting) -> Float[Tensor, "b v"]:
+    """Set logits of tokens less likely than ``p`` times the most likely one to -inf (Nguyen et al., arXiv 2407.01082).
+
+    The most likely token always stays; 0 keeps all.
+    """
+    if isinstance(p, int | float) and p <= 0:
+        return logits
+    ratio = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+    return logits.masked_fill(ratio < _column(p, logits).to(ratio.dtype), -torch.inf)
+
+
 def sample_categorical(probabilities: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
     """Sample one token a row by inverting the cumulative distribution at ``uniform`` in [0, 1).
 
@@ -86,8 +97,9 @@ def sample(
     temperature: Setting = 1.0,
     top_k: Setting = 0,
     top_p: Setting = 1.0,
+    min_p: Setting = 0.0,
 ) -> Int[Tensor, " b"]:
-    """Sample a token a row: divide by the temperature, apply top-k, then top-p, then choose at random.
+    """Sample a token a row: divide by the temperature, apply top-k, top-p and min-p, then choose at random.
 
     Args:
         logits: Logits of the tokens.
@@ -95,12 +107,13 @@ def sample(
         temperature: Divisor of the logits; at 0 the most likely token is chosen.
         top_k: Number of most likely tokens to choose from; 0 for all.
         top_p: Probability of the most likely tokens to choose from; 1 for all.
+        min_p: Least probability of a token, as a share of the most likely one's; 0 for all.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     divisor = _column(temperature, logits)  # (B or 1, 1)
     greedy = divisor == 0
     scaled = logits / divisor.masked_fill(greedy, 1).to(logits.dtype)
-    filtered = top_p_filter(top_k_filter(scaled, top_k), top_p)
+    filtered = min_p_filter(top_p_filter(top_k_filter(scaled, top_k), top_p), min_p)
     sampled = sample_categorical(filtered.softmax(dim=-1), uniform)
     return torch.where(greedy.squeeze(-1), logits.argmax(dim=-1), sampled)
 
@@ -114,6 +127,7 @@ def guided_sample(
     temperature: Setting = 1.0,
     top_k: Setting = 0,
     top_p: Setting = 1.0,
+    min_p: Setting = 0.0,
 ) -> Int[Tensor, " b"]:
     """Apply guidance, then sample the next token of each of B images.
 
@@ -126,9 +140,10 @@ def guided_sample(
         temperature: See ``sample``.
         top_k: See ``sample``.
         top_p: See ``sample``.
+        min_p: See ``sample``.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     guided = logits[: len(uniform)]
     if unconditional_rows is not None and scale is not None:
         guided = guide(guided, logits[unconditional_rows], scale)  # guiding a row by itself returns it exactly
-    return sample(guided, uniform, temperature=temperature, top_k=top_k, top_p=top_p)
+    return sample(guided, uniform, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)

@@ -9,10 +9,11 @@
 
 namespace aim {
 
-// Guide (u + scale (c - u)), divide by the temperature, and invert the cumulative distribution at `uniform`;
-// temperature 0 chooses the most likely token. The sum is in float64, in a fixed order.
-inline int sample(const float* logits, const float* unconditional, float scale, float temperature, double uniform,
-                  int count) {
+// Guide (u + scale (c - u)), divide by the temperature, leave out tokens less likely than min_p times the most likely
+// one, and invert the cumulative distribution at `uniform`; temperature 0 chooses the most likely token. The sum is in
+// float64, in a fixed order.
+inline int sample(const float* logits, const float* unconditional, float scale, float temperature, float min_p,
+                  double uniform, int count) {
     std::vector<float> weights(count + W, -std::numeric_limits<float>::infinity());
     for (int i = 0; i < count; ++i) weights[i] = unconditional[i] + (logits[i] - unconditional[i]) * scale;
     const int best = int(std::max_element(weights.begin(), weights.begin() + count) - weights.begin());
@@ -21,12 +22,17 @@ inline int sample(const float* logits, const float* unconditional, float scale, 
     for (int i = 0; i < count; i += W)
         store(&weights[i], exponential((load_floats(&weights[i]) - largest) * sharpness));
     double total = 0;
-    for (int i = 0; i < count; ++i) total += weights[i];
+    int last = best;
+    for (int i = 0; i < count; ++i) {
+        if (weights[i] < min_p) weights[i] = 0;
+        if (weights[i] > 0) last = i;
+        total += weights[i];
+    }
     const double target = uniform * total;
     double sum = 0;
     for (int i = 0; i < count; ++i)
         if ((sum += weights[i]) > target) return i;
-    return count - 1;
+    return last;
 }
 
 }  // namespace aim

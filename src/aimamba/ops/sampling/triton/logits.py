@@ -1,4 +1,4 @@
-"""Guidance, temperature, top-k and sampling as one Triton kernel: see ``aimamba.ops.sampling.logits``.
+"""Guidance, temperature, top-k, min-p and sampling as one Triton kernel: see ``aimamba.ops.sampling.logits``.
 
 A program handles one image and holds all its logits in registers. Shape letters: R rows of logits, B images,
 V vocabulary.
@@ -37,9 +37,9 @@ def _kth_largest(x, k, inside):
 @triton.jit
 @no_type_check
 def _guided_sample_kernel(
-    logits, unconditional_rows, scales, uniforms, temperatures, temperature, ks, k, tokens,
+    logits, unconditional_rows, scales, uniforms, temperatures, temperature, ks, k, min_ps, min_p, tokens,
     V: tl.constexpr, BLOCK: tl.constexpr, GUIDED: tl.constexpr, TEMPERATURES: tl.constexpr, KS: tl.constexpr,
-    TOP_K: tl.constexpr,
+    TOP_K: tl.constexpr, MIN_PS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, BLOCK)
@@ -53,13 +53,16 @@ def _guided_sample_kernel(
         temperature = tl.load(temperatures + row).to(tl.float32)
     if KS:
         k = tl.load(ks + row).to(tl.int32)
+    if MIN_PS:
+        min_p = tl.load(min_ps + row).to(tl.float32)
     x = tl.where(inside, x, -float("inf"))
     likeliest = tl.argmax(x, axis=0)
     x = x / tl.where(temperature == 0, 1.0, temperature)
     kept = inside
     if TOP_K:
         kept = inside & (_kth_largest(x, k, inside) | (k <= 0))
-    weight = tl.where(kept, tl.exp(x - tl.max(x, axis=0)), 0.0).to(tl.float64)
+    weight = tl.exp(x - tl.max(x, axis=0))
+    weight = tl.where(kept & (weight >= min_p), weight, 0.0).to(tl.float64)
     below = tl.cumsum(weight, axis=0)
     target = tl.load(uniforms + row) * tl.sum(weight, axis=0)
     sampled = tl.sum((inside & (below <= target)).to(tl.int32), axis=0)
@@ -76,6 +79,7 @@ def guided_sample(
     temperature: Setting = 1.0,
     top_k: Setting = 0,
     top_p: Setting = 1.0,
+    min_p: Setting = 0.0,
 ) -> Int[Tensor, " b"]:
     """Compute ``aimamba.ops.sampling.logits.guided_sample``.
 
@@ -86,12 +90,13 @@ def guided_sample(
     if not without_top_p or vocabulary > LARGEST_VOCABULARY or logits.dtype == torch.float64:
         return plain.guided_sample(
             logits, uniform, unconditional_rows=unconditional_rows, scale=scale,
-            temperature=temperature, top_k=top_k, top_p=top_p,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         )  # fmt: skip
     tokens = torch.empty(uniform.shape[0], dtype=torch.long, device=logits.device)
     # Numbers are passed to the kernel by value, tensors as pointers; any pointer will do for what is not read.
     temperatures = temperature if isinstance(temperature, Tensor) else None
     ks = top_k if isinstance(top_k, Tensor) else None
+    min_ps = min_p if isinstance(min_p, Tensor) else None
     _guided_sample_kernel[(len(tokens),)](
         logits.contiguous(),
         uniform if unconditional_rows is None else unconditional_rows,
@@ -101,9 +106,12 @@ def guided_sample(
         1.0 if isinstance(temperature, Tensor) else float(temperature),
         uniform if ks is None else ks,
         0 if isinstance(top_k, Tensor) else min(int(top_k), vocabulary),
+        uniform if min_ps is None else min_ps,
+        0.0 if isinstance(min_p, Tensor) else float(min_p),
         tokens,
         vocabulary, triton.next_power_of_2(vocabulary),
         unconditional_rows is not None, temperatures is not None, ks is not None, ks is not None or int(top_k) > 0,
+        min_ps is not None,
         num_warps=_WARPS,
     )  # fmt: skip
     return tokens

@@ -1,0 +1,116 @@
+"""What all methods that draw share: settings and seeds of each image, batches, progress and previews.
+
+Shape letters: B images, L tokens of an image, s side of an image.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from aimamba.data.sheets import to_float
+from aimamba.errors import ConfigError
+from aimamba.generation import SamplingConfig
+from aimamba.generation.plan import Labels
+from aimamba.pipeline.images import OutputType, write_images
+from aimamba.pipeline.scoring import Class, Scoring
+
+Progress = Callable[[int, int], None]
+"""Called after every step with the numbers of tokens generated so far and in total."""
+
+Settings = SamplingConfig | Mapping[str, Any]
+"""Settings of sampling, or a mapping of them."""
+
+
+class Preview(NamedTuple):
+    """Images in the making.
+
+    Attributes:
+        tokens: How many tokens of each image there are.
+        total: How many each will have (L).
+        images: As ``output_type`` asks for them; what is not there yet is grey.
+    """
+
+    tokens: int
+    total: int
+    images: Any
+
+
+class Drawing(Scoring):
+    """Draws images in batches."""
+
+    def first_tokens(self, count: int) -> Bool[Tensor, "1 l"]:
+        """Return a mask of the first tokens of an image."""
+        return torch.arange(self.generator.config.num_tokens)[None] < count
+
+    def guess(
+        self,
+        codes: Int[Tensor, "b l"],
+        labels: Class | Sequence[Class] | None,
+        known: Bool[Tensor, "b l"] | None = None,
+    ) -> Labels:
+        """Return the labels of images; without ``labels`` those under which their known tokens are likeliest."""
+        if labels is not None:
+            return self.labels_of(labels, len(codes))
+        return self.log_likelihoods(codes, known).argmax(dim=-1).cpu()
+
+    def each_image(
+        self, config: Settings | Sequence[Settings], count: int, n: int
+    ) -> tuple[list[SamplingConfig], list[int]]:
+        """Return settings and seed of ``n`` images for each of ``count`` classes or images.
+
+        Raises:
+            ConfigError: A setting is unknown or out of range, or there are as many settings as neither one nor count.
+        """
+        if n < 1:
+            raise ConfigError(f"n must be at least 1, got {n}")
+        several = [config] if isinstance(config, SamplingConfig | Mapping) else list(config)
+        if isinstance(config, Sequence) and len(several) != count:
+            raise ConfigError(f"got {len(several)} configs for {count}; give one for all, or one for each")
+        chosen = [self.settings(each) for each in several] * (1 if len(several) == count else count)
+        return [each for each in chosen for _ in range(n)], [each.seed + j for each in chosen for j in range(n)]
+
+    def draw(
+        self, start: Callable[[slice], Iterator[Tensor]], count: int, batch_size: int, progress: Progress | None
+    ) -> Tensor:
+        """Generate and decode ``count`` images, (B, 3, s, s) of 8 bits on the host.
+
+        Args:
+            start: Begins to generate a part of them.
+            count: Number of images.
+            batch_size: Images in a part.
+            progress: Called after every step.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch size must be at least 1, got {batch_size}")
+        generated, total = 0, count * self.generator.config.num_tokens
+
+        def advance(tokens: int) -> None:
+            nonlocal generated
+            generated += tokens
+            if progress is not None:
+                progress(generated, total)
+
+        parts = [slice(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+        found = [each.images for each in self.finished(map(start, parts), progress=advance)]
+        size = self.image_size
+        return torch.cat(found).permute(0, 3, 1, 2) if found else torch.empty(0, 3, size, size, dtype=torch.uint8)
+
+    def previews(self, run: Iterator[Tensor], every: int, first: int, output_type: OutputType) -> Iterator[Preview]:
+        """Decode what ``generate`` yields, after the first ``first`` tokens and then after every ``every`` tokens."""
+        length = self.generator.config.num_tokens
+        blank = self._blank_codes()
+        for codes in run:
+            count = codes.shape[1]
+            if count >= first and (count == length or (count - first) % every == 0):
+                shown = torch.cat([codes, blank[:, count:].expand(len(codes), -1)], dim=1)
+                yield Preview(count, length, write_images(self.decode(shown), output_type))
+
+    @torch.inference_mode()
+    def _blank_codes(self) -> Int[Tensor, "1 l"]:
+        """Return the codes of a grey image, which stand for tokens that are not there yet."""
+        weight = self.tokenizer.codebook
+        grey = to_float(torch.full((1, 3, self.image_size, self.image_size), 127, dtype=torch.uint8))
+        return self.tokenizer.encode(grey.to(device=weight.device, dtype=weight.dtype)).flatten(1)
