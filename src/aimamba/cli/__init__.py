@@ -18,6 +18,10 @@ from aimamba.errors import AimambaError, ConfigError, printable, suggest
 
 COMMANDS = {
     "sample": "generate images of the classes you name",
+    "complete": "keep the top of images and generate the rest",
+    "inpaint": "draw a masked part of images again",
+    "interpolate": "generate images on the way from one class to another",
+    "score": "measure how likely images are, and classify them",
     "train": "train a tokenizer or a generator from a recipe",
     "plan": "plan a training on many GPUs: memory, batch, hours, command",
     "encode": "encode images as codes, for a generator to train on",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from aimamba.checkpoints.checkpoint import Checkpoint
+    from aimamba.generation import SamplingConfig
     from aimamba.models import VQModel
     from aimamba.pipeline import Pipeline
 
@@ -72,12 +73,45 @@ def add_sampling(parser: Parser) -> None:
     parser.add_argument("--cfg-scale", type=float, default=1.0, help="guidance scale (default 1: no guidance)")
     parser.add_argument("--cfg-schedule", default="constant", help="constant (default), linear or power-cosine")
     parser.add_argument("--cfg-power", type=float, default=1.0, help="exponent of power-cosine (default 1)")
+    parser.add_argument(
+        "--cfg-start", type=float, default=0.0, help="share of the tokens before which nothing is guided (default 0)"
+    )
+    parser.add_argument(
+        "--cfg-end", type=float, default=1.0, help="share of the tokens after which nothing is guided (default 1)"
+    )
+    parser.add_argument("--negative", metavar="CLASS", help="guide away from this class, not from the null class")
     parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0 takes the most likely token")
+    parser.add_argument(
+        "--temperature-end", type=float, help="temperature of the last token, reached linearly (default: constant)"
+    )
     parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens (default 0: all)")
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="nucleus sampling: probability mass in (0, 1] (default 1)"
     )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="least probability, as a share of the likeliest token's (default 0)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="images at once; does not change them (default 16)")
+
+
+def sampling_of(arguments: argparse.Namespace, where: str) -> "SamplingConfig":
+    """Return the settings of ``add_sampling``; ``where`` is the command, for messages.
+
+    Raises:
+        ConfigError: One is out of range, or has no effect.
+    """
+    from dataclasses import fields
+
+    from aimamba.config import check, from_mapping
+    from aimamba.generation import SamplingConfig
+
+    settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
+    config = from_mapping(SamplingConfig, settings, where=where)
+    check(
+        config.negative is None or config.cfg_scale != 1 or getattr(arguments, "sweep", None) is not None,
+        f"{where}: --negative has no effect without guidance; give --cfg-scale, such as 2",
+    )
+    return config
 
 
 def add_measuring(parser: Parser) -> None:

@@ -23,6 +23,7 @@ from aimamba.cli.arguments import (
     add_placement,
     add_sampling,
     load_pipeline,
+    sampling_of,
 )
 from aimamba.cli.many import add_devices, crew, started
 from aimamba.data import spec
@@ -92,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
     with crew(arguments, "the same command goes on with the samples that are finished") as sharing:
         device, faults = resolve_device(arguments.device), Faults()
         pipeline = sharing.in_turn(lambda: _load(arguments, request, saved, faults, sharing))
+        if pipeline is not None:
+            request = replace(request, sampling=pipeline.settings(request.sampling))
         with ExitStack() as stack:
             if saved is not None:
                 parts = locked_parts(saved.with_name(f"{saved.name}.parts"))
@@ -255,13 +258,8 @@ def _kept(request: "EvaluationRequest", pipeline: "Pipeline | None", sharing: "S
 
 
 def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
-    from dataclasses import fields
-
-    from aimamba.config import from_mapping
     from aimamba.evaluation.run import EvaluationRequest
-    from aimamba.generation import SamplingConfig
 
-    sampling = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     return EvaluationRequest(
         reference=arguments.reference,
         samples=tuple(arguments.samples),
@@ -269,7 +267,7 @@ def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
         train=arguments.train,
         count=arguments.n,
         labels=arguments.labels,
-        sampling=from_mapping(SamplingConfig, sampling, where="evaluate"),
+        sampling=sampling_of(arguments, "evaluate"),
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         sweep=_scales(arguments.sweep),

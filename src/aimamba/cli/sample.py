@@ -19,6 +19,7 @@ from aimamba.cli.arguments import (
     add_sampling,
     load_pipeline,
     require_positive,
+    sampling_of,
 )
 from aimamba.cli.many import add_devices, crew, started
 from aimamba.errors import ConfigError, counted
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     advice = f"the same command goes on with what is finished in {out if file is None else f'{file}.parts'}"
     with crew(arguments, advice) as sharing:
         pipeline = sharing.in_turn(lambda: _load(arguments, sharing))
+        config = pipeline.settings(config)
         if file is not None:
             _write_npz(file, arguments, pipeline, config, sharing)
         else:
@@ -93,13 +95,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _checked(arguments: argparse.Namespace) -> "tuple[SamplingConfig, Path, Path | None]":
     """Check all options that can be checked without the model; return the settings, the folder and the file."""
     from aimamba.cli.output import output_file, output_folder
-    from aimamba.config import check, from_mapping
+    from aimamba.config import check
     from aimamba.devices import resolve_device, resolve_dtype
-    from aimamba.generation import SamplingConfig
 
     arguments.model = _MODEL_BY_DEFAULT if arguments.model is None else arguments.model
-    settings = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
-    config = from_mapping(SamplingConfig, settings, where="sample")
+    config = sampling_of(arguments, "sample")
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
     last = config.seed + arguments.n - 1
     check(
@@ -171,7 +171,7 @@ def _draw_again(arguments: argparse.Namespace) -> None:
     from aimamba.config import check
     from aimamba.data.png_text import read_png_text
     from aimamba.distributed import find_place
-    from aimamba.errors import CheckpointError
+    from aimamba.errors import CheckpointError, DataError
     from aimamba.files import expand_home
     from aimamba.generation import SamplingConfig
     from aimamba.generation.record import parse_record
@@ -180,6 +180,11 @@ def _draw_again(arguments: argparse.Namespace) -> None:
     _check_like(arguments, SamplingConfig())
     path, out = expand_home(arguments.like), output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT))
     record = parse_record(read_png_text(path), path)
+    if record.edit is not None:
+        raise DataError(
+            f"{path}: was made by 'aimamba {record.edit.command}'; --like draws samples of a class alone, so give that "
+            "command again"
+        )
     known = record.model
     if arguments.model is None:
         _check_named(known.model, "--model", path)

@@ -22,7 +22,7 @@ from aimamba.data.writer import BackgroundWriter
 from aimamba.documents import read_json
 from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig
-from aimamba.generation.record import ModelRecord, SampleRecord
+from aimamba.generation.record import ModelRecord, SampleRecord, parse_record
 from aimamba.pipeline import Pipeline
 from aimamba.sharing import ALONE, Sharing
 
@@ -45,7 +45,7 @@ class SampleFile(NamedTuple):
     def is_there(self) -> bool:
         """Return whether the file holds this image, whole and with these settings."""
         try:
-            if not self.path.is_file() or read_png_text(self.path) != self.record.to_text():
+            if not self.path.is_file() or parse_record(read_png_text(self.path), self.path) != self.record:
                 return False
             open_image(self.path)
             with Image.open(self.path) as image:

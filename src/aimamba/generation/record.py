@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.documents import DocumentError, parse_json
@@ -41,6 +42,37 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditRecord:
+    """How an image was made of another one, or of two classes.
+
+    Attributes:
+        command: The command of ``aimamba``.
+        image: Name of the file of the image it began with.
+        image_codes: SHA-256 of that image's codes, as 64 hex digits.
+        keep_rows: Rows of tokens that were kept.
+        masked: Tokens that were drawn again, in raster order.
+        method: How candidates were weighed, see ``aimamba.generation.inpainting``.
+        candidates: How many there were.
+        keep_pixels: Whether pixels outside of the mask are those of the image.
+        classes: Both ends of an interpolation.
+        share: The part of the way, from 0 to 1.
+        path: Form of the way.
+    """
+
+    command: Literal["complete", "inpaint", "interpolate"]
+    image: str | None = None
+    image_codes: str | None = None
+    keep_rows: int | None = None
+    masked: tuple[int, ...] | None = None
+    method: str | None = None
+    candidates: int | None = None
+    keep_pixels: bool | None = None
+    classes: tuple[str, ...] | None = None
+    share: float | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRecord:
     """Everything that one image depends on.
 
@@ -49,12 +81,14 @@ class SampleRecord:
         label: Number of its class.
         sampling: Settings of sampling, with the seed of this image.
         model: The model.
+        edit: How it was made, unless of its class alone.
     """
 
     class_name: str
     label: int
     sampling: SamplingConfig
     model: ModelRecord
+    edit: EditRecord | None = None
 
     def __post_init__(self) -> None:
         check(self.label >= 0, f"label must be 0 or more, got {self.label}")

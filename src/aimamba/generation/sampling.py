@@ -40,7 +40,7 @@ class SamplingConfig:
         cfg_end: Where guidance ends; tokens at and after this share are not guided (an interval of guidance, as in
             arXiv 2404.07724), and from there on a guided image costs one pass instead of two.
         negative: A class to be guided away from, in place of the null class: its number, or for a ``Pipeline`` its
-            name.
+            name. Without guidance it has no effect.
         seed: Seed of the first image; each further image adds 1.
     """
 
@@ -95,10 +95,6 @@ class SamplingConfig:
         if self.negative is not None:
             fits = isinstance(self.negative, int | str) and not isinstance(self.negative, bool)
             check(fits, f"negative must be a class, got {self.negative!r}")
-            check(
-                self.cfg_scale != 1,
-                f"negative has no effect without guidance; set cfg-scale above 1, got {self.cfg_scale}",
-            )
         check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {shown(self.seed)}")
 
     def guidance_at(self, index: int, length: int) -> float:

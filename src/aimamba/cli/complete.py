@@ -1,0 +1,44 @@
+"""Keep the top of images and generate the rest.
+
+Writes each completion as a PNG named by image and seed, and sheet.png with the image, what is kept, and the completions
+side by side. Every PNG holds its settings.
+"""
+
+import argparse
+from pathlib import Path
+
+from aimamba.cli.arguments import Parser
+from aimamba.cli.edits import Edits, add_drawing, add_fit, begin, read_image, with_bar, write_edits
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "--keep-rows", type=int, required=True, metavar="ROWS", help="rows of tokens to keep, such as 4 of 8"
+    )
+    parser.add_argument(
+        "--class", dest="label", metavar="NAME", help="class (default: under which the kept rows are likeliest)"
+    )
+    add_fit(parser)
+    add_drawing(parser, "completions", 4)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Complete and write."""
+    import torch
+
+    begun = begin(arguments, "complete")
+    pipeline, rows = begun.pipeline, arguments.keep_rows
+    pixels = torch.cat([read_image(path, pipeline.image_size, arguments.fit) for path in arguments.images])
+    advance, close = with_bar("completing")
+    options = {"batch_size": arguments.batch_size, "progress": advance}
+    found = pipeline.complete(pixels, rows, arguments.label, arguments.n, begun.config, **options)
+    close()
+    codes = pipeline.encode(pixels)
+    known = pipeline.first_tokens(rows * pipeline.grid).expand(len(codes), -1)
+    hidden = torch.zeros(len(codes), 1, *pixels.shape[2:], dtype=torch.bool)
+    hidden[:, :, rows * pipeline.image_size // pipeline.grid :] = True
+    labels = pipeline.guess(codes, arguments.label, known)
+    edits = Edits(arguments.images, pixels, hidden, codes, labels, found, [{"keep_rows": rows}] * len(codes))
+    write_edits(begun, "complete", edits, "kept", f"{rows} of {pipeline.grid} rows kept")
