@@ -76,8 +76,10 @@ sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536)
 build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"D": 3072, "ROWS": 2, "OVERLAP": xl["OVERLAP"]} | tiles(1536, 3072)
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
-sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True, "MIN_PS": False}
-numbers = {"temperature": "fp32", "k": "i32", "min_p": "fp32", "uniforms": "*fp64", "unconditional_rows": "*i64", "tokens": "*i64"}
+sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
+sizes["MIN_PS"] = False
+numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "unconditional_rows": "*i64", "tokens": "*i64"}
+numbers["min_p"] = "fp32"
 build(sampling._guided_sample_kernel, "logits", "scales temperatures ks min_ps", sizes, numbers, norms.Launch(16))
 numbers = dict.fromkeys("L chunks".split(), "i32")
 numbers |= dict.fromkeys("x_row x_token x_head B_row B_token C_row C_token".split(), "i32:16")

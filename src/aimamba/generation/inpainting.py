@@ -14,10 +14,9 @@ Shape letters: B images, L tokens of an image, N candidates for an image.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError, DataError, suggest
@@ -27,7 +26,7 @@ from aimamba.generation.plan import Labels, SamplingPlan, check_codes, check_lab
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
 
-Method = Literal["resample", "best", "plain"]
+METHODS = ("resample", "best", "plain")
 
 _FEW = 0.5  # share of the candidates: with a smaller effective number of them, they are resampled
 
@@ -39,9 +38,9 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
     config: SamplingConfig | Sequence[SamplingConfig],
     *,
     codes: Int[Tensor, "b l"],
-    mask: Bool[Tensor, "b l"],
+    mask: Tensor,
     seeds: Sequence[int] | None = None,
-    method: Method = "resample",
+    method: str = "resample",
     candidates: int = 16,
     engine: Engine | str = "auto",
 ) -> Iterator[Tensor]:
@@ -55,7 +54,7 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
         labels: A class or a mixture for each image, see ``generate``.
         config: Settings for all images, or one for each.
         codes: All tokens of each image; masked ones may be anything.
-        mask: Which tokens to draw again.
+        mask: Which tokens to draw again, booleans (B, L).
         seeds: A seed for each image, see ``generate``.
         method: See the head of this module.
         candidates: Candidates for each image (N); ``plain`` has one.
@@ -147,7 +146,7 @@ def _resampled(weights: Float[Tensor, "b n"], uniform: Float[Tensor, " b"]) -> I
 
 
 def _chosen(
-    found: Int[Tensor, "b n l"], weights: Float[Tensor, "b n"], uniform: Float[Tensor, " b"], method: Method
+    found: Int[Tensor, "b n l"], weights: Float[Tensor, "b n"], uniform: Float[Tensor, " b"], method: str
 ) -> Int[Tensor, "b l"]:
     """Return one candidate of each image: the best, or one at random by its weight."""
     if method == "resample":
@@ -160,9 +159,8 @@ def _chosen(
 
 
 def _check(model: AiM, method: str, candidates: int, count: int, mask: Tensor) -> None:
-    methods = get_args(Method)
-    if method not in methods:
-        raise ConfigError(f"method must be one of {', '.join(methods)}, got {method!r}{suggest(method, methods)}")
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}{suggest(method, METHODS)}")
     if candidates < 1:
         raise ConfigError(f"candidates must be at least 1, got {candidates}")
     shape = (count, model.config.num_tokens)

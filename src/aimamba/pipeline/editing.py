@@ -5,7 +5,7 @@ Shape letters: B images, C classes, L tokens of an image, h w grid of codes.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
-from aimamba.generation.inpainting import Method, inpaint
+from aimamba.generation.inpainting import inpaint
 from aimamba.generation.plan import Labels
 from aimamba.pipeline.drawing import Drawing, Preview, Progress, Settings
 from aimamba.pipeline.images import Fit, Images, OutputType, check_choice, read_images, read_masks, write_images
 from aimamba.pipeline.scoring import Class
 
-Path = Literal["linear", "sphere"]
+_PATHS = ("linear", "sphere")
 
 _DEFAULT = SamplingConfig()
 
@@ -160,7 +160,7 @@ class Editing(Drawing):
         n: int = 1,
         config: Settings | Sequence[Settings] = _DEFAULT,
         *,
-        method: Method = "resample",
+        method: str = "resample",
         candidates: int = 16,
         keep_pixels: bool = False,
         fit: Fit = "exact",
@@ -231,7 +231,7 @@ class Editing(Drawing):
         steps: int = 8,
         config: Settings = _DEFAULT,
         *,
-        path: Path = "sphere",
+        path: str = "sphere",
         batch_size: int = 16,
         progress: Progress | None = None,
         output_type: OutputType = "pil",
@@ -262,12 +262,12 @@ class Editing(Drawing):
 
         return write_images(self.draw(start, steps, batch_size, progress), output_type)
 
-    def between(self, a: Class, b: Class, steps: int, path: Path = "sphere") -> Tensor:
+    def between(self, a: Class, b: Class, steps: int, path: str = "sphere") -> Tensor:
         """Return the weights of all classes (steps, C) on the way from one class to another, see ``interpolate``.
 
         On the sphere, the weights of a step add up to more than 1: a mean of two vectors is shorter than they are.
         """
-        check_choice("path", path, get_args(Path))
+        check_choice("path", path, _PATHS)
         if steps < 2:
             raise ConfigError(f"steps must be at least 2, for both ends, got {steps}")
         ends = torch.stack([self.weights(a), self.weights(b)]).double()

@@ -4,7 +4,7 @@ Shape letters: B images, H W height and width of an image, s side of the model's
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from aimamba.errors import DataError, suggest
 Images = Any
 """An image, several in one array or tensor, or a sequence of images; see ``read_images``."""
 
-Fit = Literal["exact", "crop", "stretch"]
-"""What becomes of an image of another size: an error, its centre square scaled, or all of it stretched."""
+Fit = str
+"""An image of another size: ``exact`` refuses it, ``crop`` scales its centre square, ``stretch`` all of it."""
 
-OutputType = Literal["pil", "numpy", "tensor"]
-"""Images as Pillow's, as 8-bit arrays (B, s, s, 3), or as 8-bit tensors (B, 3, s, s)."""
+OutputType = str
+"""``pil``; ``numpy``: 8-bit arrays (B, s, s, 3); or ``tensor``: 8-bit tensors (B, 3, s, s)."""
 
+_FITS = ("exact", "crop", "stretch")
+_OUTPUT_TYPES = ("pil", "numpy", "tensor")
 _OVERSHOOT = 1.5  # a tokenizer's floats may lie somewhat outside [-1, 1]
 _KINDS = "a PIL image, an 8-bit array (H, W, 3), or a tensor (3, H, W) of 8 bits or of floats in [-1, 1]"
 
@@ -42,7 +44,7 @@ def read_images(images: Images, size: int, fit: Fit = "exact") -> UInt8[Tensor, 
     Raises:
         DataError: There is no image, or one has another type, shape, range or size.
     """
-    check_choice("fit", fit, get_args(Fit))
+    check_choice("fit", fit, _FITS)
     found = [_fitted(pixels, number, size, fit) for number, pixels in enumerate(_each(images))]
     if not found:
         raise DataError("no images given; expected at least one")
@@ -51,7 +53,7 @@ def read_images(images: Images, size: int, fit: Fit = "exact") -> UInt8[Tensor, 
 
 def write_images(images: UInt8[Tensor, "b 3 s s"], output_type: OutputType = "pil") -> Any:
     """Return images as a list of PIL images, one array (B, s, s, 3), or one tensor (B, 3, s, s) on the host."""
-    check_choice("output_type", output_type, get_args(OutputType))
+    check_choice("output_type", output_type, _OUTPUT_TYPES)
     images = images.cpu()
     if output_type == "tensor":
         return images
@@ -116,6 +118,8 @@ def _each(images: Images) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
 def _of_tensor(images: Tensor) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
         raise DataError(f"a tensor of images must be (3, H, W) or (B, 3, H, W), got {tuple(images.shape)}")
+    if images.numel() == 0:
+        raise DataError(f"images of shape {tuple(images.shape)} have no pixels")
     if images.is_floating_point():
         images = _from_floats(images)
     elif images.dtype != torch.uint8:
@@ -125,8 +129,6 @@ def _of_tensor(images: Tensor) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
 
 def _from_floats(images: Tensor) -> Tensor:
     """Convert floats in [-1, 1] to 8 bits. Those in [0, 1] would come out pale, so they are refused."""
-    if images.numel() == 0:
-        return images.to(torch.uint8)
     low, high = float(images.min()), float(images.max())
     if not (-_OVERSHOOT <= low <= high <= _OVERSHOOT):
         raise DataError(
@@ -147,13 +149,13 @@ def _of_array(images: np.ndarray) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         images = np.repeat(images[..., None], 3, axis=-1)
     if images.ndim not in (3, 4) or images.shape[-1] != 3:
         raise DataError(f"an array of images must be (H, W, 3) or (B, H, W, 3), got {images.shape}")
+    if images.size == 0:
+        raise DataError(f"images of shape {images.shape} have no pixels")
     yield from images.reshape(-1, *images.shape[-3:])
 
 
 def _fitted(pixels: UInt8[np.ndarray, "H W 3"], number: int, size: int, fit: Fit) -> UInt8[Tensor, "3 s s"]:
     height, width = pixels.shape[:2]
-    if min(height, width) == 0:
-        raise DataError(f"image {number} has no pixels: {width} x {height}")
     if (height, width) != (size, size):
         if fit == "exact":
             raise DataError(
@@ -174,7 +176,7 @@ def _mask(mask: Any, size: int, grid: int) -> Bool[Tensor, "b l"]:
         mask = np.asarray(mask.convert("L"))
     if not isinstance(mask, np.ndarray | Tensor):
         raise DataError(f"a mask must be a PIL image, an array or a tensor, got {type(mask).__name__}")
-    values = torch.as_tensor(mask).detach().cpu()
+    values = torch.as_tensor(mask if isinstance(mask, Tensor) else mask.copy()).detach().cpu()
     if values.dtype != torch.bool:
         most = float(values.max()) if values.numel() else 0.0
         if not (float(values.min() if values.numel() else 0) >= 0 and most <= 255):
