@@ -18,6 +18,8 @@ CONFIGS = [
     SamplingConfig(temperature=0.0),
     SamplingConfig(cfg_scale=0.0),
     SamplingConfig(cfg_scale=2.0, cfg_schedule="power-cosine", cfg_power=2.0),
+    SamplingConfig(cfg_scale=3.0, cfg_start=0.25, cfg_end=0.5, min_p=0.1),
+    SamplingConfig(cfg_scale=3.0, negative=2, temperature=0.5, temperature_end=2.0),
 ]
 MIXERS = ("mamba2", "attention")
 
@@ -69,7 +71,7 @@ def test_order_does_not_matter(model):
 
 
 def test_settings_of_other_images_do_not_matter(model):
-    labels, seeds = [0, 1, 2, 3, 4, 2, 1], [3] * 7
+    labels, seeds = [0, 1, 2, 3, 4, 2, 1, 0, 1], [3] * 9
     together = finished(model, labels, CONFIGS, seeds=seeds)
     for i, config in enumerate(CONFIGS):
         assert torch.equal(together[i : i + 1], finished(model, labels[i : i + 1], config, seeds=[3])), config
@@ -100,7 +102,7 @@ def test_no_guidance_costs_one_pass(model, monkeypatch, schedule):
 
 def test_guidance_doubles_only_the_guided_rows(model, monkeypatch):
     rows = rows_per_step(monkeypatch, model)
-    finished(model, [0, 1, 2, 3, 4, 2, 1], CONFIGS)
+    finished(model, [0, 1, 2, 3, 4, 2, 1], CONFIGS[:7])
     assert rows == [7 + 4] * 16
     rows.clear()
     finished(model, [0, 1, 2])
@@ -239,3 +241,48 @@ def test_damaged_weights_are_refused(model, name, engine):
         model.get_parameter(name).view(-1)[0] = torch.nan
     with pytest.raises(CheckpointError, match="logits contain NaN or infinity: its weights are damaged"):
         finished(model, [0, 1], engine=engine)
+
+
+def test_guidance_ends_with_its_interval_and_costs_one_row_from_there(model, monkeypatch):
+    rows = rows_per_step(monkeypatch, model)
+    config = SamplingConfig(cfg_scale=3.0, cfg_end=0.5, seed=2)
+    found = finished(model, [0, 1], config)
+    assert rows == [4] * 8 + [2] * 8
+    whole = finished(model, [0, 1], SamplingConfig(cfg_scale=3.0, seed=2))
+    assert torch.equal(found[:, :8], whole[:, :8])
+    completed = finished(model, [0, 1], SamplingConfig(seed=2), prefix=found[:, :8])
+    assert torch.equal(found, completed)
+    late = finished(model, [0, 1], SamplingConfig(cfg_scale=3.0, cfg_start=0.5, seed=2))
+    assert torch.equal(late[:, :8], finished(model, [0, 1], SamplingConfig(seed=2))[:, :8])
+
+
+def test_a_negative_class_stands_in_for_the_null_class(model):
+    labels = torch.tensor([0, 1])
+    null = finished(model, labels, SamplingConfig(cfg_scale=2.0, negative=model.condition.null_class))
+    assert torch.equal(null, finished(model, labels, SamplingConfig(cfg_scale=2.0)))
+    itself = finished(model, [2], SamplingConfig(cfg_scale=5.0, negative=2))
+    assert torch.equal(itself, finished(model, [2], SamplingConfig()))
+    for negative, named in (("cats", "has no class names"), (6, "negative class 6 is out of range: expected 0 to 4")):
+        with one_line_error(ConfigError, match=named):
+            finished(model, labels, SamplingConfig(cfg_scale=2.0, negative=negative))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_mixtures_of_classes(model, recorded):
+    engine = RecordedEngine(RecordedStep(model), lambda run: run) if recorded else "plain"
+    labels = torch.tensor([0, 3, 5])
+    weights = torch.nn.functional.one_hot(labels, 6).float()
+    assert torch.equal(finished(model, weights, engine=engine), finished(model, labels, engine=engine))
+    half = torch.tensor([[0.5, 0, 0, 0.5, 0], [0, 0, 0, 0, 1.0]])
+    found = finished(model, half, engine=engine)
+    assert torch.equal(found[:1], finished(model, half[:1], engine=engine))
+    assert torch.equal(found, finished(model, half, engine="plain"))
+    assert not torch.equal(found[0], finished(model, [0])[0])
+
+
+def test_the_temperature_ends_where_it_is_told(model):
+    config = SamplingConfig(temperature=0.0, temperature_end=3.0, seed=1)
+    assert [config.temperature_at(t, 16) for t in (0, 5, 15)] == [0.0, 1.0, 3.0]
+    greedy, found = finished(model, [0], SamplingConfig(temperature=0.0)), finished(model, [0], config)
+    assert greedy[0, 0] == found[0, 0]
+    assert not torch.equal(greedy, found)

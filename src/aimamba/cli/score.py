@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     spec.parse_spec(arguments.images)  # a wrong name is reported before the model is loaded
     maps, file = output_file("--maps", arguments.maps), output_file("--json", arguments.json)
     pipeline = load_pipeline(arguments)
+    label = None if arguments.label is None else pipeline.label(arguments.label)
     size = pipeline.image_size
     images = open_source(arguments.images, default_size=size, progress=True)
     if images.size != size or len(images) == 0:
@@ -53,7 +54,6 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.images}: {counted(len(images), 'image')} of {images.size} pixels, and the model's have {size}"
         )
     own = _labels(images, pipeline)
-    label = None if arguments.label is None else pipeline.label(arguments.label)
     null_class = pipeline.generator.condition.null_class
     under = own if own is not None else [null_class] * len(images)
     under = under if label is None else [label] * len(images)

@@ -162,7 +162,16 @@ def test_an_engine_keeps_the_weights_it_was_made_from(make):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0, torch.tensor([0.5, 0.0, 1.0, 2.0, 1.0])], ids=["1", "0", "rows"])
 @pytest.mark.parametrize(
-    "filters", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": torch.tensor([0, 5, 1, 0, 70])}], ids=str
+    "filters",
+    [
+        {},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"top_k": torch.tensor([0, 5, 1, 0, 70])},
+        {"min_p": 0.2},
+        {"min_p": torch.tensor([0.0, 0.1, 0.9, 0.01, 0.3]), "top_p": torch.tensor([1.0, 0.5, 1.0, 1.0, 0.9])},
+    ],
+    ids=str,
 )
 def test_samples_equal_those_of_pytorch(make, filters, temperature):
     """Also of codes that cannot be told from one another by their place, and at both ends of the uniform numbers."""

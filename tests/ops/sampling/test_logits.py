@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from aimamba.ops.sampling.logits import guide, sample, sample_categorical, top_k_filter, top_p_filter
+from aimamba.ops.sampling.logits import guide, min_p_filter, sample, sample_categorical, top_k_filter, top_p_filter
 
 VOCABULARY = 12
 
@@ -245,3 +245,13 @@ def test_sampling_frequencies():
     assert chi_square < 29.6, "beyond the 0.999 quantile with 10 degrees of freedom"
     even = sample_categorical(probabilities.expand(count, -1), evenly(count)).bincount(minlength=VOCABULARY)
     assert (even - expected).abs().max() <= 1.1
+
+
+def test_min_p_keeps_a_share_of_the_most_likely():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.25, 0.25, 0.25, 0.25]]).log()
+    assert min_p_filter(logits, 0.0) is logits
+    assert (min_p_filter(logits, 0.29) > -torch.inf).tolist() == [[True, True, True, False], [True] * 4]
+    each = min_p_filter(logits, torch.tensor([0.9, 0.0]))
+    assert (each > -torch.inf).tolist() == [[True, False, False, False], [True] * 4]
+    uniform = torch.tensor([0.999, 0.999], dtype=torch.float64)
+    assert sample(logits, uniform, min_p=0.29).tolist() == [2, 3]

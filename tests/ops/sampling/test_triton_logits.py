@@ -16,9 +16,12 @@ SETTINGS = {
     "top-k of one": {"top_k": 1},
     "top-k of all": {"top_k": 400, "temperature": 2.0},
     "top-p": {"top_p": 0.5},
+    "min-p": {"min_p": 0.2},
+    "min-p of top-k": {"min_p": 0.05, "top_k": 6, "temperature": 1.5},
     "each its own": {
         "temperature": torch.tensor([1.0, 0.0, 0.3, 1.0, 2.0, 1.0]),
         "top_k": torch.tensor([0, 5, 1, 2, 0, 40]),
+        "min_p": torch.tensor([0.0, 0.1, 0.3, 0.0, 0.9, 0.01]),
     },
 }
 
