@@ -150,6 +150,7 @@ def write_fashion_mnist(folder: Path) -> None:
 
 @pytest.mark.parametrize("page", RUN)
 def test_commands_and_python_run_as_written(page, clone):
+    names = {"__name__": "__main__"}  # one session a page, as a reader would have
     for language, content in blocks(page):
         if language == "sh":
             for line in content.replace("\\\n", " ").splitlines():
@@ -158,7 +159,7 @@ def test_commands_and_python_run_as_written(page, clone):
         elif language == "toml" and (named := FILE.match(content)):
             Path(named[1]).write_text(content, encoding="utf-8")
         elif language == "python":
-            exec(compile(content, page, "exec"), {"__name__": "__main__"})
+            exec(compile(content, page, "exec"), names)
     if page == "README.md":
         check_what_readme_promises()
 
