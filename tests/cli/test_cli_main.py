@@ -20,7 +20,7 @@ REFUSALS = [
         [
             "unknown command 'sampel'",
             "did you mean 'sample'",
-            "sample, train, plan, encode, evaluate, evaluate-tokenizer, study, reconstruct, info, convert",
+            "sample, complete, inpaint, interpolate, score, train, plan, encode, evaluate, evaluate-tokenizer, study, ",
         ],
     ),
     (["help", "sampel"], ["unknown command 'sampel'", "did you mean 'sample'"]),
