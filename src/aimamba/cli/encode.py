@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.cli.output import output_folder, print_line
     from aimamba.config import check
     from aimamba.data.codes import view_names
+    from aimamba.data.encoding import encode_splits
     from aimamba.data.sets import open_splits
-    from aimamba.data.shards import encode_splits
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.models import VQModel
     from aimamba.train.lock import locked
