@@ -96,9 +96,7 @@ def encode_to_shards(
 
     values, listing, shards, missing = sharing.once(begin)
     if first_difference(values, to_mapping(meta), ignore=("images",)) is not None or listing != _listing(images):
-        raise DataError(
-            f"{folder}: this process has other images or another tokenizer than the first; give all the same"
-        )
+        raise DataError(f"{folder}: not all processes have the same images and tokenizer; give them the same")
     left = [range(*ends) for ends in missing]
     done = len(images) - sum(map(len, left))
 
@@ -108,7 +106,8 @@ def encode_to_shards(
         if progress is not None:
             progress(done, len(images))
 
-    advance(0)
+    if sharing.is_first:
+        advance(0)
     for batch in _taken(sharing, left, advance):
         parts.add(batch, encoder(batch))
     for shard in _taken(sharing, [range(*ends) for ends in shards]):
