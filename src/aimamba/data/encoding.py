@@ -29,7 +29,7 @@ from aimamba.data.shards import LABELS_FILE, fingerprint, load_array, read_shard
 from aimamba.errors import ConfigError, DataError
 from aimamba.files import write_atomically
 from aimamba.models import VQModel
-from aimamba.sharing import Sharing
+from aimamba.sharing import ALONE, Sharing
 
 _PARTS = "parts"
 
@@ -59,7 +59,7 @@ def encode_to_shards(
     batch_size: int = 32,
     shard_pictures: int = 4096,
     progress: Callable[[int, int], None] | None = None,
-    sharing: Sharing | None = None,
+    sharing: Sharing = ALONE,
 ) -> CodesMeta:
     """Encode the images whose codes ``folder`` does not hold yet.
 
@@ -84,7 +84,6 @@ def encode_to_shards(
         DataError: There are no images, or this process sees others than the first one.
     """
     check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one image")
-    sharing = sharing or Sharing()
     meta = _describe(tokenizer, images, folder, views, shard_pictures)
     encoder, parts = Encoder(tokenizer, images, views), _Parts(folder, meta, batch_size)
 
@@ -124,7 +123,7 @@ def encode_splits(
     views: str = "center",
     batch_size: int = 32,
     progress: bool = False,
-    sharing: Sharing | None = None,
+    sharing: Sharing = ALONE,
 ) -> tuple[CodesMeta, CodesMeta]:
     """Encode training and held-out images into ``folder/train`` and ``folder/held-out``.
 
@@ -145,7 +144,7 @@ def encode_splits(
         DataError: See ``encode_to_shards``.
     """
     metas = []
-    shown = progress and (sharing is None or sharing.is_first)
+    shown = progress and sharing.is_first
     for split, part, chosen in (("train", images.train, views), ("held-out", images.held_out, "center")):
         with tqdm(total=len(part), unit="image", desc=split, disable=not shown) as bar:
             metas.append(
