@@ -5,7 +5,6 @@ was lost. A result depends on its unit alone, and this process takes each once: 
 nothing. Ray is imported when a cluster is asked for, and not before.
 """
 
-import importlib.util
 import logging
 import os
 import socket
@@ -14,9 +13,10 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ LOCAL = "local"
 """The address of a Ray that is started on this machine and ends with the command."""
 
 _OPENS_WITHIN, _ANSWERS_WITHIN = 10.0, 60.0  # seconds
-_STORE = 1 << 28  # bytes of a local object store besides the model
+_STORE = 1 << 29  # bytes of a local object store; what is larger goes to the disk
 _REPEATS = 3  # of a unit whose worker was lost
 _RESTARTS = 100  # of a worker
 _AHEAD = 2  # units that wait at a worker
@@ -49,6 +49,7 @@ Value = TypeVar("Value")
 Results = tuple[np.ndarray, ...]
 
 
+@runtime_checkable
 class Work(Protocol[Unit_contra]):
     """What workers do. It holds the model and is sent to them."""
 
@@ -81,7 +82,7 @@ class Cluster:
         import ray
 
         with _errors_named():
-            remote = ray.remote(max_retries=_REPEATS, **self._needs)(_called)
+            remote: Any = ray.remote(max_retries=_REPEATS, **self._needs)(_called)
             version, value = ray.get(remote.remote(function, arguments))
         check(
             version == _version(),
@@ -121,9 +122,8 @@ class Cluster:
                 _Worker,
                 batch_size=1,
                 compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=_AHEAD),
-                fn_constructor_args=([sent], self.device),
-                max_restarts=_RESTARTS,
-                max_task_retries=_REPEATS,
+                fn_constructor_args=([sent], self.device, os.getcwd()),
+                ray_remote_args_fn=_repeats,
                 **self._needs,
             )
             for found in done.iter_batches(batch_size=None):
@@ -133,12 +133,18 @@ class Cluster:
                 yield units[int(found["number"][0])], tuple(parts)
 
 
+def _repeats() -> dict[str, Any]:
+    return {"max_restarts": _RESTARTS, "max_task_retries": _REPEATS}
+
+
 class _Worker:
     """Holds the model in a process of Ray."""
 
-    def __init__(self, sent: list[Any], device: str) -> None:
+    def __init__(self, sent: list[Any], device: str, folder: str) -> None:
         import ray
 
+        with suppress(OSError):
+            os.chdir(folder)  # relative paths are those of the command
         self._work: Work[Any] = ray.get(sent[0])
         self._device: torch.device | None = torch.device(device)
 
@@ -176,7 +182,7 @@ def _raise(kind: str, message: str) -> NoReturn:
 
 
 @contextmanager
-def connected(address: str, *, device: str = "auto", workers: int | None = None, model: int = 0) -> Iterator[Cluster]:
+def connected(address: str, *, device: str = "auto", workers: int | None = None) -> Iterator[Cluster]:
     """Join a Ray cluster, or start a Ray here, and leave or end it in every case.
 
     A Ray to which this process is connected already is used as it is, and stays.
@@ -185,7 +191,6 @@ def connected(address: str, *, device: str = "auto", workers: int | None = None,
         address: ``local``; ``auto`` for the cluster that this machine belongs to; or ``host:port`` of its head.
         device: Of the workers: ``cpu``, ``cuda``, or ``auto``, which takes GPUs if the cluster has some.
         workers: Their number; by default one for each GPU or each CPU.
-        model: Bytes of what is sent to them, for which a local Ray makes room.
 
     Raises:
         ConfigError: Ray is not installed, no cluster answers, it has no such devices, or a setting is wrong.
@@ -193,27 +198,26 @@ def connected(address: str, *, device: str = "auto", workers: int | None = None,
     check(workers is None or workers >= 1, f"--ray-workers must be at least 1, got {workers}")
     check(device in ("auto", "cpu", "cuda"), f"--device {device} is one device; with --ray give auto, cpu or cuda")
     check(
-        all(importlib.util.find_spec(name) is not None for name in ("ray", "pyarrow", "pandas")),
+        all(find_spec(name) is not None for name in ("ray", "pyarrow", "pandas")),
         "--ray needs Ray Data, which is not installed; type: pip install 'aimamba[ray]'",
     )
+    is_there = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     with ExitStack() as stack:
         stack.enter_context(_environment())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ray
-            import ray.data
+        if address != LOCAL and not is_there:
+            _check_answers(address)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"ray(\.|$)")  # of its own use of what it has deprecated
+        import ray
+        import ray.data
+
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if hasattr(ray._private.worker, "print_to_stdstream"):  # not public; without it Ray says more
             ray._private.worker.print_to_stdstream = _tell_of_losses
-        if not ray.is_initialized():
-            if address == LOCAL:
-                stack.enter_context(_local(model))
-            else:
-                _check_answers(address)
-                stack.callback(ray.shutdown)
-                _begin(address)
-        cluster = _described(ray.cluster_resources(), device, workers)
+        if not is_there:
+            stack.enter_context(_local() if address == LOCAL else _joined(address))
+        cluster = choose_workers(ray.cluster_resources(), device, workers)  # type: ignore[no-untyped-call]
         if address != LOCAL:
             cluster.call(bool)  # checks the version of the workers
         yield cluster
@@ -234,18 +238,30 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def _local(model: int) -> Iterator[None]:
+def _local() -> Iterator[None]:
     """Start a Ray on this machine, with its files in a folder that is removed at the end."""
     import ray
 
     short = Path(os.sep, "tmp")  # names of sockets are limited to about a hundred characters
     folder = tempfile.mkdtemp(prefix="aim-", dir=short if short.is_dir() else None)
     try:
-        _begin(LOCAL, object_store_memory=_STORE + 2 * model, include_dashboard=False, _temp_dir=folder)
+        _begin(LOCAL, object_store_memory=_STORE, include_dashboard=False, _temp_dir=folder)
         yield
     finally:
         ray.shutdown()
         remove_tree(Path(folder))
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Join a cluster that answers."""
+    import ray
+
+    try:
+        _begin(address)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _begin(address: str, **options: Any) -> None:
@@ -290,8 +306,12 @@ def _check_answers(address: str) -> None:
         raise ConfigError(f"--ray {address}: Ray cannot join it ({said[-1][:300] if said else 'it ended'}); {remedy}")
 
 
-def _described(resources: Mapping[str, float], device: str, workers: int | None) -> Cluster:
-    """Choose the workers by what a cluster has."""
+def choose_workers(resources: Mapping[str, float], device: str, workers: int | None) -> Cluster:
+    """Choose the workers by what a cluster has; see ``connected``.
+
+    Raises:
+        ConfigError: It has not enough.
+    """
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     if device == "auto":
         device = "cuda" if gpus else "cpu"

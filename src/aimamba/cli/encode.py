@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser, add_placement, require_positive
-from aimamba.cli.many import add_devices, crew, started
+from aimamba.cli.many import add_devices, add_ray, crew, started
 from aimamba.data import spec
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     add_placement(parser)
     add_devices(parser)
+    add_ray(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

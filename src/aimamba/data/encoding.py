@@ -41,9 +41,9 @@ class Encoder:
         """Take what ``encode_views`` takes."""
         self.tokenizer, self.images, self.views = tokenizer, images, views
 
-    def __call__(self, unit: range) -> UInt16[np.ndarray, "n v l"]:
+    def __call__(self, unit: range) -> tuple[UInt16[np.ndarray, "n v l"]]:
         """Return the codes of some images."""
-        return encode_views(self.tokenizer, self.images, unit, self.views)
+        return (encode_views(self.tokenizer, self.images, unit, self.views),)
 
     def to(self, device: torch.device) -> "Encoder":
         """Return the same with the tokenizer on a device."""
@@ -74,7 +74,7 @@ def encode_to_shards(
         batch_size: Images encoded at once.
         shard_pictures: Images in a shard.
         progress: Called with (images done, number of images), in the first process.
-        sharing: The processes that share the work; by default this one does all of it.
+        sharing: Who shares the work; by default this process does all of it.
 
     Returns:
         The content of ``meta.json``.
@@ -107,8 +107,13 @@ def encode_to_shards(
 
     if sharing.is_first:
         advance(0)
-    for batch in _taken(sharing, left, advance):
-        parts.add(batch, encoder(batch))
+    if sharing.cluster is not None:
+        for batch, [codes] in sharing.cluster.results(left, encoder):
+            parts.add(batch, codes)
+            advance(len(batch))
+    else:
+        for batch in _taken(sharing, left, advance):
+            parts.add(batch, encoder(batch)[0])
     for shard in _taken(sharing, [range(*ends) for ends in shards]):
         parts.join(shard, encoder)
     sharing.once(parts.remove)
@@ -134,7 +139,7 @@ def encode_splits(
         views: Which views of each training image, see ``view_names``; of held-out images the centre view alone.
         batch_size: Images encoded at once.
         progress: Show a bar on stderr, in the first process.
-        sharing: The processes that share the work.
+        sharing: Who shares the work.
 
     Returns:
         The descriptions of both.
@@ -191,7 +196,7 @@ class _Parts:
     def join(self, shard: range, encode: Encoder) -> None:
         """Write a shard from its batches; one that another machine has written may not be seen yet: encode it again."""
         batches = self.batches(shard)
-        found = [encode(batch) if (codes := self._read(batch)) is None else codes for batch in batches]
+        found = [encode(batch)[0] if (codes := self._read(batch)) is None else codes for batch in batches]
         store_array(self._folder / self._meta.shard_name(shard.start), np.concatenate(found))
         del found  # Windows removes no file that is mapped
         for batch in batches:
