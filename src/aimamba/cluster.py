@@ -116,16 +116,19 @@ class Cluster:
         size = min(self.workers, len(units))
         with _errors_named():
             sent = ray.put(work)
-            done = from_items(
+            todo = from_items(
                 [{"number": number, "unit": unit} for number, unit in enumerate(units)], override_num_blocks=len(units)
-            ).map_batches(
-                _Worker,
-                batch_size=1,
-                compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=_AHEAD),
-                fn_constructor_args=([sent], self.device, os.getcwd()),
-                ray_remote_args_fn=_repeats,
-                **self._needs,
             )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # ray_remote_args_fn goes with Ray 2.64, and nothing takes its place
+                done = todo.map_batches(
+                    _Worker,
+                    batch_size=1,
+                    compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=_AHEAD),
+                    fn_constructor_args=([sent], self.device, os.getcwd()),
+                    ray_remote_args_fn=_repeats,
+                    **self._needs,
+                )
             for found in done.iter_batches(batch_size=None):
                 if _ERROR in found:
                     _raise(*found[_ERROR][0])
