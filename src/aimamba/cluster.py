@@ -188,7 +188,7 @@ def _raise(kind: str, message: str) -> NoReturn:
 def connected(address: str, *, device: str = "auto", workers: int | None = None) -> Iterator[Cluster]:
     """Join a Ray cluster, or start a Ray here, and leave or end it in every case.
 
-    A Ray to which this process is connected already is used as it is, and stays.
+    If this process is connected to a Ray already, that one is used as it is, and stays.
 
     Args:
         address: ``local``; ``auto`` for the cluster that this machine belongs to; or ``host:port`` of its head.
@@ -207,7 +207,7 @@ def connected(address: str, *, device: str = "auto", workers: int | None = None)
     is_there = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     with ExitStack() as stack:
         stack.enter_context(_environment())
-        if address != LOCAL and not is_there:
+        if address != LOCAL:
             _check_answers(address)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"ray(\.|$)")  # of its own use of what it has deprecated

@@ -20,19 +20,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def local_ray(cache):
-    """A Ray with two workers, which the commands of these tests find and leave."""
+@pytest.fixture
+def local_ray(here):
+    """A Ray of this machine, which the commands of a test find and leave: starting it takes longest."""
     from aimamba.cluster import connected
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIMAMBA_CACHE", str(cache))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with connected("local", device="cpu", workers=2) as cluster:
-            import ray
+    with connected("local", device="cpu"):
+        import ray
 
-            folder = Path(ray._private.worker.global_worker.node.get_temp_dir_path())
-            yield cluster
+        folder = Path(ray._private.worker.global_worker.node.get_temp_dir_path())
+        yield
     assert not ray.is_initialized()
     assert not folder.exists()
 
@@ -83,7 +80,7 @@ def test_encode_and_sample_lose_and_double_nothing(aimamba, models, photos, here
     encode = ["encode", models / "tokenizer", "photos", "--size", 16, "--batch-size", 1, "--views", "center-flip"]
     assert aimamba(*encode, "--out", "alone")[0] == 0
     with KilledOnce(here / "shared" / "train" / "parts") as once:
-        answer = aimamba(*encode, "--out", "shared", "--device", "cpu", "--ray")
+        answer = aimamba(*encode, "--out", "shared", "--device", "cpu", "--ray-workers", 2, "--ray")
     assert answer.status == 0, answer.err
     assert once.killed.is_set()
     assert "a worker was lost" in answer.err
@@ -93,7 +90,7 @@ def test_encode_and_sample_lose_and_double_nothing(aimamba, models, photos, here
     sample = ["sample", "--model", models / "pipeline", "-n", 40, "--batch-size", 2, "--npz"]
     assert aimamba(*sample, "alone.npz", "--device", "cpu")[0] == 0
     with KilledOnce(here / "shared.npz.parts") as once:
-        answer = aimamba(*sample, "shared.npz", "--ray")
+        answer = aimamba(*sample, "shared.npz", "--ray-workers", 2, "--ray")
     assert answer.status == 0, answer.err
     assert once.killed.is_set()
     assert (here / "shared.npz").read_bytes() == (here / "alone.npz").read_bytes()
