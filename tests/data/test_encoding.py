@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from aimamba.data import encoding
 from aimamba.data.encoding import encode_to_shards
 from aimamba.distributed import Team, find_place
 from aimamba.errors import DataError
@@ -128,6 +129,22 @@ def test_a_process_with_other_images_is_refused(tmp_path):
             return [values[0], "0" * 64, *values[2:]]
 
     with one_line_error(DataError, "not all processes have the same images and tokenizer"):
+        encode(Tokenizer(), tmp_path, sharing=Elsewhere())
+
+
+@pytest.mark.parametrize("lost", ["meta.json", "codes-00001.npy"])
+def test_a_folder_that_not_all_machines_see_is_refused(tmp_path, monkeypatch, lost):
+    class Elsewhere(Sharing):
+        def once(self, make):
+            if (tmp_path / "codes-00001.npy").exists():
+                (tmp_path / lost).unlink()
+            value = make()
+            if lost == "meta.json":
+                (tmp_path / lost).unlink(missing_ok=True)
+            return value
+
+    monkeypatch.setattr(encoding, "_SEEN_WITHIN", 0.1)
+    with one_line_error(DataError, "name a folder on a disk that all machines share"):
         encode(Tokenizer(), tmp_path, sharing=Elsewhere())
 
 

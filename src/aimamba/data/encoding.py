@@ -6,6 +6,7 @@ where it stopped, and several processes can write at once.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -32,6 +33,7 @@ from aimamba.models import VQModel
 from aimamba.sharing import ALONE, Sharing
 
 _PARTS = "parts"
+_SEEN_WITHIN = 90.0  # seconds
 
 
 class Encoder:
@@ -81,7 +83,7 @@ def encode_to_shards(
 
     Raises:
         ConfigError: The folder holds other codes, or these images do not have such views.
-        DataError: There are no images, or this process sees others than the first one.
+        DataError: There are no images; or not all processes see the same images and the same folder.
     """
     check(batch_size >= 1 and shard_pictures >= 1, "batch and shard must hold at least one image")
     meta = _describe(tokenizer, images, folder, views, shard_pictures)
@@ -96,6 +98,7 @@ def encode_to_shards(
     values, listing, shards, missing = sharing.once(begin)
     if first_difference(values, to_mapping(meta), ignore=("images",)) is not None or listing != _listing(images):
         raise DataError(f"{folder}: not all processes have the same images and tokenizer; give them the same")
+    _wait_to_see(folder, lambda: read_meta(folder) is not None)
     left = [range(*ends) for ends in missing]
     done = len(images) - sum(map(len, left))
 
@@ -116,7 +119,12 @@ def encode_to_shards(
             parts.add(batch, encoder(batch)[0])
     for shard in _taken(sharing, [range(*ends) for ends in shards]):
         parts.join(shard, encoder)
-    sharing.once(parts.remove)
+
+    def end() -> None:
+        _wait_to_see(folder, lambda: not parts.missing_shards())
+        parts.remove()
+
+    sharing.once(end)
     return from_mapping(CodesMeta, values, where=str(folder))
 
 
@@ -223,6 +231,22 @@ def _taken(sharing: Sharing, units: Sequence[range], show: Callable[[int], objec
         yield units[number]
         taken.advance(len(units[number]))
     taken.finish()
+
+
+def _wait_to_see(folder: Path, is_there: Callable[[], bool]) -> None:
+    """Wait until this machine sees what another one has written; a network disk shows it after a while.
+
+    Raises:
+        DataError: It does not.
+    """
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while not is_there():
+        if time.monotonic() > deadline:
+            raise DataError(
+                f"{folder}: this machine does not see what the others have written there; name a folder on a disk that "
+                "all machines share"
+            )
+        time.sleep(_SEEN_WITHIN / 100)
 
 
 def _ends(units: Sequence[range]) -> list[tuple[int, int]]:
