@@ -306,7 +306,10 @@ def _check_answers(address: str) -> None:
         ) from error
     if joined.returncode:
         said = [line for line in joined.stderr.splitlines() if line and not line.startswith((" ", "["))]
-        raise ConfigError(f"--ray {address}: Ray cannot join it ({said[-1][:300] if said else 'it ended'}); {remedy}")
+        raise ConfigError(
+            f"--ray {address}: Ray cannot join it ({said[-1][:300] if said else 'it ended'}); {remedy}; a cluster that "
+            "checks tokens is joined with RAY_AUTH_MODE=token in the environment"
+        )
 
 
 def choose_workers(resources: Mapping[str, float], device: str, workers: int | None) -> Cluster:
