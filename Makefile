@@ -15,7 +15,7 @@ SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
 DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo train-demo test test-gpu bench-gpu lint audit clean
+.PHONY: demo train-demo test test-kills test-gpu bench-gpu lint audit docs notebooks wheel try-wheel space clean
 
 demo: $(DEMO)                   ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
@@ -30,6 +30,9 @@ train-demo: $(DEMO)             ## train both stages on avatars in a few minutes
 
 test: $(READY)                  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+test-kills: $(READY)            ## kill -9 at twenty random moments of training and of encoding
+	AIMAMBA_TEST_KILLS=20 $(BIN)/python -m pytest -n 0 tests/cli/test_cli_killed.py
 
 # On a machine whose Python has a CUDA build of torch already: make test-gpu READY= BIN="$(dirname "$(which python3)")"
 test-gpu: $(READY)              ## kernels, graphs and training on a CUDA device, against the plain path
@@ -51,6 +54,36 @@ audit: $(READY)                 ## known vulnerabilities of the versions in cons
 	$(PIP) pip-audit
 	$(BIN)/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
+docs: $(VENV)/.docs             ## the documentation site, in build/site
+	$(BIN)/python docs/site/build.py
+
+$(VENV)/.docs: $(READY)
+	$(PIP) --editable '.[docs]'
+	touch $@
+
+wheel: $(READY)                 ## the wheel and the source distribution, in dist/
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+
+# Outside the repository, with an empty cache, so that kernels are compiled from the sources in the wheel.
+try-wheel: wheel                ## install both in an empty environment, draw, and compare the images
+	set -e; unset PYTHONPATH; try=$$(mktemp -d); trap 'rm -rf "$$try"' EXIT; export AIMAMBA_CACHE="$$try/cache"; \
+	$(PYTHON) -m venv "$$try/venv"; pip="$$try/venv/bin/pip --quiet --disable-pip-version-check"; \
+	$$pip install --constraint constraints.txt dist/*.whl; \
+	(cd "$$try" && venv/bin/aimamba sample -n 2 --engine auto --out by-wheel); \
+	$$pip uninstall --yes aimamba; $$pip install --constraint constraints.txt dist/*.tar.gz; \
+	(cd "$$try" && venv/bin/aimamba sample -n 2 --engine auto --out by-sdist); \
+	diff -r "$$try/by-wheel" "$$try/by-sdist"; \
+	echo "drew $$(ls "$$try"/by-wheel/*-seed*.png | wc -l) images from the wheel, the same from the sdist"
+
+space: wheel                    ## what a Hugging Face Space needs, in build/space
+	rm -rf build/space
+	mkdir -p build/space
+	cp huggingface-space/* dist/*.whl build/space
+
+notebooks: $(READY)             ## run the notebooks of examples/ and keep their outputs
+	OMP_NUM_THREADS=1 $(BIN)/python examples/notebooks.py
+
 $(READY): pyproject.toml constraints.txt
 	$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
@@ -71,4 +104,4 @@ NEW_ENOUGH = @$(PYTHON) -c 'import sys; v = sys.version_info; \
 	% (v[0], v[1]) if v < (3, 11) else 0)'
 
 clean:                          ## remove what the commands above made, but not trained runs
-	rm -rf $(VENV) samples samples-trained .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .cache dist samples samples-trained .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

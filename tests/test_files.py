@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aimamba import files
-from aimamba.files import cache_folder, expand_home, write_atomically, write_folder_atomically
+from aimamba.files import cache_folder, expand_home, remove_drafts, write_atomically, write_folder_atomically
 
 _FULL = """
 import resource, sys
@@ -129,3 +129,14 @@ def test_without_a_home(monkeypatch, tmp_path):
     files._without_home.cache_clear()
     assert cache_folder() != folder
     files._without_home.cache_clear()
+
+
+def test_drafts_of_killed_processes_go_and_nothing_else(tmp_path):
+    (tmp_path / f".{'ab' * 16}").mkdir()
+    for name in ("a", ".a", f".a.png.{'ab' * 16}", f"a.{'ab' * 16}", f".a.{'ab' * 15}"):
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a", ".a", f"a.{'ab' * 16}", f".a.{'ab' * 15}", f".{'ab' * 16}",
+    }  # fmt: skip
+    remove_drafts(tmp_path / "missing")

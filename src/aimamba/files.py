@@ -5,18 +5,25 @@ import errno
 import functools
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _PROBE = 1 << 20  # bytes that are written to find out whether there is room
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""What the system says where there is no room: of a disk, or of a user's quota."""
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")  # see write_atomically
 _SYSTEMS_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end their messages
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], *, draft: str | None = None) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], object], *, draft: str | None = None, size: int | None = None
+) -> None:
     """Write a file so that a reader sees the old content or the new, never a part of it, also after a power cut.
 
     The content goes into a draft beside ``path``, which then replaces it. The draft is on the disk before that, and the
@@ -27,30 +34,74 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, draft: str 
         write: Writes the content to the path it is called with.
         draft: Name of the draft. The default is unique, so several processes can write at once. With a fixed name, a
             process that is killed repeatedly leaves at most one draft behind.
+        size: Bytes that will be written, where that is known; a full disk is reported with it.
 
     Raises:
-        OSError: The disk is full, or writing is not permitted, however ``write`` words it.
+        OSError: The disk is full, or writing is not permitted, however ``write`` words it. Of a full disk the message
+            says how much is needed and how much is free.
     """
     temporary = path.with_name(draft or f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.unlink(missing_ok=True)  # of a killed process; of a link that someone planted, the link alone
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = stat.S_IMODE(temporary.stat().st_mode)
-        try:
-            write(temporary)
-        except Exception as error:
-            if (fault := _fault_of_disk(error, temporary, path)) is None:
-                raise
-            raise fault from error
+        write(temporary)
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors makes its files for the owner alone
             temporary.chmod(mode)
         temporary.replace(path)
         sync_folder(path.parent)
+    except Exception as error:
+        if (fault := _fault_of_disk(error, temporary, path, size)) is None:
+            raise
+        raise fault from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def named(error: OSError, draft: Path, path: Path, size: int | None = None) -> OSError:
+    """Return an error of the system that names the file; of a full disk with the room that is needed and free.
+
+    Args:
+        error: The error.
+        draft: The file or folder that was written to; the same as ``path`` where it stays.
+        path: What it was to become.
+        size: Bytes that are needed, where that is known.
+    """
+    text, name = error.strerror, error.filename
+    if error.errno is not None and error.errno in FULL and name in (None, str(draft)):
+        written = _size(draft)
+        needed = f"more than {_amount(written)}" if size is None else _amount(max(size, written))
+        text = f"{os.strerror(error.errno)} ({needed} needed"
+        with contextlib.suppress(OSError):
+            room = shutil.disk_usage(path.parent).free + (written if draft != path else 0)  # the draft is removed
+            text += f", {_amount(room)} free"
+        text += ")"
+    return OSError(error.errno, text, str(path) if name in (None, str(draft)) else name)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of writing in the block name the file, and of a full disk how much is free.
+
+    For files that grow line by line and cannot be written atomically.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise named(error, path, path) from error
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts that killed processes have left in a folder to which no other process is writing."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _DRAFT.fullmatch(path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:
@@ -73,12 +124,16 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> No
             if path.is_dir():
                 sync_folder(path)
             else:
-                with path.open("r+b") as file:
+                with naming(path), path.open("r+b") as file:
                     os.fsync(file.fileno())
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
         sync_folder(folder.parent)
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(temporary):
+            error.filename = str(folder / Path(error.filename).relative_to(temporary))
+        raise
     finally:
         remove_tree(temporary)
 
@@ -98,8 +153,6 @@ def sync_folder(folder: Path) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Remove a folder with all that is in it, if it exists; what cannot be removed stays."""
-    import shutil  # noqa: PLC0415 - slow to import, and needed by few
-
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -140,25 +193,35 @@ def cache_folder() -> Path:
     return _without_home() if str(expanded).startswith("~") else expanded / "aimamba"
 
 
-def _fault_of_disk(error: Exception, draft: Path, path: Path) -> OSError | None:
+def _fault_of_disk(error: Exception, draft: Path, path: Path, size: int | None) -> OSError | None:
     """Return the system's error behind an error of writing; None if the system is not to blame.
 
-    Libraries hide it: safetensors has its number in a text, and torch says that a stream failed. Then a block is
-    written to the draft to see what the system says.
+    Libraries hide it: safetensors has its number in a text, torch says that a stream failed, and numpy that fewer
+    numbers were written. Then a block is written to the draft to see what the system says.
     """
-    if isinstance(error, OSError):
-        if error.errno is None:
-            return None
-        return OSError(
-            error.errno, error.strerror, str(path) if error.filename in (None, str(draft)) else error.filename
-        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return named(error, draft, path, size)
     if found := _SYSTEMS_NUMBER.search(str(error)):
-        return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+        return named(OSError(int(found[1]), os.strerror(int(found[1]))), draft, path, size)
+    written = _size(draft)
     try:
         with draft.open("ab") as file:
             file.write(bytes(_PROBE))
             file.flush()
             os.fsync(file.fileno())
     except OSError as fault:
-        return OSError(fault.errno or errno.EIO, fault.strerror, str(path))
+        with contextlib.suppress(OSError):
+            os.truncate(draft, written)
+        return None if fault.errno is None else named(OSError(fault.errno, fault.strerror), draft, path, size)
     return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _amount(size: int) -> str:
+    return f"{size:,} bytes" if size < 1e5 else f"{size / 1e6:,.1f} MB"

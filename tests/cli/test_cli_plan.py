@@ -48,6 +48,12 @@ def test_changed_settings_reach_the_command(planned):
     )
 
 
+def test_a_model_to_start_from(planned):
+    lines = planned("vq-finetune", "--gpus", "1", "--init", "avatars-64", "--size", "64", "--data", "photos")
+    assert lines[0] == "vq-finetune: 7,728,792 parameters, 64 codes an image"
+    assert lines[-1] == ("aimamba train vq-finetune --data photos --init avatars-64 --size 64 --set fit.accumulation=1")
+
+
 @pytest.mark.parametrize("given", ["parallel.shard=4", "parallel.replicate=2"])
 def test_the_layout_of_a_recipe(planned, given):
     lines = planned("avatars-tiny-vq", "--gpus", "8", "--set", given)

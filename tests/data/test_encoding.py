@@ -77,6 +77,7 @@ def whole(tmp_path_factory):
         "codes-00002.npy",
         "labels.npy",
         "meta.json",
+        "sums.json",
     ]
     return bytes_of(folder)
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +16,17 @@ from aimamba.data import loader
 from aimamba.data.folder import ImageFolder
 from aimamba.data.loader import batches
 from aimamba.errors import ConfigError, DataError
+from full_disk import in_child, mount_small_disk, no_room
 from refusals import one_line_error
 
 
 class Numbered:
     """Images whose first pixel tells the index, and whose second is drawn from the generator."""
 
-    def __init__(self, count, broken=()):
+    def __init__(self, count, broken=(), size=2):
         self.class_names = ("even", "odd")
         self.labels = np.arange(count, dtype=np.int64) % 2
-        self.size = 2
+        self.size = size
         self.broken = broken
 
     def __len__(self):
@@ -33,7 +35,7 @@ class Numbered:
     def image(self, index, rng=None):
         if index in self.broken:
             raise DataError(f"{index}.png: broken")
-        image = np.zeros((2, 2, 3), np.uint8)
+        image = np.zeros((self.size, self.size, 3), np.uint8)
         image[0, 0] = index
         image[0, 1, 1] = 0 if rng is None else rng.integers(256)
         return image
@@ -146,6 +148,41 @@ class TestWorkers:
         with one_line_error(DataError, match=r"^a process that decodes images has ended .* lower data.workers = 1"):
             for _ in range(99):
                 next(stream)
+
+    def test_no_room_in_shared_memory_is_one_line(self, tmp_path):
+        def check() -> None:
+            if not mount_small_disk(Path("/dev/shm")):
+                (tmp_path / "skipped").touch()
+                return
+            with no_room(Path("/dev/shm"), left=1 << 16):
+                stream = batches(Numbered(7, size=256), batch_size=4, seed=0, workers=1)
+                with one_line_error(
+                    DataError, match=r"^there is no room in /dev/shm .* lower data\.workers = 1, or set"
+                ):
+                    next(stream)
+                stream.close()
+
+        in_child(check)
+        if (tmp_path / "skipped").exists():
+            pytest.skip("mounting a file system is not permitted")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit.",
+            "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for file "
+            "</torch_7>: No space left on device (28)",
+        ],
+    )
+    def test_torchs_words_for_it_are_known(self, text, monkeypatch):
+        def fail(_):
+            raise RuntimeError(text)
+            yield
+
+        monkeypatch.setattr(loader, "_started", fail)
+        with one_line_error(DataError, match=r"^there is no room in /dev/shm .* --shm-size 8g"):
+            next(batches(Numbered(7), batch_size=4, seed=0, workers=1))
 
     def test_warnings_come_from_the_parent_and_once(self):
         with pytest.warns(UserWarning, match="^0.png is odd$") as caught:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from aimamba.data.sheets import to_float
 from aimamba.data.transforms import center_crop, ten_crop, to_array
 from aimamba.errors import ConfigError, DataError
 from benchmarks.codes import write_codes
+from full_disk import FullAt
 from refusals import one_line_error
 
 
@@ -128,6 +130,60 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(tokenizer, ima
         open_codes(broken)
     encode_to_shards(tokenizer, images, broken, batch_size=2, shard_pictures=3)
     assert bytes_of(broken) == bytes_of(whole)
+
+
+def test_an_encoding_stopped_at_any_moment_ends_with_the_same_bytes(tokenizer, images, tmp_path, monkeypatch):
+    def encode(name):
+        encode_to_shards(tokenizer, images, tmp_path / name, batch_size=2, shard_pictures=3)
+
+    with monkeypatch.context() as patch:
+        counted = FullAt(patch, 0)
+        encode("whole")
+    assert counted.count == 12, "labels, meta.json, five batches, three shards, and the sums before and after"
+    for number in range(1, counted.count + 1):
+        with monkeypatch.context() as patch:
+            FullAt(patch, number)
+            with pytest.raises(OSError, match="No space left"):
+                encode("broken")
+        encode("broken")
+        assert bytes_of(tmp_path / "broken") == bytes_of(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("name", ["codes-00001.npy", "labels.npy", "meta.json", "sums.json"])
+def test_a_flipped_bit_is_found_and_an_encoding_mends_it(tokenizer, images, tmp_path, name):
+    encode_to_shards(tokenizer, images, tmp_path, shard_pictures=3)
+    whole, path = bytes_of(tmp_path), tmp_path / name
+    content = bytearray(path.read_bytes())
+    place = content.index(b"cats") if name == "meta.json" else len(content) - (4 if name == "sums.json" else 8)
+    content[place] ^= 1
+    path.write_bytes(content)
+    with one_line_error(DataError, match=rf"{re.escape(name)}: damaged.* encode"):
+        open_codes(tmp_path)
+    if name.endswith("npy"):
+        encode_to_shards(tokenizer, images, tmp_path, shard_pictures=3)
+        assert bytes_of(tmp_path) == whole
+
+
+def test_swapped_shards_are_found(tokenizer, images, tmp_path):
+    encode_to_shards(tokenizer, images, tmp_path, shard_pictures=3)
+    whole, swap = bytes_of(tmp_path), tmp_path / "swap"
+    (tmp_path / "codes-00000.npy").rename(swap)
+    (tmp_path / "codes-00001.npy").rename(tmp_path / "codes-00000.npy")
+    swap.rename(tmp_path / "codes-00001.npy")
+    with one_line_error(DataError, match=r"codes-0000\d\.npy: damaged, or not what was encoded"):
+        open_codes(tmp_path)
+    encode_to_shards(tokenizer, images, tmp_path, shard_pictures=3)
+    assert bytes_of(tmp_path) == whole
+
+
+def test_codes_without_sums_are_those_of_an_earlier_version(tokenizer, images, tmp_path):
+    encode_to_shards(tokenizer, images, tmp_path, shard_pictures=3)
+    (tmp_path / "sums.json").unlink()
+    (tmp_path / "codes-00001.npy").unlink()
+    encode_to_shards(tokenizer, images, tmp_path, shard_pictures=3)
+    assert not (tmp_path / "sums.json").exists()
+    assert len(open_codes(tmp_path)[1]) == 7
 
 
 def test_other_codes_in_the_folder_are_not_overwritten(tokenizer, make_vq, images, tmp_path):
@@ -358,6 +414,7 @@ class TestOtherImages:
         meta = json.loads((tmp_path / "out" / "meta.json").read_text())
         del meta["images"]
         (tmp_path / "out" / "meta.json").write_text(json.dumps(meta))
+        (tmp_path / "out" / "sums.json").unlink()
         before = bytes_of(tmp_path / "out")
         open_codes(tmp_path / "out", tokenizer)
         encode_to_shards(tokenizer, images, tmp_path / "out", shard_pictures=3)

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -101,7 +102,7 @@ def make_doors(folder: Path) -> list[Door]:  # noqa: PLR0915 - a paragraph for e
     made = []
 
     def file(name: str, path: Path, read: Callable[[], object], *others: bytes) -> None:
-        """Add a door that is one file. Its good content is what the file holds now."""
+        """Add a door that is one file, or one of a folder. Its good content is what the file holds now."""
         before = path.read_bytes() if path.exists() else None
         seeds = [content for content in (before, *others) if content is not None] + in_corpus(name)
 
@@ -129,10 +130,22 @@ def make_doors(folder: Path) -> list[Door]:  # noqa: PLR0915 - a paragraph for e
     resumed = good.checkpoint()
     file("checkpoint", resumed, lambda: read_checkpoint(resumed))
 
+    sharded = good.sharded()
+    for name in ("state.json", ".metadata", "rest.pt", "__0_0.distcp"):
+        file(f"sharded-{name.strip('._').partition('.')[0]}", sharded / name, lambda: read_checkpoint(sharded))
+    for name in (".metadata", "rest.pt", "__0_0.distcp"):  # as far as a signed change gets
+        door = f"signed-{name.strip('._').partition('.')[0]}"
+        file(door, sharded / name, lambda: (good.sign(sharded), read_checkpoint(sharded)))
+
     codes = good.codes()
     file("meta", codes / "meta.json", lambda: open_codes(codes))
     file("labels", codes / "labels.npy", lambda: open_codes(codes))
     file("shard", codes / "codes-00000.npy", lambda: open_codes(codes))
+    both = good.code_splits()
+    for name in ("train/sums.json", "train/meta.json", "held-out/meta.json", "held-out/labels.npy"):
+        file(f"codes-{name.replace('/', '-').partition('.')[0]}", both / name, lambda: _take_codes(both))
+    for number in (0, 1):  # without sums, so that a change gets as far as it can
+        file(f"codes-shard-{number}", codes / f"codes-0000{number}.npy", lambda: _take_codes(codes))
 
     metrics = folder / "metrics.jsonl"
     metrics.write_text('{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "held-out", "bits": null}\n')
@@ -188,6 +201,17 @@ def _resolve(recipe: str, overrides: dict[str, Any]) -> None:
 def _read_images(images: Any) -> None:
     for _ in images.batches(2):
         pass
+
+
+def _take_codes(folder: Path) -> None:
+    """Read codes as a training does: of one split, or of both."""
+    from aimamba.data.shards import open_code_splits, open_codes
+
+    both = (folder / "train").is_dir()
+    sets = open_code_splits(folder)[1:] if both else open_codes(folder)[1:]
+    for codes in sets:
+        codes.fingerprint()
+        next(codes.batches(batch_size=5, seed=0))
 
 
 def _save_names(names: list[str]) -> None:
@@ -313,16 +337,63 @@ class _Good:
         write_checkpoint(path, Checkpoint(step=3, seconds=1.5, recipe=_RECIPE, parts=parts, basis={"images": "ab"}))
         return path
 
+    def sharded(self) -> Path:
+        """A checkpoint of many processes, written by one."""
+        from torch.distributed.checkpoint import FileSystemWriter, save
+
+        from aimamba.train.checkpoint_files import SHARDED_FORMAT
+
+        folder = self.folder / "checkpoint-000003.dcp"
+        with warnings.catch_warnings(action="ignore"):  # that this is one process
+            save({"model/weight": torch.zeros(2, 2)}, storage_writer=FileSystemWriter(folder), no_dist=True)
+        rest = {"parts": {"model": {"weight": None}, "average": {"decay": 0.5}}, "missing": [["model", "weight"]]}
+        torch.save(rest, folder / "rest.pt")
+        files = dict.fromkeys(("__0_0.distcp", ".metadata", "rest.pt"), "")
+        values = {"step": 3, "seconds": 1.5, "recipe": _RECIPE, "basis": {"images": "ab"}, "files": files}
+        (folder / "state.json").write_text(json.dumps({"format": SHARDED_FORMAT, **values}))
+        self.sign(folder)
+        return folder
+
+    def sign(self, folder: Path) -> None:
+        """Make the checksums those of the files, as someone would who changes them on purpose."""
+        from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
+
+        values = json.loads((folder / "state.json").read_text())
+        values["files"] = {name: sum_of_file(folder / name) for name in values["files"]}
+        values[SUMS_KEY] = sum_of_values(values)
+        (folder / "state.json").write_text(json.dumps(values))
+
+    def code_splits(self) -> Path:
+        """The codes of both splits, in two shards each, with sums."""
+        from aimamba.data.encoding import encode_to_shards
+        from aimamba.data.images import Images
+        from aimamba.models import VQModel
+
+        class Dots(Images):
+            name, size, class_names, labels = "dots", 4, ("a", "b"), np.array([0, 1, 1])
+
+            def __len__(self) -> int:
+                return len(self.labels)
+
+            def image(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+                return np.full((4, 4, 3), index, np.uint8)
+
+        tokenizer = VQModel.from_pretrained(self.folder / "pipe" / "tokenizer")
+        for split in ("train", "held-out"):
+            encode_to_shards(tokenizer, Dots(), self.folder / "splits" / split, shard_pictures=2)
+        return self.folder / "splits"
+
     def codes(self) -> Path:
-        """The codes of three images."""
+        """The codes of three images in two shards, as an earlier version wrote them."""
         folder = self.folder / "codes"
         folder.mkdir()
         meta = {"tokenizer": "ab" * 32, "codebook_size": 8, "grid": [2, 2], "size": 4, "class_names": ["a", "b"]}
         (folder / "meta.json").write_text(
-            json.dumps({**meta, "views": ["center"], "pictures": 3, "shard_pictures": 4, "images": "cd" * 32})
+            json.dumps({**meta, "views": ["center"], "pictures": 3, "shard_pictures": 2, "images": "cd" * 32})
         )
         np.save(folder / "labels.npy", np.array([0, 1, 1]))
-        np.save(folder / "codes-00000.npy", np.zeros((3, 1, 4), np.uint16))
+        for number, count in enumerate((2, 1)):
+            np.save(folder / f"codes-0000{number}.npy", np.zeros((count, 1, 4), np.uint16))
         return folder
 
     def npz(self) -> Path:

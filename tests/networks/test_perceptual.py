@@ -127,7 +127,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path, linear):
 
 
 def test_a_path_that_leads_nowhere_is_refused():
-    with pytest.raises(CheckpointError, match=r"lite1: no such file or folder; give 'lite0', or where"):
+    with pytest.raises(CheckpointError, match=r"lite1: no such file or folder; give 'lite0', 'lpips', or where"):
         perceptual_loss("lite1")
 
 

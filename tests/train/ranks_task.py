@@ -1,5 +1,6 @@
 """What the processes of a test do: train a tiny tokenizer or generator, and misbehave if asked to."""
 
+import math
 import os
 import signal
 import time
@@ -73,7 +74,9 @@ class Generator(GeneratorTask):
     def loss(self, model, batch, rng, step=0):
         if self.act is not None and self.act is not hang_reading:
             self.act(int(os.environ.get("RANK", "0")), step + 1)
-        return super().loss(model, batch, rng, step)
+        loss, report = super().loss(model, batch, rng, step)
+        spoilt = self.act is poison and os.environ["RANK"] == "1" and (step == 2 or step >= 5)
+        return loss * math.nan if spoilt else loss, report
 
 
 class Tokenizer(TokenizerTask):
@@ -136,6 +139,10 @@ def terminate(rank: int, step: int) -> None:
     if rank == 1 and step == 14:
         for _ in range(2):  # Slurm and torchrun both send it
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def poison(rank: int, step: int) -> None:
+    """Make the loss of one process not finite, in steps 3 and 6 to 10."""
 
 
 def spoil(rank: int, step: int) -> None:

@@ -127,6 +127,21 @@ def test_before_its_start_the_discriminator_changes_nothing(tmp_path, metrics):
         assert one["loss"] == other["loss"]
 
 
+def test_the_discriminator_may_learn_before_its_loss_counts(tmp_path, metrics):
+    with_it = {**ALL_ON, "perceptual_weight": 0.0, "discriminator_start": 1, "adversarial_start": 4}
+    fit(make_task(), settings(), tmp_path / "without")
+    fit(make_task(**with_it), settings(), tmp_path / "with")
+    plain, found = (metrics(tmp_path / name, "train") for name in ("without", "with"))
+    alone = set(ADVERSARIAL) - {"adversarial"}
+    assert [alone <= line.keys() for line in found] == [False] + 5 * [True]
+    assert ["adversarial" in line for line in found] == 4 * [False] + 2 * [True]
+    assert [line["adversary_gradient_norm"] > 0 for line in found] == [False] + 5 * [True]
+    losses, expected = ([line["loss"] for line in lines] for lines in (found, plain))
+    assert losses[:4] == pytest.approx(expected[:4], rel=1e-6)
+    assert losses[4] != pytest.approx(expected[4], rel=1e-3)
+    assert found[3]["discriminator"] < found[1]["discriminator"], "it learns"
+
+
 def test_metrics_name_every_loss(tmp_path, metrics):
     result = fit(make_task(**ALL_ON, adversarial_adaptive=True), settings(), tmp_path)
     early, late = metrics(tmp_path, "train")[1], metrics(tmp_path, "train")[2]

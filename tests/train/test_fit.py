@@ -151,6 +151,21 @@ def test_a_signal_ends_the_step_and_the_same_command_continues(tmp_path, whole, 
     assert_same_run(tmp_path, whole, metrics)
 
 
+def test_a_second_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint(tmp_path, whole, metrics):
+    def interrupt(at: int) -> float:
+        for _ in range(2 if at == 6 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        fit(ToyTask(interrupt), settings(), tmp_path, recipe=RECIPE)
+    assert not isinstance(stopped.value, Interrupted)
+    assert read_checkpoint(tmp_path / "checkpoint.pt").step == 4
+    assert not (tmp_path / ".lock").exists()
+    fit(ToyTask(), settings(), tmp_path, recipe=RECIPE)
+    assert_same_run(tmp_path, whole, metrics)
+
+
 @pytest.mark.parametrize(("how", "number", "left"), [("--die-in-step", 6, 4), ("--die-in-write", 4, 2)])
 def test_kill_9_and_the_same_command_continues(tmp_path, how, number, left, metrics):
     program = [sys.executable, str(Path(__file__).with_name("toy_task.py"))]

@@ -326,6 +326,17 @@ class TestInit:
         assert task.model.config == tokenizer.config
         assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), tokenizer.parameters(), strict=True))
 
+    def test_the_codes_of_a_given_tokenizer_count_as_used(self, tokenizer):
+        assert (make_task(recipe("tokenizer", init="vq"), device=CPU).use.use == 1).all()
+        assert (make_task(recipe("tokenizer", init=None), device=CPU).use.use == 0).all()
+
+    def test_a_loss_that_never_starts_is_noted(self, tokenizer):
+        lines = []
+        losses = {"perceptual_weight": 1.0, "perceptual_start": FIT["steps"]}
+        make_task(recipe("tokenizer", init="vq", task=losses), device=CPU, log=lines.append)
+        [line] = lines
+        assert line.startswith("note: the perceptual loss never starts: task.perceptual_start = ")
+
     def test_a_generator_gets_a_new_class_table_for_other_classes(self, tokenizer, make_aim, here):
         given = make_aim(num_tokens=64, num_classes=5, decode_position_shift=1)
         given.save_pretrained(here / "given")

@@ -1,6 +1,7 @@
 """The tokenizer's task: its losses, metrics and sample sheets."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,10 @@ from aimamba.data.sheets import to_float
 from aimamba.errors import ConfigError
 from aimamba.models import VQConfig, VQModel
 from aimamba.train import tokenizer as tokenizer_module
+from aimamba.train.checkpoint import check_same_basis
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+from lpips_files import install, pickled, small_arrays
+from refusals import one_line_error
 
 NAMES = ("planets", "sprouts", "robots", "shells", "cats")
 
@@ -126,6 +130,23 @@ def test_codes_are_revived_in_training_only(make, batch, rng):
     assert task.companions() == {"codebook_use": task.use}
 
 
+def test_the_codebook_of_a_trained_tokenizer_is_not_filled_from_the_data(make_vq, batch, rng):
+    def codebooks(**config):
+        model = make_vq()
+        before = model.codebook.detach().clone()
+        task = TokenizerTask(model, Noise((0,) * 12), Noise((0,)), TokenizerTaskConfig(**config), trained=True)
+        task.loss(model.train(), batch, rng(), 0)
+        yield before, model.codebook.detach().clone()
+        task.use.use[3] = 0.01
+        task.loss(model.train(), batch, rng(), 1)
+        yield before, model.codebook.detach()
+
+    (before, first), (_, later) = codebooks()
+    assert torch.equal(first, before)
+    assert (later != before).any(dim=-1).nonzero().flatten().tolist() == [3], "it has not been used for long"
+    assert all(torch.equal(*pair) for pair in codebooks(revive_codes=False))
+
+
 def test_all_randomness_comes_from_the_given_generator(make, batch, rng):
     codebooks = []
     for seed in (0, 0, 1):
@@ -189,6 +210,18 @@ def test_the_basis_names_classes_and_images():
     assert len(basis(Noise((0,), class_names=tuple(map(str, range(1000)))))["set of classes"]) < 120
 
 
+def test_a_run_on_lpips_knows_its_weights(make, tmp_path, monkeypatch):
+    path = install(tmp_path / "site", monkeypatch)
+    monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path))
+    assert "perceptual network" not in make(perceptual_weight=1.0).basis()
+    first = make(perceptual_weight=1.0, perceptual="lpips").basis()
+    assert make(perceptual_weight=1.0, perceptual=str(path)).basis() == first
+    path.write_bytes(pickled(small_arrays(seed=1)))
+    other = make(perceptual_weight=1.0, perceptual=str(path)).basis()
+    with one_line_error(ConfigError, match="run holds a run on another perceptual network"):
+        check_same_basis(first, other, Path("run"))
+
+
 def test_weight_decay_skips_the_codebook_only(make):
     task = make()
     assert [name for name, _ in task.model.named_parameters() if task.no_weight_decay(name)] == ["codebook"]
@@ -244,3 +277,11 @@ def test_saving(make, tmp_path):
 def test_settings_out_of_range(name):
     with pytest.raises(ConfigError, match=f"task.{name} must not be negative, got -1"):
         TokenizerTaskConfig(**{name: -1.0})
+
+
+@pytest.mark.parametrize("start", [-1, 501])
+def test_a_discriminator_that_starts_after_its_loss(start):
+    with one_line_error(
+        ConfigError, match=f"discriminator_start must be 0 to task.adversarial_start = 500, got {start}"
+    ):
+        TokenizerTaskConfig(adversarial_start=500, discriminator_start=start)

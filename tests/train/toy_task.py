@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aimamba.train.fit import FitConfig
-from aimamba.train.task import Amount, Objective
+from aimamba.train.task import Amount, Example, Objective
 
 SETTINGS = {
     "steps": 6,
@@ -58,6 +58,9 @@ class ToyTask:
             x = torch.stack(rows)
             yield ToyBatch(x, x.sum(dim=1, keepdim=True))
             start += batch_size
+
+    def examples(self, start: int, count: int) -> list[Example]:
+        return [Example(position, 0, "row") for position in range(start, start + count)]
 
     def loss(self, model, batch: ToyBatch, rng: torch.Generator, step: int):
         self.step += 1

@@ -4,6 +4,7 @@ A command module has ``add_arguments(parser)`` and ``run(arguments)``. Results g
 A user's error is reported in one line, with exit status 2.
 """
 
+import errno
 import io
 import os
 import sys
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.strerror is None:  # not from the operating system: a bug, which keeps its traceback
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _report(f"{place}{error.strerror}; check the path, its permissions and the space left")
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        advice = "make room and run the same command again" if full else "check the path and its permissions"
+        _report(f"{place}{error.strerror}; {advice}")
         return 2
     except Exception as error:
         if _was_interrupted(error):

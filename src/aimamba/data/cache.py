@@ -34,7 +34,7 @@ def store_array(path: Path, array: np.ndarray) -> None:
         with draft.open("wb") as file:
             np.save(file, array)
 
-    write_atomically(path, write)
+    write_atomically(path, write, size=array.nbytes)
 
 
 def store_images(path: Path, images: UInt8[np.ndarray, "n s s 3"]) -> UInt8[np.ndarray, "m s s 3"]:

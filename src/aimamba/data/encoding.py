@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Int64, UInt16
 from tqdm import tqdm
 
+from aimamba.checkpoints.sums import sum_of_file
 from aimamba.config import check, first_difference, from_mapping, to_mapping
 from aimamba.data.cache import store_array
+from aimamba.data.code_sums import read_sums, write_sums
 from aimamba.data.codes import encode_views, view_names
 from aimamba.data.codes_meta import META_FILE, REMEDY, CodesMeta, read_meta
 from aimamba.data.content import content_hash
@@ -32,7 +34,9 @@ from aimamba.files import write_atomically
 from aimamba.models import VQModel
 from aimamba.sharing import ALONE, Sharing
 
-_PARTS = "parts"
+PARTS = "parts"
+"""Folder of the batches of shards that are not complete."""
+
 _SEEN_WITHIN = 90.0  # seconds
 
 
@@ -121,7 +125,8 @@ def encode_to_shards(
         parts.join(shard, encoder)
 
     def end() -> None:
-        _wait_to_see(folder, lambda: not parts.missing_shards())
+        _wait_to_see(folder, lambda: all(parts.is_there(range(*ends)) for ends in shards))
+        parts.note_sums([range(*ends) for ends in shards])
         parts.remove()
 
     sharing.once(end)
@@ -181,12 +186,25 @@ class _Parts:
         self._folder, self._meta, self._batch_size = folder, meta, batch_size
 
     def missing_shards(self) -> list[range]:
-        """Return the images of each shard that is missing or damaged."""
-        return [
-            range(start, stop)
-            for name, start, stop in self._meta.shards()
-            if read_shard(self._folder / name, self._meta, stop - start) is None
-        ]
+        """Return the images of each shard that is missing or damaged, or whose sum was not written any more."""
+        sums, shards = read_sums(self._folder), [range(start, stop) for _, start, stop in self._meta.shards()]
+
+        def is_whole(shard: range) -> bool:
+            path = self._shard(shard)
+            return self.is_there(shard) and (sums is None or sums.get(path.name) == sum_of_file(path))
+
+        return [shard for shard in shards if not is_whole(shard)]
+
+    def is_there(self, shard: range) -> bool:
+        """Return whether a shard has been written."""
+        return read_shard(self._shard(shard), self._meta, len(shard)) is not None
+
+    def note_sums(self, shards: Sequence[range]) -> None:
+        """Write the checksums of some shards."""
+        sums = read_sums(self._folder)
+        if sums is not None and shards:
+            paths = [self._shard(shard) for shard in shards]
+            write_sums(self._folder, sums | {path.name: sum_of_file(path) for path in paths})
 
     def batches(self, shard: range) -> list[range]:
         """Return the batches of a shard."""
@@ -205,20 +223,20 @@ class _Parts:
         """Write a shard from its batches; one that another machine has written may not be seen yet: encode it again."""
         batches = self.batches(shard)
         found = [encode(batch)[0] if (codes := self._read(batch)) is None else codes for batch in batches]
-        store_array(self._folder / self._meta.shard_name(shard.start), np.concatenate(found))
-        del found  # Windows removes no file that is mapped
-        for batch in batches:
-            self._path(batch).unlink(missing_ok=True)
+        store_array(self._shard(shard), np.concatenate(found))
 
     def remove(self) -> None:
-        """Remove what is left, such as batches of another size."""
-        for path in (self._folder / _PARTS).glob("codes-*.npy"):
+        """Remove all batches; until the checksums are written, a shard can be joined from them again."""
+        for path in (self._folder / PARTS).glob("codes-*.npy"):
             path.unlink(missing_ok=True)
         with suppress(OSError):
-            (self._folder / _PARTS).rmdir()
+            (self._folder / PARTS).rmdir()
+
+    def _shard(self, shard: range) -> Path:
+        return self._folder / self._meta.shard_name(shard.start)
 
     def _path(self, batch: range) -> Path:
-        return self._folder / _PARTS / f"codes-{batch.start:010d}-{batch.stop:010d}.npy"
+        return self._folder / PARTS / f"codes-{batch.start:010d}-{batch.stop:010d}.npy"
 
     def _read(self, batch: range) -> np.ndarray | None:
         return read_shard(self._path(batch), self._meta, len(batch))
@@ -292,6 +310,10 @@ def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_mapping(meta), indent=2, ensure_ascii=False) + "\n"
     store_array(folder / LABELS_FILE, labels)
+    sums = read_sums(folder)
+    if sums is not None or before is None:  # an earlier version wrote none
+        own = {LABELS_FILE: sum_of_file(folder / LABELS_FILE), META_FILE: hashlib.sha256(text.encode()).hexdigest()}
+        write_sums(folder, {**(sums or {}), **own})
     write_atomically(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 

@@ -121,13 +121,23 @@ def _named_workers(workers: int) -> Iterator[None]:
         ConnectionError,
         FileNotFoundError,
     ) as error:  # or while it was sending
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+        text = str(error)
+        if isinstance(error, RuntimeError) and "shared memory" in text:  # what torch says of a bus error
+            raise _no_shared_memory(workers) from error
+        if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker"):
             raise
-        first = " ".join(str(error).split())[:160] or type(error).__name__
+        first = " ".join(text.split())[:160] or type(error).__name__
         raise DataError(
             f"a process that decodes images has ended ({first}), perhaps for lack of memory; "
             f"lower data.workers = {workers}, or set it to 0"
         ) from error
+
+
+def _no_shared_memory(workers: int) -> DataError:
+    return DataError(
+        "there is no room in /dev/shm for the images that are decoded ahead; make it larger (a container has 64 MB by "
+        f"default: docker run --shm-size 8g), lower data.workers = {workers}, or set it to 0"
+    )
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
@@ -153,11 +163,18 @@ class _Examples(Dataset[_Made]):
 
     def __getitem__(self, start: int) -> _Made:
         """Make a batch. Errors and a worker's warnings are returned: torch would wrap or lose them."""
-        if get_worker_info() is None:
+        worker = get_worker_info()
+        if worker is None:
             return _Made(self._make(start))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             batch = self._make(start)
+        if isinstance(batch, Batch):
+            try:
+                for tensor in batch:
+                    tensor.share_memory_()  # later, in torch's thread, the parent would wait for ever if it fails
+            except RuntimeError:
+                batch = _no_shared_memory(worker.num_workers)
         return _Made(batch, tuple((warning.category, str(warning.message)) for warning in caught))
 
     def _make(self, start: int) -> Batch | DataError:

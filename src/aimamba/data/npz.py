@@ -212,7 +212,7 @@ def write_npz(
                 with archive.open(f"{_LABELS}.npy", "w") as file:
                     np.save(file, labels)
 
-    write_atomically(path, write, draft=f".{path.name}.partial")
+    write_atomically(path, write, draft=f".{path.name}.partial", size=3 * total * size**2)
 
 
 def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -1,8 +1,9 @@
 """Codes on disk: memory-mapped shards from which a generator trains without the images.
 
-A folder of codes has a sub-folder for each split with ``meta.json``, ``labels.npy``, ``codes-00000.npy`` and so on;
-each shard is (images, views, L) with two bytes a code. ``meta.json`` is written first and describes all shards; it
-holds a hash of the images, so an encoding never goes on with others. ``aimamba.data.encoding`` writes them.
+A folder of codes has a sub-folder for each split with ``meta.json``, ``sums.json``, ``labels.npy``,
+``codes-00000.npy`` and so on; each shard is (images, views, L) with two bytes a code. ``meta.json`` is written before
+the shards and describes all of them; it holds a hash of the images, so an encoding never goes on with others.
+``aimamba.data.encoding`` writes them.
 
 Shape letters: n images, v views of each, L codes of a view.
 """
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aimamba.data.code_sums import check_sum, read_sums
 from aimamba.data.codes import LARGEST_CODEBOOK, READERS, CodeSet, out_of_range, read_at_random
 from aimamba.data.codes_meta import META_FILE, CodesMeta, read_meta
 from aimamba.errors import DataError
@@ -59,8 +61,9 @@ def open_code_splits(folder: Path, tokenizer: VQModel | None = None) -> CodeSpli
 def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMeta, CodeSet]:
     """Open the codes of one split, memory-mapped.
 
-    Codes of up to 256 MiB are read and checked at once. Of more the first and the last image of every shard are, and
-    the others when they are taken: reading them all would take a start of a run minutes.
+    Codes of up to 256 MiB are read and compared with their checksums at once. Of more the first and the last image of
+    every shard are looked at, and the others when they are taken: reading them all would take a start of a run minutes.
+    ``encode_to_shards`` compares all of them.
 
     Args:
         folder: The folder of the split.
@@ -99,6 +102,10 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
     parts = list(meta.shards())
     whole = 2 * meta.pictures * len(meta.views) * meta.grid[0] * meta.grid[1] <= _CHECKED_AT_ONCE
 
+    sums = read_sums(folder)
+    for name in (LABELS_FILE, META_FILE):
+        check_sum(folder / name, sums)
+
     def open_shard(part: tuple[str, int, int]) -> np.ndarray:
         name, start, stop = part
         shard = read_shard(folder / name, meta, stop - start)
@@ -112,6 +119,8 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
                     largest = max(int(shard[0].max()), int(shard[-1].max()))
             if largest >= meta.codebook_size:
                 raise out_of_range(folder / name, largest, meta.codebook_size)
+        if whole:
+            check_sum(folder / name, sums)
         return shard
 
     with ThreadPoolExecutor(READERS) as threads:

@@ -1,6 +1,6 @@
 """Reconstructions of single images by a tokenizer, to look at beside the originals."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -17,8 +17,10 @@ from aimamba.data.sheets import to_float, to_uint8
 from aimamba.data.spec import parse_spec
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.errors import ConfigError, DataError
+from aimamba.evaluation.lpips import lpips_distances
 from aimamba.generation.fast_decoder.decoder import FastDecoder
 from aimamba.models import VQModel
+from aimamba.networks.perceptual import PerceptualLoss
 from aimamba.ops.psnr import psnr
 
 _LARGEST_DEFAULT = 256  # pixels
@@ -32,12 +34,14 @@ class Reconstruction(NamedTuple):
         original: The image, cropped and scaled.
         reconstruction: What the tokenizer decodes from the codes of the image.
         psnr: Peak signal-to-noise ratio in dB.
+        lpips: LPIPS, where it is measured.
     """
 
     name: str
     original: UInt8[np.ndarray, "s s 3"]
     reconstruction: UInt8[np.ndarray, "s s 3"]
     psnr: float
+    lpips: float | None = None
 
 
 def reconstruct(
@@ -46,9 +50,10 @@ def reconstruct(
     *,
     size: int | None = None,
     default_size: int | None = None,
+    lpips: Callable[[int], PerceptualLoss | None] | None = None,
     on_broken: Callable[[DataError], object] | None = None,
     progress: bool = False,
-) -> Iterator[Reconstruction]:
+) -> Generator[Reconstruction, None, None]:
     """Reconstruct images one by one, at one size.
 
     All images are found and their sizes checked before this returns. They are cropped to their centre square and
@@ -60,6 +65,7 @@ def reconstruct(
         size: Side in pixels. By default 256 or the side of the smallest image, rounded down to a multiple of the
             downsampling factor.
         default_size: The side of avatars where neither ``size`` nor their name has one.
+        lpips: Loads LPIPS for images of that side, where it is to be measured.
         on_broken: Called for each image that cannot be read, which is then left out. By default it is an error.
         progress: Show a bar on stderr.
 
@@ -76,7 +82,8 @@ def reconstruct(
     if not originals:
         raise DataError(f"no images found in {', '.join(images)}; give files or folders of them")
     common = _common_size(originals, size, model.config.downsampling)
-    return _reconstruct(model, originals, common, report, progress=progress)
+    network = None if lpips is None else lpips(common)
+    return _reconstruct(model, originals, common, network, report, progress=progress)
 
 
 def _refuse(error: DataError) -> NoReturn:
@@ -103,10 +110,11 @@ def _reconstruct(
     model: VQModel,
     originals: Sequence[_Original],
     size: int,
+    lpips: PerceptualLoss | None,
     on_broken: Callable[[DataError], object],
     *,
     progress: bool,
-) -> Iterator[Reconstruction]:
+) -> Generator[Reconstruction, None, None]:
     decoder = FastDecoder(model)
     for found in tqdm(originals, unit="image", disable=not progress):
         try:
@@ -121,6 +129,7 @@ def _reconstruct(
             original=original,
             reconstruction=decoded[0].permute(1, 2, 0).contiguous().numpy(),
             psnr=float(psnr(decoded, pixels, data_range=255.0)),
+            lpips=None if lpips is None else float(lpips_distances(lpips, decoded, pixels)),
         )
 
 

@@ -12,6 +12,7 @@ from aimamba.config import check
 from aimamba.data.sheets import to_float, to_uint8
 from aimamba.evaluation.compare import distances
 from aimamba.evaluation.features import Extractor
+from aimamba.evaluation.lpips import lpips_distances, lpips_settings
 from aimamba.evaluation.measure import FeatureCollector, check_enough, to_channels_first
 from aimamba.evaluation.metrics import Metrics, ReconstructionMetrics
 from aimamba.evaluation.settings import about_images, general_settings
@@ -97,7 +98,13 @@ def compare_tokenizer(
 
 
 def tokenizer_report(
-    found: TokenizerComparison, images: Source, extractor: Extractor, *, tokenizer: str, dtype: str
+    found: TokenizerComparison,
+    images: Source,
+    extractor: Extractor,
+    *,
+    tokenizer: str,
+    dtype: str,
+    lpips: PerceptualLoss | None = None,
 ) -> dict[str, Any]:
     """Return the JSON object with every metric and the settings that it depends on.
 
@@ -107,12 +114,14 @@ def tokenizer_report(
         extractor: Computed the features.
         tokenizer: Name of the tokenizer.
         dtype: Precision of the tokenizer.
+        lpips: Compared each pair, where given.
     """
     settings = {
         "tokenizer": tokenizer,
         "dtype": dtype,
         "pictures": {**about_images(images), "size": images.size},
         **general_settings(extractor),
+        **lpips_settings(lpips),
     }
     return {
         found.network: found.distances.to_dict(),
@@ -143,6 +152,5 @@ def _errors(
         "ssim_llamagen": ssim(x / 255, y / 255, uniform_window(), data_range=2.0, unbiased=True),
     }
     if lpips is not None:
-        place = next(lpips.parameters()).device
-        found["lpips"] = lpips.distances(to_float(reconstructed).to(place), to_float(real).to(place)).cpu()
+        found["lpips"] = lpips_distances(lpips, reconstructed, real)
     return found

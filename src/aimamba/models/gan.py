@@ -127,10 +127,16 @@ def adversarial_losses(
     """
     with _frozen(discriminator):
         generator_loss = generator_hinge(discriminator(fake))
+    return AdversarialLosses(generator_loss, *discriminator_losses(discriminator, fake, real))
+
+
+def discriminator_losses(
+    discriminator: Discriminator, fake: Float[Tensor, "b 3 H W"], real: Float[Tensor, "b 3 H W"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Compute the discriminator's loss alone: ``AdversarialLosses`` without its first value."""
     real_logits, fake_logits = discriminator(real).float(), discriminator(fake.detach()).float()
-    discriminator_loss = discriminator_hinge(real_logits, fake_logits)
-    means = real_logits.detach().mean(), fake_logits.detach().mean()
-    return AdversarialLosses(generator_loss, discriminator_loss, *means)
+    loss = discriminator_hinge(real_logits, fake_logits)
+    return loss, real_logits.detach().mean(), fake_logits.detach().mean()
 
 
 def generator_hinge(fake_logits: Float[Tensor, "*b"]) -> Float[Tensor, ""]:

@@ -108,7 +108,8 @@ class PretrainedModel(nn.Module, Generic[Config]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, {"format": "pt"}), size=size)
         sums = {WEIGHTS_FILE: sum_of_file(folder / WEIGHTS_FILE)}
         settings = to_mapping(self.config if config is None else config)
         content = json.dumps({"class": type(self).__name__, **settings, SUMS_KEY: sums}, indent=2)

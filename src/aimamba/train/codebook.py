@@ -15,14 +15,15 @@ class CodebookUse(nn.Module):
 
     A code that is not the nearest of any latent gets no gradient and would stay unused. When its average use falls
     below a few per cent of an equal share, its vector is replaced by a latent of the current batch (as in Jukebox,
-    arXiv 2005.00341, section 3.1). Before the first batch all codes are unused, so the codebook starts from the data.
+    arXiv 2005.00341, section 3.1). Before the first batch all codes of a new codebook are unused, so it starts from the
+    data. Those of a trained one begin with an equal share, so that they have time to be used before they are moved.
     """
 
     use: Tensor
 
-    def __init__(self, codebook_size: int) -> None:
+    def __init__(self, codebook_size: int, *, trained: bool = False) -> None:
         super().__init__()
-        self.register_buffer("use", torch.zeros(codebook_size))  # 1 is an equal share
+        self.register_buffer("use", torch.full((codebook_size,), float(trained)))  # 1 is an equal share
 
     @torch.no_grad()
     def revive(self, codebook: Float[Tensor, "v e"], latents: Float[Tensor, "m e"], rng: torch.Generator) -> None:

@@ -32,6 +32,7 @@ from aimamba.train.result import (
     discard_old_result,
     is_finished,
     read_about,
+    remove_old_drafts,
 )
 from aimamba.train.run import Run
 from aimamba.train.settings import FitConfig
@@ -124,6 +125,7 @@ def fit(
         return _report_finished(out, config, tensorboard=tensorboard, quiet=quiet)
     keep_freed_memory()
     with locked(out):
+        remove_old_drafts(out)
         saved = find_checkpoint(out, text, config.steps, resolve)
         run = Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
         _train(run, tensorboard=tensorboard, quiet=quiet)

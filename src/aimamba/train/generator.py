@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from aimamba import distributed
 from aimamba.config import check
 from aimamba.data.codes import CodeBatch, CodeSet
+from aimamba.data.order import ShuffledOrder
 from aimamba.data.shards import fingerprint
 from aimamba.data.sheets import sheet
 from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline
-from aimamba.train.task import Amount, Objective
+from aimamba.train.task import Amount, Example, Objective
 
 _IMAGES_AT_ONCE = 64
 _SHEET_CLASSES = 10
@@ -101,6 +102,12 @@ class GeneratorTask:
     def batches(self, start: int, batch_size: int, *, stride: int | None = None) -> Iterator[CodeBatch]:
         """Yield shuffled training codes."""
         return self.train.batches(batch_size=batch_size, seed=self.seed, start=start, stride=stride)
+
+    def examples(self, start: int, count: int) -> list[Example]:
+        """Return numbers and classes of training images."""
+        order, labels = ShuffledOrder(len(self.train), self.seed), self.train.labels
+        indices = [order.index(position) for position in range(start, start + count)]
+        return [Example(index, int(labels[index]), self.class_names[labels[index]]) for index in indices]
 
     def loss(
         self, model: AiM, batch: CodeBatch, rng: torch.Generator, step: int = 0

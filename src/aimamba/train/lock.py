@@ -82,8 +82,9 @@ def _open(folder: Path) -> int:
                 "or give another --out"
             ) from error
         if _is_current(handle, path):
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()}\n".encode())
+            with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+                os.ftruncate(handle, 0)
+                os.write(handle, f"{os.getpid()}\n".encode())
             return handle
         _close(handle)  # its owner removed the file between opening and locking
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
+from aimamba.files import write_atomically
 from aimamba.train.tensorboard import TensorBoard
 from aimamba.train.tracking import MetricsFile
 
@@ -33,7 +34,7 @@ class Records:
     def sheet(self, step: int, image: Image) -> None:
         """Save a sample sheet."""
         self._sheets.mkdir(exist_ok=True)
-        image.save(self._sheets / f"step-{step:06d}.png")
+        write_atomically(self._sheets / f"step-{step:06d}.png", lambda draft: image.save(draft, format="PNG"))
         if self._tensorboard is not None:
             self._tensorboard.sheet(step, image)
 

@@ -17,6 +17,7 @@ from typing import Any
 from aimamba.config import check
 from aimamba.documents import parse_toml, read_json
 from aimamba.errors import ConfigError
+from aimamba.files import naming, remove_drafts, write_atomically
 from aimamba.train.checkpoint import Resolve, check_same_recipe
 from aimamba.train.checkpoint_files import CHECKPOINT_FILE, checkpoint_files
 from aimamba.train.toml import read_toml, to_toml
@@ -48,7 +49,7 @@ class About:
         """Write it to the folder of the model. NaN and infinity become ``null``, because JSON has neither."""
         metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
         text = json.dumps({**dataclasses.asdict(self), "metrics": metrics}, indent=2) + "\n"
-        (folder / _ABOUT).write_text(text, encoding="utf-8")
+        write_atomically(folder / _ABOUT, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def read_about(out: Path) -> About | None:
@@ -82,9 +83,13 @@ def save_result(out: Path, recipe: str, save: Callable[[Path], object], *, name:
     folder, draft, old = (out / f"{name}{end}" for end in ("", ".partial", ".old"))
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    save(draft)
-    (draft / _MARKER).write_text(recipe, encoding="utf-8")
-    sync_tree(draft)
+    try:
+        save(draft)
+        write_atomically(draft / _MARKER, lambda path: path.write_text(recipe, encoding="utf-8"))
+        sync_tree(draft)
+    except BaseException:  # on a full disk it would be in the way of what is tried next
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -97,6 +102,12 @@ def discard_old_result(out: Path) -> None:
     """Remove the result of a shorter run that a killed process has left behind."""
     for name in (RESULT, LAST):
         shutil.rmtree(out / f"{name}.old", ignore_errors=True)
+
+
+def remove_old_drafts(out: Path) -> None:
+    """Remove the drafts of files that a killed process has left behind."""
+    for folder in (out, out / "sheets"):
+        remove_drafts(folder)
 
 
 def discard_last(out: Path) -> None:
@@ -165,9 +176,7 @@ def _sync(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
-        with (
-            contextlib.suppress(OSError) if is_folder else contextlib.nullcontext()
-        ):  # some file systems refuse folders
+        with contextlib.suppress(OSError) if is_folder else naming(path):  # some file systems refuse folders
             os.fsync(handle)
     finally:
         os.close(handle)

@@ -16,6 +16,7 @@ from aimamba.devices import bfloat16_pays
 from aimamba.errors import ConfigError, counted
 from aimamba.files import write_atomically
 from aimamba.train.ahead import Ahead
+from aimamba.train.bad_batch import LastStep, keep_bad_batch
 from aimamba.train.best import HeldOut, not_finite
 from aimamba.train.checkpoint import Checkpoint, Found, Stateful, check_same_basis, restore, write_checkpoint
 from aimamba.train.checkpoint_files import CHECKPOINT_FILE
@@ -223,11 +224,9 @@ class Run(Generic[Model, Batch]):
             if failures:
                 values = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
                 progress.warn(f"step {self.step} is skipped: {values}")
+                self.means.count("skipped")
                 if failures == _MAX_FAILURES:
-                    raise ConfigError(
-                        f"{self.out}: step {self.step} is the {failures}th skipped step in a row: {values}; "
-                        f"lower fit.lr = {config.lr:g} or raise fit.warmup_steps, in another --out"
-                    )
+                    self.give_up(f"step {self.step} is the {failures}th skipped step in a row: {values}", loss, norm)
             progress.advance(loss, seconds)
             for line in self.costs.observe(seconds):
                 progress.log(line)
@@ -262,6 +261,32 @@ class Run(Generic[Model, Batch]):
             for report in reports:
                 self.means.add(report)
         return mean, norm
+
+    def give_up(self, what: str, loss: float, norm: float) -> None:
+        """Save the batch of the last step, which was skipped, and end the run.
+
+        Raises:
+            ConfigError: Always; it names the batch. In processes that do not write it is a ``SystemExit``.
+        """
+        weights = self.whole_weights()
+        step = LastStep(step=self.step, precision=self.precision, loss=loss, gradient_norm=norm, recipe=self.recipe)
+
+        def end() -> None:
+            kept = keep_bad_batch(self.out, self.task, self.config, step, weights)
+            raise ConfigError(
+                f"{self.out}: {what}; {kept}; lower fit.lr = {self.config.lr:g} or raise fit.warmup_steps, in another "
+                "--out"
+            )
+
+        self.once(end)
+
+    def whole_weights(self) -> dict[str, dict[str, Any]]:
+        """Return the state of the modules that a step depends on, on the CPU; only the process that writes needs it."""
+        return {
+            name: {key: value.detach().cpu() for key, value in part.state_dict().items()}
+            for name, part in self.parts.items()
+            if isinstance(part, nn.Module)
+        }
 
     def evaluate_and_render(self, records: Records, progress: Progress) -> None:
         """Evaluate the model and render a sample sheet, if they are due after this step."""

@@ -16,7 +16,7 @@ from aimamba.data.encoding import encode_splits
 from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
-from aimamba.files import expand_home
+from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
@@ -77,7 +77,7 @@ def make_task(
         CheckpointError: The tokenizer cannot be loaded.
     """
     if recipe.stage == "tokenizer":
-        return _tokenizer_task(recipe, progress)
+        return _tokenizer_task(recipe, log, progress)
     return _generator_task(recipe, device, codes, log, progress)
 
 
@@ -85,7 +85,7 @@ def _open(data: DataConfig, *, progress: bool) -> Splits:
     return open_splits(**data.images(), progress=progress)
 
 
-def _tokenizer_task(recipe: Recipe, progress: bool) -> TokenizerTask:
+def _tokenizer_task(recipe: Recipe, log: Callable[[str], None], progress: bool) -> TokenizerTask:
     check(
         not recipe.fit.compile,
         "fit.compile is for generators only: a tokenizer spends its time in convolutions, which it does not speed up; "
@@ -99,13 +99,17 @@ def _tokenizer_task(recipe: Recipe, progress: bool) -> TokenizerTask:
         "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
     )
     _check_size(recipe, config)
+    for name in ("perceptual", "adversarial"):
+        if getattr(task, f"{name}_weight") and (start := getattr(task, f"{name}_start")) >= recipe.fit.steps:
+            log(f"note: the {name} loss never starts: task.{name}_start = {start}, fit.steps = {recipe.fit.steps}")
     train, held_out = _open(recipe.data, progress=progress)
     if initial is not None:
         model = initial
     else:
         model = VQModel(config)
         model.init_weights(seeded(recipe.fit.seed))
-    return TokenizerTask(model, train, held_out, task, seed=recipe.fit.seed, workers=recipe.data.workers)
+    seed, workers, trained = recipe.fit.seed, recipe.data.workers, initial is not None
+    return TokenizerTask(model, train, held_out, task, seed=seed, workers=workers, trained=trained)
 
 
 def _generator_task(
@@ -220,7 +224,8 @@ def _code_source(
         shutil.rmtree(draft, ignore_errors=True)
         views = "center-flip" if recipe.data.flip else "center"
         encode_splits(tokenizer, images, draft, views=views, batch_size=64, progress=progress and sys.stderr.isatty())
-        (draft / _NOTE).write_text(to_toml(to_mapping(recipe.data)), encoding="utf-8")
+        note = to_toml(to_mapping(recipe.data))
+        write_atomically(draft / _NOTE, lambda path: path.write_text(note, encoding="utf-8"))
         draft.rename(kept)
         return _codes_on_disk(kept, tokenizer).load()
 

@@ -43,6 +43,27 @@ class Objective(NamedTuple):
     uniform: float = math.inf
 
 
+@dataclass(frozen=True)
+class Example:
+    """A training example, for people.
+
+    Attributes:
+        index: Which of the training images it is of, counted from 0.
+        label: Class of the image.
+        class_name: Name of the class.
+        name: The file of the image, where there is one.
+    """
+
+    index: int
+    label: int
+    class_name: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Return a phrase."""
+        return f"image {self.index} ({self.name or self.class_name})"
+
+
 class Amount(NamedTuple):
     """How much there is to train on.
 
@@ -90,6 +111,10 @@ class Task(Protocol[Model, Batch]):
         The example at a position must depend on the task's seed and the position only, so that a run that was stopped
         continues with the examples it would have seen. The tensors may be on the CPU; ``fit`` moves them.
         """
+        ...
+
+    def examples(self, start: int, count: int) -> list[Example]:
+        """Return what the examples at ``count`` positions from ``start`` on are, without reading them."""
         ...
 
     def loss(

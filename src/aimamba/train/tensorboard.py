@@ -1,14 +1,18 @@
 """Optional TensorBoard output: the metrics and sample sheets of a run."""
 
 import math
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from aimamba.errors import ConfigError
+from aimamba.files import naming
 from aimamba.train.tracking import read_metrics
 
 _FOLDER = "tensorboard"
@@ -42,13 +46,19 @@ class TensorBoard:
             out: Folder of the run.
             step: The next step of the run, counted from 0; sheets from this step on are left out.
         """
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415
+        from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: PLC0415
 
         folder = out / _FOLDER
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        # Purging from step 0 makes an open TensorBoard forget the points of the old files.
-        self._writer = SummaryWriter(str(folder), purge_step=0)
+        folder.mkdir(exist_ok=True)
+        # Not torch's SummaryWriter: a full disk ends its thread with a traceback.
+        self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self._records = RecordWriter(self._path.open("wb"))
+        self._add(Event(file_version="brain.Event:2"))
+        # Beginning at step 0 makes an open TensorBoard forget the points of the old files.
+        self._add(Event(session_log=SessionLog(status=SessionLog.START), step=0))
         lines = read_metrics(out / "metrics.jsonl")
         start, seconds = time.time() - max((line.get("seconds") or 0.0 for line in lines), default=0.0), 0.0
         for line in lines:
@@ -69,16 +79,30 @@ class TensorBoard:
             values: Metrics by name.
             when: Time of the point in seconds since the epoch; by default now.
         """
+        from torch.utils.tensorboard.summary import scalar  # noqa: PLC0415
+
         for name, value in values.items():
             if value is not None and math.isfinite(value):
-                self._writer.add_scalar(f"{split}/{name}", value, step, walltime=when)
-        self._writer.flush()
+                self._summary(scalar(f"{split}/{name}", value), step, when)
 
     def sheet(self, step: int, image: Image.Image) -> None:
         """Add a sample sheet."""
-        self._writer.add_image("sheet", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-        self._writer.flush()
+        from torch.utils.tensorboard.summary import image as of_pixels  # noqa: PLC0415
+
+        self._summary(of_pixels("sheet", np.asarray(image.convert("RGB")), dataformats="HWC"), step)
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        with naming(self._path):
+            self._records.close()
+
+    def _summary(self, summary: Any, step: int, when: float | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
+
+        self._add(Event(summary=summary, step=step), when)
+
+    def _add(self, event: Any, when: float | None = None) -> None:
+        event.wall_time = time.time() if when is None else when
+        with naming(self._path):
+            self._records.write(event.SerializeToString())
+            self._records.flush()

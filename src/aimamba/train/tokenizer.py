@@ -17,16 +17,24 @@ from aimamba import distributed
 from aimamba.config import check
 from aimamba.data.images import ImageSet
 from aimamba.data.loader import Batch, batches
+from aimamba.data.order import ShuffledOrder
 from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 from aimamba.models import VQModel
-from aimamba.models.gan import Discriminator, DiscriminatorConfig, adaptive_weight, adversarial_losses
+from aimamba.models.gan import (
+    Discriminator,
+    DiscriminatorConfig,
+    adaptive_weight,
+    adversarial_losses,
+    discriminator_losses,
+)
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.seeds import seeded
 from aimamba.train.codebook import CodebookUse
-from aimamba.train.task import Adversary, Amount, Objective
+from aimamba.train.task import Adversary, Amount, Example, Objective
 
 _IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
+_OF_DISCRIMINATOR = ("discriminator", "real_logits", "drawn_logits")  # metrics
 _LONGEST_LISTED = 80  # characters of the names of the classes in a message
 
 
@@ -34,8 +42,8 @@ _LONGEST_LISTED = 80  # characters of the names of the classes in a message
 class TokenizerTaskConfig:
     """Weights and settings of the losses.
 
-    LlamaGen uses ``perceptual_weight = 1`` with VGG16 and LPIPS as ``perceptual``, and ``adversarial_weight = 0.5``.
-    VQGAN's adversarial weight is 0.8, with ``adversarial_adaptive = true``.
+    LlamaGen uses ``perceptual_weight = 1`` with ``perceptual = "lpips"``, and ``adversarial_weight = 0.5``. VQGAN's
+    adversarial weight is 0.8, with ``adversarial_adaptive = true``.
 
     Attributes:
         l1_weight: Weight of the mean absolute error of pixels in [-1, 1].
@@ -43,11 +51,14 @@ class TokenizerTaskConfig:
         codebook_weight: Weight of the sum of the codebook and commitment losses.
         perceptual_weight: Weight of the perceptual loss, a distance between features of a trained network; 0 is none.
         perceptual_start: First step, counted from 0, with a perceptual loss. Steps without it are several times faster.
-        perceptual: The network: ``lite0``, or the file or folder with the weights of VGG16 and LPIPS.
+        perceptual: The network: ``lite0``; ``lpips``, whose weights are a package of their own; or the file or folder
+            with the weights of VGG16 and LPIPS.
         perceptual_side: ``lite0`` enlarges smaller images to at least this many pixels; its time grows with the square.
         adversarial_weight: Weight of the adversarial loss; 0 is no discriminator.
-        adversarial_start: First step, counted from 0, with an adversarial loss; until then the discriminator neither
-            runs nor learns.
+        adversarial_start: First step, counted from 0, with an adversarial loss.
+        discriminator_start: First step in which the discriminator learns; by default ``adversarial_start``. It starts
+            from random weights, also with ``init``, so with a trained tokenizer it should learn for some hundred steps
+            before its verdict counts.
         adversarial_adaptive: Whether to scale the adversarial loss in every step so that its gradient at the last layer
             is as large as that of the pixel and perceptual losses.
         discriminator_lr: Highest learning rate of the discriminator; it follows the same schedule as the model's.
@@ -55,6 +66,8 @@ class TokenizerTaskConfig:
         discriminator_layers: Number of the discriminator's layers that halve the image.
         decoder_only: Whether to train the decoder only. The codes of images stay the same, so generators trained on
             them stay valid. Needs ``init`` in the recipe.
+        revive_codes: Whether to move codes that are not used to latents that are badly served. Without it, those of a
+            codebook that was trained before stay as they are.
     """
 
     l1_weight: float = 0.0
@@ -66,11 +79,13 @@ class TokenizerTaskConfig:
     perceptual_side: int = 128
     adversarial_weight: float = 0.0
     adversarial_start: int = 20000
+    discriminator_start: int | None = None
     adversarial_adaptive: bool = False
     discriminator_lr: float = 1e-4
     discriminator_channels: int = 64
     discriminator_layers: int = 3
     decoder_only: bool = False
+    revive_codes: bool = True
 
     def __post_init__(self) -> None:
         weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
@@ -81,6 +96,16 @@ class TokenizerTaskConfig:
         check(
             0 < self.discriminator_lr < math.inf, f"task.discriminator_lr must be positive, got {self.discriminator_lr}"
         )
+        check(
+            0 <= self.first_of_discriminator <= self.adversarial_start,
+            f"task.discriminator_start must be 0 to task.adversarial_start = {self.adversarial_start}, "
+            f"got {self.discriminator_start}",
+        )
+
+    @property
+    def first_of_discriminator(self) -> int:
+        """The first step in which the discriminator learns."""
+        return self.adversarial_start if self.discriminator_start is None else self.discriminator_start
 
 
 class TokenizerTask:
@@ -95,6 +120,7 @@ class TokenizerTask:
         *,
         seed: int = 0,
         workers: int = 0,
+        trained: bool = False,
     ) -> None:
         """Prepare the task.
 
@@ -105,6 +131,7 @@ class TokenizerTask:
             config: Settings of the losses.
             seed: Seed of the order of the images and of the discriminator's weights.
             workers: Processes that load images; 0 loads them in this process.
+            trained: Whether the tokenizer is trained already, so that its codebook is not filled from the data.
 
         Raises:
             ConfigError: The images are too small for the discriminator, or the perceptual network is not installed.
@@ -116,7 +143,7 @@ class TokenizerTask:
         self.config = config
         self.seed = seed
         self.workers = workers
-        self.use = CodebookUse(model.config.codebook_size)
+        self.use = CodebookUse(model.config.codebook_size, trained=trained)
         self.perceptual = (
             perceptual_loss(config.perceptual, smallest_side=config.perceptual_side)
             if config.perceptual_weight
@@ -133,13 +160,15 @@ class TokenizerTask:
         return {"codebook_use": self.use}
 
     def basis(self) -> dict[str, str]:
-        """Return the classes and a fingerprint of the names and labels of the training images."""
+        """Return the classes, a fingerprint of the names and labels of the training images, and LPIPS's."""
         names, labels = self.train.class_names, np.asarray(self.train.labels)
         digest = hashlib.sha256(json.dumps([list(names), list(getattr(self.train, "names", ()))]).encode())
         digest.update(labels.astype("<i8").tobytes())
         listed = ", ".join(names)
         classes = listed if len(listed) <= _LONGEST_LISTED else f"{len(names)} classes, {listed[:_LONGEST_LISTED]}..."
-        return {"set of classes": classes, "set of images": f"{len(labels):,} images, {digest.hexdigest()[:12]}"}
+        images = {"set of classes": classes, "set of images": f"{len(labels):,} images, {digest.hexdigest()[:12]}"}
+        lpips = "" if self.perceptual is None else self.perceptual.fingerprint
+        return images | ({"perceptual network": lpips} if lpips else {})
 
     def adversary(self) -> Adversary | None:
         """Return the discriminator, if there is one."""
@@ -161,18 +190,28 @@ class TokenizerTask:
         read = {"batch_size": batch_size, "seed": self.seed, "start": start, "workers": self.workers}
         return batches(self.train, **read, stride=stride)
 
+    def examples(self, start: int, count: int) -> list[Example]:
+        """Return numbers, classes and files of training images."""
+        images, order = self.train, ShuffledOrder(len(self.train), self.seed)
+        indices = [order.index(position) for position in range(start, start + count)]
+        names = getattr(images, "names", [""] * len(images))
+        labels = [int(images.labels[index]) for index in indices]
+        return [
+            Example(i, label, images.class_names[label], names[i]) for i, label in zip(indices, labels, strict=True)
+        ]
+
     def loss(
         self, model: VQModel, batch: Batch, rng: torch.Generator, step: int = 0
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return the weighted sum of all losses, and each loss without its weight.
 
         The sum has the pixel losses, the two quantiser losses (van den Oord et al., arXiv 1711.00937, eq. 3) and the
-        perceptual loss. From ``adversarial_start`` on it also has the adversarial loss and, with weight 1, the
-        discriminator's own loss.
+        perceptual loss. From ``adversarial_start`` on it also has the adversarial loss, and from
+        ``discriminator_start`` on, with weight 1, the discriminator's own loss.
         """
         images = to_float(batch.images)
         latents = model.latents(images)
-        if model.training and not self.config.decoder_only:
+        if model.training and self.config.revive_codes and not self.config.decoder_only:
             self.use.revive(model.codebook, latents.detach().movedim(1, -1).flatten(0, -2), rng)
         output = model.reconstruct(latents)
         if model.training:
@@ -188,8 +227,14 @@ class TokenizerTask:
             reconstruction_loss = reconstruction_loss + config.perceptual_weight * perceptual
             parts["perceptual"] = perceptual.detach()
         total = reconstruction_loss + config.codebook_weight * quantizer
-        if self.discriminator is not None and model.training and step >= config.adversarial_start:
-            loss, more = self._adversarial_loss(self.discriminator, model, reconstructions, images, reconstruction_loss)
+        if self.discriminator is not None and model.training and step >= config.first_of_discriminator:
+            if step >= config.adversarial_start:
+                loss, more = self._adversarial_loss(
+                    self.discriminator, model, reconstructions, images, reconstruction_loss
+                )
+            else:
+                loss, *logits = discriminator_losses(self.discriminator, reconstructions, images)
+                more = dict(zip(_OF_DISCRIMINATOR, (loss.detach(), *logits), strict=True))
             total, parts = total + loss, parts | more
             parts["loss"] = (total - parts["discriminator"]).detach()  # the model's part of it
         return total, parts
@@ -206,12 +251,10 @@ class TokenizerTask:
         generator_loss, discriminator_loss, real_logits, fake_logits = adversarial_losses(
             discriminator, reconstructions, images
         )
-        parts: dict[str, Tensor | float] = {
-            "adversarial": generator_loss.detach(),
-            "discriminator": discriminator_loss.detach(),
-            "real_logits": real_logits,
-            "drawn_logits": fake_logits,
-        }
+        of_discriminator = dict(
+            zip(_OF_DISCRIMINATOR, (discriminator_loss.detach(), real_logits, fake_logits), strict=True)
+        )
+        parts: dict[str, Tensor | float] = {"adversarial": generator_loss.detach(), **of_discriminator}
         weighted = self.config.adversarial_weight * generator_loss
         if self.config.adversarial_adaptive:
             last = model.decoder.head.weight

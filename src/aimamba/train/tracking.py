@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aimamba.documents import parse_json
-from aimamba.files import write_atomically
+from aimamba.files import naming, write_atomically
 
 
 class RunningMeans:
@@ -30,6 +30,11 @@ class RunningMeans:
             number = value.detach().float() if isinstance(value, Tensor) else value
             self._totals[name] = self._totals.get(name, 0.0) + number
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def count(self, name: str) -> None:
+        """Count something that happens rarely; its number takes the place of a mean."""
+        self.add({name: 1.0})
+        self._counts[name] = 1
 
     def take(self) -> dict[str, float]:
         """Return the mean of each name since the last call, and start again."""
@@ -77,7 +82,7 @@ class MetricsFile:
         kept = [line for line in read_metrics(path) if (line["step"], line["split"] != "train") <= (step, False)]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append a line and flush it; a held-out one is on disk afterwards, with all before it.
@@ -85,16 +90,18 @@ class MetricsFile:
         NaN and infinity become ``null``, because JSON has neither.
         """
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
-        self._file.flush()
-        if split != "train":
-            os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+            self._file.flush()
+            if split != "train":
+                os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsFile":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 class Progress:

@@ -12,12 +12,14 @@ from ranks_task import alone, settings, train
 from torch.testing import assert_close
 
 from aimamba.distributed import Team, find_place
+from aimamba.train.bad_batch import read_bad_batch
 from aimamba.train.checkpoint import Found, read_checkpoint
 from aimamba.train.checkpoint_files import checkpoint_files
 from aimamba.train.fit import fit
 from aimamba.train.interruption import Interruption
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.parallel.run import ManyRun
+from aimamba.train.replay import replay
 from aimamba.train.stopped import is_stopped
 
 LAYOUTS = [(2, 1), (1, 2), (2, 2)]
@@ -189,8 +191,10 @@ def test_a_failed_write_ends_all_and_leaves_the_old_checkpoint(tmp_path):
     ranks = Ranks(2, _train_on_a_full_disk, out, logs=tmp_path)
     ranks.wait()
     assert ranks.codes == [1, 1], ranks.errors
-    assert all("OSError: [Errno 28] No space left on device" in error for error in ranks.errors)
+    said = r"OSError: \[Errno 28\] No space left on device \([\d,.]+ (bytes|MB) needed, [\d,.]+ MB free\)"
+    assert all(re.search(said, error) for error in ranks.errors)
     assert newest(out).step == 5
+    assert not (out / "checkpoint.dcp.partial").exists()
 
 
 def _train_on_a_full_disk(rank: int, out: Path) -> None:
@@ -232,6 +236,26 @@ def _train_and_die_in_a_checkpoint(rank: int, out: Path) -> None:
 
     Path.rename = die
     train(rank, "generator", out, (1, 2), {"checkpoint_every": 5})
+
+
+def test_a_loss_of_one_process_that_is_not_finite_skips_the_step_in_all(tmp_path, metrics):
+    out = tmp_path / "run"
+    ranks = Ranks(2, train, "generator", out, (1, 2), {"checkpoint_every": 5}, ranks_task.poison, logs=tmp_path)
+    ranks.wait()
+    assert ranks.codes == [2, 2], ranks.errors
+    assert ranks.errors[0].count("is skipped: its loss is nan") == 6
+    [line] = [line for line in ranks.errors[0].splitlines() if line.startswith("aimamba: ")]
+    assert "step 10 is the 5th skipped step in a row" in line
+    assert f"and 5 more, saved with the weights in {out / 'bad-batch.pt'}; lower" in line
+    assert ranks.errors[1] == ""
+    assert [entry["step"] for entry in metrics(out, "train") if entry.get("skipped") == 1.0] == [3, 6, 7, 8, 9]
+    bad, task = read_bad_batch(out / "bad-batch.pt"), ranks_task.Generator()
+    [batch] = bad.batch
+    whole = next(task.batches(9 * 8, 8))
+    assert [tensor.tolist() for tensor in batch] == [tensor.tolist() for tensor in whole]
+    assert_close(bad.weights["model"], newest(out).parts["model"], **EXACT)
+    again = replay(bad, task)
+    assert (again.not_finite, len(again.alone)) == ((), 8), "the loss itself is sound"
 
 
 def test_a_wrong_setting_is_told_by_the_first_process(tmp_path):

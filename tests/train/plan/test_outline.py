@@ -41,6 +41,20 @@ def test_models_in_folders_are_opened_for_their_shape(tmp_path, make_vq, make_ai
     assert of.parameters == make_vq().num_parameters()
 
 
+def test_packaged_models_are_opened_for_their_shape():
+    of = outline(load_recipe("vq-finetune", {"init": "avatars-64", "data.size": 64}))
+    assert (of.parameters, of.tokens, of.notes) == (7_728_792, 64, ())
+    of = outline(load_recipe("avatars-tiny-aim", {"init": "avatars-64"}))
+    assert of.parameters == 4_794_048
+
+
+def test_a_frozen_perceptual_network_takes_memory_and_no_gradients():
+    changes = {"task.perceptual": "lpips", "data.size": 64, "init": "avatars-64"}
+    lite0, lpips = (outline(load_recipe("vq-finetune", changes | more)) for more in ({"task.perceptual": "lite0"}, {}))
+    assert lpips.trained == lite0.trained
+    assert lpips.frozen == 4 * (14_716_160 + 6)  # and shift and scale of its input
+
+
 def test_a_recipe_that_starts_from_another_one_has_its_shape():
     before, after = (outline(load_recipe(name)) for name in ("avatars-64-vq", "avatars-64-decoder"))
     assert after.parameters == before.parameters

@@ -13,6 +13,7 @@ The folder has another name until it is whole and on the disk; only then older c
 
 import json
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,8 +36,8 @@ from torch.optim import Optimizer
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.documents import read_json
 from aimamba.errors import CheckpointError
-from aimamba.files import remove_tree, sync_folder, write_atomically
-from aimamba.train.checkpoint import Checkpoint, Found, Stateful, load_plain, wrong_field
+from aimamba.files import named, remove_tree, sync_folder, write_atomically
+from aimamba.train.checkpoint import Checkpoint, Found, Stateful, bytes_of_tensors, load_plain, wrong_field
 from aimamba.train.checkpoint_files import MANIFEST, SHARDED_FORMAT, demote_single, remove_superfluous, sharded_name
 from aimamba.train.parallel.shards import METADATA, ShardReader
 from aimamba.train.parallel.spread import spread
@@ -255,7 +256,8 @@ class ShardedWriter:
             storage_writer=FileSystemWriter(draft),
             process_group=self._group,
         )
-        self._pending = self._thread.submit(self._commit, draft, header, rest, cast("Future[Any]", written))
+        room = bytes_of_tensors([rest["parts"], tensors])
+        self._pending = self._thread.submit(self._commit, draft, header, rest, room, cast("Future[Any]", written))
 
     def finish(self) -> None:
         """Wait until the checkpoint that was begun is whole.
@@ -268,8 +270,20 @@ class ShardedWriter:
         if pending is not None:
             pending.result()
 
-    def _commit(self, draft: Path, header: dict[str, Any], rest: dict[str, Any], written: "Future[Any]") -> None:
-        """Wait for the shards of all processes, add the rest, and give the folder its name."""
+    def _commit(
+        self, draft: Path, header: dict[str, Any], rest: dict[str, Any], room: int, written: "Future[Any]"
+    ) -> None:
+        """Wait for the shards of all processes, add the rest, and give the folder its name; on a failure remove it."""
+        try:
+            self._complete(draft, header, rest, written)
+        except Exception as error:
+            if dist.get_rank() == 0:
+                remove_tree(draft)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise named(OSError(error.errno, os.strerror(error.errno)), draft, draft, room) from error
+            raise
+
+    def _complete(self, draft: Path, header: dict[str, Any], rest: dict[str, Any], written: "Future[Any]") -> None:
         is_first = dist.get_rank() == 0
         fault: list[Any] = [None]
         try:

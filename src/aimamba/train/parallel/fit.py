@@ -13,7 +13,7 @@ from aimamba.train.memory import keep_freed_memory
 from aimamba.train.parallel.layout import Layout, check_shares
 from aimamba.train.parallel.run import ManyRun
 from aimamba.train.records import NoRecords, Records
-from aimamba.train.result import is_finished
+from aimamba.train.result import is_finished, remove_old_drafts
 from aimamba.train.settings import FitConfig
 from aimamba.train.task import Batch, Model, Task
 from aimamba.train.tracking import NoProgress, Progress
@@ -44,6 +44,7 @@ def fit_many(
             if is_finished(out, text, config.steps, resolve):
                 return [True, None]
             stack.enter_context(locked(out))
+            remove_old_drafts(out)
             found = find_checkpoint(out, text, config.steps, resolve, whole=False)
             first.extend([found] if found else [])
             return [False, found.path.name if found else None]

@@ -9,9 +9,10 @@ import copy
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aimamba.distributed import Team
 from aimamba.train.ahead import Ahead
@@ -138,6 +139,19 @@ class ManyRun(Run[Model, Batch]):
                 gather(tensors, lambda name, tensor: into[name].copy_(tensor))
                 yield whole
                 whole.cpu()
+
+    def whole_weights(self) -> dict[str, dict[str, Any]]:
+        """Return the state of the whole modules in the first process, gathered from all; in the others nothing."""
+        found: dict[str, dict[str, Any]] = {}
+        for part_name, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                into = found.setdefault(part_name, {})
+
+                def keep(name: str, tensor: Tensor, into: dict[str, Any] = into) -> None:
+                    into[name] = tensor.cpu()
+
+                gather(part.state_dict(), keep if self.writes else None)
+        return found
 
     def save_checkpoint(self, *, last: bool = False) -> None:
         """Begin to write a checkpoint; with ``last`` it is whole when this returns."""

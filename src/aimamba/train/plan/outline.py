@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
+from aimamba.checkpoints.locate import packaged_models
 from aimamba.config import check, from_mapping
 from aimamba.data.loader import Batch
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
@@ -126,14 +127,14 @@ def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str
     """Return the shape of a generator, or of the one it starts from, with what it takes from its codes."""
     shape = recipe.model
     if recipe.init is not None:
-        if Path(recipe.init).exists():
+        if _is_here(recipe.init):
             return AiM.from_pretrained(recipe.init, device="meta").config
         before = _named(recipe.init, "generator")
         shape = before.model if before is not None else shape
         if before is None:
             notes.append(f"{recipe.init} was not opened: its shape is taken from the recipe")
     tokenizer = VQ_PRESETS["vq-f16"]
-    if Path(task.tokenizer).exists():
+    if _is_here(task.tokenizer):
         tokenizer = VQModel.from_pretrained(task.tokenizer, device="meta").config
     elif (its := _named(task.tokenizer, "tokenizer")) is not None:
         tokenizer = _tokenizer_config(its, notes)
@@ -149,12 +150,16 @@ def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str
 def _tokenizer_config(recipe: Recipe, notes: list[str]) -> VQConfig:
     """Return the shape of a tokenizer, or of the one it starts from."""
     if recipe.init is not None:
-        if Path(recipe.init).exists():
+        if _is_here(recipe.init):
             return VQModel.from_pretrained(recipe.init, device="meta").config
         if (before := _named(recipe.init, "tokenizer")) is not None:
             return _tokenizer_config(before, notes)
         notes.append(f"{recipe.init} was not opened: its shape is taken from the recipe")
     return model_config(VQConfig, VQ_PRESETS, recipe.model)
+
+
+def _is_here(model: str) -> bool:
+    return Path(model).exists() or model in packaged_models()
 
 
 def _named(place: str, stage: str) -> Recipe | None:
