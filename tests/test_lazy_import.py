@@ -36,6 +36,11 @@ def test_a_model_does_not_bring_the_programs_that_draw_avatars():
     assert names.isdisjoint({"dicebear", "resvg_py", "torchvision"})
 
 
+def test_ray_is_not_imported_before_it_is_asked_for():
+    names = loaded("import aimamba.cluster, aimamba.data.encoding, aimamba.evaluation.sources, aimamba.cli.many")
+    assert names.isdisjoint({"ray", "pyarrow", "pandas"})
+
+
 @pytest.mark.parametrize("name", aimamba.__all__)
 def test_every_name_resolves(name):
     thing = getattr(aimamba, name)

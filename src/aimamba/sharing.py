@@ -19,6 +19,7 @@ from jaxtyping import Int32
 from torch import Tensor
 from torch import distributed as dist
 
+from aimamba.cluster import Cluster
 from aimamba.distributed import Team
 
 Value = TypeVar("Value")
@@ -33,12 +34,13 @@ class Sharing:
 
     Attributes:
         team: The processes; None if there is one.
+        cluster: Where this process lets units be computed; None if it computes them itself.
         is_first: Whether this process prints and writes.
         is_first_here: Whether it is the first one on its machine.
     """
 
-    def __init__(self, team: Team | None = None) -> None:
-        self.team = team
+    def __init__(self, team: Team | None = None, cluster: Cluster | None = None) -> None:
+        self.team, self.cluster = team, cluster
         self.is_first = team is None or team.is_first
         self.is_first_here = team is None or team.place.local_rank == 0
 

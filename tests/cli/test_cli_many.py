@@ -1,4 +1,4 @@
-"""``aimamba sample`` and ``aimamba evaluate`` with several processes: the same bytes and numbers, and how they end."""
+"""``sample``, ``evaluate`` and ``encode`` with several processes: the same bytes and numbers, and how they end."""
 
 import contextlib
 import io
@@ -16,6 +16,7 @@ import torch
 
 from aimamba.cli.many import parse_devices
 from aimamba.errors import ConfigError
+from photo_folders import write_photos
 from refusals import one_line_error
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
@@ -24,7 +25,7 @@ SETTINGS = ["--cfg-scale", "2", "--top-k", "9", "--seed", "3", "--device", "cpu"
 
 
 def commands(models):
-    """Sampling into a file and into a folder, and an evaluation with all that it can do."""
+    """Sampling into a file and into a folder, an evaluation with all that it can do, and an encoding."""
     model = ["--model", str(models / "pipeline"), *SETTINGS]
     return [
         ["sample", *model, "--npz", "s.npz", "-n", "30", "--labels", "random"],
@@ -32,6 +33,10 @@ def commands(models):
         [
             *("evaluate", *model, "-n", "22", "--reference", "real.npz", "--train", "train.npz", "--sweep", "1"),
             *("--json", "found.json", "--save-npz", "evaluated.npz"),
+        ],
+        [
+            *("encode", str(models / "tokenizer"), "photos", "--size", "16", "--views", "center-flip"),
+            *("--batch-size", "2", "--out", "codes", "--device", "cpu"),
         ],
     ]
 
@@ -54,10 +59,11 @@ def put_sets(folder):
     rng = np.random.default_rng(0)
     for name, count in (("real", 21), ("train", 13)):
         np.savez(folder / f"{name}.npz", arr_0=rng.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8))
+    write_photos(folder / "photos", ("cats", "dogs"), 8, width=24, height=20)
 
 
 def contents(folder):
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".png", ".npz", ".json")]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".png", ".npy", ".npz", ".json")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -66,19 +72,21 @@ def test_two_processes_make_what_one_makes(aimamba, models, here, make_cache, tm
 
     put_sets(here)
     alone = [aimamba(*command) for command in commands(models)]
-    assert [answer.status for answer in alone] == [0, 0, 0], alone
+    assert [answer.status for answer in alone] == [0] * 4, alone
     other, logs = tmp_path_factory.mktemp("many"), tmp_path_factory.mktemp("logs")
     for name in ("real.npz", "train.npz"):
         shutil.copy2(here / name, other)
+    shutil.copytree(here / "photos", other / "photos")
     ports = [free_port() for _ in alone]
     first, second = together(2, run_all, str(other), str(make_cache()), commands(models), ports, logs=logs)
     assert first == [(0, answer.out) for answer in alone]
-    assert [(status, out) for status, out in second] == [(0, "")] * 3
+    assert [(status, out) for status, out in second] == [(0, "")] * 4
     one, many = contents(here), contents(other)
     assert one.keys() == many.keys()
     assert [name for name in one if one[name] != many[name]] == []
     assert "neighbours" in one["found.json"].decode()
     assert not (other / "s.npz.parts").exists()
+    assert {"codes/train/codes-00000.npy", "codes/held-out/meta.json"} <= one.keys()
     errors = [log.read_text() for log in sorted(logs.iterdir())]
     assert sum("100%" in text for text in errors) == 1, "one process shows its bars"
 

@@ -365,8 +365,8 @@ class _Good:
 
     def code_splits(self) -> Path:
         """The codes of both splits, in two shards each, with sums."""
+        from aimamba.data.encoding import encode_to_shards
         from aimamba.data.images import Images
-        from aimamba.data.shards import encode_to_shards
         from aimamba.models import VQModel
 
         class Dots(Images):

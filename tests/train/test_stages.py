@@ -11,7 +11,7 @@ import torch
 
 from aimamba.config import from_mapping, to_mapping
 from aimamba.data import sets
-from aimamba.data.shards import encode_to_shards
+from aimamba.data.encoding import encode_to_shards
 from aimamba.errors import CheckpointError, ConfigError, DataError
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig, VQModel
 from aimamba.train import stages

@@ -6,10 +6,16 @@ encoding and ends with the same bytes.
 """
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser, add_placement, require_positive
+from aimamba.cli.many import add_devices, add_ray, crew, started
 from aimamba.data import spec
+
+if TYPE_CHECKING:
+    from aimamba.sharing import Sharing
 
 _DEFAULT_SIZE = 256
 
@@ -28,46 +34,82 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     add_placement(parser)
+    add_devices(parser)
+    add_ray(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Encode both splits."""
-    from aimamba.cli.output import output_folder, print_line
-    from aimamba.config import check
+    from aimamba.cli.output import output_folder
     from aimamba.data.codes import view_names
+    from aimamba.devices import resolve_dtype
+    from aimamba.distributed import find_place, one_voice
+
+    if started(arguments):
+        return
+    with one_voice(find_place()):
+        require_positive(batch_size=arguments.batch_size)
+        view_names(arguments.views)
+        size = spec.parse_spec(arguments.images).resolve_size(arguments.size, default=_DEFAULT_SIZE)
+        assert size is not None
+        require_positive(size=size)
+        resolve_dtype(arguments.dtype)
+        out = output_folder(arguments.out)
+    stopped = f"stopped; the same command goes on with what is finished in {out}"
+    try:
+        with crew(arguments, f"the same command goes on with what is finished in {out}") as sharing:
+            _encode(arguments, size, out, sharing)
+    except KeyboardInterrupt as error:
+        error.args = error.args or (stopped,)
+        raise
+
+
+def _encode(arguments: argparse.Namespace, size: int, out: Path, sharing: "Sharing") -> None:
+    from aimamba.cli.output import print_line
+    from aimamba.config import check
+    from aimamba.data.encoding import PARTS, encode_splits
     from aimamba.data.sets import open_splits
-    from aimamba.data.shards import encode_splits
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.files import remove_drafts
     from aimamba.models import VQModel
     from aimamba.train.lock import locked
 
-    require_positive(batch_size=arguments.batch_size)
-    view_names(arguments.views)
-    size = spec.parse_spec(arguments.images).resolve_size(arguments.size, default=_DEFAULT_SIZE)
-    assert size is not None
-    require_positive(size=size)
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
-    out = output_folder(arguments.out)
-    tokenizer = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
-    factor = tokenizer.config.downsampling
-    check(size % factor == 0, f"--size must be a multiple of {factor}, the tokenizer's downsampling; got {size}")
-    splits = open_splits(
-        arguments.images,
-        size=size,
-        per_class=arguments.per_class,
-        held_out_per_class=arguments.held_out_per_class,
-        upscale=arguments.upscale,
-        strict=arguments.strict,
-        progress=True,
+
+    def load() -> "VQModel":
+        tokenizer = VQModel.from_pretrained(arguments.model, device=device, dtype=dtype)
+        factor = tokenizer.config.downsampling
+        check(size % factor == 0, f"--size must be a multiple of {factor}, the tokenizer's downsampling; got {size}")
+        return tokenizer
+
+    tokenizer = sharing.in_turn(load)
+    splits = sharing.in_turn(
+        lambda: open_splits(
+            arguments.images,
+            size=size,
+            per_class=arguments.per_class,
+            held_out_per_class=arguments.held_out_per_class,
+            upscale=arguments.upscale,
+            strict=arguments.strict,
+            progress=sharing.is_first,
+        )
     )
     views, batch_size = arguments.views, arguments.batch_size
-    with locked(out):
-        for split in ("train", "held-out"):
-            remove_drafts(out / split)
-        metas = encode_splits(tokenizer, splits, out, views=views, batch_size=batch_size, progress=True)
-    for split, meta in zip(("train", "held-out"), metas, strict=True):
-        print_line(
-            f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
-            f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(locked(out))
+            for folder in (out / "train", out / "held-out"):
+                remove_drafts(folder)
+                remove_drafts(folder / PARTS)
+
+        sharing.once(begin)
+        metas = encode_splits(
+            tokenizer, splits, out, views=views, batch_size=batch_size, progress=True, sharing=sharing
         )
+    for split, meta in zip(("train", "held-out"), metas, strict=True):
+        if sharing.is_first:
+            print_line(
+                f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
+                f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"
+            )

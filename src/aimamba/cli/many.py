@@ -34,6 +34,21 @@ def add_devices(parser: Parser) -> None:
     )
 
 
+def add_ray(parser: Parser) -> None:
+    """Add ``--ray`` and ``--ray-workers``: a Ray cluster that does the work."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="let workers of Ray do it: of the cluster at host:port, auto for the one that this machine belongs to, "
+        "none for this machine alone; needs aimamba[ray] (docs/scale.md)",
+    )
+    parser.add_argument(
+        "--ray-workers", type=int, metavar="N", help="number of workers (default: one for each GPU, or each CPU)"
+    )
+
+
 def started(arguments: argparse.Namespace) -> bool:
     """Run the command in a process for each of ``--devices``, if it is given; return whether this was done.
 
@@ -45,6 +60,8 @@ def started(arguments: argparse.Namespace) -> bool:
     """
     if arguments.devices is None:
         return False
+    if getattr(arguments, "ray", None) is not None:
+        raise ConfigError("--devices and --ray exclude each other; give one of them")
     if arguments.device != "auto":
         raise ConfigError(f"--devices and --device {arguments.device} exclude each other; give one of them")
     if os.environ.get("RANK", "").isdecimal():
@@ -97,10 +114,23 @@ def crew(arguments: argparse.Namespace, advice: str) -> Iterator["Sharing"]:
         arguments: Those of the command.
         advice: What to do when a process is lost; the end of the line that is printed.
     """
+    from aimamba.config import check
     from aimamba.distributed import Team, find_place, one_voice, own_device
     from aimamba.sharing import ALONE, Sharing
 
     place = find_place()
+    if getattr(arguments, "ray", None) is not None:
+        from aimamba.cluster import connected
+
+        with one_voice(place):
+            check(
+                place is None, "--ray has workers of its own, and torchrun started this process; leave one of them out"
+            )
+        with connected(arguments.ray, device=arguments.device, workers=arguments.ray_workers) as cluster:
+            arguments.device = "cpu"  # of this process, which computes nothing
+            yield Sharing(cluster=cluster)
+        return
+    check(getattr(arguments, "ray_workers", None) is None, "--ray-workers needs --ray")
     if place is None:
         yield ALONE
         return

@@ -21,7 +21,7 @@ from aimamba.cli.arguments import (
     require_positive,
     sampling_of,
 )
-from aimamba.cli.many import add_devices, crew, started
+from aimamba.cli.many import add_devices, add_ray, crew, started
 from aimamba.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def add_arguments(parser: Parser) -> None:
     add_sampling(parser)
     add_placement(parser)
     add_devices(parser)
+    add_ray(parser)
     add_engine(parser)
 
 
@@ -107,7 +108,9 @@ def _checked(arguments: argparse.Namespace) -> "tuple[SamplingConfig, Path, Path
         f"--seed {config.seed} is too large for -n {arguments.n}: the last seed would be {last}, and "
         "it must be below 2^63; give a smaller --seed",
     )
-    resolve_device(arguments.device), resolve_dtype(arguments.dtype)  # a wrong name is reported first
+    resolve_dtype(arguments.dtype)  # a wrong name is reported first
+    if arguments.ray is None:
+        resolve_device(arguments.device)
     out, file = output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT)), output_file("--npz", arguments.npz)
     _check_npz(arguments)
     return config, out, file
@@ -115,8 +118,13 @@ def _checked(arguments: argparse.Namespace) -> "tuple[SamplingConfig, Path, Path
 
 def _load(arguments: argparse.Namespace, sharing: "Sharing") -> "Pipeline":
     """Load the model and prepare its engine, which reports one that is not supported before anything is written."""
+    from aimamba.evaluation.sources import engine_of_workers
+
     pipeline = load_pipeline(arguments, quiet=not sharing.is_first)
-    pipeline.prepare()
+    if sharing.cluster is None:
+        pipeline.prepare()
+    else:
+        pipeline.engine = engine_of_workers(pipeline, sharing.cluster)
     return pipeline
 
 
@@ -218,8 +226,15 @@ def _check_like(arguments: argparse.Namespace, defaults: "SamplingConfig") -> No
     given = {field.name: getattr(arguments, field.name) for field in fields(defaults)}
     expected = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
     given |= {"classes": arguments.classes, "npz": arguments.npz, "labels": arguments.labels}
-    given |= {"n": arguments.n, "dtype": arguments.dtype}
-    expected |= {"classes": None, "npz": None, "labels": None, "n": _SAMPLES_BY_DEFAULT, "dtype": "float32"}
+    given |= {"n": arguments.n, "dtype": arguments.dtype, "ray": arguments.ray}
+    expected |= {
+        "ray": None,
+        "classes": None,
+        "npz": None,
+        "labels": None,
+        "n": _SAMPLES_BY_DEFAULT,
+        "dtype": "float32",
+    }
     for name, value in given.items():
         if value != expected[name]:
             option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
@@ -240,6 +255,8 @@ def _check_named(name: str, option: str, path: Path) -> None:
 
 def _check_npz(arguments: argparse.Namespace) -> None:
     """Refuse options that need ``--npz``, or that it excludes."""
+    if arguments.npz is None and arguments.ray is not None:
+        raise ConfigError("sample: --ray writes one file; name it with --npz")
     if arguments.npz is None and arguments.labels is not None:
         raise ConfigError("sample: --labels needs --npz; choose classes with --classes")
     if arguments.npz is not None and arguments.classes is not None:
@@ -298,6 +315,8 @@ def _write_npz(
 
     how = arguments.labels or "balanced"
     model = pipeline.record(arguments.model, arguments.tokenizer)
+    if sharing.cluster is not None:
+        model = replace(model, device=sharing.cluster.device)
     parts = path.with_name(f"{path.name}.parts")
 
     def begin() -> None:

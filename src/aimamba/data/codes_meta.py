@@ -64,8 +64,12 @@ class CodesMeta:
 
     def shards(self) -> Iterator[tuple[str, int, int]]:
         """Yield the name of every shard, its first image, and its last image plus one."""
-        for number, start in enumerate(range(0, self.pictures, self.shard_pictures)):
-            yield f"codes-{number:05d}.npy", start, min(start + self.shard_pictures, self.pictures)
+        for start in range(0, self.pictures, self.shard_pictures):
+            yield self.shard_name(start), start, min(start + self.shard_pictures, self.pictures)
+
+    def shard_name(self, start: int) -> str:
+        """Return the name of the shard that begins with image ``start``."""
+        return f"codes-{start // self.shard_pictures:05d}.npy"
 
 
 def read_meta(folder: Path) -> CodesMeta | None:

@@ -16,13 +16,16 @@ import torch
 from jaxtyping import Int, Int32, Int64, UInt8
 from torch import Tensor
 
+from aimamba.cluster import Cluster
 from aimamba.config import check, to_mapping
 from aimamba.data.images import split
 from aimamba.data.npz import NpzImages, write_npz
 from aimamba.data.sets import open_source
 from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.generation import SamplingConfig
+from aimamba.generation.engines import make_engine, resolve_engine
 from aimamba.generation.record import ModelRecord
+from aimamba.models import AiM, VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.sharing import ALONE, Sharing
 
@@ -200,6 +203,17 @@ class ModelSource:
             self._add(begun.popleft(), found.codes)
             yield found.images.numpy()
 
+    def read_over(self, cluster: Cluster) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
+        """Yield the images of all units in order, generated and decoded by the workers of a cluster."""
+        units = self.units()
+        jobs = [(self.labels[unit], self.config.seed + unit.start, self._codes[unit]) for unit in units]
+        sampler = _Sampler(self.pipeline.tokenizer, self.pipeline.generator, self.pipeline.engine, self.config)
+        results = cluster.results(jobs, sampler, in_order=True)
+        for unit, (_, (codes, images)) in zip(units, results, strict=True):
+            if (self._codes[unit, 0] < 0).any():
+                self._add(unit, torch.from_numpy(codes))
+            yield images
+
     def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         """Return some images; those that were not generated yet are generated now."""
         if self._saved is not None:
@@ -230,6 +244,46 @@ class ModelSource:
             self.kept.add(indices[0], self._codes[list(indices)])
 
 
+def engine_of_workers(pipeline: Pipeline, cluster: Cluster) -> str:
+    """Return the name of the engine that generates samples in the workers of a cluster.
+
+    Raises:
+        ConfigError: They have no such engine.
+    """
+    if cluster.device == "cpu":
+        pipeline.prepare()
+        return resolve_engine(pipeline.generator, pipeline.engine)
+    return cluster.call(_engine_on, pipeline.generator, torch.device(cluster.device), pipeline.engine)
+
+
+def _engine_on(generator: AiM, device: torch.device, name: str) -> str:
+    generator = generator.to(device)
+    make_engine(generator, name)
+    return resolve_engine(generator, name)
+
+
+class _Sampler:
+    """Generates and decodes batches of samples in a worker of a cluster."""
+
+    def __init__(self, tokenizer: VQModel, generator: AiM, engine: str, config: SamplingConfig) -> None:
+        self._pipeline = Pipeline(tokenizer, generator, engine=engine, foreign_tokenizer=True)
+        self._config = config
+
+    def to(self, device: torch.device) -> "_Sampler":
+        """See ``Work.to``."""
+        pipeline = self._pipeline
+        tokenizer, generator = pipeline.tokenizer.to(device), pipeline.generator.to(device)
+        return _Sampler(tokenizer, generator, pipeline.engine, self._config)
+
+    def __call__(self, unit: tuple[np.ndarray, int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return codes and images for labels, the first seed, and codes, which are -1 where they are not known."""
+        labels, seed, codes = unit
+        source = ModelSource("", self._pipeline, labels, replace(self._config, seed=seed), len(labels))
+        source._codes[:] = codes
+        [images] = source.read(source.units())
+        return source._codes, images
+
+
 def shared_images(source: Source, batch_size: int, sharing: Sharing = ALONE) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
     """Yield all images in order in the first process, made by all; in the others yield nothing.
 
@@ -240,6 +294,9 @@ def shared_images(source: Source, batch_size: int, sharing: Sharing = ALONE) -> 
     """
     if isinstance(source, ModelSource):
         source.agree(sharing)
+        if sharing.cluster is not None:
+            yield from source.read_over(sharing.cluster)
+            return
     all_units = source.units(batch_size)
     units = sharing.units(len(all_units))
     made = ([torch.from_numpy(images)] for images in source.read(all_units[number] for number in units))

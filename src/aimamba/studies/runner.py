@@ -11,8 +11,9 @@ import torch
 
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet
+from aimamba.data.encoding import encode_splits
 from aimamba.data.sets import open_splits
-from aimamba.data.shards import encode_splits, open_code_splits
+from aimamba.data.shards import open_code_splits
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.seeds import seeded
 from aimamba.studies.evaluator import Evaluator, evaluate_sampling

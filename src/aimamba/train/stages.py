@@ -14,8 +14,9 @@ from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet, encode_images
 from aimamba.data.codes_meta import META_FILE
+from aimamba.data.encoding import encode_splits
 from aimamba.data.sets import Splits, open_splits
-from aimamba.data.shards import encode_splits, open_code_splits
+from aimamba.data.shards import open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel

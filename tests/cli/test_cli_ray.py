@@ -1,0 +1,166 @@
+"""``--ray``: a local Ray with two workers, of which one is killed, and what is refused."""
+
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.refusals import one_line_error
+
+HAS_RAY = importlib.util.find_spec("ray") is not None
+needs_ray = pytest.mark.skipif(not HAS_RAY, reason="needs Ray: pip install 'aimamba[ray]'")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def local_ray(here):
+    """A Ray of this machine, which the commands of a test find and leave: starting it takes longest."""
+    from aimamba.cluster import connected
+
+    with connected("local", device="cpu"):
+        import ray
+
+        folder = Path(ray._private.worker.global_worker.node.get_temp_dir_path())
+        yield
+    assert not ray.is_initialized()
+    assert not folder.exists()
+
+
+def workers() -> list[int]:
+    """Processes of Ray that hold a model."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            name, environment = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
+        except OSError:
+            continue
+        if name.startswith(b"ray::MapWorker") and os.environ["AIMAMBA_CACHE"].encode() in environment:
+            assert b"RAY_USAGE_STATS_ENABLED=0" in environment, "nothing is sent to anyone"
+            found.append(int(place.name))
+    return found
+
+
+class KilledOnce:
+    """Kills one worker as soon as some results are there."""
+
+    def __init__(self, results: Path) -> None:
+        self.killed = threading.Event()
+        self._over = threading.Event()
+        self._results = results
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._over.wait(0.01):
+            there = list(self._results.glob("codes-*.npy"))
+            if there and (found := workers()):
+                os.kill(found[-1], signal.SIGKILL)
+                self.killed.set()
+                return
+
+
+@needs_ray
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_encode_and_sample_lose_and_double_nothing(aimamba, models, photos, here, local_ray):
+    encode = ["encode", models / "tokenizer", "photos", "--size", 16, "--batch-size", 1, "--views", "center-flip"]
+    assert aimamba(*encode, "--out", "alone")[0] == 0
+    with KilledOnce(here / "shared" / "train" / "parts") as once:
+        answer = aimamba(*encode, "--out", "shared", "--device", "cpu", "--ray-workers", 2, "--ray")
+    assert answer.status == 0, answer.err
+    assert once.killed.is_set()
+    assert "a worker was lost" in answer.err
+    assert "ray" not in answer.err.replace("Ray starts another one", "").lower(), "Ray is quiet"
+    assert files_of(here / "shared") == files_of(here / "alone")
+
+    sample = ["sample", "--model", models / "pipeline", "-n", 40, "--batch-size", 2, "--npz"]
+    assert aimamba(*sample, "alone.npz", "--device", "cpu")[0] == 0
+    with KilledOnce(here / "shared.npz.parts") as once:
+        answer = aimamba(*sample, "shared.npz", "--ray-workers", 2, "--ray")
+    assert answer.status == 0, answer.err
+    assert once.killed.is_set()
+    assert (here / "shared.npz").read_bytes() == (here / "alone.npz").read_bytes()
+    settings = [(here / f"{name}.settings.json").read_text() for name in ("alone", "shared")]
+    assert settings[0] == settings[1]
+    assert not (here / "shared.npz.parts").exists()
+
+
+SAMPLE, ENCODE = "sample --model MODELS/pipeline --npz x.npz", "encode MODELS/tokenizer photos --out codes --size 16"
+REFUSALS = {
+    f"{ENCODE} --ray nowhere": "this is no address of a Ray cluster; expected host:port, auto or nothing",
+    f"{ENCODE} --ray 127.0.0.1:99999": "this is no address of a Ray cluster",
+    f"{ENCODE} --ray 127.0.0.1:CLOSED": "cannot be reached (Connection refused); give host:port of a running cluster's",
+    f"{ENCODE} --ray 127.0.0.1:SILENT": "no Ray cluster answers there within 2 s",
+    f"{SAMPLE} --ray --ray-workers 0": "--ray-workers must be at least 1, got 0",
+    f"{SAMPLE} --ray --device cuda:1": "--device cuda:1 is one device; with --ray give auto, cpu or cuda",
+    f"{SAMPLE} --ray-workers 2": "--ray-workers needs --ray",
+    f"{SAMPLE} --devices cpu:2 --ray": "--devices and --ray exclude each other",
+    "sample --ray": "sample: --ray writes one file; name it with --npz",
+}
+
+
+@needs_ray
+@pytest.mark.parametrize("command", REFUSALS)
+def test_what_cannot_work_is_one_line_in_finite_time(command, refusal, models, photos, here, monkeypatch):
+    from aimamba import cluster
+
+    monkeypatch.setattr(cluster, "_ANSWERS_WITHIN", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+        ports = {"SILENT": str(silent.getsockname()[1]), "CLOSED": str(closed.getsockname()[1])}
+        closed.close()
+        words = command
+        for name, value in {**ports, "MODELS": str(models)}.items():
+            words = words.replace(name, value)
+        assert REFUSALS[command] in refusal(*words.split())
+    assert not (here / "codes").exists()
+
+
+@pytest.mark.parametrize("command", [ENCODE, SAMPLE])
+def test_without_ray_the_command_to_type_is_named(command, refusal, models, photos, monkeypatch):
+    monkeypatch.setattr("aimamba.cluster.find_spec", lambda _: None)
+    line = refusal(*command.replace("MODELS", str(models)).split(), "--ray")
+    assert line == "--ray needs Ray Data, which is not installed; type: pip install 'aimamba[ray]'"
+
+
+def test_torchrun_and_ray_exclude_each_other(refusal, models, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    line = refusal(*SAMPLE.replace("MODELS", str(models)).split(), "--ray")
+    assert line == "--ray has workers of its own, and torchrun started this process; leave one of them out"
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "workers", "expected"),
+    [
+        ({"CPU": 4.0}, "auto", None, (4, "cpu")),
+        ({"CPU": 16.0, "GPU": 8.0}, "auto", None, (8, "cuda")),
+        ({"CPU": 16.0, "GPU": 8.0}, "cpu", 3, (3, "cpu")),
+        ({"CPU": 4.0}, "cuda", None, "4 CPUs and 0 GPUs; --device cuda needs a GPU for each worker"),
+        ({}, "auto", None, "0 CPUs and 0 GPUs; --device cpu needs a CPU for each worker"),
+        ({"CPU": 2.0}, "cpu", 3, "--ray-workers 3: the Ray cluster has 2 CPUs and 0 GPUs, one for each worker"),
+    ],
+)
+def test_workers_follow_what_the_cluster_has(resources, device, workers, expected):
+    from aimamba.cluster import choose_workers
+    from aimamba.errors import ConfigError
+
+    if isinstance(expected, str):
+        with one_line_error(ConfigError, expected):
+            choose_workers(resources, device, workers)
+    else:
+        found = choose_workers(resources, device, workers)
+        assert (found.workers, found.device) == expected
