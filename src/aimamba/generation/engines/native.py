@@ -38,6 +38,7 @@ _SOURCES = (
 )
 _KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
+_OVERWRITTEN = frozenset(_MEMORIES) - {"window"}
 _LANES = 16  # float32 numbers in the widest vector register
 _WIDEST_HEAD = 256
 _FOLD_EVERY = 32  # tokens, after the first fold
@@ -139,10 +140,11 @@ class NativeEngine:
             modulation=torch.zeros(batch, config.num_blocks, 3, config.width),
             final_modulation=torch.zeros(batch, 2, config.width),
             mixers=[self._init_mixer(config, batch) for _ in range(config.num_blocks)],
+            overwritten=_OVERWRITTEN,
         )
 
     def _init_mixer(self, config: AiMConfig, batch: int) -> MixerState:
-        """Return the memory of one block. Tensors that are not zeroed are written before they are read."""
+        """Return the memory of one block."""
         inner = config.expand * config.width
         heads = inner // config.head_width
         long = config.num_tokens > self._first
