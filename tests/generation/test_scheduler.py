@@ -66,7 +66,7 @@ class Sink(list):
     __call__ = list.append
 
     def images(self):
-        return {event.index: event.codes for event in self if isinstance(event, Made)}
+        return {event.number: event.codes for event in self if isinstance(event, Made)}
 
 
 def scheduler(model, engine, **limits):

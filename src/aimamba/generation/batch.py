@@ -5,10 +5,10 @@ rows of guided images), V vocabulary.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from aimamba.errors import DataError
@@ -16,7 +16,7 @@ from aimamba.generation.engines import Engine, SamplingEngine
 from aimamba.generation.rows import make_rows
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
-from aimamba.ops.sampling.logits import Setting, guided_sample, uniform_dtype
+from aimamba.ops.sampling.logits import guided_sample, uniform_dtype
 from aimamba.seeds import seeded
 
 _SETTINGS = ("temperature", "top_k", "top_p")
@@ -81,15 +81,15 @@ class _Settled(NamedTuple):
     Attributes:
         places: Places of the images in the tables, (B,).
         guided: Images that have an unconditional row, in the order of these rows.
-        guidance: The unconditional row of each image, for ``guided_sample``.
+        unconditional_rows: That of each image, or its own where it has none; None if no image has one.
         settings: Its other settings: a number where all images agree.
         is_known: Whether any image has known codes.
     """
 
     places: Tensor
     guided: Tensor
-    guidance: dict[str, Tensor]
-    settings: dict[str, Setting]
+    unconditional_rows: Tensor | None
+    settings: dict[str, Any]
     is_known: bool
 
 
@@ -194,7 +194,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Running]:
-        """Choose the next token of every image, and return the images that have all of them; they stay until ``leave``."""
+        """Choose the next token of every image; return the images that have all of them, which stay until ``leave``."""
         settled = self._settled = self._settled or self._settle()
         count, places = len(self._images), settled.places
         tokens = torch.tensor([image.tokens for image in self._images], device=self._device)
@@ -204,8 +204,13 @@ class Batch:
             others = torch.where(tokens[settled.guided] == 0, null, inputs[settled.guided])
             inputs = torch.cat([inputs, others])
         logits = self._rows.step(inputs)
-        guidance = {**settled.guidance, "scale": self._scales[places, tokens]} if self._guided else {}
-        chosen = self._sample(logits, self._uniforms[places, tokens], **guidance, **settled.settings)
+        chosen = self._sample(
+            logits,
+            self._uniforms[places, tokens],
+            unconditional_rows=settled.unconditional_rows,
+            scale=None if settled.unconditional_rows is None else self._scales[places, tokens],
+            **settled.settings,
+        )
         if settled.is_known:
             known = self._known[places, tokens]
             chosen = torch.where(known == _FREE, chosen, known)
@@ -228,14 +233,14 @@ class Batch:
         guided = [order[id(image)] for image in self._guided]
         unconditional = torch.arange(count)
         unconditional[guided] = count + torch.arange(len(guided))
-        settings: dict[str, Setting] = {}
+        settings: dict[str, Any] = {}
         for name in _SETTINGS:
             values = [getattr(image.job.config, name) for image in self._images]
             settings[name] = values[0] if len(set(values)) == 1 else torch.tensor(values, device=device)
         return _Settled(
             torch.tensor([image.place for image in self._images], device=device),
             torch.tensor(guided, dtype=torch.long, device=device),
-            {"unconditional_rows": unconditional.to(device)},
+            unconditional.to(device) if guided else None,
             settings,
             any(image.job.known is not None for image in self._images),
         )

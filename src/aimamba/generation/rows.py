@@ -136,7 +136,7 @@ class RecordedRows:
         """See ``Rows``."""
         self._places.pop()
         self._positions.pop()
-        if _FEWEST <= self._state.rows // 2 and len(self) <= self._state.rows // 4:
+        if self._state.rows // 2 >= _FEWEST and len(self) <= self._state.rows // 4:
             free = [place for place in range(self._state.rows) if place not in self._places]
             kept = (self._places + free)[: self._state.rows // 2]
             self._state = self._state.select(torch.tensor(kept, device=self._device))

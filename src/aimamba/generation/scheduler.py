@@ -37,12 +37,12 @@ class Preview(NamedTuple):
     """An image that is not finished.
 
     Attributes:
-        index: Which image of the request it is.
+        number: Which image of the request it is.
         tokens: Number of tokens that it has.
         image: The image (s, s, 3); what is not generated yet is decoded from code 0.
     """
 
-    index: int
+    number: int
     tokens: int
     image: UInt8[Tensor, "s s 3"]
 
@@ -51,12 +51,12 @@ class Made(NamedTuple):
     """A finished image.
 
     Attributes:
-        index: Which image of the request it is.
+        number: Which image of the request it is.
         codes: Its codes, (L,).
         image: The image, (s, s, 3).
     """
 
-    index: int
+    number: int
     codes: Int[Tensor, " l"]
     image: UInt8[Tensor, "s s 3"]
 
@@ -147,7 +147,7 @@ class Scheduler:
         model: AiM,
         engine: Engine,
         decode: Decode,
-        config: SchedulerConfig = SchedulerConfig(),  # noqa: B008 - frozen
+        config: SchedulerConfig = SchedulerConfig(),
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
