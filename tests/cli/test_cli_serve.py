@@ -13,11 +13,13 @@ import threading
 import urllib.error
 import urllib.request
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import aimamba
 from aimamba.cli import main
 
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")
@@ -36,15 +38,17 @@ def server(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(aimamba.__file__).parents[1])},
     )
     line = process.stdout.readline()
     found = re.search(r"avatars-64 at http://127\.0\.0\.1:(\d+)", line)
-    assert found, line + process.stderr.read()
-    yield process, int(found[1])
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
+    try:
+        assert found, line
+        yield process, int(found[1])
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def ask(port, path, body=None, seconds=120):
@@ -59,8 +63,9 @@ def test_a_server_answers_survives_clients_that_hang_and_ends_in_order(server, t
     process, port = server
     hanging = socket.create_connection(("127.0.0.1", port))
     hanging.sendall(b"POST /v1/images HTTP/1.1\r\nHost: here\r\n")  # and nothing more
-    with pytest.raises(urllib.error.HTTPError, match="401"):
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=60)
+    refused.value.close()
 
     [image] = json.loads(ask(port, "/v1/images", BODY))["images"]
     settings = [
@@ -86,6 +91,7 @@ def test_a_server_answers_survives_clients_that_hang_and_ends_in_order(server, t
     assert main(["serve", "--port", str(port)]) == 2  # taken
     hanging.settimeout(60)
     assert hanging.recv(100) == b""  # the server has hung up
+    hanging.close()
 
     answers = []
     thread = threading.Thread(target=lambda: answers.append(ask(port, "/v1/images", BODY | {"n": 12, "format": "png"})))
@@ -109,7 +115,7 @@ def test_a_port_that_is_taken_and_other_faults_are_one_line(capsys, tmp_path):
     )
     (tmp_path / "keys").write_text("\n")
     for arguments, message in (
-        (["--host", "nowhere.invalid"], "there is no such address"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1, port 8000"),
         (["--port", "70000"], "--port must be 0 to 65535, got 70000"),
         (["--images", "0"], "images generated together must be 1 or more, got 0"),
         (["--queue", "10"], "must not be more than the images that may wait"),
