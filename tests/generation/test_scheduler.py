@@ -31,6 +31,8 @@ SETTINGS = [
     SamplingConfig(seed=5, temperature=0.0),
     SamplingConfig(seed=6, cfg_scale=4.0, cfg_schedule="power-cosine", cfg_power=2.0),
     SamplingConfig(seed=7, top_k=3, top_p=0.6, temperature=1.5),
+    SamplingConfig(seed=8, cfg_scale=3.0, cfg_start=0.2, cfg_end=0.6, negative=2, min_p=0.05),
+    SamplingConfig(seed=9, temperature=1.2, temperature_end=0.3),
 ]
 JOBS = [Job(label=index % 6, config=config) for index, config in enumerate(SETTINGS)]  # 5 is the null class
 
@@ -269,3 +271,34 @@ def test_recorded_rows_take_few_numbers_and_shrink_again(model):
         inputs = torch.arange(5)
         assert torch.allclose(rows.step(inputs), plain.step(inputs), atol=1e-4)
     assert recorder.recorded == 2  # for 32 rows and for 8, or 16
+
+
+def test_loops_of_their_own_run_beside_the_batch_and_end_when_cancelled(model):
+    ended = []
+
+    def run(seed):
+        try:
+            yield from generate(model, torch.tensor([3]), SamplingConfig(seed=seed), engine="plain")
+        finally:
+            ended.append(seed)
+
+    def fails():
+        yield torch.zeros(1, 1, dtype=torch.long)
+        raise CheckpointError("damaged")
+
+    made, alone_, shared, failing = scheduler(model, make(model, "plain"), images=8), Sink(), Sink(), Sink()
+    jobs = [Job(label=3, config=SamplingConfig(seed=seed), run=lambda seed=seed: run(seed)) for seed in (1, 2)]
+    made.submit(jobs[:1], alone_)
+    made.submit([JOBS[1]], shared, preview_every=2)
+    made.submit([Job(label=0, config=SETTINGS[0], run=fails), JOBS[0]], failing)
+    cancelled = made.submit(jobs[1:], Sink())
+    made.step()
+    made.step()
+    made.cancel(cancelled)
+    made.step()
+    assert ended == [2]
+    finish(made)
+    assert torch.equal(alone_.images()[0], alone(model, Job(label=3, config=SamplingConfig(seed=1))))
+    assert torch.equal(shared.images()[0], alone(model, JOBS[1]))
+    [event] = failing
+    assert isinstance(event.error, CheckpointError)

@@ -34,7 +34,7 @@ def test_no_request_made_from_the_schema_is_answered_with_a_failure(client, mode
             continue  # there is nothing that could be wrong
 
         @hypothesis.given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
-        @hypothesis.settings(max_examples=12, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @hypothesis.settings(max_examples=8, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         def ask(case):
             nonlocal found
             content, headers = None, {}
@@ -46,5 +46,5 @@ def test_no_request_made_from_the_schema_is_answered_with_a_failure(client, mode
             assert answer.status_code < 500, (case, answer.text)
 
         ask()
-    assert len(found) >= 30
+    assert len(found) >= 20
     assert (200 if mode == "positive" else 422) in found

@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from aimamba.config import check
-from aimamba.errors import AimambaError, CheckpointError
+from aimamba.errors import AimambaError
 from aimamba.generation.batch import Batch, Job, Running
 from aimamba.generation.engines import Engine
 from aimamba.models import AiM
@@ -27,7 +27,6 @@ from aimamba.models import AiM
 _log = logging.getLogger(__name__)
 
 _RECENT = 32  # images whose times give the rate
-_DAMAGED = "the generator's logits contain NaN or infinity: its weights are damaged, or its dtype is too narrow"
 
 Decode = Callable[[Int[Tensor, "b l"]], UInt8[Tensor, "b s s 3"]]
 """Converts codes to 8-bit images on the host."""
@@ -39,7 +38,7 @@ class Preview(NamedTuple):
     Attributes:
         number: Which image of the request it is.
         tokens: Number of tokens that it has.
-        image: The image (s, s, 3); what is not generated yet is decoded from code 0.
+        image: The image (s, s, 3); what is not generated yet is decoded from ``blank``.
     """
 
     number: int
@@ -149,6 +148,7 @@ class Scheduler:
         decode: Decode,
         config: SchedulerConfig = SchedulerConfig(),
         *,
+        blank: Int[Tensor, " l"] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare for requests.
@@ -158,11 +158,14 @@ class Scheduler:
             engine: Computes its steps.
             decode: Converts codes to images.
             config: Limits.
+            blank: Codes that stand for tokens which are not there yet, in previews; by default code 0.
             clock: Returns the time in seconds.
         """
         self.config = config
         self.images = self.tokens = self.steps = self.cancelled = 0
         self._model, self._decode, self._clock = model, decode, clock
+        device = model.word_embedding.weight.device
+        self._blank = torch.zeros((), dtype=torch.long, device=device) if blank is None else blank.to(device)
         self._batch = Batch(model, engine, config.images)
         self._requests: list[Request] = []  # all that have not ended, oldest first
         self._changed = threading.Condition()  # held for what requests from other threads touch
@@ -284,9 +287,13 @@ class Scheduler:
     def _hand_over(self, finished: list[Running]) -> None:
         """Send previews and finished images."""
         ready: list[tuple[Request, int, Running]] = []
-        for request in self._requests:
-            for index, image in request.running.items():
-                if image in finished or (request.preview_every and image.tokens % request.preview_every == 0):
+        for request in list(self._requests):
+            for index, image in list(request.running.items()):
+                if image.error is not None:
+                    self._batch.leave(image)
+                    del request.running[index]
+                    self._end(request, Failed(image.error))
+                elif image in finished or (request.preview_every and image.tokens % request.preview_every == 0):
                     ready.append((request, index, image))
         if not ready:
             return
@@ -294,16 +301,13 @@ class Scheduler:
         known = torch.arange(codes.shape[1], device=codes.device) < torch.tensor(
             [[image.tokens] for _, _, image in ready], device=codes.device
         )
-        images = self._decode(codes.where(known, 0))
+        images = self._decode(codes.where(known, self._blank))
         for (request, index, image), of_image, pixels in zip(ready, codes.cpu(), images, strict=True):
             if image not in finished:
                 self._send(request, Preview(index, image.tokens, pixels))
                 continue
             self._batch.leave(image)
             del request.running[index]
-            if not image.finite:
-                self._end(request, Failed(CheckpointError(_DAMAGED)))
-                continue
             self.images += 1
             self._finished.append(self._clock())
             self._send(request, Made(index, of_image, pixels))

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
 from aimamba import __version__
-from aimamba.serve import errors, images, openai
+from aimamba.serve import edits, errors, images, openai
 from aimamba.serve.guard import Guard
 from aimamba.serve.metrics import Counted, Metrics
 from aimamba.serve.schemas import Error, Model, Models, error_responses
@@ -31,6 +31,7 @@ def make_app(service: Service) -> FastAPI:
     metrics = Metrics(service)
     _add_state(app, service, metrics)
     app.include_router(images.router(service))
+    app.include_router(edits.router(service))
     app.include_router(openai.router(service))
     errors.install(app)
 

@@ -16,8 +16,6 @@ Encoding = Literal["png", "webp"]
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "zip": "application/zip"}
 
-_GREY = 127
-
 
 def encode(pixels: UInt8[np.ndarray, "s s 3"], encoding: Encoding, text: str | None = None) -> bytes:
     """Return an image file without loss.
@@ -47,18 +45,3 @@ def as_zip(files: Sequence[tuple[str, bytes]]) -> bytes:
         for name, data in files:
             archive.writestr(zipfile.ZipInfo(name), data)
     return target.getvalue()
-
-
-def hide_rest(pixels: UInt8[np.ndarray, "s s 3"], tokens: int, grid: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Return an image that is grey where its tokens are not generated yet.
-
-    Args:
-        pixels: The image.
-        tokens: Number of tokens that it has, in raster order.
-        grid: Tokens on a side.
-    """
-    shown, cell = pixels.copy(), len(pixels) // grid
-    rows, columns = divmod(tokens, grid)
-    shown[rows * cell : (rows + 1) * cell, columns * cell :] = _GREY
-    shown[(rows + 1) * cell :] = _GREY
-    return shown

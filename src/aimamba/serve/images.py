@@ -16,13 +16,17 @@ from aimamba.serve.files import MEDIA_TYPES, Encoding, as_base64, as_zip
 from aimamba.serve.schemas import Images, ImagesBody, Picture, StreamBody, error_responses
 from aimamba.serve.service import ClientGoneError, ImageFile, Service
 
-_ERRORS = (401, 408, 413, 415, 422, 429, 500, 503, 504)
+ERRORS = (401, 408, 413, 415, 422, 429, 500, 503, 504)
 
-_BINARY: dict[str, Any] = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 
 _STREAM = """Server-sent events. `preview`: an unfinished image, grey where it is not generated yet, with the number of
 its `tokens`; `image`: a finished one; `done` after the last; `error` in its place if something failed. The data are
 JSON; images are in base64. If the client is slow, previews are left out."""
+
+
+def binary_answers() -> dict[str, Any]:
+    """Return the media types of images and archives, for OpenAPI."""
+    return {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 
 
 def router(service: Service) -> APIRouter:
@@ -33,7 +37,7 @@ def router(service: Service) -> APIRouter:
         "",
         summary="Generate images",
         response_model=Images,
-        responses={200: {"content": _BINARY}, **error_responses(*_ERRORS)},
+        responses={200: {"content": binary_answers()}, **error_responses(*ERRORS)},
     )
     async def make_images(wanted: ImagesBody, http: Request) -> Response | Images:
         jobs = service.jobs(wanted)
@@ -51,7 +55,7 @@ def router(service: Service) -> APIRouter:
         description=_STREAM,
         response_class=EventStream,
         status_code=200,
-        responses={200: {"content": {"text/event-stream": {}}}, **error_responses(*_ERRORS)},
+        responses={200: {"content": {"text/event-stream": {}}}, **error_responses(*ERRORS)},
     )
     async def stream_images(wanted: StreamBody, http: Request) -> Response:
         return EventStream(service, service.jobs(wanted), wanted.encoding, wanted.every)

@@ -34,10 +34,8 @@ def router(service: Service) -> APIRouter:
         count = wanted.n or len(labels)
         service.check_count(count, "n")
         first = secrets.randbelow(_RANDOM_SEEDS) if wanted.seed is None else wanted.seed
-        jobs = [
-            Job(label=labels[index % len(labels)], config=wanted.sampling(seed))
-            for index, seed in enumerate(service.seeds(first, count))
-        ]
+        configs = service.sampling(wanted, service.seeds(first, count))
+        jobs = [Job(label=labels[index % len(labels)], config=config) for index, config in enumerate(configs)]
         encoding: Encoding = wanted.output_format or "png"
         files = await service.files(http, jobs, encoding)
         pictures = [

@@ -4,8 +4,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from aimamba.data.class_names import find_classes
 from aimamba.errors import ConfigError
+from aimamba.generation import SamplingConfig
 from aimamba.generation.batch import Job
 from aimamba.generation.record import ModelRecord, SampleRecord
 from aimamba.generation.scheduler import ClosedError, Event, Failed, Made, Preview, Request, Scheduler
 from aimamba.pipeline import Pipeline
 from aimamba.serve.config import ServeConfig
 from aimamba.serve.errors import ApiError, of_failed
-from aimamba.serve.files import Encoding, encode, hide_rest
-from aimamba.serve.schemas import Wanted
+from aimamba.serve.files import Encoding, encode
+from aimamba.serve.schemas import Settings, Wanted
 
 _ALIVE_EVERY = 15.0  # seconds
 
@@ -74,7 +76,9 @@ class Service:
         self.pipeline, self.name, self.config, self.created = pipeline, name, config, int(time.time())
         self.length = pipeline.generator.config.num_tokens
         self.record: ModelRecord = pipeline.record(name, tokenizer)
-        self.scheduler = Scheduler(pipeline.generator, pipeline.prepare(), self._decode, config.scheduler)
+        self.scheduler = Scheduler(
+            pipeline.generator, pipeline.prepare(), self._decode, config.scheduler, blank=pipeline.blank_codes()[0]
+        )
         self._stop_at: float | None = None  # when requests are given up, by the monotonic clock
         self._mailboxes: set[_Mailbox] = set()
         self.on_wait: Callable[[float], object] = lambda seconds: None
@@ -109,19 +113,16 @@ class Service:
         device = self.pipeline.tokenizer.codebook.device
         return self.pipeline.decode(codes.to(device)).permute(0, 2, 3, 1).cpu().contiguous()
 
-    def labels(self, names: Sequence[str | int]) -> list[int]:
-        """Return the labels of classes.
+    def label(self, name: str | int, field: str) -> int:
+        """Return the label of a class.
 
         Raises:
-            ApiError: A class is unknown or could be several.
+            ApiError: It is unknown or could be several.
         """
-        found = []
-        for index, name in enumerate(names):
-            try:
-                found.append(self.pipeline.label(name))
-            except ConfigError as error:
-                raise ApiError(422, str(error), field=f"classes[{index}]") from error
-        return found
+        try:
+            return self.pipeline.label(name)
+        except ConfigError as error:
+            raise ApiError(422, str(error), field=field) from error
 
     def labels_in(self, text: str) -> list[int]:
         """Return the labels of the classes that a text names, separated by commas.
@@ -143,13 +144,26 @@ class Service:
         Raises:
             ApiError: A class is unknown, or there are too many images.
         """
-        labels = self.labels(wanted.classes)
+        labels = [self.label(name, f"classes[{index}]") for index, name in enumerate(wanted.classes)]
         if wanted.seeds is not None and wanted.n not in (1, len(wanted.seeds)):
             raise ApiError(422, f"n is {wanted.n} and there are {len(wanted.seeds)} seeds; leave n out", field="n")
         count = wanted.n if wanted.seeds is None else len(wanted.seeds)
         self.check_count(len(labels) * count, "seeds" if wanted.seeds else "n")
         seeds = wanted.seeds or self.seeds(wanted.seed, count)
-        return [Job(label=label, config=wanted.sampling(seed)) for label in labels for seed in seeds]
+        return [Job(label=label, config=config) for label in labels for config in self.sampling(wanted, seeds)]
+
+    def sampling(self, wanted: Settings, seeds: Iterable[int]) -> list[SamplingConfig]:
+        """Return the settings of an image for each seed.
+
+        Raises:
+            ApiError: They do not go together, or the negative class is unknown.
+        """
+        negative = None if wanted.negative is None else self.label(wanted.negative, "negative")
+        try:
+            return [replace(wanted.sampling(seed), negative=negative) for seed in seeds]
+        except ConfigError as error:
+            field = str(error).split()[0].replace("-", "_")
+            raise ApiError(422, str(error), field=field if field in type(wanted).model_fields else None) from error
 
     def check_count(self, count: int, field: str) -> None:
         """Check a number of images.
@@ -191,15 +205,14 @@ class Service:
     async def file(self, made: Made, job: Job, encoding: Encoding) -> ImageFile:
         """Return a finished image as a file; a PNG holds its settings."""
         text = SampleRecord(
-            class_name=self.class_name(job), label=job.label, sampling=job.config, model=self.record
+            class_name=self.class_name(job), label=job.label, sampling=job.config, model=self.record, edit=job.edit
         ).to_text()
         data = await asyncio.to_thread(encode, made.image.numpy(), encoding, text)
         return ImageFile(made.number, job, data)
 
     async def preview(self, preview: Preview, encoding: Encoding) -> bytes:
         """Return an unfinished image as a file: grey where it is not generated yet."""
-        shown = hide_rest(preview.image.numpy(), preview.tokens, self.pipeline.grid)
-        return await asyncio.to_thread(encode, shown, encoding)
+        return await asyncio.to_thread(encode, preview.image.numpy(), encoding)
 
     def class_name(self, job: Job) -> str:
         """Return the name of a job's class."""
