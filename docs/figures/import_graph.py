@@ -27,6 +27,7 @@ EVERYWHERE = 4  # the lowest layers, which every room may import: boxes without 
 INK, MUTED = "#1f2933", "#5f6b7a"
 PURPOSE = {
     "cli": "parse, call, print",
+    "serve": "HTTP, requests, limits",
     "studies": "several runs, one question",
     "train": "one loop, two tasks, recipes",
     "evaluation": "features, metrics, reports",
@@ -48,7 +49,7 @@ PURPOSE = {
 }
 FILLS = {
     "#e8f0f7": ("cli", "studies"),
-    "#e6f3ec": ("train", "evaluation", "pipeline"),
+    "#e6f3ec": ("serve", "train", "evaluation", "pipeline"),
     "#fbefe7": ("generation", "data", "models", "networks"),
 }
 FOUNDATION_FILL = "#f1eef6"

@@ -4,7 +4,7 @@ Shape letters: B images, L tokens of an image, M places for images, R rows (one 
 rows of guided images), V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -191,7 +191,10 @@ class Batch:
     @torch.inference_mode()
     def leave(self, image: Running) -> None:
         """Remove an image, finished or not."""
-        if self._alone.pop(image, None) is not None:
+        if image in self._alone:
+            run = self._alone.pop(image)
+            if isinstance(run, Generator):
+                run.close()
             return
         if image in self._guided:
             self._leave_guidance(image)

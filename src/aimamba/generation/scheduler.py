@@ -290,6 +290,8 @@ class Scheduler:
         for request in list(self._requests):
             for index, image in list(request.running.items()):
                 if image.error is not None:
+                    if not isinstance(image.error, AimambaError):
+                        _log.error("generating an image failed", exc_info=image.error)
                     self._batch.leave(image)
                     del request.running[index]
                     self._end(request, Failed(image.error))
