@@ -27,6 +27,7 @@ EVERYWHERE = 4  # the lowest layers, which every room may import: boxes without 
 INK, MUTED = "#1f2933", "#5f6b7a"
 PURPOSE = {
     "cli": "parse, call, print",
+    "serve": "HTTP, requests, limits",
     "studies": "several runs, one question",
     "train": "one loop, two tasks, recipes",
     "evaluation": "features, metrics, reports",
@@ -48,14 +49,15 @@ PURPOSE = {
 }
 FILLS = {
     "#e8f0f7": ("cli", "studies"),
-    "#e6f3ec": ("train", "evaluation", "pipeline"),
+    "#e6f3ec": ("serve", "train", "evaluation", "pipeline"),
     "#fbefe7": ("generation", "data", "models", "networks"),
 }
 FOUNDATION_FILL = "#f1eef6"
 WIDTH, HEIGHT, GAP = 3.9, 1.14, 1.6  # of a box, and from layer to layer
 COLUMN = 2.9  # of the rooms that share a layer, on either side of the middle
+CLOSER = 3  # so many rooms of a layer stand closer together
 COLUMNS = {"networks": 3.4, "checkpoints": 2.3, "ops": -2.3}  # alone on their layer, but not in the middle
-TRUNK = 5.8  # beside all boxes
+TRUNK = 6.7  # beside all boxes
 
 Edge = tuple[str, str]
 Point = tuple[float, float]
@@ -114,7 +116,8 @@ def place_rooms(layers: Sequence[Sequence[str]]) -> dict[str, Point]:
     places = {}
     for number, layer in enumerate(layers):
         for index, room in enumerate(layer):
-            x = COLUMNS.get(room, COLUMN * (2 * index - len(layer) + 1))
+            apart = COLUMN if len(layer) < CLOSER else COLUMN * 0.74
+            x = COLUMNS.get(room, apart * (2 * index - len(layer) + 1))
             places[room] = (x, -number * GAP)
     return places
 
@@ -127,6 +130,8 @@ def route(edge: Edge, places: dict[str, Point]) -> list[Point]:
         return [(x + 1.2, y - HEIGHT / 2), (x + 1.2, between), (TRUNK, between), (TRUNK, y2), (x2 + WIDTH / 2, y2)]
     if edge == ("evaluation", "networks"):
         return [(x + WIDTH / 2, y), (TRUNK, y), (TRUNK, y2), (x2 + WIDTH / 2, y2)]
+    if edge == ("cli", "serve"):
+        return [(x - WIDTH / 2, y), (x2, y), (x2, y2 + HEIGHT / 2)]
     if edge[1] == "pipeline" and x != x2:
         return [(x, y - HEIGHT / 2), (x, y2), (x2 + (WIDTH / 2 if x > x2 else -WIDTH / 2), y2)]
     lean = max(-0.3 * WIDTH, min(0.3 * WIDTH, 0.35 * (x2 - x)))
@@ -140,9 +145,9 @@ def plot(edges: set[Edge], inside: dict[str, list[str]], layers: Sequence[Sequen
     foundation = {room for layer in layers[-EVERYWHERE:] for room in layer}
     shown = {edge for edge in edges if edge[1] not in foundation}
     direct = direct_edges(shown)
-    figure = Figure(figsize=(9, 0.95 * len(layers)))
+    figure = Figure(figsize=(10.4, 0.95 * len(layers)))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-6.1, 6.1), ylim=(-(len(layers) - 1) * GAP - 1.15, 0.8))
+    axes.set(xlim=(-7, 7), ylim=(-(len(layers) - 1) * GAP - 1.15, 0.8))
     axes.axis("off")
     for edge in sorted(direct):
         _arrow(axes, route(edge, places))
@@ -151,7 +156,7 @@ def plot(edges: set[Edge], inside: dict[str, list[str]], layers: Sequence[Sequen
         lines = [PURPOSE.get(room, ""), " · ".join(inside.get(room, ())), f"also: {', '.join(also)}" if also else ""]
         _box(axes, room, place, [part for line in lines for part in textwrap.wrap(line, 54)])
     level = -(len(layers) - EVERYWHERE - 0.5) * GAP
-    axes.plot((-5.9, 5.9), (level, level), color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+    axes.plot((-6.8, 6.8), (level, level), color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
     note = "Arrows: direct imports. “also”: imports that skip layers. Below the dashed line: open to all."
     axes.text(0, -(len(layers) - 1) * GAP - 0.85, note, ha="center", va="center", color=MUTED, fontsize=8.5)
     figure.savefig(out, dpi=150, metadata={"Software": None})

@@ -22,6 +22,7 @@ COMMANDS = {
     "inpaint": "draw a masked part of images again",
     "interpolate": "generate images on the way from one class to another",
     "score": "measure how likely images are, and classify them",
+    "serve": "serve images over HTTP",
     "train": "train a tokenizer or a generator from a recipe",
     "plan": "plan a training on many GPUs: memory, batch, hours, command",
     "encode": "encode images as codes, for a generator to train on",

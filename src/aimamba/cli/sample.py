@@ -270,30 +270,22 @@ def _check_npz(arguments: argparse.Namespace) -> None:
 
 
 def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:
-    """Return the labels of the classes named in ``text``, each once. A class name may contain commas.
+    """Return the labels of the classes that ``--classes`` names, each once; without it those of the first ten.
 
     Raises:
         ConfigError: A class is unknown or could be several, or no class is named.
     """
-    from aimamba.data.class_names import candidates
+    from aimamba.data.class_names import candidates, find_classes
 
     count = pipeline.generator.config.num_classes
     if text == _ALL and not candidates(_ALL, pipeline.class_names):
         return list(range(count))
     if text is None:
         return list(range(min(_CLASSES_BY_DEFAULT, count)))
-    longest = 1 + max((name.count(",") for name in pipeline.class_names), default=0)
-    pieces, labels = text.split(","), []
-    while pieces:
-        starts = {count: ",".join(pieces[:count]) for count in range(longest, 0, -1)}
-        count = next((count for count, start in starts.items() if candidates(start, pipeline.class_names)), 1)
-        if starts[count].strip():
-            exact = starts[count] in pipeline.class_names
-            labels.append(pipeline.label(starts[count] if exact else starts[count].strip()))
-        pieces = pieces[count:]
+    labels = find_classes(text, pipeline.class_names, count)
     if not labels:
         raise ConfigError(f"--classes names no class, got {text!r}; expected names or numbers separated by commas")
-    return list(dict.fromkeys(labels))
+    return labels
 
 
 def _write_npz(

@@ -59,6 +59,30 @@ def find_class(name: Any, names: Sequence[str], count: int) -> int:
     raise _unknown(name, names, count)
 
 
+def find_classes(text: str, names: Sequence[str], count: int) -> list[int]:
+    """Return the labels of the classes named in a text and separated by commas, each once. A name may contain commas.
+
+    Args:
+        text: Names or numbers, see ``find_class``.
+        names: Names of the classes in the order of their labels; empty if they have none.
+        count: Number of classes.
+
+    Raises:
+        ConfigError: A class is unknown or could be several.
+    """
+    names = tuple(names)
+    longest = 1 + max((name.count(",") for name in names), default=0)
+    pieces, labels = text.split(","), []
+    while pieces:
+        starts = {taken: ",".join(pieces[:taken]) for taken in range(longest, 0, -1)}
+        taken = next((taken for taken, start in starts.items() if candidates(start, names)), 1)
+        if starts[taken].strip():
+            exact = starts[taken] in names
+            labels.append(find_class(starts[taken] if exact else starts[taken].strip(), names, count))
+        pieces = pieces[taken:]
+    return list(dict.fromkeys(labels))
+
+
 def candidates(name: str, names: tuple[str, ...]) -> list[int]:
     """Return the labels of the classes with this exact name, or else with another spelling of it or this synset."""
     exact, similar = _index(names)

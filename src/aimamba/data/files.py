@@ -1,5 +1,6 @@
 """Find image files, read their headers and decode them; every fault of a file is raised as a ``DataError``."""
 
+import io
 import os
 import re
 import stat
@@ -64,6 +65,28 @@ def open_image(path: str | os.PathLike[str], *, least: int | None = None) -> Ima
             return to_rgb(image)
     except _UNREADABLE as error:
         raise DataError(_fault(path, error)) from error
+
+
+def decode_image(content: bytes, *, most_pixels: int) -> Image.Image:
+    """Decode an image file in memory as ``open_image`` does.
+
+    Args:
+        content: The file.
+        most_pixels: Pixels it may have; what its header says is checked before any is decoded.
+
+    Raises:
+        DataError: It is not an image, is damaged, or has too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            if image.width * image.height > most_pixels:
+                raise DataError(f"the image has {image.width} x {image.height} pixels, more than {most_pixels:,}")
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        raise DataError(f"this is not an image in a known format ({KINDS})") from None
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"the image cannot be read: {reason}") from error
 
 
 def find_images(path: str | os.PathLike[str]) -> list[Path]:

@@ -1,5 +1,6 @@
 """PNG files that say how their image was made, in a text chunk."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -23,9 +24,17 @@ def write_png(path: Path, image: Image.Image, text: str) -> None:
         image: The image.
         text: The text; ASCII, as JSON may be written.
     """
+    write_atomically(path, lambda draft: draft.write_bytes(png_bytes(image, text)))
+
+
+def png_bytes(image: Image.Image, text: str | None) -> bytes:
+    """Return the content of the file that ``write_png`` writes; without a text, an image alone."""
     info = PngInfo()
-    info.add_text(KEY, text)
-    write_atomically(path, lambda draft: image.save(draft, format="PNG", pnginfo=info))
+    if text is not None:
+        info.add_text(KEY, text)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def read_png_text(path: Path) -> str:

@@ -14,6 +14,8 @@ from aimamba.generation.plan import Labels, SamplingPlan, check_codes, check_lab
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
 
+DAMAGED = "the generator's logits contain NaN or infinity: its weights are damaged, or its dtype is too narrow"
+
 
 @torch.inference_mode()
 def generate(
@@ -102,6 +104,4 @@ def check_logits(logits: Tensor) -> None:
         CheckpointError: The logits contain NaN or infinity.
     """
     if not bool(logits.isfinite().all()):
-        raise CheckpointError(
-            "the generator's logits contain NaN or infinity: its weights are damaged, or its dtype is too narrow"
-        )
+        raise CheckpointError(DAMAGED)

@@ -55,7 +55,7 @@ class SamplingPlan:
         guided = (scales != 1).any(dim=0).nonzero().flatten()  # images that need an unconditional row
         self.last_guided = int((scales != 1).any(dim=1).nonzero().max()) + 1 if len(guided) else 0
         others = torch.arange(self.count).index_copy(0, guided, self.count + torch.arange(len(guided)))
-        negatives = [_negative(model, configs[image]) for image in guided.tolist()]
+        negatives = [negative_label(model, configs[image]) for image in guided.tolist()]
         self._unconditional_rows = others.to(self.device) if len(guided) else None
         self.guided, self._scales = guided.to(self.device), scales.to(self.device)
         self._labels = labels.to(self.device), torch.tensor(negatives, dtype=torch.long, device=self.device)
@@ -177,8 +177,12 @@ def check_codes(model: AiM, codes: Tensor, count: int, name: str) -> Int[Tensor,
     return flat.expand(count, -1)
 
 
-def _negative(model: AiM, config: SamplingConfig) -> int:
-    """Return the label of an image's unconditional row."""
+def negative_label(model: AiM, config: SamplingConfig) -> int:
+    """Return the label of an image's unconditional row.
+
+    Raises:
+        ConfigError: The negative class is a name, or out of range.
+    """
     null_class = model.condition.null_class
     negative = null_class if config.negative is None else config.negative
     if isinstance(negative, str):

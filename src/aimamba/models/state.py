@@ -112,6 +112,7 @@ class AiMState:
         modulation: Shift, scale and gate of every block for each row's class, (B, N, 3, D).
         final_modulation: Shift and scale of the final norm, (B, 2, D).
         mixers: Memory of each block's mixer.
+        overwritten: Names of tensors of mixers that a row writes before it reads them, whatever they hold at first.
     """
 
     position: Tensor
@@ -119,6 +120,7 @@ class AiMState:
     modulation: Tensor
     final_modulation: Tensor
     mixers: list[MixerState]
+    overwritten: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -154,8 +156,25 @@ class AiMState:
         """Copy the rows of this state, followed by those of ``others``, into a new state."""
         return self._holding(join_rows(state.tensors() for state in (self, *others)))
 
+    def first(self, rows: int) -> "AiMState":
+        """Return the first rows as a state that shares its tensors with this one."""
+        return self._holding({name: tensor[:rows] for name, tensor in self.tensors().items()})
+
+    def restart(self, row: int) -> None:
+        """Put a row back to position 0, in place."""
+        self.position[row] = 0
+        for mixer in self.mixers:
+            for name, tensor in mixer.items():
+                if name not in self.overwritten:
+                    tensor[row].zero_()
+
     def _holding(self, tensors: Mapping[str, Tensor]) -> "AiMState":
         mixers = [{name: tensors[f"{block}.{name}"] for name in mixer} for block, mixer in enumerate(self.mixers)]
         return AiMState(
-            tensors["position"], tensors["position_shift"], tensors["modulation"], tensors["final_modulation"], mixers
+            tensors["position"],
+            tensors["position_shift"],
+            tensors["modulation"],
+            tensors["final_modulation"],
+            mixers,
+            self.overwritten,
         )

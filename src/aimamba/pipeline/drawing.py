@@ -101,7 +101,7 @@ class Drawing(Scoring):
     def previews(self, run: Iterator[Tensor], every: int, first: int, output_type: OutputType) -> Iterator[Preview]:
         """Decode what ``generate`` yields, after the first ``first`` tokens and then after every ``every`` tokens."""
         length = self.generator.config.num_tokens
-        blank = self._blank_codes()
+        blank = self.blank_codes()
         for codes in run:
             count = codes.shape[1]
             if count >= first and (count == length or (count - first) % every == 0):
@@ -109,7 +109,7 @@ class Drawing(Scoring):
                 yield Preview(count, length, write_images(self.decode(shown), output_type))
 
     @torch.inference_mode()
-    def _blank_codes(self) -> Int[Tensor, "1 l"]:
+    def blank_codes(self) -> Int[Tensor, "1 l"]:
         """Return the codes of a grey image, which stand for tokens that are not there yet."""
         weight = self.tokenizer.codebook
         grey = to_float(torch.full((1, 3, self.image_size, self.image_size), 127, dtype=torch.uint8))

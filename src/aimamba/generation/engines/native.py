@@ -23,7 +23,7 @@ from aimamba.models import AiM, AiMConfig, AiMState
 from aimamba.models.mamba2 import Mamba2
 from aimamba.models.state import MixerState
 from aimamba.ops.native.build import load_library
-from aimamba.ops.sampling.logits import Setting, guided_sample
+from aimamba.ops.sampling.logits import Setting
 
 Weights = Literal["float32", "bfloat16", "int8"]
 
@@ -38,6 +38,7 @@ _SOURCES = (
 )
 _KINDS: dict[Weights, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _MEMORIES = ("window", "inputs", "B", "weights", "folded", "carry")
+_OVERWRITTEN = frozenset(_MEMORIES) - {"window"}
 _LANES = 16  # float32 numbers in the widest vector register
 _WIDEST_HEAD = 256
 _FOLD_EVERY = 32  # tokens, after the first fold
@@ -54,7 +55,7 @@ def load_kernel(flags: tuple[str, ...] | None = None) -> ctypes.CDLL | None:
         library.aim_add_layer.argtypes = [pointer] * 10
         library.aim_set_head.argtypes = [pointer] * 4
         library.aim_step.argtypes = [pointer, number, *([pointer] * 6)]
-        library.aim_sample.argtypes = [pointer, number, *([pointer] * 7)]
+        library.aim_sample.argtypes = [pointer, number, *([pointer] * 9)]
     return library
 
 
@@ -139,10 +140,11 @@ class NativeEngine:
             modulation=torch.zeros(batch, config.num_blocks, 3, config.width),
             final_modulation=torch.zeros(batch, 2, config.width),
             mixers=[self._init_mixer(config, batch) for _ in range(config.num_blocks)],
+            overwritten=_OVERWRITTEN,
         )
 
     def _init_mixer(self, config: AiMConfig, batch: int) -> MixerState:
-        """Return the memory of one block. Tensors that are not zeroed are written before they are read."""
+        """Return the memory of one block."""
         inner = config.expand * config.width
         heads = inner // config.head_width
         long = config.num_tokens > self._first
@@ -196,27 +198,20 @@ class NativeEngine:
         count = len(uniform)
         unconditional_rows = torch.arange(count) if unconditional_rows is None else unconditional_rows
         scale = torch.ones(count) if scale is None else scale
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         codes = torch.empty(count, dtype=torch.long)
         arguments = (
             logits.contiguous(),
             unconditional_rows.contiguous(),
             scale.float().contiguous(),
-            *(_of_rows(setting, count) for setting in (temperature, min_p)),
+            _of_rows(temperature, count),
+            _of_rows(top_k, count, torch.long),
+            _of_rows(top_p, count),
+            _of_rows(min_p, count),
             uniform.double().contiguous(),
             codes,
         )
         with self._lock:
             self._kernel.aim_sample(self._handle, count, *(tensor.data_ptr() for tensor in arguments))
-        # Rows with top-k or top-p, one by one: so small that PyTorch uses one thread.
-        for row in ((_of_rows(top_k, count) > 0) | (_of_rows(top_p, count) < 1)).nonzero().flatten().tolist():
-            codes[row] = guided_sample(
-                logits[[row, int(unconditional_rows[row])]],
-                uniform[row : row + 1],
-                unconditional_rows=torch.ones(1, dtype=torch.long),
-                scale=scale[row : row + 1],
-                **{name: each[row : row + 1] if isinstance(each, Tensor) else each for name, each in settings.items()},
-            )
         return codes
 
     @staticmethod
@@ -226,6 +221,6 @@ class NativeEngine:
                 yield memory[name].data_ptr() if memory[name].numel() else None
 
 
-def _of_rows(setting: Setting, count: int) -> Float[Tensor, " b"]:
-    """Return a setting as one float32 number a row."""
-    return torch.as_tensor(setting, dtype=torch.float32).expand(count).contiguous()
+def _of_rows(setting: Setting, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a setting as one number a row, (B,)."""
+    return torch.as_tensor(setting, dtype=dtype).expand(count).contiguous()

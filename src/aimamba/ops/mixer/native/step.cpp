@@ -71,12 +71,13 @@ class Stepper {
 
     // Sample a token for every image; `unconditional` holds the index of each image's unconditional row.
     void sample_all(int images, const float* logits, const int64_t* unconditional, const float* scales,
-                    const float* temperatures, const float* min_ps, const double* uniforms, int64_t* tokens) {
+                    const float* temperatures, const int64_t* top_ks, const float* top_ps, const float* min_ps,
+                    const double* uniforms, int64_t* tokens) {
         const int count = shape.vocabulary;
         threads_.run(1, [&](Course& course) {
             course.share(images, [&](int i) {
                 tokens[i] = sample(logits + size_t(i) * count, logits + size_t(unconditional[i]) * count, scales[i],
-                                   temperatures[i], min_ps[i], uniforms[i], count);
+                                   {temperatures[i], top_ps[i], min_ps[i], top_ks[i]}, uniforms[i], count);
             });
         });
     }
@@ -307,8 +308,9 @@ void aim_step(void* stepper, int rows, float* residual, const float* modulation,
 
 // `unconditional`: for every image the index of its unconditional row of logits, or of its own row.
 void aim_sample(void* stepper, int images, const float* logits, const int64_t* unconditional, const float* scales,
-                const float* temperatures, const float* min_ps, const double* uniforms, int64_t* tokens) {
-    static_cast<aim::Stepper*>(stepper)->sample_all(images, logits, unconditional, scales, temperatures, min_ps,
-                                                    uniforms, tokens);
+                const float* temperatures, const int64_t* top_ks, const float* top_ps, const float* min_ps,
+                const double* uniforms, int64_t* tokens) {
+    static_cast<aim::Stepper*>(stepper)->sample_all(images, logits, unconditional, scales, temperatures, top_ks, top_ps,
+                                                    min_ps, uniforms, tokens);
 }
 }

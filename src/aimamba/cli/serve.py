@@ -1,0 +1,136 @@
+"""Serve images over HTTP: generate, watch them grow, and an API that OpenAI's clients know.
+
+Requests share decoding steps and join between two tokens. Listens on this machine alone unless --host says otherwise;
+then set a key in $AIMAMBA_API_KEY or a file (--api-key-file). Ctrl-C or SIGTERM finishes what is being generated. See
+docs/serving.md; /docs on the server describes every request.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aimamba.cli.arguments import Parser, add_engine, add_foreign_tokenizer, add_placement, load_pipeline
+from aimamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aimamba.serve.config import ServeConfig
+
+_KEY = "AIMAMBA_API_KEY"
+_MODEL_BY_DEFAULT = "avatars-64"
+_LARGEST_KEY_FILE = 1 << 16  # bytes
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "model", nargs="?", default=_MODEL_BY_DEFAULT, metavar="MODEL", help="as for 'aimamba sample' (avatars-64)"
+    )
+    parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000; 0 takes a free one)")
+    parser.add_argument("--images", type=int, default=32, metavar="N", help="images generated together (default 32)")
+    parser.add_argument("--queue", type=int, default=256, metavar="N", help="images that may wait (default 256)")
+    parser.add_argument(
+        "--images-per-request", type=int, default=64, metavar="N", help="images that a request may ask for (default 64)"
+    )
+    parser.add_argument(
+        "--upload-bytes", type=int, default=16 << 20, metavar="N", help="bytes of an uploaded image (default 16 MiB)"
+    )
+    parser.add_argument(
+        "--upload-pixels", type=int, default=1 << 25, metavar="N", help="pixels of an uploaded image (default 2^25)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="time for a request, waiting included (300)"
+    )
+    parser.add_argument(
+        "--idle-timeout", type=float, default=30.0, metavar="SECONDS", help="time for a client that hangs (30)"
+    )
+    parser.add_argument(
+        "--grace", type=float, default=30.0, metavar="SECONDS", help="time to finish what is there at the end (30)"
+    )
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line, in place of ${_KEY}")
+    parser.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN", help="web page that may use the server, or '*'"
+    )
+    add_foreign_tokenizer(parser)
+    add_placement(parser)
+    add_engine(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load the model and serve it until a signal comes."""
+    from aimamba.cli.output import print_line, print_notice
+
+    _require_extra()
+    from aimamba.serve.app import make_app
+    from aimamba.serve.server import address_of, listen, serve
+    from aimamba.serve.service import Service
+
+    config = _config(arguments)
+    listener = listen(arguments.host, arguments.port)
+    try:
+        service = Service(load_pipeline(arguments), arguments.model, config, arguments.tokenizer)
+        if not config.api_keys and not _is_loopback(arguments.host):
+            print_notice(
+                f"aimamba: everybody who reaches {arguments.host} may use the server; a key in ${_KEY} stops that"
+            )
+        print_line(f"{arguments.model} at {address_of(listener)}, described at {address_of(listener)}/docs")
+        serve(make_app(service), listener, config, service.drain)
+    finally:
+        listener.close()
+
+
+def _config(arguments: argparse.Namespace) -> "ServeConfig":
+    from aimamba.generation.scheduler import SchedulerConfig
+    from aimamba.serve.config import ServeConfig
+
+    if not 0 <= arguments.port < 1 << 16:
+        raise ConfigError(f"--port must be 0 to 65535, got {arguments.port}")
+    scheduler = SchedulerConfig(
+        images=arguments.images, reserved=max(0, arguments.images // 4), waiting=arguments.queue
+    )
+    return ServeConfig(
+        scheduler=scheduler,
+        images_per_request=arguments.images_per_request,
+        upload_bytes=arguments.upload_bytes,
+        upload_pixels=arguments.upload_pixels,
+        request_seconds=arguments.timeout,
+        idle_seconds=arguments.idle_timeout,
+        grace_seconds=arguments.grace,
+        api_keys=_keys(arguments.api_key_file),
+        origins=tuple(arguments.cors),
+    )
+
+
+def _keys(file: Path | None) -> tuple[str, ...]:
+    """Return the keys in a file, or else that of the environment."""
+    from aimamba.files import expand_home
+
+    if file is None:
+        return (os.environ[_KEY],) if os.environ.get(_KEY) else ()
+    with expand_home(file).open("rb") as opened:
+        content = opened.read(_LARGEST_KEY_FILE)
+    keys = tuple(line.strip() for line in content.decode("ascii", errors="replace").splitlines() if line.strip())
+    if not keys:
+        raise ConfigError(f"--api-key-file {file}: there is no key in it; write one a line")
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+    needed["python_multipart"] = "python-multipart"
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"serve needs {', '.join(missing)}; install it: pip install 'aimamba[serve]'")

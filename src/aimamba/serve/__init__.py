@@ -1,0 +1,1 @@
+"""An HTTP server for images: FastAPI in front of the scheduler of ``aimamba.generation.scheduler``."""
