@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from aimamba.errors import AimambaError, CheckpointError, ConfigError, DataError
     from aimamba.generation import SamplingConfig, generate
     from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
-    from aimamba.pipeline import Pipeline
+    from aimamba.pipeline import ModelCard, Pipeline
 
 __version__ = "0.2.0"
 
@@ -21,6 +21,7 @@ _HOMES = {
     "CheckpointError": "aimamba.errors",
     "ConfigError": "aimamba.errors",
     "DataError": "aimamba.errors",
+    "ModelCard": "aimamba.pipeline",
     "Pipeline": "aimamba.pipeline",
     "SamplingConfig": "aimamba.generation",
     "VQConfig": "aimamba.models",
@@ -35,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ModelCard",
     "Pipeline",
     "SamplingConfig",
     "VQConfig",

@@ -28,15 +28,16 @@ def resolve_device(name: str) -> torch.device:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """Return the floating-point dtype of this name.
+def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
+    """Return the floating-point dtype of this name, or the dtype itself.
 
     Raises:
-        ConfigError: The name is not one of float32, bfloat16, float16 and float64.
+        ConfigError: It is not one of float32, bfloat16, float16 and float64.
     """
-    if name not in _DTYPES:
-        raise ConfigError(f"dtype {name!r} is unknown; expected one of {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    known = str(name).removeprefix("torch.")
+    if known not in _DTYPES:
+        raise ConfigError(f"dtype {known!r} is unknown; expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[known]
 
 
 _WORTHWHILE = 1.3  # ratio of speeds; autocast spends a part of the gain on casts

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aimamba.checkpoints import checkpoint as module
-from aimamba.checkpoints import locate
+from aimamba.checkpoints import hub
 from aimamba.checkpoints.checkpoint import open_checkpoint
 from aimamba.checkpoints.weights import WeightsFile, read_tensors
 from aimamba.errors import CheckpointError
@@ -107,7 +107,7 @@ def test_a_pipeline_reads_every_tensor_once(saved, tensors_read):
 
 def test_the_hub_is_asked_once(saved, monkeypatch):
     asked = []
-    monkeypatch.setattr(locate, "snapshot_download", lambda source, **_: asked.append(source) or str(saved))
+    monkeypatch.setattr(hub, "snapshot_download", lambda source, **_: asked.append(source) or str(saved))
     configs, read_config = [], module._read_config
     monkeypatch.setattr(module, "_read_config", lambda path: configs.append(path) or read_config(path))
     checkpoint = open_checkpoint("someone/something")

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from aimamba.checkpoints import locate
+from aimamba.checkpoints import hub, locate
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.models import AiM, VQModel
 from refusals import one_line_error
@@ -214,12 +214,12 @@ def test_an_official_tensor_of_the_wrong_rank_or_dtype(golden, tmp_path, key, te
     "source", ["nowhere", "./no/where", "/no/where", "no/such/folder", "~/model", "vq/file.pt", "a/"]
 )
 def test_a_path_that_does_not_exist_is_not_looked_up(monkeypatch, source):
-    monkeypatch.setattr(locate, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     assert "no such file or folder" in refusal(source)
 
 
 def test_packaged_models_load_by_name(monkeypatch, folder, tmp_path, make_aim):
-    monkeypatch.setattr(locate, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     monkeypatch.setattr(locate, "packaged_models", lambda: {"small-64": folder})
     monkeypatch.chdir(tmp_path)
     assert same(AiM.from_pretrained("small-64"), AiM.from_pretrained(folder))
@@ -242,7 +242,7 @@ def test_a_hub_id_that_cannot_be_downloaded(monkeypatch, error, said):
     def download(*_, **__):
         raise error
 
-    monkeypatch.setattr(locate, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert said in refusal("someone/something")
 
 
@@ -253,7 +253,7 @@ def test_a_hub_id(monkeypatch, folder):
         asked.append((source, allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr(locate, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert same(AiM.from_pretrained("someone/something"), AiM.from_pretrained(folder))
     assert asked == [("someone/something", ["*.json", "*.safetensors"])]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aimamba.checkpoints import locate, weights
+from aimamba.checkpoints import hub, weights
 from aimamba.pipeline import Pipeline
 from watching import watch_tensors
 
@@ -64,7 +64,7 @@ def reads(monkeypatch, folder):
         reads.pickles[path] += 1
         return load(path, **options)
 
-    monkeypatch.setattr(locate, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     watch_tensors(monkeypatch, watched_tensor)
     monkeypatch.setattr(Path, "read_text", watched_text)
     monkeypatch.setattr(torch, "load", watched_load)

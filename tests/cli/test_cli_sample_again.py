@@ -209,7 +209,7 @@ def test_files_that_are_no_samples(refusal, here, models):
 
 
 def test_an_image_starts_no_download_and_fits_its_model(refusal, here, models, pipeline, monkeypatch):
-    monkeypatch.setattr("aimamba.checkpoints.locate.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr("aimamba.checkpoints.hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     for change in ({"model": "someone/else"}, {"model": str(models / "generator"), "tokenizer": "someone/else"}):
         hostile(json.dumps(RECORD | {"model": RECORD["model"] | change}))
         assert "not on this machine under that name" in refusal("sample", "--like", "hostile.png")

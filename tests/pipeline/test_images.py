@@ -74,7 +74,7 @@ def test_images_go_out_as_asked():
     assert [image.tobytes() for image in write_images(PIXELS)] == [image.tobytes() for image in PILS]
     assert np.array_equal(write_images(PIXELS, "numpy"), ARRAYS)
     assert torch.equal(write_images(PIXELS, "tensor"), PIXELS)
-    with one_line_error(DataError, match="output_type must be one of pil, numpy, tensor, got 'np'"):
+    with one_line_error(DataError, match="output_type must be one of pil, numpy, tensor, np, pt, got 'latent'"):
         write_images(PIXELS, "np")
 
 

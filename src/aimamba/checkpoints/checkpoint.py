@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from aimamba.checkpoints.adapter import ADAPTER_FILE, AdapterFile
+from aimamba.checkpoints.hub import Hub
 from aimamba.checkpoints.locate import (
     CONFIG_FILE,
     PICKLE_FILE,
@@ -56,20 +57,27 @@ class Checkpoint:
     """
 
     def __init__(
-        self, source: str | Path, *, weights: str | None = None, adapters: frozenset[Path] = frozenset()
+        self,
+        source: str | Path,
+        *,
+        weights: str | None = None,
+        hub: Hub | None = None,
+        adapters: frozenset[Path] = frozenset(),
     ) -> None:
         """Find ``source``, and download it if it is on the hub.
 
         Args:
             source: See ``open_checkpoint``.
             weights: See ``open_checkpoint``.
+            hub: See ``open_checkpoint``.
             adapters: Folders of the adapters for which this is opened as their base model.
 
         Raises:
             CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
         """
         self.source = str(source)
-        self.path = locate(source)
+        self.path = locate(source, hub)
+        self._hub = hub or Hub()
         self._weights = weights
         self._adapters = adapters
         self._opened: dict[Path, _Files] = {}
@@ -187,7 +195,7 @@ class Checkpoint:
 
     def _read_base(self, folder: Path, name: str, values: bool) -> Mapping[str, Tensor]:
         """Read the base model of the adapter in ``folder``."""
-        base = Checkpoint(name, adapters=self._adapters | {folder.resolve()})
+        base = Checkpoint(name, hub=self._hub.elsewhere(), adapters=self._adapters | {folder.resolve()})
         place = base.place(GENERATOR)
         if (place if place.is_dir() else place.parent).resolve() in base._adapters:
             raise CheckpointError(f"{name}: is this adapter itself")
@@ -201,7 +209,9 @@ class _Files(NamedTuple):
     sum: str | None  # SHA-256 of the weights, if the config holds it
 
 
-def open_checkpoint(source: str | Path | Checkpoint, *, weights: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path | Checkpoint, *, weights: str | None = None, hub: Hub | None = None
+) -> Checkpoint:
     """Open a checkpoint.
 
     Args:
@@ -210,11 +220,12 @@ def open_checkpoint(source: str | Path | Checkpoint, *, weights: str | None = No
             is open already is returned as it is.
         weights: Which of several sets of weights in a pickle to read: ``ema``, ``model`` or ``state_dict``; by default
             the first of these that is there.
+        hub: Which version of a hub repository to take, and which folder in it.
 
     Raises:
         CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
     """
-    return source if isinstance(source, Checkpoint) else Checkpoint(source, weights=weights)
+    return source if isinstance(source, Checkpoint) else Checkpoint(source, weights=weights, hub=hub)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

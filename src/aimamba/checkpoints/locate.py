@@ -3,32 +3,48 @@
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from aimamba.checkpoints.adapter import ADAPTER_FILE
-from aimamba.checkpoints.weights import PICKLED, first_line
+from aimamba.checkpoints.hub import Hub, download
+from aimamba.checkpoints.weights import PICKLED
 from aimamba.errors import CheckpointError, suggest
 
 CONFIG_FILE, WEIGHTS_FILE, PIPELINE_FILE = "config.json", "model.safetensors", "pipeline.json"
 
 PICKLE_FILE = "pytorch_model.bin"  # what older tools wrote in the place of WEIGHTS_FILE
 _RUN_RESULT = "model"  # the folder in which a training run saves its result
-_HUB_FILES = ["*.json", "*.safetensors"]
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, hub: Hub | None = None) -> Path:
     """Return the file or folder that ``source`` names, after downloading it if it is on the hub.
 
     A path that exists takes precedence over the name of a packaged model, and that over a hub id.
 
+    Args:
+        source: A path, the name of a packaged model, or a hub id.
+        hub: Which version of a repository and which folder in it.
+
     Raises:
-        CheckpointError: There is no such path, no such packaged model, and no such repository on the hub.
+        CheckpointError: There is no such path or folder in it, no such packaged model, and no such repository on the
+            hub; or a revision is asked for of what is not on the hub.
     """
-    path = Path(source)
-    if path.exists():
-        return path
-    return packaged_models().get(str(source)) or _download(str(source))
+    hub, path = hub or Hub(), Path(source)
+    here = path if path.exists() else packaged_models().get(str(source))
+    if here is not None and hub.revision is not None:
+        raise CheckpointError(f"{source}: is on this machine and has no revision {hub.revision}; leave revision out")
+    found = here or _from_hub(str(source), hub)
+    if hub.subfolder is None:
+        return found
+    if not (found / hub.subfolder).is_dir():
+        raise CheckpointError(f"{source}: has no folder {hub.subfolder}; check subfolder")
+    return found / hub.subfolder
+
+
+def _from_hub(source: str, hub: Hub) -> Path:
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(("/", ".safetensors", *PICKLED)):
+        raise CheckpointError(
+            f"{source}: no such file or folder{suggest(source, packaged_models())}; a hub id reads 'owner/name'"
+        )
+    return download(source, hub)
 
 
 def find_part(path: Path, part: str) -> Path:
@@ -62,22 +78,3 @@ def packaged_models() -> dict[str, Path]:
     """Return the trained models that come with the package: their names and folders."""
     assets = Path(str(files("aimamba").joinpath("assets")))
     return {path.name: path for path in sorted(assets.iterdir()) if path.is_dir() and not path.name.startswith("_")}
-
-
-def _download(source: str) -> Path:
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(("/", ".safetensors", *PICKLED)):
-        raise CheckpointError(
-            f"{source}: no such file or folder{suggest(source, packaged_models())}; a hub id reads 'owner/name'"
-        )
-    try:
-        # The user chooses the repository, and means its newest version; no code in it is run.
-        folder = snapshot_download(source, allow_patterns=_HUB_FILES)  # nosec B615
-        return Path(folder)
-    except HFValidationError as error:
-        raise CheckpointError(f"{source}: no such folder, and not a hub id: {first_line(error)}") from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(f"{source}: no such folder, and the hub cannot be reached to look it up there") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{source}: no such folder, and the download from the hub failed: {first_line(error)}"
-        ) from error

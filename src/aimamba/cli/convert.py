@@ -6,6 +6,7 @@ pipeline with class names.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from aimamba.cli.arguments import Parser, add_foreign_tokenizer, open_model
@@ -40,15 +41,18 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out} is not empty, and a model among other files might not be found; give a new one")
     checkpoint = open_model(arguments.model, arguments.weights)
     if checkpoint.parts == {"tokenizer"}:
-        write_folder_atomically(out, VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained)
+        write_folder_atomically(
+            out, partial(VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained, dtype=dtype)
+        )
         print_line(f"tokenizer written to {out}")
     elif checkpoint.parts == {"generator"} and arguments.tokenizer is None:
-        write_folder_atomically(out, AiM.from_pretrained(checkpoint, dtype=dtype).save_pretrained)
+        generator = AiM.from_pretrained(checkpoint, dtype=dtype)
+        write_folder_atomically(out, partial(generator.save_pretrained, dtype=dtype))
         print_line(f"generator without a tokenizer written to {out}; --tokenizer would make it a pipeline")
     else:
         pipeline = Pipeline.from_pretrained(
             checkpoint, tokenizer=arguments.tokenizer, dtype=dtype, foreign_tokenizer=arguments.foreign_tokenizer
         )
-        write_folder_atomically(out, pipeline.save_pretrained)
+        write_folder_atomically(out, partial(pipeline.save_pretrained, dtype=dtype))
         classes = pipeline.generator.config.num_classes
         print_line(f"pipeline of {pipeline.image_size} px and {classes} classes written to {out}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -92,6 +93,24 @@ class PipelineCore:
         self.engine = engine
         self._prepared: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None  # what it was made from, engine
         self._decoder: FastDecoder | None = None
+        self._preparing = threading.RLock()  # one thread at a time makes engine and decoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle keeps; engine and decoder are made again where they are needed."""
+        return {**self.__dict__, "_prepared": None, "_decoder": None, "_preparing": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _preparing=threading.RLock())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the generator's weights."""
+        return self.generator.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the generator's matrices."""
+        return self.generator.dtype
 
     @property
     def image_size(self) -> int:
@@ -224,9 +243,10 @@ class PipelineCore:
             ConfigError: The engine is unknown or cannot decode this generator on this machine.
         """
         now = self.engine, weight_versions(self.generator)
-        if self._prepared is None or self._prepared[0] != now:
-            self._prepared = now, make_engine(self.generator, self.engine)
-        return self._prepared[1]
+        with self._preparing:
+            if self._prepared is None or self._prepared[0] != now:
+                self._prepared = now, make_engine(self.generator, self.engine)
+            return self._prepared[1]
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of both parts, as 64 hex digits: of their configs and their weights as they are now."""
@@ -292,6 +312,7 @@ class PipelineCore:
         return to_uint8(self._prepared_decoder()(flat.unflatten(1, (self.grid, self.grid))))
 
     def _prepared_decoder(self) -> FastDecoder:
-        if self._decoder is None or not self._decoder.matches(self.tokenizer):
-            self._decoder = FastDecoder(self.tokenizer)
-        return self._decoder
+        with self._preparing:
+            if self._decoder is None or not self._decoder.matches(self.tokenizer):
+                self._decoder = FastDecoder(self.tokenizer)
+            return self._decoder

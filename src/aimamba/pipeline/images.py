@@ -24,10 +24,12 @@ Fit = str
 """An image of another size: ``exact`` refuses it, ``crop`` scales its centre square, ``stretch`` all of it."""
 
 OutputType = str
-"""``pil``; ``numpy``: 8-bit arrays (B, s, s, 3); or ``tensor``: 8-bit tensors (B, 3, s, s)."""
+"""``pil``; ``numpy``: 8-bit arrays (B, s, s, 3); ``tensor``: 8-bit tensors (B, 3, s, s); or as diffusers returns them,
+``np``: float32 arrays (B, s, s, 3) in [0, 1], and ``pt``: float32 tensors (B, 3, s, s) in [0, 1].
+"""
 
 _FITS = ("exact", "crop", "stretch")
-_OUTPUT_TYPES = ("pil", "numpy", "tensor")
+_OUTPUT_TYPES = ("pil", "numpy", "tensor", "np", "pt")
 _OVERSHOOT = 1.5  # a tokenizer's floats may lie somewhat outside [-1, 1]
 _KINDS = "a PIL image, an 8-bit array (H, W, 3), or a tensor (3, H, W) of 8 bits or of floats in [-1, 1]"
 
@@ -52,12 +54,12 @@ def read_images(images: Images, size: int, fit: Fit = "exact") -> UInt8[Tensor, 
 
 
 def write_images(images: UInt8[Tensor, "b 3 s s"], output_type: OutputType = "pil") -> Any:
-    """Return images as a list of PIL images, one array (B, s, s, 3), or one tensor (B, 3, s, s) on the host."""
+    """Return images as a list of PIL images, or as one array or tensor on the host; see ``OutputType``."""
     check_choice("output_type", output_type, _OUTPUT_TYPES)
-    images = images.cpu()
-    if output_type == "tensor":
-        return images
-    return to_pil(images) if output_type == "pil" else images.permute(0, 2, 3, 1).contiguous().numpy()
+    if output_type == "pil":
+        return to_pil(images)
+    found = images.cpu().float() / 255 if output_type in ("np", "pt") else images.cpu()
+    return found if output_type in ("tensor", "pt") else found.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def read_masks(masks: Any, count: int, size: int, grid: int) -> Bool[Tensor, "b l"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from aimamba.checkpoints.hub import Hub
 from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.data.imagenet import IMAGENET_CLASSES, imagenet_class_names
@@ -15,6 +16,7 @@ from aimamba.devices import resolve_device
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
 from aimamba.models import AiM, AiMConfig, VQModel
+from aimamba.models.pretrained import one_dtype
 
 
 def load_parts(
@@ -22,16 +24,17 @@ def load_parts(
     *,
     tokenizer: str | Path | Checkpoint | None,
     device: str | torch.device,
-    dtype: torch.dtype,
+    dtype: str | torch.dtype | None,
     verify: bool | None,
+    hub: Hub,
 ) -> tuple[VQModel, AiM, tuple[str, ...]]:
     """Load tokenizer, generator and class names, see ``Pipeline.from_pretrained``."""
-    device = _device(device)
-    checkpoint = open_checkpoint(source)
+    device = as_device(device)
+    checkpoint = open_checkpoint(source, hub=hub)
     generator = AiM.from_pretrained(checkpoint, device=device, dtype=dtype, verify=verify)
     names = saved_class_names(checkpoint, generator.config.num_classes)
     try:
-        place = _with_tokenizer(checkpoint) if tokenizer is None else tokenizer
+        place = _with_tokenizer(checkpoint) if tokenizer is None else open_checkpoint(tokenizer, hub=hub.elsewhere())
         vq = VQModel.from_pretrained(place, device=device, dtype=dtype, verify=verify)
     except CheckpointError as error:
         if tokenizer is not None:
@@ -49,15 +52,18 @@ def save_parts(
     tokenizer: VQModel,
     generator: AiM,
     class_names: Sequence[str],
+    dtype: str | torch.dtype | None = None,
     save_generator: SaveGenerator | None = None,
 ) -> None:
     """Write the parts and ``pipeline.json`` into ``folder``, see ``Pipeline.save_pretrained``."""
-    tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline)
+    if dtype is not None:
+        tokenizer = tokenizer.in_dtype(one_dtype(dtype))
+    tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline, dtype=dtype)
     config = generator.config
     if config.tokenizer in (None, tokenizer.code_fingerprint()):
         config = replace(config, tokenizer=tokenizer.code_fingerprint(now=True))
     if save_generator is None:
-        generator.save_pretrained(folder / AiM.folder_in_pipeline, config=config)
+        generator.save_pretrained(folder / AiM.folder_in_pipeline, config=config, dtype=dtype)
     else:
         save_generator(folder / AiM.folder_in_pipeline, config)
     values = {"class_names": list(class_names)}
@@ -104,12 +110,17 @@ def check_tokenizer(config: AiMConfig, tokenizer: VQModel) -> None:
         )
 
 
-def _device(name: str | torch.device) -> torch.device:
-    """Return a device; a name that is not known to torch is an error that lists those of this machine."""
+def as_device(name: str | torch.device) -> torch.device:
+    """Return a device of this machine, or ``meta``; ``auto`` is the fastest one.
+
+    Raises:
+        ConfigError: There is no such device; the message lists those of this machine.
+    """
     try:
-        return resolve_device(name) if name == "auto" else torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         return resolve_device(str(name))
+    return resolve_device(str(device)) if device.type in ("cuda", "mps") else device
 
 
 def saved_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:

@@ -6,10 +6,13 @@ as many rows takes a step in between, the first state is copied out, and copied 
 Shape letters: B rows, V vocabulary.
 """
 
+import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +23,8 @@ from aimamba.generation.capture import Record, Run
 from aimamba.generation.engines.recorded_step import Memory, RecordedStep
 from aimamba.models import AiM, DecodingState
 from aimamba.models.state import copy_rows, join_rows, mixer_bytes, select_rows
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(eq=False, repr=False)
@@ -94,8 +99,19 @@ class _Recording:
         return None if self.owner is None else self.owner()
 
 
+def _in_turn(method: Method) -> Method:
+    """Let threads take turns in the methods of an engine: a recording has one memory."""
+
+    @wraps(method)
+    def alone(self: "RecordedEngine", *arguments: Any, **settings: Any) -> Any:
+        with self.turn:
+            return method(self, *arguments, **settings)
+
+    return cast(Method, alone)
+
+
 class RecordedEngine:
-    """Decodes with recorded steps, as ``AiM.init_state`` and ``AiM.step`` do.
+    """Decodes with recorded steps, as ``AiM.init_state`` and ``AiM.step`` do. Several threads may use it.
 
     Args:
         step: The step to record.
@@ -112,7 +128,9 @@ class RecordedEngine:
         self._kept = kept
         self._recordings: OrderedDict[int, _Recording] = OrderedDict()
         self._addresses = self._weight_addresses()
+        self.turn = threading.RLock()
 
+    @_in_turn
     def init_state(self, batch: int, *, position_shift: int | None = None) -> RecordedState:
         """Return the state of ``batch`` rows at position 0; see ``AiM.init_state``."""
         if (addresses := self._weight_addresses()) != self._addresses:  # cast or moved: recordings read the old weights
@@ -123,6 +141,7 @@ class RecordedEngine:
         shift = self.model.config.decode_position_shift if position_shift is None else position_shift
         return RecordedState(self, batch, shift)
 
+    @_in_turn
     @torch.no_grad()
     def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], state: RecordedState) -> Float[Tensor, "b v"]:
         """Feed one token of each row and return the logits of its next code; see ``AiM.step``.
@@ -146,6 +165,7 @@ class RecordedEngine:
         state.highest += 1
         return logits.clone()
 
+    @_in_turn
     def memory_of(self, state: RecordedState) -> Memory:
         """Return the tensors of a state, in a recording or outside; allocate those of a new one."""
         recording = self._recordings.get(state.rows)

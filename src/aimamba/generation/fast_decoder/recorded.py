@@ -3,6 +3,7 @@
 Shape letters: B batch, h w code grid, H W image.
 """
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class RecordedDecoder:
     """Decodes slices of a fixed size by a recording, and a smaller last slice with the decoder itself.
 
     A recording is made for the first full slice, and again when the grid of codes changes; only the last one is kept.
+    Threads take turns, because a recording has one place for its codes.
 
     Args:
         decode: Maps codes (b, h, w) to images (b, 3, H, W); its weights stay where they are.
@@ -34,15 +36,17 @@ class RecordedDecoder:
         self._record = record
         self._size = size
         self._recording: _Recording | None = None
+        self._lock = threading.Lock()
 
     def __call__(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
         """Convert codes to images. Nothing here waits for the device."""
         slices = []
         for part in codes.split(self._size):
             if len(part) == self._size:
-                recording = self._recorded(part)
-                recording.codes.copy_(part)
-                slices.append(recording.run().clone())  # the recording's own images are overwritten by its next run
+                with self._lock:
+                    recording = self._recorded(part)
+                    recording.codes.copy_(part)
+                    slices.append(recording.run().clone())  # the recording's own images are overwritten by its next run
             else:
                 slices.append(self._decode(part))
         return slices[0] if len(slices) == 1 else torch.cat(slices)
