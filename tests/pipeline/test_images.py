@@ -75,7 +75,7 @@ def test_images_go_out_as_asked():
     assert np.array_equal(write_images(PIXELS, "numpy"), ARRAYS)
     assert torch.equal(write_images(PIXELS, "tensor"), PIXELS)
     with one_line_error(DataError, match="output_type must be one of pil, numpy, tensor, np, pt, got 'latent'"):
-        write_images(PIXELS, "np")
+        write_images(PIXELS, "latent")
 
 
 TOKENS = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool)

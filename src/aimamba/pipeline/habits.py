@@ -74,15 +74,17 @@ def _changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
     return from_mapping(SamplingConfig, {**before, **changes}, where="pipeline")
 
 
-def seeds_of(generator: torch.Generator | Sequence[torch.Generator], images: int) -> list[int]:
+def seeds_of(generator: Any, images: int) -> list[int]:
     """Return a seed for each image: the next numbers of one generator, or of one for each image.
 
     Raises:
         ConfigError: There are fewer or more generators than images, or it is none.
     """
-    each = [generator] * images if isinstance(generator, torch.Generator) else list(generator)
-    if len(each) != images or not all(isinstance(one, torch.Generator) for one in each):
-        raise ConfigError(f"expected one torch.Generator, or one for each of {images} images, got {len(each)}")
+    each = [generator] * images if isinstance(generator, torch.Generator) else generator
+    if not isinstance(each, Sequence) or not all(isinstance(one, torch.Generator) for one in each):
+        raise ConfigError(f"expected one torch.Generator, or a list of them, got {type(generator).__name__}")
+    if len(each) != images:
+        raise ConfigError(f"expected one generator, or one for each of {images} images, got {len(each)}")
     return [int(torch.randint(0, 2**63 - 1, (), generator=one, device=one.device)) for one in each]
 
 

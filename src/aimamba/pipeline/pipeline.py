@@ -193,7 +193,7 @@ class Pipeline(Editing):
 
     def __call__(
         self,
-        labels: Sequence[Class],
+        labels: Sequence[Class] = (),
         n: int | SamplingConfig = 1,
         config: Settings | Sequence[Settings] = SamplingConfig(),  # noqa: B008 - frozen
         *,
