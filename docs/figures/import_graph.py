@@ -40,6 +40,8 @@ PURPOSE = {
     "ops": "tensor functions and kernels",
     "seeds": "random generators",
     "distributed": "processes of one job",
+    "sharing": "units of work for many processes",
+    "cluster": "workers on a Ray",
     "watch": "lost processes",
     "config": "strict dataclasses",
     "documents": "strict JSON and TOML",

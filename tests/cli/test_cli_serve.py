@@ -88,6 +88,11 @@ def test_a_server_answers_survives_clients_that_hang_and_ends_in_order(server, t
         *(np.asarray(Image.open(io.BytesIO(each))) for each in (base64.b64decode(image["b64_json"]), file))
     )
 
+    example = Path(__file__).parents[2] / "examples" / "client.py"
+    client = [sys.executable, str(example), f"http://127.0.0.1:{port}"]
+    subprocess.run(client, cwd=tmp_path, env={**os.environ, "AIMAMBA_API_KEY": KEY}, check=True, timeout=120)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"image.png", *(f"preview-{n}.png" for n in (16, 32, 48))}
+
     assert main(["serve", "--port", str(port)]) == 2  # taken
     hanging.settimeout(60)
     assert hanging.recv(100) == b""  # the server has hung up
