@@ -249,7 +249,7 @@ def test_a_hub_id_that_cannot_be_downloaded(monkeypatch, error, said):
 def test_a_hub_id(monkeypatch, folder):
     asked = []
 
-    def download(source, *, allow_patterns):
+    def download(source, *, allow_patterns, **_):
         asked.append((source, allow_patterns))
         return str(folder)
 
