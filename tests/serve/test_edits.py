@@ -10,8 +10,8 @@ from PIL import Image
 from aimamba.data.png_text import KEY
 from aimamba.generation import SamplingConfig
 from aimamba.generation.record import parse_record
-from tests.serve.test_images import pixels
 from tests.serve.test_limits import error
+from tests.serve.test_serve_images import pixels
 
 SETTINGS = {"temperature": 0.8, "cfg_scale": 1.5}
 

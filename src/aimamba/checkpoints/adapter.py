@@ -31,6 +31,8 @@ _REFUSED = (  # what peft may add to plain LoRA: such an adapter would be read w
     "velora_config", "monteclora_config", "arrow_config", "kasa_config",
 )  # fmt: skip
 
+_MOST_ALPHA = 1e6
+
 ReadBase = Callable[[str, bool], Mapping[str, Tensor]]
 """Read the tensors of the base model, in our names: called with its name, and whether values are needed."""
 
@@ -58,7 +60,8 @@ class AdapterFile(WeightsFile):
         self._read_base = read_base
         values = _read_config(folder / ADAPTER_CONFIG_FILE)
         self.base: str = values["base_model_name_or_path"]
-        self._scale = values["lora_alpha"] / values["r"]
+        self._rank: int = values["r"]
+        self._scale = values["lora_alpha"] / self._rank
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
@@ -99,6 +102,8 @@ class AdapterFile(WeightsFile):
     def _merge(self, base: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = dict(base)
         changes = {name.removeprefix(PREFIX): tensor for name, tensor in changes.items()}
+        if not changes:
+            raise CheckpointError(f"{self.path}: holds no tensors; save the adapter again")
         for name, tensor in changes.items():
             layer, end = name[: -len(_A)], name[-len(_A) :]
             if end == _B and layer + _A not in changes:
@@ -107,6 +112,11 @@ class AdapterFile(WeightsFile):
                 weight, b = base.get(f"{layer}.weight"), changes.get(layer + _B)
                 if weight is None or b is None or not _fits(weight, tensor, b):
                     raise CheckpointError(f"{self.path}: {name} does not fit the base model {self.base}; give another")
+                if tensor.shape[0] != self._rank or not (tensor.is_floating_point() and b.is_floating_point()):
+                    raise CheckpointError(
+                        f"{self.path}: {name} must hold floats of rank {self._rank}, as {ADAPTER_CONFIG_FILE} says, "
+                        f"got {tensor.dtype} of rank {tensor.shape[0]}"
+                    )
                 tensors[f"{layer}.weight"] = add_product(weight, tensor, b, self._scale)
             elif end != _B:
                 tensors[name] = tensor
@@ -177,6 +187,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{path}: base_model_name_or_path must name the base model, got {str(base)[:40]!r}")
     numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in (rank, alpha))
-    if not numbers or rank < 1:
-        raise CheckpointError(f"{path}: expected r of at least 1 and a number lora_alpha, got {rank!r} and {alpha!r}")
+    if not numbers or not isinstance(rank, int) or rank < 1 or not abs(alpha) < _MOST_ALPHA:
+        raise CheckpointError(
+            f"{path}: expected a whole number r of at least 1 and a number lora_alpha below {_MOST_ALPHA:g}, got "
+            f"{str(rank)[:40]} and {str(alpha)[:40]}"
+        )
     return values

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from aimamba.checkpoints.adapter import ADAPTER_FILE
 from aimamba.checkpoints.hub import Hub, download
-from aimamba.checkpoints.weights import PICKLED
+from aimamba.checkpoints.weights import PICKLED, first_line
 from aimamba.errors import CheckpointError, suggest
 
 CONFIG_FILE, WEIGHTS_FILE, PIPELINE_FILE = "config.json", "model.safetensors", "pipeline.json"
@@ -27,8 +27,14 @@ def locate(source: str | Path, hub: Hub | None = None) -> Path:
         CheckpointError: There is no such path or folder in it, no such packaged model, and no such repository on the
             hub; or a revision is asked for of what is not on the hub.
     """
+    if not isinstance(source, str | Path):
+        raise CheckpointError(f"a model is a path, a name or a hub id, got {type(source).__name__}")
     hub, path = hub or Hub(), Path(source)
-    here = path if path.exists() else packaged_models().get(str(source))
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise CheckpointError(f"{str(source)[:80]!r}: no such file or folder ({first_line(error)[:60]})") from error
+    here = path if exists else packaged_models().get(str(source))
     if here is not None and hub.revision is not None:
         raise CheckpointError(f"{source}: is on this machine and has no revision {hub.revision}; leave revision out")
     found = here or _from_hub(str(source), hub)

@@ -38,6 +38,7 @@ class Job:
         run: Begins a decoding loop that generates this image alone, beside those that share steps; as ``generate``, it
             yields the tokens so far, (1, t).
         edit: How the image is made, unless of its class alone; kept with it.
+        places: How many images it counts for: what ``run`` decodes side by side.
     """
 
     label: int
@@ -45,6 +46,7 @@ class Job:
     known: Int[Tensor, " l"] | None = field(default=None, repr=False)
     run: Callable[[], Iterator[Tensor]] | None = field(default=None, repr=False)
     edit: EditRecord | None = None
+    places: int = 1
 
     def check(self, model: AiM) -> None:
         """Check that the job fits a model.

@@ -27,6 +27,7 @@ from aimamba.models import AiM
 _log = logging.getLogger(__name__)
 
 _RECENT = 32  # images whose times give the rate
+_MOST_CREDIT = 1.0  # seconds that previews may take at once; besides, they take as long as steps at most
 
 Decode = Callable[[Int[Tensor, "b l"]], UInt8[Tensor, "b s s 3"]]
 """Converts codes to 8-bit images on the host."""
@@ -128,6 +129,11 @@ class Request:
         self.running: dict[int, Running] = {}
         self.ended = False
 
+    @property
+    def places(self) -> int:
+        """Number of places that its images take in the batch."""
+        return sum(image.job.places for image in self.running.values())
+
 
 class Scheduler:
     """Generates the images of many requests together.
@@ -171,6 +177,7 @@ class Scheduler:
         self._changed = threading.Condition()  # held for what requests from other threads touch
         self._closed = False
         self._finished: deque[float] = deque(maxlen=_RECENT)  # times at which images were finished
+        self._credit = _MOST_CREDIT  # seconds left for previews
 
     @property
     def waiting(self) -> int:
@@ -250,7 +257,9 @@ class Scheduler:
             self._join()
             if not len(self._batch):
                 return False
+            begun = self._clock()
             finished = self._batch.step()
+            self._credit = min(_MOST_CREDIT, self._credit + self._clock() - begun)
             self.steps += 1
             self.tokens += len(self._batch)
             self._hand_over(finished)
@@ -273,19 +282,24 @@ class Scheduler:
     def _join(self) -> None:
         """Fill the batch."""
         with self._changed:
-            while len(self._batch) < self.config.images:
+            taken = sum(request.places for request in self._requests)
+            while taken < self.config.images:
                 waiting = [request for request in self._requests if request.waiting and not request.ended]
                 if not waiting:
                     return
-                request = min(waiting, key=lambda each: len(each.running))  # the oldest of these
-                if request.running and len(self._batch) >= self.config.images - self.config.reserved:
+                request = min(waiting, key=lambda each: each.places)  # the oldest of these
+                if request.running and taken >= self.config.images - self.config.reserved:
                     return
+                needed = request.jobs[request.waiting[0]].places
+                if taken and taken + needed > self.config.images:
+                    return
+                taken += needed
                 index = request.waiting.popleft()
                 request.running[index] = self._batch.join(request.jobs[index])
                 request.begun = self._clock() if request.begun is None else request.begun
 
     def _hand_over(self, finished: list[Running]) -> None:
-        """Send previews and finished images."""
+        """Send finished images, and previews as far as there is time for them: others wait meanwhile."""
         ready: list[tuple[Request, int, Running]] = []
         for request in list(self._requests):
             for index, image in list(request.running.items()):
@@ -295,15 +309,20 @@ class Scheduler:
                     self._batch.leave(image)
                     del request.running[index]
                     self._end(request, Failed(image.error))
-                elif image in finished or (request.preview_every and image.tokens % request.preview_every == 0):
+                elif image in finished or (
+                    request.preview_every and image.tokens % request.preview_every == 0 and self._credit > 0
+                ):
                     ready.append((request, index, image))
         if not ready:
             return
+        begun = self._clock()
         codes = torch.stack([image.codes for _, _, image in ready])
         known = torch.arange(codes.shape[1], device=codes.device) < torch.tensor(
             [[image.tokens] for _, _, image in ready], device=codes.device
         )
         images = self._decode(codes.where(known, self._blank))
+        unfinished = sum(image not in finished for _, _, image in ready)
+        self._credit -= (self._clock() - begun) * unfinished / len(ready)
         for (request, index, image), of_image, pixels in zip(ready, codes.cpu(), images, strict=True):
             if image not in finished:
                 self._send(request, Preview(index, image.tokens, pixels))

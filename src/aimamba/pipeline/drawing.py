@@ -17,11 +17,24 @@ from aimamba.generation.plan import Labels
 from aimamba.pipeline.images import OutputType, write_images
 from aimamba.pipeline.scoring import Class, Scoring
 
+_MOST_IMAGES = 1_000_000  # of each class or image, in one call
+
 Progress = Callable[[int, int], None]
 """Called after every step with the numbers of tokens generated so far and in total."""
 
 Settings = SamplingConfig | Mapping[str, Any]
 """Settings of sampling, or a mapping of them."""
+
+
+def check_whole(**numbers: object) -> None:
+    """Check that numbers are whole.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ConfigError(f"{name} must be a whole number, got {number!r:.80}")
 
 
 class Preview(NamedTuple):
@@ -64,8 +77,11 @@ class Drawing(Scoring):
         Raises:
             ConfigError: A setting is unknown or out of range, or there are as many settings as neither one nor count.
         """
-        if n < 1:
-            raise ConfigError(f"n must be at least 1, got {n}")
+        check_whole(n=n)
+        if not 1 <= n <= _MOST_IMAGES:
+            raise ConfigError(f"n must be from 1 to {_MOST_IMAGES:,}, got {n}")
+        if not isinstance(config, SamplingConfig | Mapping | Sequence):
+            raise ConfigError(f"expected settings of sampling, got {type(config).__name__}")
         several = [config] if isinstance(config, SamplingConfig | Mapping) else list(config)
         if isinstance(config, Sequence) and len(several) != count:
             raise ConfigError(f"got {len(several)} configs for {count}; give one for all, or one for each")
@@ -83,6 +99,7 @@ class Drawing(Scoring):
             batch_size: Images in a part.
             progress: Called after every step.
         """
+        check_whole(batch_size=batch_size)
         if batch_size < 1:
             raise ConfigError(f"batch size must be at least 1, got {batch_size}")
         generated, total = 0, count * self.generator.config.num_tokens

@@ -15,7 +15,7 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.inpainting import inpaint
 from aimamba.generation.plan import Labels
-from aimamba.pipeline.drawing import Drawing, Preview, Progress, Settings
+from aimamba.pipeline.drawing import Drawing, Preview, Progress, Settings, check_whole
 from aimamba.pipeline.images import Fit, Images, OutputType, check_choice, read_images, read_masks, write_images
 from aimamba.pipeline.scoring import Class
 
@@ -60,6 +60,7 @@ class Editing(Drawing):
             DataError: The prefix does not fit.
         """
         every = self.grid if every is None else every
+        check_whole(every=every)
         if every < 1:
             raise ConfigError(f"every must be at least 1 token, got {every}")
         given = self.labels(list(labels))
@@ -102,6 +103,7 @@ class Editing(Drawing):
             DataError: An image does not fit.
             ConfigError: A class or setting is unknown, or a number is out of range.
         """
+        check_whole(keep_rows=keep_rows)
         if not 0 <= keep_rows < self.grid:
             raise ConfigError(f"keep_rows must be from 0 to {self.grid - 1} of {self.grid} rows, got {keep_rows}")
         if keep_rows == 0 and labels is None:
@@ -146,6 +148,7 @@ class Editing(Drawing):
             ConfigError: A class or setting is unknown, or a number is out of range.
         """
         length = self.generator.config.num_tokens
+        check_whole(from_token=from_token)
         if not 0 <= from_token < length:
             raise ConfigError(f"from_token must be from 0 to {length - 1}, got {from_token}")
         codes = self.encode(images, fit=fit)
@@ -199,8 +202,11 @@ class Editing(Drawing):
         pixels = read_images(images, self.image_size, fit)
         codes = self.encode(pixels)
         mask = read_masks(masks, len(codes), self.image_size, self.grid)
-        given = self.guess(codes, labels, ~mask).repeat_interleave(n, dim=0)
+        if labels is None and bool(mask.all(dim=1).any()):
+            raise ConfigError("nothing is kept that would tell the class; give it, or a mask that keeps something")
         configs, seeds = self.each_image(config, len(codes), n)
+        check_whole(candidates=candidates)
+        given = self.guess(codes, labels, ~mask).repeat_interleave(n, dim=0)
         many, hidden = codes.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
 
         def start(part: slice) -> Iterator[Tensor]:
@@ -268,6 +274,7 @@ class Editing(Drawing):
         On the sphere, the weights of a step add up to more than 1: a mean of two vectors is shorter than they are.
         """
         check_choice("path", path, _PATHS)
+        check_whole(steps=steps)
         if steps < 2:
             raise ConfigError(f"steps must be at least 2, for both ends, got {steps}")
         ends = torch.stack([self.weights(a), self.weights(b)]).double()

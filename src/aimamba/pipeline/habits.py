@@ -37,8 +37,13 @@ _HABITS = ("guidance_scale", "generator", "num_images_per_prompt", "callback_on_
 Settings = SamplingConfig | Mapping[str, Any]
 
 
-def check_habits(habits: Mapping[str, Any]) -> None:
-    """Refuse keyword arguments of a call that have no meaning here.
+def check_habits(habits: Mapping[str, Any], n: object, output_type: str) -> None:
+    """Refuse arguments of a call that have no meaning here.
+
+    Args:
+        habits: Keyword arguments.
+        n: The number of images of each class as it was given otherwise.
+        output_type: The type of the output.
 
     Raises:
         ConfigError: There is one; the message says what to write instead, or suggests what was meant.
@@ -48,6 +53,12 @@ def check_habits(habits: Mapping[str, Any]) -> None:
             raise ConfigError(f"a pipeline takes no {name}: {_INSTEAD[name]}")
         if name not in (*_HABITS, *_SETTINGS):
             raise ConfigError(f"a pipeline takes no {name}{suggest(name, [*_HABITS, *_SETTINGS])}")
+    if output_type == "latent":
+        raise ConfigError("a call returns images; codes are what 'generate' yields, or 'encode' makes of images")
+    if "num_images_per_prompt" in habits and n != 1:
+        raise ConfigError("n and num_images_per_prompt are the same setting; leave one out")
+    if not callable(habits.get("callback_on_step_end", callable)):
+        raise ConfigError("callback_on_step_end must be a function, called as f(pipeline, step, step, {})")
     if "guidance_scale" in habits and "cfg_scale" in habits:
         raise ConfigError("guidance_scale and cfg_scale are the same setting; leave one out")
 
@@ -62,13 +73,13 @@ def with_habits(config: Settings | Sequence[Settings], habits: Mapping[str, Any]
     changes = {name: value for name, value in habits.items() if name in _SETTINGS}
     if "guidance_scale" in habits:
         changes["cfg_scale"] = habits["guidance_scale"]
-    if not isinstance(config, SamplingConfig | Mapping):
+    if isinstance(config, Sequence) and not isinstance(config, str):
         return [_changed(each, changes) for each in config]
     return _changed(config, changes)
 
 
 def _changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
-    if not changes:
+    if not changes or not isinstance(config, SamplingConfig | Mapping):
         return config
     before = to_mapping(config) if isinstance(config, SamplingConfig) else config
     return from_mapping(SamplingConfig, {**before, **changes}, where="pipeline")

@@ -175,6 +175,8 @@ def _mask(mask: Any, size: int, grid: int) -> Bool[Tensor, "b l"]:
     if isinstance(mask, Image.Image):
         if mask.has_transparency_data:
             raise DataError("a mask must be in grey levels, without transparency: white is drawn again, black is kept")
+        if mask.mode[0] in "IF":
+            raise DataError(f"a mask must be in 8-bit grey levels or black and white, got the mode {mask.mode}")
         mask = np.asarray(mask.convert("L"))
     if not isinstance(mask, np.ndarray | Tensor):
         raise DataError(f"a mask must be a PIL image, an array or a tensor, got {type(mask).__name__}")

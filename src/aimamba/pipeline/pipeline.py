@@ -224,7 +224,7 @@ class Pipeline(Editing):
         """
         if isinstance(n, SamplingConfig):
             config, n = n, 1
-        check_habits(habits)
+        check_habits(habits, n, output_type)
         config, each = with_habits(config, habits), habits.get("num_images_per_prompt", n)
         if not isinstance(each, int) or each < 1 or batch_size < 1:
             raise ConfigError(f"expected n and batch size to be at least 1, got n {each}, batch size {batch_size}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from aimamba.config import check
 from aimamba.generation.scheduler import SchedulerConfig
 
+_DAY = 86400.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
@@ -39,6 +41,7 @@ class ServeConfig:
         for name in ("request_seconds", "idle_seconds", "grace_seconds"):
             value = getattr(self, name)
             lowest = name == "grace_seconds"
+            check(not value > _DAY, f"{_words(name)} must be at most a day, {_DAY:.0f}, got {value}")
             check(
                 math.isfinite(value) and (value >= 0 if lowest else value > 0),
                 f"{_words(name)} must be {'0 or more' if lowest else 'above 0'}, got {value}",

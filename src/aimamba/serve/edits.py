@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
 import torch
 from fastapi import APIRouter, Request, Response, UploadFile
 from PIL import Image
@@ -27,7 +26,7 @@ from aimamba.serve.service import Service
 Result = TypeVar("Result")
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service) -> APIRouter:  # noqa: PLR0915 - one route after the other
     """Return the routes."""
     routes = APIRouter(prefix="/v1", tags=["editing"])
     answers = {200: {"content": binary_answers()}, **error_responses(*ERRORS)}
@@ -41,15 +40,20 @@ def router(service: Service) -> APIRouter:
         pictures = [picture(service, file, encoding) for file in files]
         return Images(created=int(time.time()), model=service.name, size=pipeline.image_size, images=pictures)
 
-    async def read(upload: UploadFile, field: str) -> Image.Image:
-        content = await upload.read()
+    async def read(upload: UploadFile, field: str, convert: Callable[[Image.Image], Tensor]) -> Tensor:
+        """Decode an upload and convert it; few at a time, because an image may be large."""
         most = service.config.upload_pixels
-        return await _checked(lambda: decode_image(content, most_pixels=most), field)
+        async with service.uploads:
+            content = await upload.read()
+            return await _checked(lambda: convert(decode_image(content, most_pixels=most)), field)
 
     async def guessed(wanted: Completion, codes: Tensor, known: Tensor) -> int:
         if wanted.class_name is not None:
             return service.label(wanted.class_name, "class_name")
-        labels = await _checked(lambda: pipeline.guess(codes, None, known), "class_name")
+        if not known.any():
+            raise ApiError(422, "class_name: nothing is kept that would tell the class; give it", field="class_name")
+        async with service.uploads:
+            labels = await _checked(lambda: pipeline.guess(codes, None, known), "class_name")
         return int(labels[0])
 
     @routes.post("/completions", summary="Keep the top of an image and generate the rest", response_model=Images,
@@ -59,8 +63,7 @@ def router(service: Service) -> APIRouter:
             raise ApiError(422, f"keep_rows must be below {pipeline.grid}, got {wanted.keep_rows}", field="keep_rows")
         service.check_count(wanted.n, "n")
         configs = service.sampling(wanted, service.seeds(wanted.seed, wanted.n))
-        image = await read(wanted.image, "image")
-        codes = await _checked(lambda: pipeline.encode(image, fit=wanted.fit), "image")
+        codes = await read(wanted.image, "image", lambda image: pipeline.encode(image, fit=wanted.fit))
         kept = pipeline.first_tokens(wanted.keep_rows * pipeline.grid)
         label = await guessed(wanted, codes, kept)
         known = codes[0].cpu().where(kept[0], -1)
@@ -74,19 +77,23 @@ def router(service: Service) -> APIRouter:
     async def paint(wanted: edit_form(Inpainting), http: Request) -> Response | Images:  # type: ignore[valid-type]
         service.check_count(wanted.n, "n")
         configs = service.sampling(wanted, service.seeds(wanted.seed, wanted.n))
-        image, mask_image = await read(wanted.image, "image"), (await read(wanted.mask, "mask")).convert("L")
-        codes = await _checked(lambda: pipeline.encode(image, fit=wanted.fit), "image")
-        mask = await _checked(lambda: read_masks(np.asarray(mask_image), 1, pipeline.image_size, pipeline.grid), "mask")
+        most = service.config.scheduler.images
+        if wanted.candidates > most:
+            raise ApiError(422, f"candidates must be at most {most} here, got {wanted.candidates}", field="candidates")
+        codes = await read(wanted.image, "image", lambda image: pipeline.encode(image, fit=wanted.fit))
+        mask = await read(wanted.mask, "mask", lambda mask: read_masks(mask, 1, pipeline.image_size, pipeline.grid))
         label = await guessed(wanted, codes, ~mask)
         masked = tuple(mask[0].nonzero().flatten().tolist())
+        candidates = 1 if wanted.method == "plain" else wanted.candidates
         edit = EditRecord(
-            command="inpaint", masked=masked, method=wanted.method, candidates=wanted.candidates, keep_pixels=False
+            command="inpaint", masked=masked, method=wanted.method, candidates=candidates, keep_pixels=False
         )
         jobs = [
             Job(
                 label=label,
                 config=config,
                 edit=edit,
+                places=candidates,
                 run=lambda config=config: inpaint(  # type: ignore[misc]
                     pipeline.generator,
                     torch.tensor([label]),
@@ -94,7 +101,7 @@ def router(service: Service) -> APIRouter:
                     codes=codes,
                     mask=mask,
                     method=wanted.method,
-                    candidates=wanted.candidates,
+                    candidates=candidates,
                     engine=pipeline.prepare(),
                 ),
             )

@@ -79,6 +79,7 @@ class Service:
         self.scheduler = Scheduler(
             pipeline.generator, pipeline.prepare(), self._decode, config.scheduler, blank=pipeline.blank_codes()[0]
         )
+        self.uploads = asyncio.Semaphore(2)  # images that are read and encoded at once
         self._stop_at: float | None = None  # when requests are given up, by the monotonic clock
         self._mailboxes: set[_Mailbox] = set()
         self.on_wait: Callable[[float], object] = lambda seconds: None
