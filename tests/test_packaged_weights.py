@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aimamba import Pipeline, SamplingConfig
-from aimamba.checkpoints import locate
+from aimamba.checkpoints import hub, locate
 from aimamba.checkpoints.weights import read_tensors
 from aimamba.data import STYLES, Avatars
 from aimamba.data.sheets import to_float
@@ -18,7 +18,7 @@ NAME = "avatars-64"
 @pytest.fixture(scope="module")
 def pipeline():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(locate, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+        patch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
         return Pipeline.from_pretrained(NAME)
 
 

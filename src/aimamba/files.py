@@ -73,11 +73,11 @@ def named(error: OSError, draft: Path, path: Path, size: int | None = None) -> O
     text, name = error.strerror, error.filename
     if error.errno is not None and error.errno in FULL and name in (None, str(draft)):
         written = _size(draft)
-        needed = f"more than {_amount(written)}" if size is None else _amount(max(size, written))
+        needed = f"more than {amount(written)}" if size is None else amount(max(size, written))
         text = f"{os.strerror(error.errno)} ({needed} needed"
         with contextlib.suppress(OSError):
             room = shutil.disk_usage(path.parent).free + (written if draft != path else 0)  # the draft is removed
-            text += f", {_amount(room)} free"
+            text += f", {amount(room)} free"
         text += ")"
     return OSError(error.errno, text, str(path) if name in (None, str(draft)) else name)
 
@@ -223,5 +223,6 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """Return a number of bytes as text."""
     return f"{size:,} bytes" if size < 1e5 else f"{size / 1e6:,.1f} MB"

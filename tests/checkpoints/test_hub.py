@@ -107,3 +107,10 @@ def test_weights_return_to_the_dtype_they_came_in(saved, tmp_path):
     model.save_pretrained(tmp_path / "changed")
     changed = load_file(tmp_path / "changed" / "model.safetensors")
     assert changed["word_embedding.weight"][0, 0] == torch.tensor(1 / 3), "nothing is lost"
+
+
+@pytest.mark.parametrize("source", ["a" * 5000, "a\0b"])
+def test_what_names_no_model(source):
+    with one_line_error(CheckpointError) as caught:
+        AiM.from_pretrained(source)
+    assert len(str(caught.value)) < 200

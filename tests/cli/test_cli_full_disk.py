@@ -49,7 +49,8 @@ def test_it_goes_on(here, models, photos, aimamba, light, monkeypatch, command):
             left = content(here / "out")
             drafts = [name for name in left if Path(name).name.startswith(".") or name.endswith(".partial")]
             assert drafts == []
-            assert all(whole[name] == data for name, data in left.items() if name in whole)
+            same = [name for name in left if name in whole and Path(name).name != "sums.json"]  # which grows
+            assert [name for name in same if whole[name] != left[name]] == []
             again = aimamba(*given(command, models, "out"))
             assert again.status == 0, again.err
         assert content(here / "out") == whole, number

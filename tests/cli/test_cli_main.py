@@ -20,7 +20,7 @@ REFUSALS = [
         [
             "unknown command 'sampel'",
             "did you mean 'sample'",
-            "sample, complete, inpaint, interpolate, score, train, plan, encode, evaluate, evaluate-tokenizer, study, ",
+            "sample, complete, inpaint, interpolate, score, serve, train, plan, encode, evaluate, evaluate-tokenizer, ",
         ],
     ),
     (["help", "sampel"], ["unknown command 'sampel'", "did you mean 'sample'"]),

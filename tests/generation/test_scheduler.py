@@ -122,6 +122,47 @@ def test_places_are_shared_between_requests(model):
     assert len(first.images()) == 4
 
 
+def test_an_image_with_many_candidates_takes_as_many_places(model):
+    made, many, one = scheduler(model, make(model, "plain"), images=4), Sink(), Sink()
+
+    def run():
+        yield from generate(model, torch.tensor([3]), SamplingConfig(), engine="plain")
+
+    made.submit([Job(label=3, config=SamplingConfig(), run=run, places=3)] * 2, many)
+    made.submit([JOBS[0]] * 2, one)
+    for _ in range(LENGTH + 1):
+        made.step()
+    assert (len(many.images()), len(one.images())) == (1, 1), "the second ones had to wait"
+    finish(made)
+    assert (len(many.images()), len(one.images())) == (2, 2)
+
+
+def test_an_image_that_takes_more_places_than_there_are_runs_alone(model):
+    made, sink = scheduler(model, make(model, "plain"), images=2), Sink()
+
+    def run():
+        yield from generate(model, torch.tensor([3]), SamplingConfig(), engine="plain")
+
+    made.submit([Job(label=3, config=SamplingConfig(), run=run, places=16)], sink)
+    finish(made)
+    assert len(sink.images()) == 1
+
+
+def test_previews_take_no_more_time_than_the_steps(model):
+    now = 0.0
+
+    def slow(codes):
+        nonlocal now
+        now += 10.0 * len(codes)  # seconds; a step takes none
+        return decode(codes)
+
+    sink = Sink()
+    made = Scheduler(model, make(model, "plain"), slow, SchedulerConfig(reserved=0), clock=lambda: now)
+    made.submit([JOBS[0]], sink, preview_every=1)
+    finish(made)
+    assert [type(event) for event in sink] == [Preview, Made], "the first one used up what there was"
+
+
 def test_cancelled_images_leave_the_others_alone(model, engine):
     made, sinks = scheduler(model, engine, images=3), [Sink() for _ in JOBS]
     requests = [made.submit([job, job], sink) for job, sink in zip(JOBS, sinks, strict=True)]

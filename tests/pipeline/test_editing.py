@@ -7,6 +7,7 @@ import torch
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.pipeline import Pipeline
+from aimamba.pipeline.drawing import check_whole
 from refusals import one_line_error
 
 NAMES = ("planets", "sprouts", "Robots", "sea shells", "cats")
@@ -189,10 +190,12 @@ def test_scores_are_the_likelihoods(pipeline, images, codes):
         (lambda p, i: p.complete(i, 0), ConfigError, "nothing is kept that would tell the class"),
         (lambda p, i: p.complete(i, 1, "dogs"), ConfigError, "unknown class 'dogs'"),
         (lambda p, i: p.complete(i, 1, [0, 1, 2]), DataError, "got 3 classes for 2 images"),
-        (lambda p, i: p.complete(i, 1, n=0), ConfigError, "n must be at least 1, got 0"),
+        (lambda p, i: p.complete(i, 1, n=0), ConfigError, "n must be from 1 to 1,000,000, got 0"),
         (lambda p, i: p.complete(i, 1, batch_size=0), ConfigError, "batch size must be at least 1, got 0"),
         (lambda p, i: p.complete(i, 1, config=[GUIDED] * 3), ConfigError, "got 3 configs for 2"),
         (lambda p, i: p.complete(i, 1, config={"top": 1}), ConfigError, "unknown key 'top'"),
+        (lambda p, i: p.complete(i, 1, n=10**12), ConfigError, "n must be from 1 to 1,000,000"),
+        (lambda p, i: p.inpaint(i, torch.ones(3, 3)), ConfigError, "nothing is kept that would tell the class"),
         (lambda p, i: p.vary(i, 9), ConfigError, "from_token must be from 0 to 8, got 9"),
         (lambda p, i: p.inpaint(i, torch.zeros(3, 3)), DataError, "covers no token"),
         (lambda p, i: p.interpolate("cats", "planets", 1), ConfigError, "steps must be at least 2"),
@@ -210,3 +213,9 @@ def test_what_does_not_fit_is_refused(pipeline, images, call, error, named):
     with one_line_error(error) as caught:
         call(pipeline, images)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [2.5, "2", None, True])
+def test_numbers_are_whole(number):
+    with one_line_error(ConfigError, match="candidates must be a whole number"):
+        check_whole(candidates=number)

@@ -88,6 +88,9 @@ def test_a_callback_and_a_bar(pipeline, capsys):
         ({"num_images_per_prompt": 0}, "n and batch size to be at least 1, got n 0"),
         ({"num_images_per_prompt": 1.5}, "n and batch size to be at least 1, got n 1.5"),
         ({"generator": [torch.Generator()] * 2}, "one for each of 1 images, got 2"),
+        ({"n": 2, "num_images_per_prompt": 2}, "n and num_images_per_prompt are the same setting"),
+        ({"output_type": "latent"}, "codes are what 'generate' yields"),
+        ({"callback_on_step_end": 5}, "callback_on_step_end must be a function"),
         ({"generator": 7}, "expected one torch.Generator"),
     ],
 )

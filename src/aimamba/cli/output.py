@@ -1,5 +1,6 @@
 """What a command writes: places that are checked before the work begins, tables, JSON, file names for classes."""
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from aimamba.data.class_names import normalise
 from aimamba.errors import ConfigError, printable
-from aimamba.files import expand_home, write_atomically
+from aimamba.files import amount, expand_home, write_atomically
 
 _LONGEST_NAME = 60  # characters
 _LONGEST_BYTES = 180  # with numbers, a seed and a suffix below the 255 bytes of common file systems
@@ -83,8 +84,8 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(nearest).free
     if free < needed:
         raise ConfigError(
-            f"{purpose} needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free there; make room or "
-            "choose another disk"
+            f"{purpose}: {os.strerror(errno.ENOSPC)} ({amount(needed)} needed, {amount(free)} free); make room and run "
+            "the same command again"
         )
 
 

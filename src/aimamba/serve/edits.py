@@ -77,9 +77,6 @@ def router(service: Service) -> APIRouter:  # noqa: PLR0915 - one route after th
     async def paint(wanted: edit_form(Inpainting), http: Request) -> Response | Images:  # type: ignore[valid-type]
         service.check_count(wanted.n, "n")
         configs = service.sampling(wanted, service.seeds(wanted.seed, wanted.n))
-        most = service.config.scheduler.images
-        if wanted.candidates > most:
-            raise ApiError(422, f"candidates must be at most {most} here, got {wanted.candidates}", field="candidates")
         codes = await read(wanted.image, "image", lambda image: pipeline.encode(image, fit=wanted.fit))
         mask = await read(wanted.mask, "mask", lambda mask: read_masks(mask, 1, pipeline.image_size, pipeline.grid))
         label = await guessed(wanted, codes, ~mask)
