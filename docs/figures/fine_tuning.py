@@ -2,7 +2,7 @@
 
 python docs/figures/fine_tuning.py runs/fine-tuning docs/figures
 
-Trains what is not in the first folder yet, for 200 and 1,000 steps (``--steps`` takes others), and goes on with what
+Trains what is not in the first folder yet, for 200, 1,000 and 5,000 steps (``--steps`` takes others), and goes on with what
 was stopped; then plots ``fine-tuning-bits.png`` and ``fine-tuning-samples.png`` into the second one. All three see the
 same 1,500 avatars of three styles, as codes of the packaged tokenizer, and are measured on 192 others with the average
 of their weights.
@@ -75,14 +75,15 @@ def train(runs: Path, name: str, steps: int) -> None:
     shutil.copytree(result.model, kept / "model")
 
 
-def bits(runs: Path, name: str, steps: list[int]) -> dict[int, float]:
-    """Return held-out bits per token by step: of the run, and of the copies of its model."""
+def bits(runs: Path, name: str, steps: list[int]) -> tuple[dict[int, float], dict[int, float]]:
+    """Return held-out bits per token by step: of every evaluation, and of the models that were kept, the best so far."""
     lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {line["step"]: line["bits_per_token"] for line in lines if line["split"] == "held-out"}
+    kept = {}
     for count in steps:
         about = json.loads((runs / f"{name}-{count}" / "model" / "result.json").read_text(encoding="utf-8"))
-        found[count] = about["metrics"]["bits_per_token"]
-    return {step: found[step] for step in sorted(found) if step <= steps[-1]}
+        kept[count] = about["metrics"]["bits_per_token"]
+    return dict(sorted((kept | found).items())), kept
 
 
 def plot(curves: dict[str, dict[int, float]], out: Path) -> None:
@@ -122,15 +123,15 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, nargs="+", default=[200, 1000])
+    parser.add_argument("--steps", type=int, nargs="+", default=[200, 1000, 5000])
     given = parser.parse_args(arguments)
     for count in given.steps:
         for name in RUNS:
             train(given.runs, name, count)
-    curves = {name: bits(given.runs, name, given.steps) for name in RUNS}
-    for name, curve in curves.items():
-        print_line(f"{NAMES[name]}: " + ", ".join(f"{curve[count]:.2f} at {count:,}" for count in given.steps))
-    plot(curves, given.out / "fine-tuning-bits.png")
+    found = {name: bits(given.runs, name, given.steps) for name in RUNS}
+    for name, (_, kept) in found.items():
+        print_line(f"{NAMES[name]}: " + ", ".join(f"{value:.2f} at {count:,}" for count, value in kept.items()))
+    plot({name: curve for name, (curve, _) in found.items()}, given.out / "fine-tuning-bits.png")
     samples(given.runs, given.steps, given.out / "fine-tuning-samples.png")
 
 
