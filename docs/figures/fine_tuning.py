@@ -2,9 +2,9 @@
 
 python docs/figures/fine_tuning.py runs/fine-tuning docs/figures
 
-Trains what is not in the first folder yet, for 200, 1,000 and 5,000 steps (``--steps`` takes others), and goes on with what
-was stopped; then plots ``fine-tuning-bits.png`` and ``fine-tuning-samples.png`` into the second one. All three see the
-same 1,500 avatars of three styles, as codes of the packaged tokenizer, and are measured on 192 others with the average
+Trains what is not in the first folder yet, for 200, 1,000 and 5,000 steps (``--steps`` takes others), and goes on with
+what was stopped; then plots ``fine-tuning-bits.png`` and ``fine-tuning-samples.png`` into the second one. All three see
+the same 1,500 avatars of three styles, as codes of the packaged tokenizer, and are measured on 192 others with the average
 of their weights.
 """
 
@@ -76,7 +76,7 @@ def train(runs: Path, name: str, steps: int) -> None:
 
 
 def bits(runs: Path, name: str, steps: list[int]) -> tuple[dict[int, float], dict[int, float]]:
-    """Return held-out bits per token by step: of every evaluation, and of the models that were kept, the best so far."""
+    """Return held-out bits per token by step: of every evaluation, and of the best models so far, which are kept."""
     lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {line["step"]: line["bits_per_token"] for line in lines if line["split"] == "held-out"}
     kept = {}
