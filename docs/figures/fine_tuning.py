@@ -4,8 +4,8 @@ python docs/figures/fine_tuning.py runs/fine-tuning docs/figures
 
 Trains what is not in the first folder yet, for 200, 1,000 and 5,000 steps (``--steps`` takes others), and goes on with
 what was stopped; then plots ``fine-tuning-bits.png`` and ``fine-tuning-samples.png`` into the second one. All three see
-the same 1,500 avatars of three styles, as codes of the packaged tokenizer, and are measured on 192 others with the average
-of their weights.
+the same 1,500 avatars of three styles, as codes of the packaged tokenizer, and are measured on 192 others with the
+average of their weights.
 """
 
 import argparse

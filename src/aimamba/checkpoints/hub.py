@@ -82,7 +82,7 @@ def download(source: str, hub: Hub) -> Path:
     inside = f"{hub.subfolder.strip('/')}/" if hub.subfolder else ""
     try:
         # The user chooses the repository and its version; no code in it is run.
-        folder = snapshot_download(  # nosec B615
+        folder = snapshot_download(
             source,
             revision=hub.revision,
             cache_dir=hub.cache_dir,
