@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from aimamba.models import VQModel
     from aimamba.pipeline import Pipeline
 
+MODEL_BY_DEFAULT = "avatars-64"
+
 
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises ``ConfigError`` instead of printing its usage."""

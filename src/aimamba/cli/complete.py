@@ -31,14 +31,13 @@ def run(arguments: argparse.Namespace) -> None:
     begun = begin(arguments, "complete")
     pipeline, rows = begun.pipeline, arguments.keep_rows
     pixels = torch.cat([read_image(path, pipeline.image_size, arguments.fit) for path in arguments.images])
+    codes = pipeline.encode(pixels)
+    labels = pipeline.guess(codes, arguments.label, pipeline.tokens_of_rows(rows).expand(len(codes), -1))
     advance, close = with_bar("completing")
     options = {"batch_size": arguments.batch_size, "progress": advance}
-    found = pipeline.complete(pixels, rows, arguments.label, arguments.n, begun.config, **options)
+    found = pipeline.complete(pixels, rows, labels.tolist(), arguments.n, begun.config, **options)
     close()
-    codes = pipeline.encode(pixels)
-    known = pipeline.first_tokens(rows * pipeline.grid).expand(len(codes), -1)
     hidden = torch.zeros(len(codes), 1, *pixels.shape[2:], dtype=torch.bool)
     hidden[:, :, rows * pipeline.image_size // pipeline.grid :] = True
-    labels = pipeline.guess(codes, arguments.label, known)
     edits = Edits(arguments.images, pixels, hidden, codes, labels, found, [{"keep_rows": rows}] * len(codes))
     write_edits(begun, "complete", edits, "kept", f"{rows} of {pipeline.grid} rows kept")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aimamba.cli.arguments import (
+    MODEL_BY_DEFAULT,
     Parser,
     add_engine,
     add_foreign_tokenizer,
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
     from aimamba.pipeline import Pipeline
     from aimamba.pipeline.images import Fit
 
-_MODEL_BY_DEFAULT = "avatars-64"
 _GREY = 127
 
 
 def add_model(parser: Parser) -> None:
     """Add ``--model``, ``--tokenizer`` and where they run."""
     parser.add_argument(
-        "--model", default=_MODEL_BY_DEFAULT, metavar="MODEL", help="as of 'aimamba sample' (default avatars-64)"
+        "--model", default=MODEL_BY_DEFAULT, metavar="MODEL", help="as of 'aimamba sample' (default avatars-64)"
     )
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     add_foreign_tokenizer(parser)

@@ -51,11 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
     except DataError as error:
         raise DataError(f"--mask {arguments.mask}: {error}") from error
     grid_mask = mask.unflatten(1, (pipeline.grid, pipeline.grid))
+    codes = pipeline.encode(pixels)
+    labels = pipeline.guess(codes, arguments.label, ~mask)
     advance, close = with_bar("drawing")
     found = pipeline.inpaint(
         pixels,
         grid_mask,
-        arguments.label,
+        labels.tolist(),
         arguments.n,
         begun.config,
         method=arguments.method,
@@ -65,7 +67,6 @@ def run(arguments: argparse.Namespace) -> None:
         progress=advance,
     )
     close()
-    codes = pipeline.encode(pixels)
     patch = pipeline.image_size // pipeline.grid
     about = [
         {
@@ -77,6 +78,5 @@ def run(arguments: argparse.Namespace) -> None:
         for tokens in mask
     ]
     hidden = grid_mask[:, None].repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
-    labels = pipeline.guess(codes, arguments.label, ~mask)
     edits = Edits(arguments.images, pixels, hidden, codes, labels, found, about)
     write_edits(begun, "inpaint", edits, "hole", f"inpainting by {arguments.method}")

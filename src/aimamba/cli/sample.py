@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import (
+    MODEL_BY_DEFAULT,
     Parser,
     add_engine,
     add_foreign_tokenizer,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _CLASSES_BY_DEFAULT = 10
 _SAMPLES_BY_DEFAULT = 8
-_MODEL_BY_DEFAULT = "avatars-64"
 _ALL = "all"
 _FOLDER_BY_DEFAULT = "samples"
 
@@ -99,7 +99,7 @@ def _checked(arguments: argparse.Namespace) -> "tuple[SamplingConfig, Path, Path
     from aimamba.config import check
     from aimamba.devices import resolve_device, resolve_dtype
 
-    arguments.model = _MODEL_BY_DEFAULT if arguments.model is None else arguments.model
+    arguments.model = MODEL_BY_DEFAULT if arguments.model is None else arguments.model
     config = sampling_of(arguments, "sample")
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
     last = config.seed + arguments.n - 1

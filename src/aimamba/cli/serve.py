@@ -10,21 +10,27 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aimamba.cli.arguments import Parser, add_engine, add_foreign_tokenizer, add_placement, load_pipeline
+from aimamba.cli.arguments import (
+    MODEL_BY_DEFAULT,
+    Parser,
+    add_engine,
+    add_foreign_tokenizer,
+    add_placement,
+    load_pipeline,
+)
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
     from aimamba.serve.config import ServeConfig
 
 _KEY = "AIMAMBA_API_KEY"
-_MODEL_BY_DEFAULT = "avatars-64"
 _LARGEST_KEY_FILE = 1 << 16  # bytes
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "model", nargs="?", default=_MODEL_BY_DEFAULT, metavar="MODEL", help="as for 'aimamba sample' (avatars-64)"
+        "model", nargs="?", default=MODEL_BY_DEFAULT, metavar="MODEL", help="as for 'aimamba sample' (avatars-64)"
     )
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")

@@ -58,15 +58,32 @@ class Drawing(Scoring):
         """Return a mask of the first tokens of an image."""
         return torch.arange(self.generator.config.num_tokens)[None] < count
 
+    def tokens_of_rows(self, keep_rows: int) -> Bool[Tensor, "1 l"]:
+        """Return a mask of the tokens in the top rows of the grid.
+
+        Raises:
+            ConfigError: The rows are not some of the grid's.
+        """
+        check_whole(keep_rows=keep_rows)
+        if not 0 <= keep_rows < self.grid:
+            raise ConfigError(f"keep_rows must be from 0 to {self.grid - 1} of {self.grid} rows, got {keep_rows}")
+        return self.first_tokens(keep_rows * self.grid)
+
     def guess(
         self,
         codes: Int[Tensor, "b l"],
         labels: Class | Sequence[Class] | None,
         known: Bool[Tensor, "b l"] | None = None,
     ) -> Labels:
-        """Return the labels of images; without ``labels`` those under which their known tokens are likeliest."""
+        """Return the labels of images; without ``labels`` those under which their known tokens are likeliest.
+
+        Raises:
+            ConfigError: A class is unknown, or nothing of an image is known that would tell it.
+        """
         if labels is not None:
             return self.labels_of(labels, len(codes))
+        if known is not None and not bool(known.any(dim=1).all()):
+            raise ConfigError("nothing is kept that would tell the class; give it, or keep a part of the image")
         return self.log_likelihoods(codes, known).argmax(dim=-1).cpu()
 
     def each_image(

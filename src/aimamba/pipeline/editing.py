@@ -103,13 +103,9 @@ class Editing(Drawing):
             DataError: An image does not fit.
             ConfigError: A class or setting is unknown, or a number is out of range.
         """
-        check_whole(keep_rows=keep_rows)
-        if not 0 <= keep_rows < self.grid:
-            raise ConfigError(f"keep_rows must be from 0 to {self.grid - 1} of {self.grid} rows, got {keep_rows}")
-        if keep_rows == 0 and labels is None:
-            raise ConfigError("nothing is kept that would tell the class; give it, or keep at least one row")
+        kept = self.tokens_of_rows(keep_rows)
         codes = self.encode(images, fit=fit)
-        kept = self.first_tokens(keep_rows * self.grid).expand(len(codes), -1)
+        kept = kept.expand(len(codes), -1)
         return self._continued(
             codes, keep_rows * self.grid, self.guess(codes, labels, kept), n, config, batch_size, progress, output_type
         )
@@ -202,8 +198,6 @@ class Editing(Drawing):
         pixels = read_images(images, self.image_size, fit)
         codes = self.encode(pixels)
         mask = read_masks(masks, len(codes), self.image_size, self.grid)
-        if labels is None and bool(mask.all(dim=1).any()):
-            raise ConfigError("nothing is kept that would tell the class; give it, or a mask that keeps something")
         configs, seeds = self.each_image(config, len(codes), n)
         check_whole(candidates=candidates)
         given = self.guess(codes, labels, ~mask).repeat_interleave(n, dim=0)

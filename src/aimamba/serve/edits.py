@@ -26,7 +26,7 @@ from aimamba.serve.service import Service
 Result = TypeVar("Result")
 
 
-def router(service: Service) -> APIRouter:  # noqa: PLR0915 - one route after the other
+def router(service: Service) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix="/v1", tags=["editing"])
     answers = {200: {"content": binary_answers()}, **error_responses(*ERRORS)}
@@ -50,8 +50,6 @@ def router(service: Service) -> APIRouter:  # noqa: PLR0915 - one route after th
     async def guessed(wanted: Completion, codes: Tensor, known: Tensor) -> int:
         if wanted.class_name is not None:
             return service.label(wanted.class_name, "class_name")
-        if not known.any():
-            raise ApiError(422, "class_name: nothing is kept that would tell the class; give it", field="class_name")
         async with service.uploads:
             labels = await _checked(lambda: pipeline.guess(codes, None, known), "class_name")
         return int(labels[0])
