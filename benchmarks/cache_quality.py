@@ -23,7 +23,7 @@ def logits(model: AiM, inputs: Tensor, cache: Literal["model", "int8"]) -> Tenso
     """Return the logits (B, L, V) of a class and the codes after it (B, L), one step after the other."""
     step = RecordedStep(model, form="dual", cache=cache)
     memory, found = step.new_memory(len(inputs)), []
-    step.begin(inputs[:, 0], memory, all_begin=True)
+    step.begin(inputs[:, 0], memory)
     for position, token in enumerate(inputs.unbind(1)):
         found.append(step(token, memory, places=step.places(position)))
         memory["position"].add_(1)

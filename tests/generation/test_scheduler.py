@@ -20,6 +20,7 @@ from aimamba.generation.scheduler import (
     Scheduler,
     SchedulerConfig,
 )
+from aimamba.models.aim import BEGUN
 from tests.decoding import Recorder
 
 LENGTH = 9
@@ -296,19 +297,20 @@ def test_a_thread_finishes_what_is_there_and_then_ends(model):
 def test_recorded_rows_take_few_numbers_and_shrink_again(model):
     recorder = Recorder()
     engine = RecordedEngine(RecordedStep(model), recorder)
-    rows = make_rows(engine)
-    for count in range(20):
+    rows = make_rows(model, engine)
+    openings = model.openings(torch.zeros(20, dtype=torch.long))
+    for count, opening in enumerate(openings):
         rows.append()
-        rows.restart(count)
+        rows.restart(count, opening)
     with torch.inference_mode():
-        assert rows.step(torch.zeros(20, dtype=torch.long)).shape == (20, 24)
+        assert rows.step(torch.full((20,), BEGUN)).shape == (20, 24)
         for _ in range(15):
             rows.pop()
-        plain = make_rows(make(model, "plain"))
+        plain = make_rows(model, make(model, "plain"))
         for count in range(5):
             plain.append()
-            plain.restart(count)
-        plain.step(torch.zeros(5, dtype=torch.long))
+            plain.restart(count, openings[count])
+        plain.step(torch.full((5,), BEGUN))
         inputs = torch.arange(5)
         assert torch.allclose(rows.step(inputs), plain.step(inputs), atol=1e-4)
     assert recorder.recorded == 2  # for 32 rows and for 8, or 16

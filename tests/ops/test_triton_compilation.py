@@ -70,7 +70,7 @@ def tiles(outputs, inputs):
     return {name.upper(): getattr(division, name) for name in ("block", "tiles", "parts", "lanes")}
 
 embedded = dict.fromkeys("inputs position position_shift".split(), "*i64")
-given = "condition words places", "residual", {"D": 1536, "BLOCK": 2048, "PLACED": True}
+given = "opening words places", "residual", {"D": 1536, "PREFIX": 16, "BLOCK": 2048, "PLACED": True}
 build(embedding._embed_step_kernel, *given, embedded, norms.Launch(4))
 sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536)
 build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)

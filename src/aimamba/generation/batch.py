@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import CheckpointError, DataError
@@ -20,6 +20,7 @@ from aimamba.generation.record import EditRecord
 from aimamba.generation.rows import make_rows
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM
+from aimamba.models.aim import BEGUN
 from aimamba.ops.sampling.logits import guided_sample, uniform_dtype
 
 _SETTINGS = ("top_k", "top_p", "min_p")
@@ -34,6 +35,8 @@ class Job:
     Attributes:
         label: Its class; ``num_classes`` is the null class.
         config: Settings of sampling, with the seed of this image.
+        opening: In place of the class, as of a caption, (P + 1, D); see ``aimamba.models.condition``.
+        negative: Opening of its unconditional row, in place of the negative class.
         known: Codes that are known, (L,); -1 where one is to be sampled. None if all are.
         run: Begins a decoding loop that generates this image alone, beside those that share steps; as ``generate``, it
             yields the tokens so far, (1, t).
@@ -43,6 +46,8 @@ class Job:
 
     label: int
     config: SamplingConfig
+    opening: Float[Tensor, "p1 d"] | None = field(default=None, repr=False)
+    negative: Float[Tensor, "p1 d"] | None = field(default=None, repr=False)
     known: Int[Tensor, " l"] | None = field(default=None, repr=False)
     run: Callable[[], Iterator[Tensor]] | None = field(default=None, repr=False)
     edit: EditRecord | None = None
@@ -59,6 +64,9 @@ class Job:
         length, codes = model.config.num_tokens, model.config.vocab_size
         if not 0 <= self.label <= model.condition.null_class:
             raise DataError(f"label {self.label} is out of range: expected 0 to {model.condition.null_class - 1}")
+        for opening in (self.opening, self.negative):
+            if opening is not None:
+                model.condition.check_opening(opening[None])
         if self.known is None:
             return
         if self.known.shape != (length,):
@@ -76,6 +84,7 @@ class Running:
         place: Its place in the tables.
         last_guided: Number of tokens after which it is not guided any more.
         codes: Its codes, (L,), of which the first ``tokens`` are chosen; on the device.
+        before: Vectors of its opening that its rows have still to take before the first token.
         tokens: Number of tokens that it has.
         error: Why it cannot be finished.
     """
@@ -84,6 +93,7 @@ class Running:
     place: int
     last_guided: int
     codes: Tensor
+    before: int = 0
     tokens: int = 0
     error: Exception | None = None
 
@@ -131,15 +141,14 @@ class Batch:
         shape, device = (most, self._length), self._device
         self._uniforms = torch.zeros(shape, dtype=uniform_dtype(device), device=device)
         self._scales, self._temperatures = torch.ones(shape, device=device), torch.ones(shape, device=device)
-        self._negatives = torch.zeros(most, dtype=torch.long, device=device)  # labels of unconditional rows
         self._known = torch.full(shape, _FREE, device=device)
         self._codes = torch.zeros(shape, dtype=torch.long, device=device)
-        self._latest = torch.zeros(most, dtype=torch.long, device=device)  # label, or latest code
+        self._latest = torch.zeros(most, dtype=torch.long, device=device)  # code, or BEGUN
         self.clear()
 
     def clear(self) -> None:
         """Remove all images, also after a step that failed."""
-        self._rows = make_rows(self._engine)
+        self._rows = make_rows(self._model, self._engine)
         self._images: list[Running] = []  # in the order of their conditional rows
         self._guided: list[Running] = []  # in the order of their unconditional rows
         self._alone: dict[Running, Iterator[Tensor]] = {}  # images with loops of their own
@@ -169,26 +178,31 @@ class Batch:
         scales = [config.guidance_at(t, length) for t in range(length)]
         last_guided = max((t + 1 for t, scale in enumerate(scales) if scale != 1), default=0)
         place = self._free.pop()
-        image = Running(job, place, last_guided, self._codes[place])
+        image = Running(job, place, last_guided, self._codes[place], self._model.config.prefix_tokens)
         self._uniforms[place] = uniform_numbers(self._model, [config.seed])[0, :, 0]
         self._scales[place] = torch.tensor(scales)
         self._temperatures[place] = torch.tensor([config.temperature_at(t, length) for t in range(length)])
-        self._negatives[place] = negative_label(self._model, config)
         self._known[place] = _FREE if job.known is None else job.known
-        self._latest[place] = job.label
+        self._latest[place] = BEGUN
         boundary = len(self._images)
         self._rows.append()
         if self._guided:  # the first unconditional row gives way
             self._rows.move(boundary, len(self._rows) - 1)
             self._guided.append(self._guided.pop(0))
-        self._rows.restart(boundary)
+        self._rows.restart(boundary, self._opening(job.label, job.opening))
         self._images.append(image)
         if last_guided:
             self._rows.append()
-            self._rows.restart(len(self._rows) - 1)
+            others = self._opening(negative_label(self._model, config), job.negative)
+            self._rows.restart(len(self._rows) - 1, others)
             self._guided.append(image)
         self._settled = None
         return image
+
+    def _opening(self, label: int, given: Float[Tensor, "p1 d"] | None) -> Float[Tensor, "p1 d"]:
+        if given is not None:
+            return given.to(self._device)
+        return self._model.openings(torch.tensor([label], device=self._device))[0]
 
     @torch.inference_mode()
     def leave(self, image: Running) -> None:
@@ -242,9 +256,7 @@ class Batch:
         tokens = torch.tensor([image.tokens for image in self._images], device=self._device)
         inputs = self._latest[places]
         if self._guided:
-            begun = tokens[settled.guided] > 0
-            others = torch.where(begun, inputs[settled.guided], self._negatives[places[settled.guided]])
-            inputs = torch.cat([inputs, others])
+            inputs = torch.cat([inputs, inputs[settled.guided]])
         logits = self._rows.step(inputs)
         chosen = self._sample(
             logits,
@@ -258,9 +270,14 @@ class Batch:
             known = self._known[places, tokens]
             chosen = torch.where(known == _FREE, chosen, known)
         self._codes[places, tokens] = chosen
+        if opening := [index for index, image in enumerate(self._images) if image.before]:
+            chosen[opening] = BEGUN  # what was chosen for them is written over later
         self._latest[places] = chosen
         finished = []
         for index, image in enumerate(self._images):
+            if image.before:
+                image.before -= 1
+                continue
             image.tokens += 1
             if image.tokens == self._length:
                 rows = [index, *(count + place for place, other in enumerate(self._guided) if other is image)]

@@ -40,6 +40,7 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
     codes: Int[Tensor, "b l"],
     mask: Tensor,
     seeds: Sequence[int] | None = None,
+    negatives: Float[Tensor, "b p1 d"] | None = None,
     method: str = "resample",
     candidates: int = 16,
     engine: Engine | str = "auto",
@@ -51,11 +52,12 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
 
     Args:
         model: The generator, in evaluation mode.
-        labels: A class or a mixture for each image, see ``generate``.
+        labels: A class, a mixture or an opening for each image, see ``generate``.
         config: Settings for all images, or one for each.
         codes: All tokens of each image; masked ones may be anything.
         mask: Which tokens to draw again, booleans (B, L).
         seeds: A seed for each image, see ``generate``.
+        negatives: Openings of the unconditional rows, see ``generate``.
         method: See the head of this module.
         candidates: Candidates for each image (N); ``plain`` has one.
         engine: See ``generate``.
@@ -73,7 +75,7 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
     configs, seeds = each_config(config, seeds, count)
     number = 1 if method == "plain" else candidates
     _check(model, method, number, count, mask)
-    single = SamplingPlan(model, labels, configs)
+    single = SamplingPlan(model, labels, configs, negatives)
     device = single.device
     known = check_codes(model, codes.where(~mask, 0).to(device), count, "codes")
     starts = mask.any(dim=0).nonzero().flatten().tolist()
@@ -84,15 +86,18 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
 
     stepper = make_engine(model, engine) if isinstance(engine, str) else engine
     state = stepper.init_state(single.rows)
-    inputs, logits = single.first_inputs(), torch.empty(0)
+    inputs = logits = torch.empty(0)
     for t in range(first):  # what all candidates have in common
         state = single.leave(state, t) if t else state
-        logits = stepper.step(single.inputs(inputs, state.rows) if t else inputs, state)
+        logits = stepper.step(single.inputs(inputs, state.rows), state) if t else single.open(stepper, state)
         inputs = known[:, t]
         yield known[:, : t + 1]
 
     many = SamplingPlan(
-        model, labels.repeat_interleave(number, dim=0), [each for each in configs for _ in range(number)]
+        model,
+        labels.repeat_interleave(number, dim=0),
+        [each for each in configs for _ in range(number)],
+        None if negatives is None else negatives.repeat_interleave(number, dim=0),
     )
     with torch.inference_mode(mode=False):
         found = known.repeat_interleave(number, dim=0).clone()  # (B N, L)
@@ -103,11 +108,11 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
         state = state.select(torch.arange(state.rows, device=device).repeat_interleave(number)) if number > 1 else state
         inputs = many.inputs(found[:, first - 1], state.rows)
     else:
-        state, inputs = stepper.init_state(many.rows), many.first_inputs()
+        state = stepper.init_state(many.rows)
     for t in range(first, length):
         if number == 1 and t > last:
             break  # all that follows is known, and nothing depends on how likely it is
-        logits = stepper.step(inputs, state)
+        logits = stepper.step(inputs, state) if t else many.open(stepper, state)
         if t <= last:
             sampled = many.sample(stepper, t, logits, numbers[t])
             found[:, t] = torch.where(mask[:, t], sampled, known[:, t])

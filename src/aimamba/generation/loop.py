@@ -6,6 +6,7 @@ Shape letters: B images, L tokens of an image, R rows of the state (conditional,
 from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from aimamba.errors import CheckpointError, ConfigError
@@ -25,6 +26,7 @@ def generate(
     *,
     seeds: Sequence[int] | None = None,
     prefix: Tensor | None = None,
+    negatives: Float[Tensor, "b p1 d"] | None = None,
     position_shift: int | None = None,
     engine: Engine | str = "auto",
 ) -> Iterator[Tensor]:
@@ -35,11 +37,13 @@ def generate(
     Args:
         model: The generator, in evaluation mode.
         labels: A class for each image, where ``num_classes`` is the null class, (B,); or weights of the classes for
-            each image, (B, C) or with the null class (B, C + 1): a mixture.
+            each image, (B, C) or with the null class (B, C + 1): a mixture; or openings (B, P + 1, D), as of captions,
+            from ``AiM.openings``.
         config: Settings for all images, or one for each.
         seeds: A seed for each image. By default, image i has the config's seed plus i, or its own config's seed.
         prefix: The first tokens of each image, if they are known: (B, k), or rows of the grid (B, r, w); or one (1, k)
             for all.
+        negatives: Openings of the unconditional rows, one for each image, in place of the null class.
         position_shift: Overrides the model's ``decode_position_shift``.
         engine: Computes the steps: a name of ``aimamba.generation.engines``, or an engine for this model from
             ``make_engine``, which can be used again.
@@ -58,16 +62,16 @@ def generate(
     count, length = len(labels), model.config.num_tokens
     check_labels(model, labels)
     configs, seeds = each_config(config, seeds, count)
-    plan = SamplingPlan(model, labels, configs)
+    plan = SamplingPlan(model, labels, configs, negatives)
     [uniforms] = uniform_numbers(model, seeds)  # (L, B)
     known = None if prefix is None else check_codes(model, prefix.to(plan.device), count, "prefix")
     stepper = make_engine(model, engine) if isinstance(engine, str) else engine
     state = stepper.init_state(plan.rows, position_shift=position_shift)
-    inputs = plan.first_inputs()
+    inputs = torch.empty(0)
     with torch.inference_mode(mode=False):  # so that the caller may train on them
         codes = torch.empty(count, length, dtype=torch.long, device=plan.device)
     for t in range(length):
-        logits = stepper.step(inputs, state)
+        logits = stepper.step(inputs, state) if t else plan.open(stepper, state)
         if known is not None and t < known.shape[1]:
             codes[:, t] = known[:, t]
         else:

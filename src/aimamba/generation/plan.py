@@ -15,11 +15,13 @@ from aimamba.errors import ConfigError, DataError
 from aimamba.generation.engines import Engine, SamplingEngine
 from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM, DecodingState
+from aimamba.models.aim import BEGUN
+from aimamba.models.condition import Given
 from aimamba.ops.sampling.logits import Setting, guide, guided_sample, uniform_dtype
 from aimamba.seeds import seeded
 
-Labels = Int[Tensor, " b"] | Float[Tensor, "b c"]
-"""A class for each image, or weights of the classes for each; see ``ClassCondition``."""
+Labels = Given
+"""A class for each image, weights of the classes for each, or openings; see ``ClassCondition``."""
 
 _FILTERS = ("top_k", "top_p", "min_p")
 
@@ -34,13 +36,20 @@ class SamplingPlan:
         last_guided: Number of tokens after which no image is guided any more.
     """
 
-    def __init__(self, model: AiM, labels: Labels, configs: Sequence[SamplingConfig]) -> None:
+    def __init__(
+        self,
+        model: AiM,
+        labels: Labels,
+        configs: Sequence[SamplingConfig],
+        negatives: Float[Tensor, "b p1 d"] | None = None,
+    ) -> None:
         """Check the settings and move them to the device.
 
         Args:
             model: The generator.
             labels: Checked by ``check_labels``.
             configs: Settings of each image.
+            negatives: Openings of the unconditional rows, in place of those of the negative classes.
 
         Raises:
             ConfigError: A negative class does not fit.
@@ -54,11 +63,12 @@ class SamplingPlan:
         scales = torch.tensor([courses[config] for config in configs]).mT.contiguous()  # (L, B)
         guided = (scales != 1).any(dim=0).nonzero().flatten()  # images that need an unconditional row
         self.last_guided = int((scales != 1).any(dim=1).nonzero().max()) + 1 if len(guided) else 0
-        others = torch.arange(self.count).index_copy(0, guided, self.count + torch.arange(len(guided)))
-        negatives = [negative_label(model, configs[image]) for image in guided.tolist()]
-        self._unconditional_rows = others.to(self.device) if len(guided) else None
+        rows = torch.arange(self.count).index_copy(0, guided, self.count + torch.arange(len(guided)))
+        self._unconditional_rows = rows.to(self.device) if len(guided) else None
         self.guided, self._scales = guided.to(self.device), scales.to(self.device)
-        self._labels = labels.to(self.device), torch.tensor(negatives, dtype=torch.long, device=self.device)
+        given = torch.tensor([negative_label(model, configs[i]) for i in guided.tolist()], dtype=torch.long)
+        others = given.to(self.device) if negatives is None else negatives.to(self.device)[self.guided]
+        self._given = labels.to(self.device), others
         filters = {name: self._setting([getattr(each, name) for each in configs]) for name in _FILTERS}
         changes = any(config.temperature_end is not None for config in courses)
         course = [self._temperature_at(t) for t in (tokens if changes else tokens[:1])]
@@ -77,12 +87,18 @@ class SamplingPlan:
         return self.count + len(self.guided)
 
     def first_inputs(self) -> Tensor:
-        """Return what the first step is given: a class label for each row (R,), or class vectors (R, D)."""
-        labels, negatives = self._labels
-        if not labels.is_floating_point():
-            return torch.cat([labels, negatives])
-        condition = self._model.condition
-        return torch.cat([condition(labels), condition(negatives)])
+        """Return what the first step is given: a class label for each row (R,), or openings (R, P + 1, D)."""
+        given, others = self._given
+        if not given.is_floating_point() and not others.is_floating_point():
+            return torch.cat([given, others])
+        return torch.cat([self._model.openings(part) for part in (given, others)])
+
+    def open(self, engine: Engine, state: DecodingState) -> Float[Tensor, "r v"]:
+        """Feed the opening of each row, and return the logits of its first code."""
+        logits = engine.step(self.first_inputs(), state)
+        for _ in range(self._model.config.prefix_tokens):
+            logits = engine.step(torch.full((state.rows,), BEGUN, device=self.device), state)
+        return logits
 
     def inputs(self, codes: Int[Tensor, " b"], rows: int) -> Int[Tensor, " r"]:
         """Return what a later step is given: the latest code of each image, for as many rows as there are."""
@@ -146,6 +162,8 @@ def check_labels(model: AiM, labels: Labels) -> None:
     """
     if len(labels) == 0:
         raise DataError("no labels given; expected at least one")
+    if labels.ndim == 3:
+        return model.condition.check_opening(labels)
     if labels.is_floating_point():
         return model.condition.check_mixtures(labels)
     null_class = model.condition.null_class

@@ -3,6 +3,7 @@
 Shape letters: R rows, V vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from aimamba.generation.engines import Engine
 from aimamba.generation.engines.recorded import RecordedEngine
-from aimamba.models.state import AiMState
+from aimamba.models import AiM, AiMState
 
 _FEWEST = 8  # rows that memory is made for
 
@@ -28,8 +29,8 @@ class Rows(Protocol):
         """Add a row at the end, to be put at position 0 by ``restart``."""
         ...
 
-    def restart(self, row: int) -> None:
-        """Put a row at position 0: its next input is a class label."""
+    def restart(self, row: int, opening: Float[Tensor, "p1 d"]) -> None:
+        """Put a row at position 0, with the opening that it takes before codes."""
         ...
 
     def move(self, source: int, target: int) -> None:
@@ -41,20 +42,30 @@ class Rows(Protocol):
         ...
 
     def step(self, inputs: Int[Tensor, " r"]) -> Float[Tensor, "r v"]:
-        """Feed one token of each row and return the logits of its next code."""
+        """Feed one token of each row and return the logits of its next code.
+
+        Args:
+            inputs: The latest code of a row; ``BEGUN`` for one that takes a vector of its opening.
+        """
         ...
 
 
-def make_rows(engine: Engine) -> Rows:
+def make_rows(model: AiM, engine: Engine) -> Rows:
     """Return an empty batch of an engine's rows."""
-    return RecordedRows(engine) if isinstance(engine, RecordedEngine) else PackedRows(engine)
+    return RecordedRows(engine) if isinstance(engine, RecordedEngine) else PackedRows(model, engine)
+
+
+@torch.no_grad()
+def _begin(model: AiM, tensors: Mapping[str, Tensor], row: int, opening: Float[Tensor, "p1 d"]) -> None:
+    for name, value in model.begun(opening[None]).items():
+        tensors[name][row] = value[0]
 
 
 class PackedRows:
     """Rows of an engine that computes any number of them: the first ones of a memory that grows when it is full."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, model: AiM, engine: Engine) -> None:
+        self._model, self._engine = model, engine
         self._count = 0
         self._memory = self._made(_FEWEST)
 
@@ -67,9 +78,10 @@ class PackedRows:
             self._memory = self._memory.join([self._made(self._count)])
         self._count += 1
 
-    def restart(self, row: int) -> None:
+    def restart(self, row: int, opening: Float[Tensor, "p1 d"]) -> None:
         """See ``Rows``."""
         self._memory.restart(row)
+        _begin(self._model, self._memory.tensors(), row, opening)
 
     def move(self, source: int, target: int) -> None:
         """See ``Rows``."""
@@ -122,10 +134,12 @@ class RecordedRows:
         self._places.append(min(set(range(self._state.rows)) - set(self._places)))
         self._positions.append(0)
 
-    def restart(self, row: int) -> None:
+    def restart(self, row: int, opening: Float[Tensor, "p1 d"]) -> None:
         """See ``Rows``."""
         self._positions[row] = 0
-        self._state.tensors()["position"][self._places[row]] = 0
+        tensors, place = self._state.tensors(), self._places[row]
+        tensors["position"][place] = 0
+        _begin(self._engine.model, tensors, place, opening)
 
     def move(self, source: int, target: int) -> None:
         """See ``Rows``."""

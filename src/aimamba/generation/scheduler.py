@@ -310,7 +310,10 @@ class Scheduler:
                     del request.running[index]
                     self._end(request, Failed(image.error))
                 elif image in finished or (
-                    request.preview_every and image.tokens % request.preview_every == 0 and self._credit > 0
+                    request.preview_every
+                    and image.tokens
+                    and self._credit > 0
+                    and image.tokens % request.preview_every == 0
                 ):
                     ready.append((request, index, image))
         if not ready:

@@ -1,16 +1,16 @@
 """The generator: a causal sequence model over the codes of an image (AiM, arXiv 2408.12245).
 
-The class vector is both the first token and the condition of every adaptive norm. The codes follow in raster order;
-the output at each position predicts the next code.
+The condition vector, as that of a class, is both a token and the condition of every adaptive norm. Prefix tokens, if
+there are any, come before it, and the codes follow in raster order; the output at each position predicts the next code.
 
-Shape letters: B batch, L tokens of an image, D width, V vocabulary, N blocks.
+Shape letters: B batch, L tokens of an image, P prefix tokens, D width, V vocabulary, N blocks.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,15 +20,19 @@ from aimamba.errors import ConfigError
 from aimamba.models.adaln import make_adaln
 from aimamba.models.aim_config import AiMConfig
 from aimamba.models.attention import Attention, FeedForward
-from aimamba.models.condition import ClassCondition, empty_embedding
+from aimamba.models.condition import ClassCondition, Given, empty_embedding
 from aimamba.models.mamba2 import Mamba2
 from aimamba.models.norm import RMSNorm
 from aimamba.models.pretrained import PretrainedModel
 from aimamba.models.state import AiMState, MixerState
+from aimamba.models.text import Captions, TextCondition
 from aimamba.ops.cache import Position, common
 from aimamba.ops.linear.linear import linear
 from aimamba.ops.norm.modulated import residual_modulated_norm
 from aimamba.ops.norm.rms import modulated_rms_norm_step
+
+BEGUN = -1
+"""The input of a row that still takes vectors of its opening, which the state holds, rather than a code."""
 
 
 class Block(nn.Module):
@@ -105,7 +109,11 @@ class AiM(PretrainedModel[AiMConfig]):
         super().__init__()
         self.config = config
         width = config.width
-        self.condition = ClassCondition(config.num_classes, width)
+        self.condition = (
+            ClassCondition(config.num_classes, width)
+            if config.text is None
+            else TextCondition(config.text, config.num_classes, width)
+        )
         self.word_embedding = empty_embedding(config.vocab_size, width)
         # One more row than there are codes: decoding may shift the place of a code by one.
         self.position_embedding = (
@@ -126,6 +134,7 @@ class AiM(PretrainedModel[AiMConfig]):
         """Fill every parameter with random numbers from ``generator`` (by default torch's global one).
 
         =================  ================================================================
+        condition          see ``aimamba.models.condition``
         embeddings         normal, standard deviation 0.02
         mixers             their ``init_weights``; output projections scaled by 1 / sqrt(N)
         adaln              see ``aimamba.models.adaln``
@@ -134,7 +143,8 @@ class AiM(PretrainedModel[AiMConfig]):
         output head        tied to the word embedding
         =================  ================================================================
         """
-        for embedding in (self.condition.table, self.word_embedding, self.position_embedding):
+        self.condition.init_weights(generator)
+        for embedding in (self.word_embedding, self.position_embedding):
             if embedding is not None:
                 embedding.weight.normal_(std=0.02, generator=generator)
         self.adaln.init_weights(generator)
@@ -187,18 +197,21 @@ class AiM(PretrainedModel[AiMConfig]):
     def forward(
         self,
         codes: Int[Tensor, "b l1"],
-        labels: Int[Tensor, " b"] | Float[Tensor, "b c"],
+        labels: Given,
+        captions: Captions | None = None,
         *,
         position_shift: int = 0,
         token_mask: Float[Tensor, "b l1 d"] | None = None,
         head: bool = True,
         checkpointing: bool = False,
     ) -> Float[Tensor, "b l v"]:
-        """Return the logits of every code given the class and the codes before it.
+        """Return the logits of every code given the condition and the codes before it.
 
         Args:
             codes: All codes of the image but the last, (B, L - 1), or any shorter prefix.
-            labels: Class labels; ``num_classes`` is the null class. Or mixtures of classes: a weight for each.
+            labels: Class labels; ``num_classes`` is the null class. Or mixtures of classes: a weight for each. Or
+                openings, see ``aimamba.models.condition``.
+            captions: A caption for each image, see ``aimamba.models.text``; None for none.
             position_shift: Added to the place of every code. Models are trained with 0.
             token_mask: Multiplied with the word embeddings, for dropout.
             head: Whether to apply the tied head, ``word_embedding.weight``.
@@ -208,17 +221,18 @@ class AiM(PretrainedModel[AiMConfig]):
             Logits (B, L, V), of which index t predicts code t. Without the head, its input (B, L, D).
 
         Raises:
-            ConfigError: The codes are those of a whole image or more: nothing follows the last one.
+            ConfigError: The codes are those of a whole image or more: nothing follows the last one. Or what is given
+                does not fit.
         """
         if codes.shape[1] >= (length := self.config.num_tokens):
             raise ConfigError(
                 f"AiM predicts each of {length} codes from those before it and takes {length - 1} of them at most, got "
                 f"{codes.shape[1]}; leave out the last: codes[:, :-1]"
             )
-        condition = self.condition(labels)
-        modulation, final_modulation = self.modulations(condition)
+        opening = self.condition.opening(labels, captions)
+        modulation, final_modulation = self.modulations(opening[:, -1])
         place = torch.arange(position_shift, codes.shape[1] + position_shift, device=codes.device)
-        hidden = torch.cat([condition[:, None], self.embed(codes, place, token_mask)], dim=1)
+        hidden = torch.cat([opening, self.embed(codes, place, token_mask)], dim=1)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         mixed = gate = None
         for block, of_block in zip(self.blocks, modulation.unbind(1), strict=True):
@@ -232,6 +246,7 @@ class AiM(PretrainedModel[AiMConfig]):
             gate = next_gate
         if mixed is not None and gate is not None:
             residual = residual + gate[:, None] * mixed
+        residual = residual[:, self.config.prefix_tokens :]
         return (self._logits if head else self._final)(residual, final_modulation[:, None])
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
@@ -246,53 +261,83 @@ class AiM(PretrainedModel[AiMConfig]):
         return AiMState(
             position=torch.zeros(batch, dtype=torch.long, device=weight.device),
             position_shift=torch.full((batch,), shift, device=weight.device),
+            opening=weight.new_zeros(batch, config.prefix_tokens + 1, config.width),
             modulation=weight.new_zeros(batch, config.num_blocks, 3, config.width),
             final_modulation=weight.new_zeros(batch, 2, config.width),
-            mixers=[block.mixer.init_state(batch, config.num_tokens + 1) for block in self.blocks],
+            mixers=[block.mixer.init_state(batch, config.steps + 1) for block in self.blocks],
         )
 
-    def enter(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], state: AiMState) -> Float[Tensor, "b d"]:
-        """Return the vector of each row's input, with which a step begins.
+    def openings(self, given: Given, captions: Captions | None = None) -> Float[Tensor, "b p1 d"]:
+        """Return what comes before the codes of each image, computed alone; see ``ClassCondition.opening``."""
+        if self.config.text is None or given.ndim == 3:
+            return self.condition.opening(given, captions)
+        alone = range(len(given))
+        texts = [None if captions is None else captions[i : i + 1] for i in alone]
+        return torch.cat([self.condition.opening(given[i : i + 1], texts[i]) for i in alone])
 
-        For rows at position 0, also compute the modulations of their class; ``state`` keeps them for the whole image.
+    def begun(self, given: Int[Tensor, " b"] | Float[Tensor, "b p1 d"]) -> dict[str, Tensor]:
+        """Return what a state keeps of its rows' conditions: ``opening``, ``modulation``, ``final_modulation``.
+
+        Each distinct condition is computed once and alone: the rounding of a matrix product depends on its number of
+        rows, and an image must not depend on the rest of its batch.
+
+        Args:
+            given: Class labels, or openings, see ``ClassCondition``.
+        """
+        opening = self.openings(given)
+        distinct, which = torch.unique(opening[:, -1], dim=0, return_inverse=True)
+        modulation, final_modulation = zip(*(self.modulations(one) for one in distinct.split(1)), strict=True)
+        return {
+            "opening": opening,
+            "modulation": torch.cat(modulation)[which],
+            "final_modulation": torch.cat(final_modulation)[which],
+        }
+
+    def begin(
+        self, given: Int[Tensor, " b"] | Float[Tensor, "b p1 d"], state: AiMState, rows: Bool[Tensor, " b"]
+    ) -> None:
+        """Let rows at position 0 begin: ``state`` keeps their openings and modulations for the whole image.
+
+        Args:
+            given: For every row, see ``begun``.
+            state: Updated, except for its positions.
+            rows: Which rows begin. The others keep what they have.
+        """
+        for name, new in self.begun(given).items():
+            old = getattr(state, name)
+            setattr(state, name, torch.where(rows.view(-1, *[1] * (new.ndim - 1)), new.to(old.dtype), old))
+
+    def enter(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b p1 d"], state: AiMState) -> Float[Tensor, "b d"]:
+        """Return the vector of each row's input, with which a step begins.
 
         Args:
             inputs: As for ``step``.
-            state: Its modulations are updated, its position is not.
+            state: Rows at position 0 begin, see ``begin``. The position is not updated.
         """
-        starting = state.position == 0
         if inputs.is_floating_point():
-            assert bool(starting.all()), "class vectors are the input of rows at position 0 alone"
-            distinct, which = torch.unique(inputs, dim=0, return_inverse=True)
-            return self._begin(distinct, which, starting, state)
-        if not bool(starting.any()):
-            return self.embed(inputs, state.position - 1 + state.position_shift)
-        labels = torch.where(starting, inputs, self.condition.null_class)
-        distinct, which = labels.unique(return_inverse=True)
-        condition = self._begin(self.condition(distinct), which, starting, state)
-        place = (state.position - 1 + state.position_shift).clamp(min=0)
-        codes = self.embed(torch.where(starting, 0, inputs), place)
-        return torch.where(starting[:, None], condition, codes)
+            assert not bool(state.position.any()), "openings are the input of rows at position 0 alone"
+            self.begin(inputs, state, state.position == 0)
+            return state.opening[:, 0]
+        prefix = self.config.prefix_tokens
+        starting = (state.position == 0) & (inputs != BEGUN)
+        if bool(starting.any()):
+            self.begin(torch.where(starting, inputs, self.condition.null_class), state, starting)
+        place = state.position - 1 - prefix + state.position_shift
+        opened = state.position > prefix
+        if bool(opened.all()):
+            return self.embed(inputs, place)
+        rows = torch.arange(len(inputs), device=inputs.device)
+        vectors = state.opening[rows, state.position.clamp(max=prefix)]
+        codes = self.embed(torch.where(opened, inputs, 0), place.clamp(min=0))
+        return torch.where(opened[:, None], codes, vectors)
 
-    def _begin(
-        self, distinct: Float[Tensor, "u d"], which: Int[Tensor, " b"], starting: Tensor, state: AiMState
-    ) -> Float[Tensor, "b d"]:
-        """Compute the modulations of rows at position 0 from their class vectors, which are returned.
-
-        Each distinct vector once and alone: the rounding of a matrix product depends on its number of rows.
-        """
-        modulation, final_modulation = zip(*(self.modulations(one) for one in distinct.split(1)), strict=True)
-        rows = starting[:, None, None]
-        state.modulation = torch.where(rows[..., None], torch.cat(modulation)[which], state.modulation)
-        state.final_modulation = torch.where(rows, torch.cat(final_modulation)[which], state.final_modulation)
-        return distinct[which]
-
-    def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], state: AiMState) -> Float[Tensor, "b v"]:
+    def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b p1 d"], state: AiMState) -> Float[Tensor, "b v"]:
         """Feed one token of each row and return the logits of its next code.
 
         Args:
-            inputs: The class label of a row at position 0, and the latest code of any other row; or, where all rows
-                are at position 0, their class vectors, as of mixtures of classes (see ``ClassCondition``).
+            inputs: The class label of a row at position 0, ``BEGUN`` for one that has its opening and takes a vector of
+                it, and the latest code of any other row. Or, where all rows are at position 0, their openings, see
+                ``ClassCondition``.
             state: From ``init_state``, and updated. Its rows may be at different positions.
         """
         hidden = self.enter(inputs, state)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from aimamba.config import check
 from aimamba.models.adaln import AdaLNKind
 from aimamba.models.bounds import check_generator
+from aimamba.models.text import TextConfig
 
 MixerKind = Literal["mamba2", "attention"]
 PositionKind = Literal["learned", "rope", "none"]
@@ -66,6 +67,7 @@ class AiMConfig:
     feed_forward: float = 8 / 3
     decode_position_shift: int = 0
     tokenizer: str | None = None
+    text: TextConfig | None = None
 
     def __post_init__(self) -> None:
         check_generator(self)
@@ -93,6 +95,20 @@ class AiMConfig:
             self.tokenizer is None or re.fullmatch(r"[0-9a-f]{64}", self.tokenizer) is not None,
             f"AiMConfig: tokenizer must be a fingerprint of 64 hex digits, got {str(self.tokenizer)[:80]!r}",
         )
+        check(
+            self.text is None or self.positions != "rope",
+            "AiMConfig: positions 'rope' counts from the class vector, and captions come before it; choose 'learned'",
+        )
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Vectors before the condition vector (P), see ``aimamba.models.condition``."""
+        return 0 if self.text is None else self.text.prefix
+
+    @property
+    def steps(self) -> int:
+        """Decoding steps of an image: one for every prefix token, and one for every code (P + L)."""
+        return self.prefix_tokens + self.num_tokens
 
 
 _AIM = AiMConfig()

@@ -81,7 +81,16 @@ def count_generator(config: Any) -> int:
     groups = config.adaln_groups if config.adaln == "group" else 1
     modulation = {"none": 0, "block": blocks * projection}.get(config.adaln, groups * projection + 3 * blocks * width)
     rows = config.vocab_size + config.num_classes + 1 + (config.num_tokens + 1 if config.positions == "learned" else 0)
-    return mixers + modulation + width * (rows + blocks + 2) + 2 * width * (width + 1)
+    captions = 0 if config.text is None else _count_captions(config.text, width)
+    return mixers + modulation + width * (rows + blocks + 2) + 2 * width * (width + 1) + captions
+
+
+def _count_captions(text: Any, width: int) -> int:
+    inner = text.width
+    words = (text.features + 1) * inner if text.features else text.vocabulary * inner
+    blocks = text.blocks * inner * (12 * inner + 5 + 2)
+    ways = (inner + 1) * width * ((text.reach != "prefix") + (text.prefix > 0)) + text.prefix * width
+    return words + (text.tokens + 1) * inner + blocks + inner + ways
 
 
 def count_tokenizer(config: Any) -> int:

@@ -3,7 +3,7 @@
 ``DecodingState`` is the contract that the state of every engine keeps. ``AiMState`` is the state of the plain model
 and of the native engine.
 
-Shape letters: B rows, D width, N blocks.
+Shape letters: B rows, P prefix tokens, D width, N blocks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class DecodingState(Protocol):
 
     @property
     def position(self) -> Int[Tensor, " b"]:
-        """Tokens that each row has consumed, (B,); at 0 the next input is a class label."""
+        """Tokens that each row has consumed, with those of its opening, (B,)."""
         ...
 
     @property
@@ -107,8 +107,9 @@ class AiMState:
     """The state of ``AiM`` and of the native engine, see ``DecodingState``.
 
     Attributes:
-        position: Tokens that each row has consumed, (B,); at 0 the next input is a class label.
+        position: Tokens that each row has consumed, with those of its opening, (B,).
         position_shift: See ``AiMConfig.decode_position_shift``; (B,).
+        opening: What each row takes before codes, (B, P + 1, D); see ``aimamba.models.condition``.
         modulation: Shift, scale and gate of every block for each row's class, (B, N, 3, D).
         final_modulation: Shift and scale of the final norm, (B, 2, D).
         mixers: Memory of each block's mixer.
@@ -117,6 +118,7 @@ class AiMState:
 
     position: Tensor
     position_shift: Tensor
+    opening: Tensor
     modulation: Tensor
     final_modulation: Tensor
     mixers: list[MixerState]
@@ -137,6 +139,7 @@ class AiMState:
         tensors = {
             "position": self.position,
             "position_shift": self.position_shift,
+            "opening": self.opening,
             "modulation": self.modulation,
             "final_modulation": self.final_modulation,
         }
@@ -173,6 +176,7 @@ class AiMState:
         return AiMState(
             tensors["position"],
             tensors["position_shift"],
+            tensors["opening"],
             tensors["modulation"],
             tensors["final_modulation"],
             mixers,

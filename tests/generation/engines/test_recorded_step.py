@@ -50,7 +50,7 @@ def decode_in_memory(step, inputs, memory):
     logits = []
     for position, token in enumerate(inputs.unbind(1)):
         if position == 0:
-            step.begin(token, memory, all_begin=True)
+            step.begin(token, memory)
         logits.append(step(token, memory, places=step.places(position)))
         memory["position"].add_(1)
     return torch.stack(logits, dim=1)
@@ -127,7 +127,7 @@ def test_some_rows_begin_while_others_go_on(make_aim):
     memory["position"][1] = 0
     for ahead in range(4):
         token = torch.stack([inputs[0, 4 + ahead], inputs[1, ahead]])
-        step.begin(token, memory, all_begin=False)
+        step.begin(token, memory)
         logits = step(token, memory, places=step.places(4 + ahead))
         memory["position"].add_(1)
         assert_close(logits, torch.stack([expected[0, 4 + ahead], expected[1, ahead]]), rtol=1e-10, atol=1e-10)
@@ -195,7 +195,7 @@ def test_a_block_is_three_launches_and_reads_its_weights_once(make_aim, monkeypa
         model = make_aim(num_blocks=blocks, num_tokens=16)
         step = RecordedStep(model, triton_operators(), form="dual")
         memory = step.new_memory(2)
-        step.begin(torch.tensor([0, 1]), memory, all_begin=True)
+        step.begin(torch.tensor([0, 1]), memory)
         launches.clear()
         with Computing() as computing:
             step(torch.tensor([0, 1]), memory, places=0)

@@ -60,7 +60,7 @@ class CudaGraphEngine(RecordedEngine):
         step = RecordedStep(model, triton_operators(overlap=overlap), form=form, cache=cache)
         super().__init__(step, capture, kept=kept)
 
-    def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], state: RecordedState) -> Float[Tensor, "b v"]:
+    def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b p1 d"], state: RecordedState) -> Float[Tensor, "b v"]:
         """See ``RecordedEngine.step``."""
         with torch.cuda.device(self.model.word_embedding.weight.device):  # Triton launches on the current device
             return super().step(inputs, state)

@@ -111,7 +111,7 @@ class NativeEngine:
         self._kernel, config = kernel, model.config
         self._lock = threading.Lock()  # one call at a time: the kernel has one working memory
         self._first = 2 * config.state_size
-        self._slots = min(config.num_tokens, max(self._first, _FOLD_EVERY))
+        self._slots = min(config.steps, max(self._first, _FOLD_EVERY))
         mixers = [block.mixer for block in model.blocks]
         inner, heads = config.expand * config.width, config.expand * config.width // config.head_width
         sizes = (len(mixers), config.width, inner, heads, config.state_size, config.conv_width, config.vocab_size)
@@ -137,6 +137,7 @@ class NativeEngine:
         return AiMState(
             position=torch.zeros(batch, dtype=torch.long),
             position_shift=torch.full((batch,), shift),
+            opening=torch.zeros(batch, config.prefix_tokens + 1, config.width),
             modulation=torch.zeros(batch, config.num_blocks, 3, config.width),
             final_modulation=torch.zeros(batch, 2, config.width),
             mixers=[self._init_mixer(config, batch) for _ in range(config.num_blocks)],
@@ -147,7 +148,7 @@ class NativeEngine:
         """Return the memory of one block."""
         inner = config.expand * config.width
         heads = inner // config.head_width
-        long = config.num_tokens > self._first
+        long = config.steps > self._first
         state = (batch, heads, config.state_size, config.head_width) if long else (batch, 0)
         return {
             "window": torch.zeros(batch, config.conv_width - 1, inner + 2 * config.state_size),
@@ -158,11 +159,11 @@ class NativeEngine:
             "carry": torch.empty(batch, heads),
         }
 
-    def step(self, inputs: Int[Tensor, " r"] | Float[Tensor, "r d"], state: AiMState) -> Float[Tensor, "r v"]:
+    def step(self, inputs: Int[Tensor, " r"] | Float[Tensor, "r p1 d"], state: AiMState) -> Float[Tensor, "r v"]:
         """Feed one token of each row and return the logits of its next code, in float32; see ``AiM.step``."""
         with torch.no_grad():
             residual = self.model.enter(inputs, state).float().contiguous()
-        assert int(state.position.max()) < self.model.config.num_tokens, "a row has taken all tokens of an image"
+        assert int(state.position.max()) < self.model.config.steps, "a row has taken all tokens of an image"
         logits = torch.empty(len(inputs), self.model.config.vocab_size)
         memories = (ctypes.c_void_p * (len(state.mixers) * len(_MEMORIES)))(*self._addresses(state.mixers))
         with self._lock:

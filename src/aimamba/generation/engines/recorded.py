@@ -143,22 +143,23 @@ class RecordedEngine:
 
     @_in_turn
     @torch.no_grad()
-    def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], state: RecordedState) -> Float[Tensor, "b v"]:
+    def step(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b p1 d"], state: RecordedState) -> Float[Tensor, "b v"]:
         """Feed one token of each row and return the logits of its next code; see ``AiM.step``.
 
         Raises:
             DataError: A row has consumed all tokens of an image.
         """
-        if state.highest >= (tokens := self.model.config.num_tokens):
+        if state.highest >= self.model.config.steps:
+            tokens = self.model.config.num_tokens
             raise DataError(f"a row has taken all {tokens} tokens of an image; begin with a new state")
         recording = self._load(state)
         if inputs.is_floating_point():
-            assert state.highest == 0, "class vectors are the input of rows at position 0 alone"
-            self._step.begin(inputs, recording.memory, all_begin=True)
+            assert state.highest == 0, "openings are the input of rows at position 0 alone"
+            self._step.begin(inputs, recording.memory)
         else:
             recording.inputs.copy_(inputs)
             if state.lowest == 0:
-                self._step.begin(recording.inputs, recording.memory, all_begin=state.highest == 0)
+                self._step.begin(recording.inputs, recording.memory)
         logits = self._run(recording, self._step.places(state.highest))()
         recording.memory["position"].add_(1)
         state.lowest += 1

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.models import AiM
+from aimamba.models.aim import BEGUN
 from aimamba.models.attention import Attention
 from aimamba.models.mamba2 import Mamba2
 from aimamba.ops import triton as triton_kernels
@@ -99,7 +100,7 @@ def bytes_per_row(model: AiM, form: Form, tokens: int, cache: Cache = "model") -
 
 def choose_form(model: AiM, cache: Cache = "model") -> Form:
     """Return the form of SSD that moves fewer bytes over a whole image."""
-    middle = model.config.num_tokens // 2
+    middle = model.config.steps // 2
     dual, state = (bytes_per_row(model, form, middle, cache) for form in ("dual", "state"))
     return "dual" if dual < state else "state"
 
@@ -121,7 +122,7 @@ class RecordedStep:
         self.operators = operators or Operators()
         self.form = form or choose_form(model, cache)
         self.x_dtype = torch.int8 if cache == "int8" else None  # None: the model's
-        self.capacity = model.config.num_tokens + 1
+        self.capacity = model.config.steps + 1
         self.renew()
 
     def renew(self) -> None:
@@ -145,7 +146,7 @@ class RecordedStep:
         memory = {
             "position": torch.zeros(rows, dtype=torch.long, device=weight.device),
             "position_shift": torch.zeros(rows, dtype=torch.long, device=weight.device),
-            "condition": weight.new_zeros(rows, config.width),
+            "opening": weight.new_zeros(rows, config.prefix_tokens + 1, config.width),
             "modulation": weight.new_zeros(rows, config.num_blocks, 3, config.width),
             "final_modulation": weight.new_zeros(rows, 2, config.width),
         }
@@ -164,35 +165,33 @@ class RecordedStep:
         if self.form == "state":
             return memory | {"ssm": weight.new_empty(rows, heads, head_width, states, dtype=wide)}
         # Every head's weights begin at a multiple of 64 bytes, so that a thread loads several at once.
-        slots = -(-self.model.config.num_tokens // _SLOTS_STEP) * _SLOTS_STEP
+        slots = -(-self.model.config.steps // _SLOTS_STEP) * _SLOTS_STEP
         return memory | {
             "B": weight.new_empty(rows, slots, states),
             "x": weight.new_empty(rows, heads, slots, head_width, dtype=self.x_dtype),
             "weights": weight.new_empty(rows, heads, slots, dtype=wide),
         }
 
-    def begin(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b d"], memory: Memory, *, all_begin: bool) -> None:
-        """Compute the class vectors and modulations of rows at position 0; other rows keep theirs.
+    def begin(self, inputs: Int[Tensor, " b"] | Float[Tensor, "b p1 d"], memory: Memory) -> None:
+        """Compute openings and modulations of rows at position 0; other rows keep theirs.
 
         Args:
-            inputs: Class labels of the rows at position 0, any label for the others; or class vectors of all.
-            memory: Its class vectors and modulations are updated.
-            all_begin: Whether all rows are at position 0.
+            inputs: Class labels of the rows at position 0, any label for the others; or openings of all. Rows that
+                have been given ``BEGUN`` keep what they have.
+            memory: Its openings and modulations are updated.
         """
         if self._taps is not None:
             self._taps.copy_(self._stacked_taps())  # weights may have changed in place
-        starting = memory["position"] == 0
-        condition = (
-            inputs.to(memory["condition"].dtype)
-            if inputs.is_floating_point()
-            else self.model.condition(inputs.masked_fill(~starting, self.model.condition.null_class))
-        )
-        modulation, final_modulation = self.model.modulations(condition)
-        found = {"condition": condition, "modulation": modulation, "final_modulation": final_modulation}
+        starting, null_class = memory["position"] == 0, self.model.condition.null_class
+        if not inputs.is_floating_point():
+            starting = starting & (inputs != BEGUN)
+            inputs = inputs.masked_fill(~starting, null_class)
+        opening = self.model.condition.opening(inputs).to(memory["opening"].dtype)
+        modulation, final_modulation = self.model.modulations(opening[:, -1])
+        found = {"opening": opening, "modulation": modulation, "final_modulation": final_modulation}
         for name, value in found.items():
-            if not all_begin:
-                value = torch.where(starting.view(-1, *[1] * (value.ndim - 1)), value, memory[name])  # noqa: PLW2901
-            memory[name].copy_(value)
+            rows = starting.view(-1, *[1] * (value.ndim - 1))
+            memory[name].copy_(torch.where(rows, value, memory[name]))
 
     def places(self, highest: int) -> int:
         """Return how many cache entries a step must read when the highest position of a row is ``highest``."""
@@ -204,14 +203,14 @@ class RecordedStep:
         """Feed one token of each row and return the logits of its next code.
 
         Args:
-            inputs: The latest code of each row. Ignored for rows at position 0, whose class ``begin`` has read.
+            inputs: The latest code of each row. Ignored for rows that take a vector of their opening.
             memory: From ``new_memory``. It is updated, except for the positions, which the caller increments.
             places: From ``places``.
         """
         model, operators = self.model, self.operators
         places_table = None if model.position_embedding is None else model.position_embedding.weight
         residual = operators.embed_step(
-            inputs, *(memory[name] for name in ("position", "position_shift", "condition")),
+            inputs, *(memory[name] for name in ("position", "position_shift", "opening")),
             model.word_embedding.weight, places_table,
         )  # fmt: skip
         gate: Tensor | None = None

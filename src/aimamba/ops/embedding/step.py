@@ -1,6 +1,6 @@
-"""The input of the first block, for one token a row: the class vector, or the embedding of the latest code.
+"""The input of the first block, for one token a row: a vector of the opening, or the embedding of the latest code.
 
-Shape letters: B rows, D width, V vocabulary, L places.
+Shape letters: B rows, P prefix tokens, D width, V vocabulary, L places.
 """
 
 import torch
@@ -12,23 +12,25 @@ def embed_step(
     inputs: Int[Tensor, " b"],
     position: Int[Tensor, " b"],
     position_shift: Int[Tensor, " b"],
-    condition: Float[Tensor, "b d"],
+    opening: Float[Tensor, "b p1 d"],
     words: Float[Tensor, "v d"],
     places: Float[Tensor, "l d"] | None,
 ) -> Float[Tensor, "b d"]:
     """Return the residual that enters the first block, in float32 or wider.
 
     Args:
-        inputs: The latest code of each row; ignored for rows at position 0.
+        inputs: The latest code of each row; ignored for rows that take a vector of their opening.
         position: Tokens that each row has consumed.
-        position_shift: Added to the place of every code, which is one less than the position.
-        condition: Class vector of each row, which is its input at position 0.
+        position_shift: Added to the place of every code, which is P + 1 less than the position.
+        opening: The inputs of each row at positions 0 to P.
         words: Embeddings of codes.
         places: Embeddings of places, added to those of codes; None if there are none.
     """
-    starting = position == 0
-    hidden = words[inputs.masked_fill(starting, 0)]
+    prefix = opening.shape[1] - 1
+    opened = position > prefix
+    hidden = words[inputs.masked_fill(~opened, 0)]
     if places is not None:
-        hidden = hidden + places[(position - 1 + position_shift).clamp(min=0)]
-    hidden = torch.where(starting[:, None], condition, hidden)
+        hidden = hidden + places[(position - 1 - prefix + position_shift).clamp(min=0)]
+    rows = torch.arange(len(inputs), device=inputs.device)
+    hidden = torch.where(opened[:, None], hidden, opening[rows, position.clamp(max=prefix)])
     return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
