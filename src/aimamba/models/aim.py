@@ -269,7 +269,7 @@ class AiM(PretrainedModel[AiMConfig]):
 
     def openings(self, given: Given, captions: Captions | None = None) -> Float[Tensor, "b p1 d"]:
         """Return what comes before the codes of each image, computed alone; see ``ClassCondition.opening``."""
-        if self.config.text is None or given.ndim == 3:
+        if self.config.text is None or given.ndim == 3 or len(given) == 0:
             return self.condition.opening(given, captions)
         alone = range(len(given))
         texts = [None if captions is None else captions[i : i + 1] for i in alone]
