@@ -43,6 +43,13 @@ NAMED = {
         "split": "held-out",
         "per_class": 3,
     },
+    "emoji-64:noto:held-out-names:3": {
+        "kind": "emoji",
+        "size": 64,
+        "which": ("noto",),
+        "split": "held-out-names",
+        "per_class": 3,
+    },
     "clothes": {"kind": "fashion-mnist", "path": Path("clothes")},
     "clothes:train": {"kind": "fashion-mnist", "path": Path("clothes"), "split": "train"},
     "photos": {"kind": "folder", "path": Path("photos")},
@@ -90,7 +97,10 @@ def test_a_path_that_exists_goes_before_a_name(tmp_path):
         ("avatars-big", r"did you mean 'avatars'\?"),
         ("photo", r"did you mean 'photos'\?"),
         ("photo:held-out:3", r"did you mean 'photos'\?"),
-        ("some/where", "^some/where: no such file, folder or named set; expected a folder, an .npz file, avatars or"),
+        (
+            "some/where",
+            "^some/where: no such file, folder or named set; expected a folder, an .npz file, avatars, fashion-mnist",
+        ),
         ("", "the name of the image set is empty"),
         ("avatars-0", "a size of 0 pixels is not possible"),
         ("photos-64", "a folder takes no -SIZE; give photos and --size 64"),
@@ -159,6 +169,6 @@ def test_every_line_of_the_table_is_a_name(tmp_path):
     for name in ("FOLDER", "FILE.npz"):
         (tmp_path / name).mkdir() if name == "FOLDER" else (tmp_path / name).touch()
     table = [line.split()[0] for line in spec.__doc__.splitlines() if line.startswith("  ")]
-    assert len(table) == 9
+    assert len(table) == 11
     for name in [*table, "avatars-64:planets,sprouts:held-out:6", "photos:held-out"]:
         parse_spec(name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aimamba.data.avatars import STYLES, Avatars
+    from aimamba.data.emoji import EmojiImages
     from aimamba.data.fashion_mnist import FashionMNIST
     from aimamba.data.folder import BrokenImageWarning, ImageFolder
     from aimamba.data.images import Images, ImageSet
@@ -20,6 +21,7 @@ _HOMES = {
     "Avatars": "avatars",
     "Batch": "loader",
     "BrokenImageWarning": "folder",
+    "EmojiImages": "emoji",
     "FashionMNIST": "fashion_mnist",
     "ImageFolder": "folder",
     "ImageSet": "images",
@@ -38,6 +40,7 @@ __all__ = [
     "Avatars",
     "Batch",
     "BrokenImageWarning",
+    "EmojiImages",
     "FashionMNIST",
     "ImageFolder",
     "ImageSet",

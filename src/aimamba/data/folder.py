@@ -26,7 +26,7 @@ from aimamba.data.files import (
     survey,
 )
 from aimamba.data.images import Images
-from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
+from aimamba.data.splits import FOLDER_SPLITS, HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, flip, random_crop, to_array, too_narrow
 from aimamba.errors import DataError, suggest
 from aimamba.files import expand_home
@@ -223,9 +223,9 @@ class ImageFolder(Images):
 def _check_settings(
     size: int, split: str, crop: str, *, per_class: int | None, held_out: float, max_broken: int | None
 ) -> None:
-    splits, crops = get_args(Split), get_args(Crop)
+    crops = get_args(Crop)
     check(size >= 1, f"size must be at least 1 pixel, got {size}")
-    check(split in splits, f"split must be one of {', '.join(map(repr, splits))}, got {split!r}")
+    check(split in FOLDER_SPLITS, f"split must be one of {', '.join(map(repr, FOLDER_SPLITS))}, got {split!r}")
     check(crop in crops, f"crop must be one of {', '.join(map(repr, crops))}, got {crop!r}")
     check(0 < held_out < 1, f"held_out must lie between 0 and 1, got {held_out}")
     check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")

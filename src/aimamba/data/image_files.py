@@ -21,7 +21,7 @@ from aimamba.data.files import (
     survey,
 )
 from aimamba.data.images import Images
-from aimamba.data.splits import HELD_OUT, Split, first_of_each, select
+from aimamba.data.splits import FOLDER_SPLITS, HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.errors import DataError, suggest
 
@@ -71,6 +71,7 @@ class ImageFiles(Images):
         """
         check(size is None or size >= 1, f"size must be at least 1 pixel, got {size}")
         check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
+        check(split in FOLDER_SPLITS, f"{root}: a folder has no split {split!r}; use one of {', '.join(FOLDER_SPLITS)}")
         self.name = str(root) if name is None else name
         self._root = root
         found, self.left_out = survey(root)

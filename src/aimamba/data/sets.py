@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from aimamba.config import check
 from aimamba.data.avatars import AVATARS_PER_CLASS, STYLES, Avatars
+from aimamba.data.emoji import DESIGNS, EmojiImages
 from aimamba.data.fashion_mnist import FashionMNIST
 from aimamba.data.files import describe_left_out
 from aimamba.data.folder import Crop, ImageFolder
@@ -64,13 +65,16 @@ def open_images(
     if spec.kind == "avatars":
         styles = STYLES if spec.which is None else spec.which
         return Avatars(
-            _avatar_size(spec, size), split, per_class, styles, skip=skip_per_class, flip=flip, progress=progress
+            _drawn_size(spec, size), split, per_class, styles, skip=skip_per_class, flip=flip, progress=progress
         )
     check(skip_per_class == 0, f"skip_per_class is for avatars alone, got {skip_per_class} for {source}")
     if spec.kind == "fashion-mnist":
         pixels = spec.resolve_size(size)
         assert pixels is not None
         return FashionMNIST(spec.path, size=pixels, split=split, per_class=per_class, flip=flip)
+    if spec.kind == "emoji":
+        designs = tuple(DESIGNS) if spec.which is None else spec.which
+        return EmojiImages(_drawn_size(spec, size), split, per_class, designs, flip=flip, progress=progress)
     assert spec.path is not None
     if spec.kind != "folder":
         raise DataError(
@@ -191,12 +195,16 @@ def open_source(
     if spec.kind == "avatars":
         styles = STYLES if spec.which is None else spec.which
         amount = AVATARS_PER_CLASS.get(split) if spec.per_class is None else spec.per_class
-        side = _avatar_size(spec, size, default_size)
+        side = _drawn_size(spec, size, default_size)
         return Avatars(side, split, amount, styles, progress=progress, name=source)
     if spec.kind == "fashion-mnist":
         pixels = spec.resolve_size(size, default=default_size)
         assert pixels is not None
         return FashionMNIST(spec.path, size=pixels, split=split, per_class=spec.per_class, name=source)
+    if spec.kind == "emoji":
+        designs = tuple(DESIGNS) if spec.which is None else spec.which
+        side = _drawn_size(spec, size, default_size)
+        return EmojiImages(side, split, spec.per_class, designs, progress=progress, name=source)
     assert spec.path is not None
     if spec.kind == "folder":
         pixels = spec.resolve_size(size, default=default_size)
@@ -231,10 +239,10 @@ def _tell(what: str, class_names: Sequence[str], left_out: Counter[str]) -> None
     print(printable(line), file=sys.stderr)
 
 
-def _avatar_size(spec: ImageSpec, size: int | None, default: int | None = None) -> int:
+def _drawn_size(spec: ImageSpec, size: int | None, default: int | None = None) -> int:
     side = spec.resolve_size(size, default=default)
     if side is None:
-        named = spec.text.replace("avatars", "avatars-64", 1)
+        named = spec.text.replace(spec.kind, f"{spec.kind}-64", 1)
         raise DataError(
             f"{spec.text}: the size of the images is missing; write it in the name, as in {named}, or give --size"
         )

@@ -6,11 +6,14 @@
   fashion-mnist                 the official files, from Debian's package or $AIMAMBA_DATA
   fashion-mnist:FOLDER          the official files in a folder
   fashion-mnist-28              28 pixels as published; by default padded to 32
+  emoji                         emoji in three designs (noto, fluent-flat, fluent-3d), downloaded on first use
+  emoji-64:noto                 chosen designs
   FOLDER                        image files; sub-folders are classes
   FOLDER:cats,dogs              chosen classes
   FILE.npz                      images as ADM's evaluator reads them, to measure or show only
 
-SPLIT is train, held-out or, for a folder, all. N limits the images of each class and follows a split, as in
+SPLIT is train, held-out or, for a folder, all; emoji have held-out-names too, names of which no picture is trained on,
+while those in held-out are known from another design. N limits the images of each class and follows a split, as in
 avatars-64:planets,sprouts:held-out:6. -SIZE is for named sets; a folder takes --size. Training and encoding use both
 splits, so leave SPLIT out there. Elsewhere the default is held-out for a named set and all for a folder. Avatars have
 3,000 training and 500 held-out images of each style, unless N says otherwise. An existing path takes precedence over a
@@ -20,21 +23,21 @@ name.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, cast, get_args
 
 from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
 from aimamba.files import expand_home
 
-Kind = Literal["avatars", "fashion-mnist", "folder", "npz", "file"]
+Kind = Literal["avatars", "fashion-mnist", "emoji", "folder", "npz", "file"]
 
-NAMES = ("avatars", "fashion-mnist")
+NAMES = ("avatars", "fashion-mnist", "emoji")
 FASHION_SIDES = (28, 32)
 """Sides of Fashion-MNIST's images in pixels, without and with a margin."""
 
-_EXPECTED = "expected a folder, an .npz file, avatars or fashion-mnist"
+_EXPECTED = "expected a folder, an .npz file, avatars, fashion-mnist or emoji"
 _NAMED = re.compile(rf"({'|'.join(NAMES)})(?:-([0-9]{{1,9}}))?(?::(.*))?", re.DOTALL)
-_SPLIT = re.compile(r"(.*):(train|held-out|all)(?::([^:]*))?", re.DOTALL)
+_SPLIT = re.compile(rf"(.*):({'|'.join(get_args(Split))})(?::([^:]*))?", re.DOTALL)
 _AMOUNT = re.compile("[0-9]{1,18}")
 _IDX_FILE = re.compile(r"(train|t10k)-images-idx3-ubyte(\.gz)?")
 
@@ -48,7 +51,7 @@ class ImageSpec:
         kind: ``"file"`` is a single file that is not an ``.npz``.
         path: The folder or file; of ``fashion-mnist`` the folder of its files, where it is given.
         size: Side in pixels, where the name has it.
-        which: Styles or classes, where the name has them.
+        which: Styles, designs or classes, where the name has them.
         split: The split, where the name has it.
         per_class: How many images of each class, where the name has it.
     """
@@ -64,7 +67,7 @@ class ImageSpec:
     @property
     def needs_size(self) -> bool:
         """Whether the images can have any size and the name does not say which."""
-        return self.kind == "avatars" and self.size is None
+        return self.kind in ("avatars", "emoji") and self.size is None
 
     def resolve_size(self, size: int | None, *, default: int | None = None) -> int | None:
         """Return the side of the images: the one in the name, else ``size``, else ``default``.
@@ -109,9 +112,9 @@ def parse_spec(text: str) -> ImageSpec:
         raise DataError(
             f"{text}: a number needs a split before it, as in {text.removesuffix(found[0])}:held-out{found[0]}"
         )
-    if name == "avatars":
-        styles = None if rest is None else _names(rest)
-        return ImageSpec(text=text, kind="avatars", size=side, which=styles, split=split, per_class=per_class)
+    if name != "fashion-mnist":
+        chosen = None if rest is None else _names(rest)
+        return ImageSpec(text=text, kind=cast(Kind, name), size=side, which=chosen, split=split, per_class=per_class)
     files = expand_home(rest) if rest else None
     return ImageSpec(text=text, kind="fashion-mnist", path=files, size=side, split=split, per_class=per_class)
 

@@ -5,7 +5,10 @@ import unicodedata
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
-Split = Literal["train", "held-out", "all"]
+Split = Literal["train", "held-out", "held-out-names", "held-out-pairs", "all"]
+
+FOLDER_SPLITS = ("train", "held-out", "all")
+"""Splits of a folder; the others are for some named sets."""
 
 HELD_OUT = 0.05
 """Share of a folder's images that is held out."""
