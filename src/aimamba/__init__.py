@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from aimamba.errors import AimambaError, CheckpointError, ConfigError, DataError
     from aimamba.generation import SamplingConfig, generate
     from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
-    from aimamba.pipeline import ModelCard, Pipeline
+    from aimamba.pipeline import ModelCard, Pipeline, Prompt
 
 __version__ = "0.2.0"
 
@@ -23,6 +23,7 @@ _HOMES = {
     "DataError": "aimamba.errors",
     "ModelCard": "aimamba.pipeline",
     "Pipeline": "aimamba.pipeline",
+    "Prompt": "aimamba.pipeline",
     "SamplingConfig": "aimamba.generation",
     "VQConfig": "aimamba.models",
     "VQModel": "aimamba.models",
@@ -38,6 +39,7 @@ __all__ = [
     "DataError",
     "ModelCard",
     "Pipeline",
+    "Prompt",
     "SamplingConfig",
     "VQConfig",
     "VQModel",

@@ -13,13 +13,14 @@ from aimamba.checkpoints.locate import (
     CONFIG_FILE,
     PICKLE_FILE,
     PIPELINE_FILE,
+    VOCABULARY_FILE,
     WEIGHTS_FILE,
     find_part,
     locate,
     weights_in,
 )
 from aimamba.checkpoints.official import aim_from_official, is_official, keys_of_part
-from aimamba.checkpoints.sums import LARGEST_VERIFIED, check_sum, sum_of_file, sum_of_values, take_sums
+from aimamba.checkpoints.sums import LARGEST_VERIFIED, SUMS_KEY, check_sum, sum_of_file, sum_of_values, take_sums
 from aimamba.checkpoints.weights import WeightsFile, first_line
 from aimamba.documents import read_json
 from aimamba.errors import CheckpointError
@@ -173,6 +174,10 @@ class Checkpoint:
         _check_pipeline(path, content)
         return tuple(names)
 
+    def vocabulary(self) -> Path:
+        """Return the file with the vocabulary of the captions, which stands beside the generator's folder."""
+        return self.place(GENERATOR).parent / VOCABULARY_FILE
+
     def has_sum(self, part: str) -> bool:
         """Whether the config of a part holds the SHA-256 of its weights."""
         return self._files(self.place(part)).sum is not None
@@ -243,6 +248,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _check_pipeline(path: Path, content: dict[str, Any]) -> None:
     """Check ``pipeline.json`` itself and, beside it, the configs of the parts it was saved with."""
     configs = {f"{part}/{CONFIG_FILE}" for part in _SIGNS}
+    if VOCABULARY_FILE in (content.get(SUMS_KEY) or {}):
+        configs.add(VOCABULARY_FILE)
     sums = take_sums(content, {PIPELINE_FILE, *configs}, path)
     if content.keys() != {"class_names"}:
         [unknown, *_] = content.keys() - {"class_names"}

@@ -9,6 +9,7 @@ from aimamba.checkpoints.weights import PICKLED, first_line
 from aimamba.errors import CheckpointError, suggest
 
 CONFIG_FILE, WEIGHTS_FILE, PIPELINE_FILE = "config.json", "model.safetensors", "pipeline.json"
+VOCABULARY_FILE = "vocabulary.json"  # of captions, beside PIPELINE_FILE
 
 PICKLE_FILE = "pytorch_model.bin"  # what older tools wrote in the place of WEIGHTS_FILE
 _RUN_RESULT = "model"  # the folder in which a training run saves its result

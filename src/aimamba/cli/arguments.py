@@ -81,7 +81,9 @@ def add_sampling(parser: Parser) -> None:
     parser.add_argument(
         "--cfg-end", type=float, default=1.0, help="share of the tokens after which nothing is guided (default 1)"
     )
-    parser.add_argument("--negative", metavar="CLASS", help="guide away from this class, not from the null class")
+    parser.add_argument(
+        "--negative", metavar="CLASS", help="guide away from this class, or prompt of a model that takes prompts"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0 takes the most likely token")
     parser.add_argument(
         "--temperature-end", type=float, help="temperature of the last token, reached linearly (default: constant)"

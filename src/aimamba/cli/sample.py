@@ -1,4 +1,4 @@
-"""Generate images of the classes you name.
+"""Generate images of the classes or the prompts you name.
 
 Writes each image as a PNG named by class and seed as soon as it is finished, and sheet.png with up to 32 samples of
 each class. Every image holds its settings: --like draws it again. With --npz, all images go into one file instead, in
@@ -27,7 +27,7 @@ from aimamba.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from aimamba.generation import SamplingConfig
-    from aimamba.pipeline import Pipeline
+    from aimamba.pipeline import Pipeline, Prompt
     from aimamba.sharing import Sharing
 
 _CLASSES_BY_DEFAULT = 10
@@ -52,11 +52,18 @@ def add_arguments(parser: Parser) -> None:
         "for every class (default: the first ten; 'aimamba info MODEL --classes' lists them)",
     )
     parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to draw, for a model that is trained on captions, such as 'a rocket, flat design'; may be given "
+        "several times. With --classes, every prompt is drawn in each of these classes",
+    )
+    parser.add_argument(
         "-n",
         type=int,
         default=_SAMPLES_BY_DEFAULT,
         metavar="N",
-        help="samples of each class (default 8); with --npz, in all",
+        help="samples of each class or prompt (default 8); with --npz, in all",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the images (default: samples)")
     parser.add_argument("--npz", type=Path, metavar="FILE", help="write N samples of all classes into one .npz file")
@@ -135,12 +142,12 @@ def _write_folder(
     from contextlib import ExitStack
 
     from aimamba.cli.output import locked_output, print_line, print_notice
-    from aimamba.cli.sample_files import others, plan, write_samples, write_settings, write_sheets
+    from aimamba.cli.sample_files import others, plan, shown_names, write_samples, write_settings, write_sheets
 
-    labels = sharing.in_turn(lambda: chosen_classes(arguments.classes, pipeline))
+    wanted = sharing.in_turn(lambda: chosen(arguments.classes, arguments.prompt, pipeline))
     model = pipeline.record(arguments.model, arguments.tokenizer)
     seeds = range(config.seed, config.seed + arguments.n)
-    rows = plan(pipeline, labels, seeds, config, model, out)
+    rows = plan(pipeline, wanted, seeds, config, model, out)
 
     def begin() -> None:
         stack.enter_context(locked_output(out))
@@ -153,12 +160,12 @@ def _write_folder(
         there = write_samples(pipeline, files, arguments.batch_size, sharing=sharing)
         if not sharing.is_first:
             return
-        names = [pipeline.class_name(label) for label in labels]
+        names = shown_names(pipeline, wanted)
         path = write_sheets(out, rows, names, f"{arguments.model}, {config.describe()}", pipeline.image_size)
     kept = f" ({there} were there)" if there else ""
     if left := others(out, rows):
         print_notice(f"{out} also holds {counted(left, 'image')} of earlier commands, not on this sheet")
-    print_line(f"{counted(len(labels) * arguments.n, 'image')} in {out}{kept}, on one sheet: {path}")
+    print_line(f"{counted(len(wanted) * arguments.n, 'image')} in {out}{kept}, on one sheet: {path}")
 
 
 def _check_seen(out: Path) -> None:
@@ -175,7 +182,7 @@ def _check_seen(out: Path) -> None:
 def _draw_again(arguments: argparse.Namespace) -> None:
     """Draw the image of a PNG again from the settings in it."""
     from aimamba.cli.output import output_folder, print_line
-    from aimamba.cli.sample_files import plan, write_samples
+    from aimamba.cli.sample_files import given_of, plan, write_samples
     from aimamba.config import check
     from aimamba.data.png_text import read_png_text
     from aimamba.distributed import find_place
@@ -211,11 +218,14 @@ def _draw_again(arguments: argparse.Namespace) -> None:
             f"({found.fingerprint[:12]}); give that one with --model"
         )
     classes = pipeline.generator.config.num_classes
-    check(record.label < classes, f"{path}: its class is number {record.label}, and the model has {classes}")
+    fits = record.label < classes + (record.prompt is not None)  # a prompt may stand alone, with the null class
+    check(fits, f"{path}: its class is number {record.label}, and the model has {classes}")
     seeds = range(record.sampling.seed, record.sampling.seed + 1)
     pipeline.prepare()
     out.mkdir(parents=True, exist_ok=True)
-    [[file]] = plan(pipeline, [record.label], seeds, record.sampling, replace(found, aimamba=known.aimamba), out)
+    [[file]] = plan(
+        pipeline, [given_of(record, classes)], seeds, record.sampling, replace(found, aimamba=known.aimamba), out
+    )
     file = file._replace(record=replace(file.record, class_name=record.class_name))
     write_samples(pipeline, [file], 1, again=True)
     print_line(f"{path} drawn again: {file.path}")
@@ -225,11 +235,17 @@ def _check_like(arguments: argparse.Namespace, defaults: "SamplingConfig") -> No
     """Refuse options that say what the image says."""
     given = {field.name: getattr(arguments, field.name) for field in fields(defaults)}
     expected = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
-    given |= {"classes": arguments.classes, "npz": arguments.npz, "labels": arguments.labels}
+    given |= {
+        "classes": arguments.classes,
+        "prompt": arguments.prompt,
+        "npz": arguments.npz,
+        "labels": arguments.labels,
+    }
     given |= {"n": arguments.n, "dtype": arguments.dtype, "ray": arguments.ray}
     expected |= {
         "ray": None,
         "classes": None,
+        "prompt": None,
         "npz": None,
         "labels": None,
         "n": _SAMPLES_BY_DEFAULT,
@@ -259,6 +275,8 @@ def _check_npz(arguments: argparse.Namespace) -> None:
         raise ConfigError("sample: --ray writes one file; name it with --npz")
     if arguments.npz is None and arguments.labels is not None:
         raise ConfigError("sample: --labels needs --npz; choose classes with --classes")
+    if arguments.npz is not None and arguments.prompt is not None:
+        raise ConfigError("sample: --npz samples all classes; leave --prompt out")
     if arguments.npz is not None and arguments.classes is not None:
         raise ConfigError("sample: --npz samples all classes; leave --classes out")
     if arguments.npz is not None and arguments.out is not None:
@@ -267,6 +285,27 @@ def _check_npz(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"--npz {arguments.npz}: the name must end in .npz, for 'aimamba evaluate' to recognise the file"
         )
+
+
+def chosen(classes: str | None, prompts: list[str] | None, pipeline: "Pipeline") -> "list[int | Prompt]":
+    """Return the classes or prompts to draw: with both, every prompt in every class.
+
+    Raises:
+        ConfigError: See ``chosen_classes``; or the model takes no prompts, or is given the same one twice.
+    """
+    from aimamba.pipeline import Prompt
+
+    if prompts is None:
+        return list(chosen_classes(classes, pipeline))
+    if pipeline.generator.config.text is None:
+        raise ConfigError(
+            "--prompt is for models that are trained on captions, and this one takes classes: give --classes, or "
+            "another --model"
+        )
+    if len(set(prompts)) < len(prompts):
+        raise ConfigError("--prompt names the same text twice; -n gives several images of one")
+    beside = [None] if classes is None else chosen_classes(classes, pipeline)
+    return [Prompt(text, label) for text in prompts for label in beside]
 
 
 def chosen_classes(text: str | None, pipeline: "Pipeline") -> list[int]:

@@ -23,11 +23,12 @@ from aimamba.documents import read_json
 from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.record import ModelRecord, SampleRecord, parse_record
-from aimamba.pipeline import Pipeline
+from aimamba.pipeline import Pipeline, Prompt
 from aimamba.sharing import ALONE, Sharing
 
 SETTINGS_FILE = "settings.json"
 
+_LONGEST_STEM = 60  # characters of a prompt in the name of a file
 _WIDE_SHEET = 32  # classes that may stand side by side on a sheet
 
 
@@ -56,25 +57,53 @@ class SampleFile(NamedTuple):
 
 
 def plan(
-    pipeline: Pipeline, labels: Sequence[int], seeds: range, config: SamplingConfig, model: ModelRecord, out: Path
+    pipeline: Pipeline,
+    wanted: Sequence[int | Prompt],
+    seeds: range,
+    config: SamplingConfig,
+    model: ModelRecord,
+    out: Path,
 ) -> list[list[SampleFile]]:
-    """Return the files to write, one row for each class."""
-    stems = file_names([pipeline.class_name(label) for label in range(pipeline.generator.config.num_classes)])
-    return [
-        [
-            SampleFile(
-                out / f"{stems[label]}-seed{seed}.png",
-                SampleRecord(
-                    class_name=pipeline.class_name(label),
-                    label=label,
-                    sampling=replace(config, seed=seed),
-                    model=model,
-                ),
-            )
-            for seed in seeds
-        ]
-        for label in labels
-    ]
+    """Return the files to write, one row for each class or prompt."""
+    names = shown_names(pipeline, wanted)
+    if any(isinstance(each, Prompt) for each in wanted):
+        stems = file_names([name[:_LONGEST_STEM] for name in names])
+    else:  # a class has the same name in every command
+        every = file_names([pipeline.class_name(label) for label in range(pipeline.generator.config.num_classes)])
+        stems = [every[label] for label in wanted if not isinstance(label, Prompt)]
+    rows = []
+    for each, stem in zip(wanted, stems, strict=True):
+        text, label = (each.text, each.label) if isinstance(each, Prompt) else (None, each)
+        number = pipeline.generator.condition.null_class if label is None else label
+        assert isinstance(number, int)
+        name = "" if label is None else pipeline.class_name(number)
+        known = SampleRecord(class_name=name, label=number, prompt=text, sampling=config, model=model)
+        rows.append(
+            [
+                SampleFile(out / f"{stem}-seed{seed}.png", replace(known, sampling=replace(config, seed=seed)))
+                for seed in seeds
+            ]
+        )
+    return rows
+
+
+def shown_names(pipeline: Pipeline, wanted: Sequence[int | Prompt]) -> list[str]:
+    """Return what stands beside the samples of each class or prompt."""
+    names = []
+    for each in wanted:
+        if not isinstance(each, Prompt):
+            names.append(pipeline.class_name(each))
+            continue
+        beside = "" if each.label is None else f" ({pipeline.class_name(pipeline.label(each.label))})"
+        names.append(f"{' '.join(each.text.split())}{beside}")
+    return names
+
+
+def given_of(record: SampleRecord, null_class: int) -> int | Prompt:
+    """Return what an image was drawn after."""
+    if record.prompt is None:
+        return record.label
+    return Prompt(record.prompt, None if record.label == null_class else record.label)
 
 
 def write_samples(
@@ -103,6 +132,7 @@ def write_samples(
     seen = sharing.once(lambda: "".join("10"[again or not file.is_there()] for file in files))
     finished = {file.path for file, mark in zip(files, seen, strict=True) if mark == "1"}
     there, tokens = len(finished), pipeline.generator.config.num_tokens
+    null_class = pipeline.generator.condition.null_class
     wanted = 0  # images of the batch in the making that are to be written
     batches = _batches(files, finished, batch_size)
     look = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}]"
@@ -116,12 +146,12 @@ def write_samples(
     units, written = sharing.units(len(batches), bar.update), sharing.units(0)
     begun: deque[Sequence[SampleFile]] = deque()
 
-    def jobs() -> Iterator[list[tuple[int, int]]]:
+    def jobs() -> Iterator[list[tuple[int | Prompt, int]]]:
         nonlocal wanted
         for batch in map(batches.__getitem__, units):
             begun.append(batch)
             wanted = sum(file.path not in finished for file in batch)
-            yield [(file.record.label, file.record.sampling.seed) for file in batch]
+            yield [(given_of(file.record, null_class), file.record.sampling.seed) for file in batch]
 
     def write(batch: Sequence[SampleFile], images: Tensor) -> None:
         for file, image in zip(batch, images.numpy(), strict=True):
@@ -156,6 +186,7 @@ def write_settings(out: Path, model: ModelRecord, config: SamplingConfig, rows: 
             "file": file.path.name,
             "class": file.record.class_name,
             "label": file.record.label,
+            **({} if file.record.prompt is None else {"prompt": file.record.prompt}),
             "seed": file.record.sampling.seed,
         }
         for row in rows

@@ -31,9 +31,6 @@ from aimamba.files import write_atomically
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VOCABULARY_FILE = "vocabulary.json"
-"""Name of the file in the folder of a generator."""
-
 PADDING = 0
 """The id behind the end of a caption."""
 

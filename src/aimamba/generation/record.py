@@ -77,8 +77,9 @@ class SampleRecord:
     """Everything that one image depends on.
 
     Attributes:
-        class_name: Name of its class.
+        class_name: Name of its class; empty for the null class, as of a prompt alone.
         label: Number of its class.
+        prompt: The sentence that it was drawn after, for generators that take captions.
         sampling: Settings of sampling, with the seed of this image.
         model: The model.
         edit: How it was made, unless of its class alone.
@@ -86,6 +87,7 @@ class SampleRecord:
 
     class_name: str
     label: int
+    prompt: str | None = None
     sampling: SamplingConfig
     model: ModelRecord
     edit: EditRecord | None = None

@@ -9,13 +9,14 @@ from numbers import Real
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from aimamba import __version__
 from aimamba.config import from_mapping
 from aimamba.data.class_names import find_class
 from aimamba.data.sheets import to_float, to_uint8
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation import Engine, SamplingConfig, generate, make_engine
 from aimamba.generation.engines import check_engine, resolve_engine
@@ -26,13 +27,8 @@ from aimamba.generation.record import ModelRecord
 from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, VQModel
 from aimamba.pipeline.images import Fit, Images, read_images
-from aimamba.pipeline.loading import check_tokenizer
-
-ClassName = str | int
-"""A class by name or number, see ``aimamba.data.class_names``."""
-
-Mixture = Mapping[ClassName, float | int]
-"""Weights of classes, such as ``{"planets": 0.7, "clay": 0.3}``; they are scaled to the sum 1."""
+from aimamba.pipeline.loading import check_tokenizer, check_vocabulary
+from aimamba.pipeline.prompts import Class, ClassName, Mixture, Prompt
 
 _ENCODED_AT_ONCE = 16
 
@@ -44,6 +40,7 @@ class PipelineCore:
         tokenizer: Decodes codes to images.
         generator: Generates codes from class labels.
         class_names: Name of every label; empty if they are not known.
+        vocabulary: Of the captions that the generator takes, if it takes any.
     """
 
     def __init__(
@@ -51,6 +48,7 @@ class PipelineCore:
         tokenizer: VQModel,
         generator: AiM,
         class_names: Sequence[str] = (),
+        vocabulary: Vocabulary | None = None,
         *,
         engine: str = "auto",
         foreign_tokenizer: bool = False,
@@ -61,18 +59,19 @@ class PipelineCore:
             tokenizer: Decodes codes to images.
             generator: Generates codes from class labels.
             class_names: Name of every label, or none.
+            vocabulary: Of a generator that takes captions.
             engine: Name of the engine that computes decoding steps, see ``aimamba.generation.engines``.
             foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
 
         Raises:
             ConfigError: The generator was trained on the codes of another tokenizer; the numbers of codes of generator
-                and tokenizer differ; the grid of codes is not square; the number of names is not that of classes; or
-                there is no such engine.
+                and tokenizer differ; the grid of codes is not square; the number of names is not that of classes; the
+                vocabulary is not that of the generator; or there is no such engine.
         """
-        codes, vocabulary = tokenizer.config.codebook_size, generator.config.vocab_size
-        if codes != vocabulary:
+        codes, known = tokenizer.config.codebook_size, generator.config.vocab_size
+        if codes != known:
             raise ConfigError(
-                f"generator and tokenizer do not belong together: {vocabulary} codes against {codes} in the codebook; "
+                f"generator and tokenizer do not belong together: {known} codes against {codes} in the codebook; "
                 "give the tokenizer that the generator was trained with"
             )
         if not foreign_tokenizer:
@@ -89,7 +88,9 @@ class PipelineCore:
         self.tokenizer = tokenizer
         self.generator = generator
         check_engine(engine)
+        check_vocabulary(generator.config, vocabulary)
         self.class_names = tuple(class_names)
+        self.vocabulary = vocabulary
         self.engine = engine
         self._prepared: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None  # what it was made from, engine
         self._decoder: FastDecoder | None = None
@@ -125,17 +126,43 @@ class PipelineCore:
         """
         return find_class(name, self.class_names, self.generator.config.num_classes)
 
-    def labels(self, classes: Sequence[ClassName | Mixture]) -> Labels:
-        """Return what ``generate`` takes for some classes: labels (B,), or if one is a mixture, weights (B, C).
+    def labels(self, classes: Sequence[Class]) -> Labels:
+        """Return what ``generate`` takes for some classes or prompts.
+
+        These are labels (B,); if one is a mixture, weights (B, C); and if one is a prompt, openings (B, P + 1, D).
 
         Raises:
-            ConfigError: There is no such class, or the weights of a mixture are not numbers of 0 or more, some above.
+            ConfigError: There is no such class, the weights of a mixture are not numbers of 0 or more, some above, or
+                the generator takes no prompts.
         """
-        if isinstance(classes, str | Mapping):
+        if isinstance(classes, str | Mapping | Prompt):
             raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
+        if any(isinstance(each, Prompt) for each in classes):
+            return torch.stack([self.opening(each) for each in classes])
         if not any(isinstance(each, Mapping) for each in classes):
             return torch.tensor([self.label(each) for each in classes], dtype=torch.long)  # type: ignore[arg-type]
-        return torch.stack([self.weights(each) for each in classes])
+        return torch.stack([self.weights(each) for each in classes if not isinstance(each, Prompt)])
+
+    @torch.no_grad()
+    def opening(self, given: Class | None) -> Float[Tensor, "p1 d"]:
+        """Return the opening of a class, mixture or prompt, see ``aimamba.models.condition``; None for the null class.
+
+        Raises:
+            ConfigError: See ``labels``.
+        """
+        text, given = (given.text, given.label) if isinstance(given, Prompt) else (None, given)
+        device = self.generator.word_embedding.weight.device
+        null = torch.tensor([self.generator.condition.null_class])
+        label = (null if given is None else self.labels([given])).to(device)
+        if text is None:
+            return self.generator.openings(label)[0]
+        config = self.generator.config.text
+        if config is None:
+            raise ConfigError(f"this generator takes classes and no prompts, got {text[:80]!r}; give a class")
+        if self.vocabulary is None:
+            raise ConfigError("the vocabulary of this generator's captions is missing; load the whole pipeline")
+        ids = torch.from_numpy(self.vocabulary.encode([text], config.tokens).ids).to(device)
+        return self.generator.openings(label, ids)[0]
 
     def weights(self, mixture: ClassName | Mixture) -> Tensor:
         """Return a class or a mixture as weights of all classes, (C,), see ``labels``."""
@@ -156,7 +183,20 @@ class PipelineCore:
         """
         if not isinstance(config, SamplingConfig):
             config = from_mapping(SamplingConfig, config, where="config")
-        return config if config.negative is None else replace(config, negative=self.label(config.negative))
+        if config.negative is None or (self.vocabulary is not None and isinstance(config.negative, str)):
+            return config
+        return replace(config, negative=self.label(config.negative))
+
+    def negatives(
+        self, configs: SamplingConfig | Sequence[SamplingConfig], count: int
+    ) -> tuple[list[SamplingConfig], Float[Tensor, "b p1 d"] | None]:
+        """Return the settings without negative prompts, and the openings of all unconditional rows if there are any."""
+        each = [configs] * count if isinstance(configs, SamplingConfig) else list(configs)
+        negatives = [config.negative for config in each]
+        if not any(isinstance(negative, str) for negative in negatives):
+            return each, None
+        openings = {one: self.opening(Prompt(one) if isinstance(one, str) else one) for one in set(negatives)}
+        return [replace(config, negative=None) for config in each], torch.stack([openings[one] for one in negatives])
 
     def class_name(self, label: int) -> str:
         """Return the name of a class, or ``class-<number>`` if names are not known."""
@@ -164,7 +204,7 @@ class PipelineCore:
 
     def batches(
         self,
-        batches: Iterable[Sequence[tuple[int, int]]],
+        batches: Iterable[Sequence[tuple[int | Prompt, int]]],
         config: SamplingConfig,
         *,
         progress: Callable[[int], object] | None = None,
@@ -175,7 +215,7 @@ class PipelineCore:
         tokens of the next. The images are those of ``generate`` and ``decode``.
 
         Args:
-            batches: For every image of a batch, its label and its seed.
+            batches: For every image of a batch, its label or prompt, and its seed.
             config: Settings of sampling, whose own seed is not used.
             progress: Called after every step with the number of tokens that it generated.
 
@@ -187,9 +227,10 @@ class PipelineCore:
             ConfigError: The engine is unknown or cannot decode this generator on this machine.
         """
 
-        def run(batch: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-            labels, seeds = zip(*batch, strict=True)
-            return self.generate(torch.tensor(labels), config, seeds=seeds)
+        def run(batch: Sequence[tuple[int | Prompt, int]]) -> Iterator[Tensor]:
+            given, seeds = zip(*batch, strict=True)
+            prompted = any(isinstance(each, Prompt) for each in given)
+            return self.generate(self.labels(given) if prompted else torch.tensor(given), config, seeds=seeds)
 
         yield from self.finished(map(run, batches), progress=progress)
 
@@ -222,7 +263,7 @@ class PipelineCore:
         """Generate the codes of images, see ``aimamba.generation.generate``. The engine is kept for the next call.
 
         Args:
-            labels: Classes or mixtures of them, as ``labels`` returns them.
+            labels: Classes, mixtures of them or prompts, as ``labels`` returns them.
             config: Settings for all images, or one for each.
             seeds: A seed for each image.
             prefix: The first tokens of each image, if they are known, as ``encode`` returns them: (B, k), or rows of
@@ -234,7 +275,12 @@ class PipelineCore:
         Raises:
             ConfigError: The engine is unknown or cannot decode this generator on this machine.
         """
-        return generate(self.generator, labels, config, seeds=seeds, prefix=prefix, engine=self.prepare())
+        configs, negatives = self.negatives(config, len(labels))
+        if seeds is None and isinstance(config, SamplingConfig):
+            seeds = range(config.seed, config.seed + len(labels))
+        return generate(
+            self.generator, labels, configs, seeds=seeds, prefix=prefix, negatives=negatives, engine=self.prepare()
+        )
 
     def prepare(self) -> Engine:
         """Return the engine; make it on the first call, and again when the generator's weights have changed.

@@ -15,7 +15,8 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.plan import Labels
 from aimamba.pipeline.images import OutputType, write_images
-from aimamba.pipeline.scoring import Class, Scoring
+from aimamba.pipeline.prompts import Class
+from aimamba.pipeline.scoring import Scoring
 
 _MOST_IMAGES = 1_000_000  # of each class or image, in one call
 

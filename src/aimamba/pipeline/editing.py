@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import ConfigError
@@ -17,11 +17,23 @@ from aimamba.generation.inpainting import inpaint
 from aimamba.generation.plan import Labels
 from aimamba.pipeline.drawing import Drawing, Preview, Progress, Settings, check_whole
 from aimamba.pipeline.images import Fit, Images, OutputType, check_choice, read_images, read_masks, write_images
-from aimamba.pipeline.scoring import Class
+from aimamba.pipeline.prompts import Class, Prompt
 
 _PATHS = ("linear", "sphere")
 
 _DEFAULT = SamplingConfig()
+
+
+def _way(ends: Float[Tensor, "2 d"], steps: int, path: str) -> Float[Tensor, "n 2"]:
+    """Return how much of both ends there is in each of ``n`` steps from one to the other."""
+    share = torch.linspace(0, 1, steps, dtype=torch.float64)
+    parts = torch.stack([1 - share, share], dim=1)
+    if path == "sphere":
+        first, last = torch.nn.functional.normalize(ends, dim=1)
+        angle = float(torch.arccos((first @ last).clamp(-1, 1)))
+        if math.sin(angle) > 1e-6:  # otherwise the vectors are parallel, and there is nothing to turn
+            return torch.sin(parts * angle) / math.sin(angle)
+    return parts
 
 
 class Editing(Drawing):
@@ -204,13 +216,15 @@ class Editing(Drawing):
         many, hidden = codes.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
 
         def start(part: slice) -> Iterator[Tensor]:
+            settings, negatives = self.negatives(configs[part], len(given[part]))
             return inpaint(
                 self.generator,
                 given[part],
-                configs[part],
+                settings,
                 codes=many[part],
                 mask=hidden[part],
                 seeds=seeds[part],
+                negatives=negatives,
                 method=method,
                 candidates=candidates,
                 engine=self.prepare(),
@@ -239,7 +253,7 @@ class Editing(Drawing):
         """Generate images on the way from one class to another, all with the same seed.
 
         Args:
-            a: The first class or mixture.
+            a: The first class, mixture or prompt.
             b: The last one.
             steps: Number of images, with both ends.
             config: Settings of sampling.
@@ -263,24 +277,22 @@ class Editing(Drawing):
         return write_images(self.draw(start, steps, batch_size, progress), output_type)
 
     def between(self, a: Class, b: Class, steps: int, path: str = "sphere") -> Tensor:
-        """Return the weights of all classes (steps, C) on the way from one class to another, see ``interpolate``.
+        """Return what ``generate`` takes for the way from one class to another, see ``interpolate``.
 
-        On the sphere, the weights of a step add up to more than 1: a mean of two vectors is shorter than they are.
+        These are weights of all classes (steps, C), or with a prompt openings (steps, P + 1, D). On the sphere, the
+        weights of a step add up to more than 1: a mean of two vectors is shorter than they are.
         """
         check_choice("path", path, _PATHS)
         check_whole(steps=steps)
         if steps < 2:
             raise ConfigError(f"steps must be at least 2, for both ends, got {steps}")
+        if isinstance(a, Prompt) or isinstance(b, Prompt):
+            openings = self.labels([a, b]).cpu().double()  # every vector goes its own way
+            ways = [_way(openings[:, token], steps, path) @ openings[:, token] for token in range(openings.shape[1])]
+            return torch.stack(ways, dim=1).to(self.generator.dtype)
         ends = torch.stack([self.weights(a), self.weights(b)]).double()
-        share = torch.linspace(0, 1, steps, dtype=torch.float64)
-        parts = torch.stack([1 - share, share], dim=1)
-        if path == "sphere":
-            vectors = ends @ self.generator.condition.table.weight.detach()[: ends.shape[1]].cpu().double()
-            first, last = torch.nn.functional.normalize(vectors, dim=1)
-            angle = float(torch.arccos((first @ last).clamp(-1, 1)))
-            if math.sin(angle) > 1e-6:  # otherwise the vectors are parallel, and there is nothing to turn
-                parts = torch.sin(parts * angle) / math.sin(angle)
-        return (parts @ ends).float()
+        vectors = ends @ self.generator.condition.table.weight.detach()[: ends.shape[1]].cpu().double()
+        return (_way(vectors, steps, path) @ ends).float()
 
     def _continued(
         self,

@@ -9,9 +9,10 @@ import torch
 
 from aimamba.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from aimamba.checkpoints.hub import Hub
-from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE
+from aimamba.checkpoints.locate import CONFIG_FILE, PIPELINE_FILE, VOCABULARY_FILE
 from aimamba.checkpoints.sums import SUMS_KEY, sum_of_file, sum_of_values
 from aimamba.data.imagenet import IMAGENET_CLASSES, imagenet_class_names
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.devices import resolve_device
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.files import write_atomically
@@ -27,8 +28,8 @@ def load_parts(
     dtype: str | torch.dtype | None,
     verify: bool | None,
     hub: Hub,
-) -> tuple[VQModel, AiM, tuple[str, ...]]:
-    """Load tokenizer, generator and class names, see ``Pipeline.from_pretrained``."""
+) -> tuple[VQModel, AiM, tuple[str, ...], Vocabulary | None]:
+    """Load tokenizer, generator, class names and vocabulary, see ``Pipeline.from_pretrained``."""
     device = as_device(device)
     checkpoint = open_checkpoint(source, hub=hub)
     generator = AiM.from_pretrained(checkpoint, device=device, dtype=dtype, verify=verify)
@@ -40,7 +41,9 @@ def load_parts(
         if tokenizer is not None:
             raise
         raise CheckpointError(f"{error}; give the tokenizer's place beside the generator's") from error
-    return vq, generator, names
+    text = generator.config.text
+    vocabulary = None if text is None or text.features else saved_vocabulary(checkpoint)
+    return vq, generator, names, vocabulary
 
 
 SaveGenerator = Callable[[Path, AiMConfig], None]
@@ -52,10 +55,11 @@ def save_parts(
     tokenizer: VQModel,
     generator: AiM,
     class_names: Sequence[str],
+    vocabulary: Vocabulary | None = None,
     dtype: str | torch.dtype | None = None,
     save_generator: SaveGenerator | None = None,
 ) -> None:
-    """Write the parts and ``pipeline.json`` into ``folder``, see ``Pipeline.save_pretrained``."""
+    """Write the parts, ``vocabulary.json`` and ``pipeline.json`` into ``folder``, see ``Pipeline.save_pretrained``."""
     if dtype is not None:
         tokenizer = tokenizer.in_dtype(one_dtype(dtype))
     tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline, dtype=dtype)
@@ -68,6 +72,9 @@ def save_parts(
         save_generator(folder / AiM.folder_in_pipeline, config)
     values = {"class_names": list(class_names)}
     configs = [f"{part}/{CONFIG_FILE}" for part in (VQModel.folder_in_pipeline, AiM.folder_in_pipeline)]
+    if vocabulary is not None:
+        vocabulary.save(folder / VOCABULARY_FILE)
+        configs.append(VOCABULARY_FILE)
     sums = {PIPELINE_FILE: sum_of_values(values), **{name: sum_of_file(folder / name) for name in configs}}
     content = json.dumps({**values, SUMS_KEY: sums}, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / PIPELINE_FILE, lambda path: path.write_text(content, encoding="utf-8"))
@@ -110,6 +117,21 @@ def check_tokenizer(config: AiMConfig, tokenizer: VQModel) -> None:
         )
 
 
+def check_vocabulary(config: AiMConfig, vocabulary: Vocabulary | None) -> None:
+    """Check that a vocabulary is that of a generator.
+
+    Raises:
+        ConfigError: It has another number of tokens, or the generator takes none.
+    """
+    if vocabulary is None:
+        return
+    expected, given = 0 if config.text is None else config.text.vocabulary, len(vocabulary)
+    if given == expected:
+        return
+    takes = f"a vocabulary of {expected} tokens" if expected else "no vocabulary"
+    raise ConfigError(f"the generator takes {takes}, and the one given has {given}; give the one it was trained with")
+
+
 def as_device(name: str | torch.device) -> torch.device:
     """Return a device of this machine, or ``meta``; ``auto`` is the fastest one.
 
@@ -129,6 +151,15 @@ def saved_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ..
     if names is None:
         return imagenet_class_names() if num_classes == IMAGENET_CLASSES else ()
     return names
+
+
+def saved_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
+    """Return the vocabulary of a checkpoint whose generator takes captions.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    return Vocabulary.load(checkpoint.vocabulary())
 
 
 def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:

@@ -23,8 +23,8 @@ from aimamba.pipeline.editing import Editing
 from aimamba.pipeline.habits import after_steps, check_habits, seeds_of, with_habits
 from aimamba.pipeline.images import OutputType, write_images
 from aimamba.pipeline.loading import SaveGenerator, as_device, load_parts, save_parts
+from aimamba.pipeline.prompts import Class, Prompt
 from aimamba.pipeline.publishing import upload
-from aimamba.pipeline.scoring import Class
 
 
 class Pipeline(Editing):
@@ -34,6 +34,7 @@ class Pipeline(Editing):
         tokenizer: Decodes codes to images.
         generator: Generates codes from class labels.
         class_names: Name of every label; empty if they are not known.
+        vocabulary: Of the captions that the generator takes, if it takes any.
     """
 
     _bar_settings: Mapping[str, Any] = {"disable": True}
@@ -100,7 +101,9 @@ class Pipeline(Editing):
         Raises:
             ConfigError: There is no such dtype.
         """
-        save_parts(Path(folder), self.tokenizer, self.generator, self.class_names, dtype, save_generator)
+        save_parts(
+            Path(folder), self.tokenizer, self.generator, self.class_names, self.vocabulary, dtype, save_generator
+        )
         if card is None:
             return
         classes = shown_classes(self.generator.config.num_classes) if card.samples else []
@@ -197,15 +200,17 @@ class Pipeline(Editing):
         n: int | SamplingConfig = 1,
         config: Settings | Sequence[Settings] = SamplingConfig(),  # noqa: B008 - frozen
         *,
+        prompts: str | Sequence[str] = (),
         batch_size: int = 16,
         progress: Progress | None = None,
         output_type: OutputType = "pil",
         **habits: Any,
     ) -> Any:
-        """Generate ``n`` images of each class.
+        """Generate ``n`` images of each class or prompt.
 
         Args:
-            labels: Class names or numbers, or mixtures such as ``{"planets": 0.7, "clay": 0.3}``.
+            labels: Class names or numbers, mixtures such as ``{"planets": 0.7, "clay": 0.3}``, or ``Prompt``.
+            prompts: Sentences, for a generator that is trained on captions; after ``labels``.
             n: Images of each class. Image j of every class has the seed ``config.seed + j``. Settings of sampling may
                 stand in its place; ``n`` is 1 then.
             config: Settings of sampling, or a mapping of them; for all classes, or one for each.
@@ -228,8 +233,10 @@ class Pipeline(Editing):
         config, each = with_habits(config, habits), habits.get("num_images_per_prompt", n)
         if not isinstance(each, int) or each < 1 or batch_size < 1:
             raise ConfigError(f"expected n and batch size to be at least 1, got n {each}, batch size {batch_size}")
-        given = self.labels(labels).repeat_interleave(each, dim=0)
-        configs, seeds = self.each_image(config, len(labels), each)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        wanted = self.labels([*labels, *map(Prompt, texts)] if texts else labels)
+        given = wanted.repeat_interleave(each, dim=0)
+        configs, seeds = self.each_image(config, len(wanted), each)
 
         def start(part: slice) -> Iterator[Tensor]:
             return self.generate(given[part], configs[part], seeds=seeds[part])

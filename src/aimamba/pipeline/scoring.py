@@ -11,13 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from aimamba.errors import DataError
+from aimamba.errors import ConfigError, DataError
 from aimamba.generation.plan import Labels, check_codes, check_labels
-from aimamba.pipeline.core import ClassName, Mixture, PipelineCore
+from aimamba.pipeline.core import PipelineCore
 from aimamba.pipeline.images import Fit, Images
-
-Class = ClassName | Mixture
-"""A class by name or number, or a mixture of classes."""
+from aimamba.pipeline.prompts import Class
 
 _FORWARD_AT_ONCE = 64  # images, where the rounding of one may depend on the others
 
@@ -46,7 +44,8 @@ class Scoring(PipelineCore):
 
         Args:
             images: One or several, see ``encode``.
-            labels: A class or a mixture, for all images or one for each; None for the null class, that is without one.
+            labels: A class, a mixture or a prompt, for all images or one for each; None for the null class, that is
+                without one.
             fit: See ``encode``.
 
         Raises:
@@ -57,14 +56,17 @@ class Scoring(PipelineCore):
         bits = self.bits(codes, self.labels_of(labels, len(codes)))
         return Score(bits.sum(dim=1), bits.mean(dim=1), bits.unflatten(1, (self.grid, self.grid)))
 
-    def classify(self, images: Images, *, fit: Fit = "exact") -> Float[Tensor, "b c"]:
-        """Return the probability of every class given each image, if all classes are equally frequent.
+    def classify(
+        self, images: Images, among: Sequence[Class] | None = None, *, fit: Fit = "exact"
+    ) -> Float[Tensor, "b c"]:
+        """Return the probability of every class or prompt given each image, if all are equally frequent.
 
         The generator is used as a classifier: by Bayes' rule, the probabilities are proportional to those of the image
         under each class. They are close to 0 and 1, since the tokens of an image are many.
 
         Args:
             images: One or several, see ``encode``.
+            among: Classes, mixtures or prompts to choose from (C of them); by default all classes.
             fit: See ``encode``.
 
         Returns:
@@ -72,8 +74,12 @@ class Scoring(PipelineCore):
 
         Raises:
             DataError: An image does not fit.
+            ConfigError: There is no such class, or none to choose from.
         """
-        return self.log_likelihoods(self.encode(images, fit=fit)).softmax(dim=-1)
+        if among is not None and len(among) == 0:
+            raise ConfigError("classify has nothing to choose from; name some classes or prompts")
+        given = None if among is None else self.labels(among)
+        return self.log_likelihoods(self.encode(images, fit=fit), given=given).softmax(dim=-1)
 
     @torch.inference_mode()
     def bits(self, codes: Tensor, labels: Labels) -> Float[Tensor, "b l"]:
@@ -99,15 +105,20 @@ class Scoring(PipelineCore):
 
     @torch.inference_mode()
     def log_likelihoods(
-        self, codes: Int[Tensor, "b l"], counted: Bool[Tensor, "b l"] | None = None
+        self,
+        codes: Int[Tensor, "b l"],
+        counted: Bool[Tensor, "b l"] | None = None,
+        given: Labels | None = None,
     ) -> Float[Tensor, "b c"]:
         """Return the natural logarithm of the probability of images, given by their codes, under every class.
 
         Args:
             codes: All tokens of the images.
             counted: Which tokens count; by default all. The others are still what later ones follow.
+            given: What to choose from, as ``labels`` returns it; by default every class.
         """
-        classes = torch.arange(self.generator.config.num_classes, device=codes.device)
+        classes = torch.arange(self.generator.config.num_classes) if given is None else given
+        classes = classes.to(codes.device)
         rows = []
         for index, image in enumerate(codes):  # alone, so that rounding is the same in every batch
             parts = [self._bits(image.expand(len(some), -1), some) for some in classes.split(_FORWARD_AT_ONCE)]
