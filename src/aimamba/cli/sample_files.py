@@ -94,7 +94,7 @@ def shown_names(pipeline: Pipeline, wanted: Sequence[int | Prompt]) -> list[str]
         if not isinstance(each, Prompt):
             names.append(pipeline.class_name(each))
             continue
-        beside = "" if each.label is None else f" ({pipeline.class_name(pipeline.label(each.label))})"
+        beside = f" ({pipeline.class_name(each.label)})" if isinstance(each.label, int) else ""
         names.append(f"{' '.join(each.text.split())}{beside}")
     return names
 

@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -37,10 +37,21 @@ _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
 
 class CodeBatch(NamedTuple):
-    """Codes in raster order with the classes of their images."""
+    """Codes in raster order with the classes of their images, and a caption of each where there are captions."""
 
     codes: Int[Tensor, "b l"]
     labels: Int[Tensor, " b"]
+    captions: tuple[str, ...] | None = None
+
+
+class Captions(Protocol):
+    """The captions of the images of a set, in their order."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        """Return the captions of an image; empty if it has none."""
 
 
 class CodeSet:
@@ -50,6 +61,7 @@ class CodeSet:
         shards: The codes of consecutive images, each (some, v, L) uint16.
         labels: Class of each image, (n,).
         views: Number of views of an image.
+        captions: Captions of the images; None if the set has none.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class CodeSet:
         labels: Int64[np.ndarray, " n"],
         *,
         codebook_size: int | None = None,
+        captions: Captions | None = None,
     ) -> None:
         """Make a set of codes in one piece or in shards of any length.
 
@@ -65,9 +78,10 @@ class CodeSet:
             codes: See ``shards``; also one array.
             labels: Class of each image.
             codebook_size: Refuse larger codes when they are taken; None has been checked already.
+            captions: Captions of each image; None if there are none.
 
         Raises:
-            DataError: There are no codes, or not as many as labels.
+            DataError: There are no codes, or not as many as labels or captions.
         """
         self.shards = [codes] if isinstance(codes, np.ndarray) else list(codes)
         self.labels = labels
@@ -79,6 +93,9 @@ class CodeSet:
         self.views = self.shards[0].shape[1]
         self._ends = np.cumsum([len(shard) for shard in self.shards])
         self.codebook_size = codebook_size
+        if captions is not None and len(captions) != count:
+            raise DataError(f"a set of codes needs captions of every image, got {count} images and {len(captions)}")
+        self.captions = captions
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -86,7 +103,8 @@ class CodeSet:
 
     def relabelled(self, labels: Sequence[int]) -> "CodeSet":
         """Return the same codes with ``labels[k]`` in the place of each label ``k``."""
-        return CodeSet(self.shards, np.asarray(labels, np.int64)[self.labels], codebook_size=self.codebook_size)
+        new = np.asarray(labels, np.int64)[self.labels]
+        return CodeSet(self.shards, new, codebook_size=self.codebook_size, captions=self.captions)
 
     def take(self, indices: Sequence[int], views: Sequence[int]) -> Int[Tensor, "b l"]:
         """Return the codes of some images, each in one of its views.
@@ -102,6 +120,20 @@ class CodeSet:
         if self.codebook_size is not None and stacked.max() >= self.codebook_size:
             self._refuse(indices[int(stacked.max(axis=1).argmax())], int(stacked.max()), self.codebook_size)
         return torch.from_numpy(stacked.astype(np.int64))
+
+    def caption(self, index: int, generator: np.random.Generator | None = None) -> str:
+        """Return a caption of an image: one at random, or the first; empty if it has none."""
+        texts = () if self.captions is None else self.captions[index]
+        if not texts:
+            return ""
+        return texts[0 if generator is None else int(generator.integers(len(texts)))]
+
+    def _choose_captions(
+        self, indices: Sequence[int], generators: Sequence[np.random.Generator]
+    ) -> tuple[str, ...] | None:
+        if self.captions is None:
+            return None
+        return tuple(self.caption(index, generator) for index, generator in zip(indices, generators, strict=True))
 
     def _refuse(self, index: int, code: int, codebook_size: int) -> NoReturn:
         shard = self.shards[int(np.searchsorted(self._ends, index, side="right"))]
@@ -130,8 +162,10 @@ class CodeSet:
         while True:
             positions = range(start, start + batch_size)
             indices = [order.index(position) for position in positions]
-            views = [int(order.generator(position).integers(self.views)) for position in positions]
-            yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]))
+            generators = [order.generator(position) for position in positions]
+            views = [int(generator.integers(self.views)) for generator in generators]
+            captions = self._choose_captions(indices, generators)
+            yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]), captions)
             start += batch_size if stride is None else stride
 
 
