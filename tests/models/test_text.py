@@ -92,17 +92,17 @@ def test_every_word_counts_and_padding_does_not(model):
     other = model(codes[:, :-1], LABELS, captions(model, seed=1))
     assert_close(other[0], before[0])  # without a token
     assert all((other[row] - before[row]).abs().max() > 1e-3 for row in range(1, 6))
-    if isinstance(model.condition.words, torch.nn.Embedding):
-        padding = model.condition.words.weight[0].clone()
-        model.condition.words.weight[0] = 9.0
+    if isinstance(model.condition.text.words, torch.nn.Embedding):
+        padding = model.condition.text.words.weight[0].clone()
+        model.condition.text.words.weight[0] = 9.0
         assert_close(model(codes[:, :-1], LABELS, given), before)
-        model.condition.words.weight[0] = padding
+        model.condition.text.words.weight[0] = padding
 
 
 @torch.no_grad()
 def test_a_caption_without_tokens_is_none_at_all(model):
     codes = codes_of(model, 2)
-    nothing = model.condition.no_captions(2)
+    nothing = model.condition.text.no_captions(2)
     labels = torch.tensor([5, 2])
     assert_close(model(codes[:, :-1], labels), model(codes[:, :-1], labels, nothing), rtol=0, atol=0)
 

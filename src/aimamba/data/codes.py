@@ -18,7 +18,7 @@ from torch import Tensor
 from aimamba.config import check
 from aimamba.data.folder import ImageFolder
 from aimamba.data.images import ImageSet
-from aimamba.data.order import ShuffledOrder
+from aimamba.data.order import CAPTION, ShuffledOrder
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import ten_crop, to_array
 from aimamba.errors import DataError
@@ -37,11 +37,18 @@ _TEN_CROP_RANGES = (1.1, 1.05)  # LlamaGen's two folders of codes
 
 
 class CodeBatch(NamedTuple):
-    """Codes in raster order with the classes of their images, and a caption of each where there are captions."""
+    """Codes in raster order with the classes of their images."""
 
     codes: Int[Tensor, "b l"]
     labels: Int[Tensor, " b"]
-    captions: tuple[str, ...] | None = None
+
+
+class CaptionedBatch(NamedTuple):
+    """Codes with classes and captions, which are tokens (B, T) or vectors (B, T, F)."""
+
+    codes: Int[Tensor, "b l"]
+    labels: Int[Tensor, " b"]
+    captions: Tensor
 
 
 class Captions(Protocol):
@@ -128,12 +135,29 @@ class CodeSet:
             return ""
         return texts[0 if generator is None else int(generator.integers(len(texts)))]
 
-    def _choose_captions(
-        self, indices: Sequence[int], generators: Sequence[np.random.Generator]
-    ) -> tuple[str, ...] | None:
-        if self.captions is None:
-            return None
-        return tuple(self.caption(index, generator) for index, generator in zip(indices, generators, strict=True))
+    def captioned_batches(
+        self,
+        read: Callable[[Sequence[str]], Tensor],
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        stride: int | None = None,
+    ) -> Iterator[CaptionedBatch]:
+        """Yield the batches of ``batches``, with one caption of each image.
+
+        Args:
+            read: Returns what the generator takes for some captions.
+            batch_size: See ``batches``, like the following.
+            seed: Also of the choice of captions.
+            start: See there.
+            stride: See there.
+        """
+        order, step = ShuffledOrder(len(self), seed), batch_size if stride is None else stride
+        for number, batch in enumerate(self.batches(batch_size=batch_size, seed=seed, start=start, stride=stride)):
+            positions = range(first := start + number * step, first + batch_size)
+            texts = [self.caption(order.index(place), order.generator(place, CAPTION)) for place in positions]
+            yield CaptionedBatch(*batch, read(texts))
 
     def _refuse(self, index: int, code: int, codebook_size: int) -> NoReturn:
         shard = self.shards[int(np.searchsorted(self._ends, index, side="right"))]
@@ -162,10 +186,8 @@ class CodeSet:
         while True:
             positions = range(start, start + batch_size)
             indices = [order.index(position) for position in positions]
-            generators = [order.generator(position) for position in positions]
-            views = [int(generator.integers(self.views)) for generator in generators]
-            captions = self._choose_captions(indices, generators)
-            yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]), captions)
+            views = [int(order.generator(position).integers(self.views)) for position in positions]
+            yield CodeBatch(self.take(indices, views), torch.from_numpy(self.labels[indices]))
             start += batch_size if stride is None else stride
 
 

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-_ORDER, _VIEW = 0, 1  # what a stream of random numbers is for
+_ORDER = 0
+
+VIEW, CAPTION = 1, 2
+"""What a stream of random numbers is for."""
 
 
 class ShuffledOrder:
@@ -25,9 +28,9 @@ class ShuffledOrder:
             self._epoch = epoch
         return int(self._permutation[place])
 
-    def generator(self, position: int) -> np.random.Generator:
-        """Return the random generator of the view at a position: crop, flip, choice of crop."""
-        return self._stream(_VIEW, position)
+    def generator(self, position: int, purpose: int = VIEW) -> np.random.Generator:
+        """Return the random generator of the view at a position (crop, flip, choice of crop), or of its caption."""
+        return self._stream(purpose, position)
 
     def _stream(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, number)))

@@ -92,13 +92,12 @@ class TextBlock(nn.Module):
         return x + self.down(F.gelu(self.up(self.hidden_norm(x))))
 
 
-class TextCondition(ClassCondition):
-    """A caption, a class, or both."""
+class TextEncoder(nn.Module):
+    """Turns captions into a part of the condition vector, and prefix tokens."""
 
-    def __init__(self, config: TextConfig, num_classes: int, width: int) -> None:
-        super().__init__(num_classes, width)
+    def __init__(self, config: TextConfig, width: int) -> None:
+        super().__init__()
         self.config = config
-        self.prefix_tokens = config.prefix
         inner = config.width
         self.words: nn.Module = (
             nn.Linear(config.features, inner) if config.features else empty_embedding(config.vocabulary, inner)
@@ -113,14 +112,61 @@ class TextCondition(ClassCondition):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill matrices and embeddings from N(0, 0.02^2), biases with 0 and norms with 1."""
-        super().init_weights(generator)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding) and module is not self.table:
+            if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(std=0.02, generator=generator)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
+
+    def forward(self, captions: Captions) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b p d"] | None]:
+        """Return what each caption adds to the condition vector, and its prefix tokens; None where there is none.
+
+        Raises:
+            ConfigError: The captions have another length or width.
+        """
+        config, frozen = self.config, bool(self.config.features)
+        shape = (len(captions), config.tokens, *([config.features] if frozen else []))
+        if tuple(captions.shape) != shape or captions.is_floating_point() != frozen:
+            raise ConfigError(
+                f"this generator takes captions as {'vectors' if frozen else 'tokens'} of shape {shape}, got "
+                f"{tuple(captions.shape)} of {captions.dtype}"
+            )
+        seen = (captions != 0).any(dim=-1) if frozen else captions != 0
+        words = self.words(captions.to(self.places.weight.dtype) if frozen else captions)
+        summary = words.new_zeros(len(words), 1, config.width)
+        hidden = torch.cat([summary, words], dim=1) + self.places.weight
+        visible = F.pad(seen, (1, 0), value=True)
+        for block in self.blocks:
+            hidden = block(hidden, visible)
+        hidden = self.norm(hidden)
+        vector = None if self.to_vector is None else self.to_vector(hidden[:, 0])
+        if self.to_prefix is None or self.padding is None:
+            return vector, None
+        return vector, torch.where(seen[..., None], self.to_prefix(hidden[:, 1:]), self.padding.weight)
+
+    def no_captions(self, batch: int) -> Captions:
+        """Return captions without tokens."""
+        config, places = self.config, self.places.weight
+        if config.features:
+            return places.new_zeros(batch, config.tokens, config.features)
+        return torch.zeros(batch, config.tokens, dtype=torch.long, device=places.device)
+
+
+class TextCondition(ClassCondition):
+    """A caption, a class, or both."""
+
+    def __init__(self, config: TextConfig, num_classes: int, width: int) -> None:
+        super().__init__(num_classes, width)
+        self.prefix_tokens = config.prefix
+        self.text = TextEncoder(config, width)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill the table from N(0, 0.02^2), and the encoder as ``TextEncoder`` says."""
+        super().init_weights(generator)
+        self.text.init_weights(generator)
 
     def opening(self, given: Given, captions: Captions | None = None) -> Float[Tensor, "b p1 d"]:
         """Return what comes before the codes, see ``ClassCondition.opening``.
@@ -135,41 +181,6 @@ class TextCondition(ClassCondition):
         if given.ndim == 3:
             return super().opening(given)
         vectors = self(given)
-        text = self.no_captions(len(vectors)) if captions is None else captions
-        encoded, seen = self.encode(text)
-        if self.to_vector is not None:
-            vectors = vectors + self.to_vector(encoded[:, 0])
-        if self.to_prefix is None or self.padding is None:
-            return vectors[:, None]
-        prefix = torch.where(seen[..., None], self.to_prefix(encoded[:, 1:]), self.padding.weight)
-        return torch.cat([prefix, vectors[:, None]], dim=1)
-
-    def no_captions(self, batch: int) -> Captions:
-        """Return captions without tokens."""
-        config, table = self.config, self.table.weight
-        if config.features:
-            return table.new_zeros(batch, config.tokens, config.features)
-        return torch.zeros(batch, config.tokens, dtype=torch.long, device=table.device)
-
-    def encode(self, captions: Captions) -> tuple[Float[Tensor, "b t1 w"], Bool[Tensor, "b t"]]:
-        """Return the vectors of the summary and of every token, and which tokens there are.
-
-        Raises:
-            ConfigError: The captions have another length or width, or a token is not in the vocabulary.
-        """
-        config = self.config
-        frozen = bool(config.features)
-        shape = (len(captions), config.tokens, *([config.features] if frozen else []))
-        if tuple(captions.shape) != shape or captions.is_floating_point() != frozen:
-            raise ConfigError(
-                f"this generator takes captions as {'vectors' if frozen else 'tokens'} of shape {shape}, got "
-                f"{tuple(captions.shape)} of {captions.dtype}"
-            )
-        seen = (captions != 0).any(dim=-1) if frozen else captions != 0
-        words = self.words(captions.to(self.table.weight.dtype) if frozen else captions)
-        summary = words.new_zeros(len(words), 1, config.width)
-        hidden = torch.cat([summary, words], dim=1) + self.places.weight
-        visible = F.pad(seen, (1, 0), value=True)
-        for block in self.blocks:
-            hidden = block(hidden, visible)
-        return self.norm(hidden), seen
+        vector, prefix = self.text(self.text.no_captions(len(vectors)) if captions is None else captions)
+        vectors = vectors if vector is None else vectors + vector
+        return vectors[:, None] if prefix is None else torch.cat([prefix, vectors[:, None]], dim=1)

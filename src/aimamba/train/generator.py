@@ -1,7 +1,7 @@
 """Stage 2: train a generator to predict the codes of images, given their class."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 
 from aimamba import distributed
 from aimamba.config import check
-from aimamba.data.codes import CodeBatch, CodeSet
+from aimamba.data.codes import CaptionedBatch, CodeBatch, CodeSet
 from aimamba.data.order import ShuffledOrder
 from aimamba.data.shards import fingerprint
 from aimamba.data.sheets import sheet
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
 from aimamba.models.lora import merged
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
-from aimamba.pipeline import Pipeline
+from aimamba.pipeline import Pipeline, Prompt
 from aimamba.train.parts import MODULES, Adapter, Part
 from aimamba.train.task import Amount, Example, Objective
 
 Classes = Literal["match", "extend", "number", "new"]
 _IMAGES_AT_ONCE = 64
-_SHEET_CLASSES = 10
+_SHEET_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +45,18 @@ class GeneratorTaskConfig:
             of the images, with the vectors of ``init`` by number. ``new``: those of the images, all starting with the
             vector of the null class.
         train: The parts that are trained if there is ``init``; the others keep its weights. ``classes`` is the table of
-            class vectors, ``embeddings`` those of codes and positions, with the head that is tied to them, ``adaln``
-            the projections of the class vector, and ``blocks`` mixers and norms. ``auto`` is all of them, and with LoRA
-            the classes.
+            class vectors, ``captions`` the encoder of captions, ``embeddings`` those of codes and positions, with the
+            head that is tied to them, ``adaln`` the projections of the condition vector, and ``blocks`` mixers and
+            norms. ``auto`` is all of them, and with LoRA the classes.
         lora_rank: Rank of the matrices that LoRA adds to frozen layers; 0 is no LoRA. It needs ``init`` and the extra
             ``aimamba[lora]``. The run then saves only the matrices and the other parts that are trained.
         lora_alpha: The product of the two matrices of a layer counts ``lora_alpha / lora_rank``; by default 1.
         lora_layers: The linear layers that get such matrices, by the last part of their names.
-        label_dropout: Fraction of examples that are trained with the null class instead of their own, which
-            classifier-free guidance needs. It applies to the class token and the condition together.
+        label_dropout: Fraction of examples that are trained with the null class instead of their own, and without a
+            caption, which classifier-free guidance needs. It applies to the class token and the condition together.
+        class_dropout: Of a generator that takes captions: fraction of the others that are trained without their class,
+            so that a prompt can stand alone.
+        caption_dropout: Likewise of those that are trained without their caption, so that a class can stand alone.
         token_dropout: Fraction of the features of the word embeddings that are set to zero; the others are scaled up.
         checkpointing: Whether to store only the inputs of the blocks for the backward pass and compute the rest again.
             It takes less memory and the time of a second forward pass; the result is the same.
@@ -69,6 +73,8 @@ class GeneratorTaskConfig:
     lora_alpha: float | None = None
     lora_layers: tuple[str, ...] = ("in_proj", "out_proj")
     label_dropout: float = 0.1
+    class_dropout: float = 0.5
+    caption_dropout: float = 0.1
     token_dropout: float = 0.0
     checkpointing: bool = False
     sheet_pictures: int = 4
@@ -76,7 +82,8 @@ class GeneratorTaskConfig:
     sheet_top_k: int = 0
 
     def __post_init__(self) -> None:
-        check(0 <= self.label_dropout <= 1, f"task.label_dropout must lie in [0, 1], got {self.label_dropout}")
+        for name in ("label_dropout", "class_dropout", "caption_dropout"):
+            check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
         check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
         check(self.sheet_cfg_scale >= 0, f"task.sheet_cfg_scale must not be negative, got {self.sheet_cfg_scale}")
@@ -139,10 +146,12 @@ class GeneratorTask:
         class_names: tuple[str, ...],
         config: GeneratorTaskConfig,
         *,
+        vocabulary: Vocabulary | None = None,
         seed: int = 0,
         adapter: Adapter | None = None,
     ) -> None:
         self.model = model
+        self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self.train = train
         self.held_out = held_out
@@ -158,6 +167,8 @@ class GeneratorTask:
     def basis(self) -> dict[str, str]:
         """Return fingerprints of the tokenizer, the training codes and, with LoRA, the frozen weights."""
         base = {} if self.adapter is None else {"init": self.adapter.digest}
+        if self.vocabulary is not None:
+            base["vocabulary of the captions"] = self.vocabulary.fingerprint()
         return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint(), **base}
 
     def adversary(self) -> None:
@@ -172,9 +183,20 @@ class GeneratorTask:
         train = self.train
         return Amount(len(train), len(self.held_out), self.model.config.num_tokens, "codes", views=train.views)
 
-    def batches(self, start: int, batch_size: int, *, stride: int | None = None) -> Iterator[CodeBatch]:
-        """Yield shuffled training codes."""
-        return self.train.batches(batch_size=batch_size, seed=self.seed, start=start, stride=stride)
+    def batches(
+        self, start: int, batch_size: int, *, stride: int | None = None
+    ) -> Iterator[CodeBatch | CaptionedBatch]:
+        """Yield shuffled training codes, with a caption of each if the generator takes captions."""
+        if self.vocabulary is None:
+            return self.train.batches(batch_size=batch_size, seed=self.seed, start=start, stride=stride)
+        return self.train.captioned_batches(
+            self._read, batch_size=batch_size, seed=self.seed, start=start, stride=stride
+        )
+
+    def _read(self, captions: Sequence[str]) -> Tensor:
+        assert self.vocabulary is not None
+        assert self.model.config.text is not None
+        return torch.from_numpy(self.vocabulary.encode(captions, self.model.config.text.tokens).ids)
 
     def examples(self, start: int, count: int) -> list[Example]:
         """Return numbers and classes of training images."""
@@ -183,26 +205,42 @@ class GeneratorTask:
         return [Example(index, int(labels[index]), self.class_names[labels[index]]) for index in indices]
 
     def loss(
-        self, model: AiM, batch: CodeBatch, rng: torch.Generator, step: int = 0
+        self, model: AiM, batch: CodeBatch | CaptionedBatch, rng: torch.Generator, step: int = 0
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Return the mean cross entropy of a code, in nats, with some labels replaced by the null class.
+        """Return the mean cross entropy of a code, in nats, with some classes and captions left out.
 
         There are no other metrics, and ``step`` has no effect.
         """
-        dropped = distributed.uniform(tuple(batch.labels.shape), rng, batch.labels.device) < self.config.label_dropout
+        dropped = self._chosen(batch.labels, self.config.label_dropout, rng)
+        captions = None
+        if isinstance(batch, CaptionedBatch):
+            hidden = dropped | self._chosen(batch.labels, self.config.caption_dropout, rng)
+            captions = batch.captions.masked_fill(hidden.view(-1, *[1] * (batch.captions.ndim - 1)), 0)
+            dropped = dropped | self._chosen(batch.labels, self.config.class_dropout, rng)
         labels = torch.where(dropped, model.condition.null_class, batch.labels)
         mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
-        return code_cross_entropy(model, batch.codes, labels, mask, checkpointing=checkpointing), {}
+        return code_cross_entropy(model, batch.codes, labels, mask, captions, checkpointing=checkpointing), {}
+
+    @staticmethod
+    def _chosen(labels: Tensor, share: float, rng: torch.Generator) -> Tensor:
+        """Return a random share of a batch, (B,) booleans."""
+        return distributed.uniform(tuple(labels.shape), rng, labels.device) < share
 
     @torch.no_grad()
     def evaluate(self, model: AiM) -> dict[str, float]:
-        """Return the mean cross entropy of held-out codes given their class, in nats and in bits per code."""
+        """Return the mean cross entropy of held-out codes, in nats and in bits per code.
+
+        Given are their class and, if the generator takes captions, the first caption of each.
+        """
         device, total = model.word_embedding.weight.device, 0.0
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             chosen = range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out)))
             codes = self.held_out.take(chosen, [0] * len(chosen)).to(device)
             labels = torch.from_numpy(self.held_out.labels[chosen.start : chosen.stop]).to(device)
-            total += float(code_cross_entropy(model, codes, labels)) * len(chosen)
+            captions = None
+            if self.vocabulary is not None:
+                captions = self._read([self.held_out.caption(index) for index in chosen]).to(device)
+            total += float(code_cross_entropy(model, codes, labels, captions=captions)) * len(chosen)
         loss = total / len(self.held_out)
         return {"loss": loss, "bits_per_token": loss / math.log(2)}
 
@@ -211,12 +249,21 @@ class GeneratorTask:
         return Objective("bits_per_token", math.log2(self.model.config.vocab_size))
 
     def sheet(self, model: AiM) -> Image:
-        """Render guided samples, one row for each of the first classes with images, the same seeds each time."""
-        shown, columns = np.unique(self.train.labels)[:_SHEET_CLASSES].tolist(), self.config.sheet_pictures
+        """Render guided samples, the same seeds each time.
+
+        There is a row for each of the first classes with images, or for some held-out captions.
+        """
+        columns = self.config.sheet_pictures
         sampling = SamplingConfig(cfg_scale=self.config.sheet_cfg_scale, top_k=self.config.sheet_top_k)
+        if self.vocabulary is None:
+            shown = np.unique(self.train.labels)[:_SHEET_ROWS].tolist()
+            names = [self.class_names[label] for label in shown]
+        else:
+            places = np.linspace(0, len(self.held_out) - 1, min(_SHEET_ROWS, len(self.held_out))).astype(int)
+            names = [self.held_out.caption(place) for place in places.tolist()]
+            shown = [Prompt(name) for name in names]
         images = self.pipeline(model)(shown, columns, sampling, batch_size=64)
-        rows = [images[i * columns : (i + 1) * columns] for i in range(len(shown))]
-        return sheet(rows, row_names=[self.class_names[label] for label in shown])
+        return sheet([images[i * columns : (i + 1) * columns] for i in range(len(shown))], row_names=names)
 
     def save(self, model: AiM, folder: Path) -> None:
         """Save tokenizer, generator and class names as a pipeline; with LoRA, the generator without frozen weights."""
@@ -233,21 +280,29 @@ class GeneratorTask:
 
     def pipeline(self, model: AiM) -> Pipeline:
         """Return a pipeline of the tokenizer and ``model``, into whose weights LoRA is merged."""
-        return Pipeline(self.tokenizer.to(model.word_embedding.weight.device), merged(model), self.class_names)
+        tokenizer = self.tokenizer.to(model.word_embedding.weight.device)
+        return Pipeline(tokenizer, merged(model), self.class_names, self.vocabulary)
 
 
 def code_cross_entropy(
-    model: AiM, codes: Tensor, labels: Tensor, token_mask: Tensor | None = None, *, checkpointing: bool = False
+    model: AiM,
+    codes: Tensor,
+    labels: Tensor,
+    token_mask: Tensor | None = None,
+    captions: Tensor | None = None,
+    *,
+    checkpointing: bool = False,
 ) -> Tensor:
-    """Return the mean cross entropy, in nats, of each code given the class and the codes before it.
+    """Return the mean cross entropy, in nats, of each code given the condition and the codes before it.
 
     Args:
         model: The generator.
         codes: All codes of the images (B, L).
         labels: Class labels (B).
         token_mask: Factors for the word embeddings (B, L - 1, D).
+        captions: Of a generator that takes them, see ``aimamba.models.text``.
         checkpointing: Whether to compute the blocks again in the backward pass instead of storing their activations.
     """
-    hidden = model(codes[:, :-1], labels, token_mask=token_mask, head=False, checkpointing=checkpointing)
+    hidden = model(codes[:, :-1], labels, captions, token_mask=token_mask, head=False, checkpointing=checkpointing)
     head = model.word_embedding.weight
     return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten())

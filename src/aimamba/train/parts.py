@@ -11,10 +11,11 @@ from aimamba.checkpoints.adapter import base_digest
 from aimamba.models import AiM, AiMConfig
 from aimamba.models.lora import save_adapter
 
-Part = Literal["classes", "embeddings", "adaln", "blocks"]
+Part = Literal["classes", "captions", "embeddings", "adaln", "blocks"]
 
 MODULES: dict[Part, tuple[str, ...]] = {
     "classes": ("condition.table",),
+    "captions": ("condition.text",),
     "embeddings": ("word_embedding", "position_embedding"),
     "adaln": ("adaln", "final_adaln"),
     "blocks": ("blocks", "norm", "final_norm"),
@@ -26,7 +27,7 @@ def module_at(model: nn.Module, name: str) -> nn.Module | None:
     """Return the module of this dotted name, or None if the generator has none there."""
     found: Any = model
     for step in name.split("."):
-        found = getattr(found, step)
+        found = getattr(found, step, None)
     return found if isinstance(found, nn.Module) else None
 
 

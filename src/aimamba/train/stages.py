@@ -17,10 +17,13 @@ from aimamba.data.codes_meta import META_FILE
 from aimamba.data.encoding import encode_splits
 from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import open_code_splits
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
+from aimamba.models.text import TextConfig
 from aimamba.pipeline import saved_class_names
+from aimamba.pipeline.loading import saved_vocabulary
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
 from aimamba.train.generator import Classes, GeneratorTask, GeneratorTaskConfig
@@ -167,15 +170,27 @@ def _generator_task(
     }
     names, seed = source.class_names, recipe.fit.seed
     if recipe.init is None:
-        model = _new_generator(recipe, fixed)
+        config = _new_config(recipe, fixed)
         train, held_out = source.load()
-        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, seed=seed)
+        vocabulary = None if config.text is None else _new_vocabulary(config.text, train, recipe.data.source)
+        if vocabulary is not None and config.text is not None:
+            config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocabulary=len(vocabulary)))
+        model = AiM(config)
+        model.init_weights(seeded(seed))
+        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, vocabulary=vocabulary, seed=seed)
     model, adapter, table = _initial_generator(recipe, recipe.init, task, fixed, names)
     log(table.described)
     train, held_out = source.load()
+    vocabulary = None if model.config.text is None else saved_vocabulary(open_checkpoint(recipe.init))
+    check(
+        vocabulary is None or train.captions is not None,
+        f"{recipe.init} takes captions, and {recipe.data.source} has none; give images with captions",
+    )
     if table.labels != tuple(range(len(names))):
         train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
-    return GeneratorTask(model, tokenizer.cpu(), train, held_out, table.names, task, seed=seed, adapter=adapter)
+    return GeneratorTask(
+        model, tokenizer.cpu(), train, held_out, table.names, task, vocabulary=vocabulary, seed=seed, adapter=adapter
+    )
 
 
 def _finite(model: Model, source: str) -> Model:
@@ -192,17 +207,27 @@ def _finite(model: Model, source: str) -> Model:
     return model
 
 
-def _new_generator(recipe: Recipe, fixed: Mapping[str, Any]) -> AiM:
-    """Return a generator with random weights; images and tokenizer decide the settings in ``fixed``."""
+def _new_config(recipe: Recipe, fixed: Mapping[str, Any]) -> AiMConfig:
+    """Return the shape of a new generator; images and tokenizer decide the settings in ``fixed``."""
     for name, value in fixed.items():
         check(
             recipe.model.get(name, value) == value,
             f"model.{name} is {value} for these images and this tokenizer, but the recipe says "
             f"{recipe.model.get(name)}; leave it out",
         )
-    model = AiM(model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed}))
-    model.init_weights(seeded(recipe.fit.seed))
-    return model
+    return model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed})
+
+
+def _new_vocabulary(text: TextConfig, train: CodeSet, source: str) -> Vocabulary:
+    """Learn the vocabulary of a new generator from the captions that it will be trained on."""
+    captions = train.captions
+    check(
+        captions is not None,
+        f"model.text is for images with captions, and {source} has none; leave it out, or see docs/captions.md",
+    )
+    check(text.features == 0, "model.text.features needs the vectors of a frozen encoder, which are not there yet")
+    assert captions is not None
+    return Vocabulary.train((one for index in range(len(captions)) for one in captions[index]), text.vocabulary)
 
 
 def _initial_generator(

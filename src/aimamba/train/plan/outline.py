@@ -19,6 +19,7 @@ from aimamba.checkpoints.locate import packaged_models
 from aimamba.config import check, from_mapping
 from aimamba.data.loader import Batch
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
+from aimamba.models.text import TextCondition
 from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0
 from aimamba.networks.perceptual import VGG16, PerceptualLoss
 from aimamba.train.codebook import CodebookUse
@@ -92,7 +93,9 @@ def _of_generator(recipe: Recipe) -> Outline:
             labels = torch.empty(batch, dtype=torch.long, device=META)
             shape = (batch, config.num_tokens - 1, config.width)
             mask = torch.empty(shape, device=META) if task.token_dropout else None
-            hidden = model(codes[:, :-1], labels, token_mask=mask, head=False, checkpointing=checkpointing)
+            condition = model.condition
+            captions = condition.text.no_captions(batch) if isinstance(condition, TextCondition) else None
+            hidden = model(codes[:, :-1], labels, captions, token_mask=mask, head=False, checkpointing=checkpointing)
             return cross_entropy(hidden.flatten(0, 1), model.word_embedding.weight, codes.flatten(), place)
 
         return needs([model], loss, place)
