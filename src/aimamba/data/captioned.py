@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from aimamba.config import check
 from aimamba.data.avatar_captions import attributes_of, captions_of, is_held_out, options_of
 from aimamba.data.avatar_words import STYLES
 from aimamba.data.avatars import AVATARS_PER_CLASS, PACKAGES, Avatars
+from aimamba.data.drawing import load_style
 from aimamba.data.images import Images
 from aimamba.data.splits import Split
 from aimamba.documents import DocumentError, read_json
@@ -162,8 +162,7 @@ class _Parts:
     def _extend(self, count: int) -> None:
         import dicebear  # noqa: PLC0415 - what is known already does not need it
 
-        source = files("dicebear_styles").joinpath(f"{self.style}.json").read_text("utf-8")
-        style = dicebear.Style.from_json(source)
+        style = load_style(self.style)
         missing = range(len(self._known), count)
         for number in tqdm(missing, desc=f"looking at {self.style}", unit="image", disable=not self._progress):
             avatar = dicebear.Avatar(style, {"seed": f"{self.style}-{self._split}-{number}", "size": 64})
