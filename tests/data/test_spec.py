@@ -99,7 +99,7 @@ def test_a_path_that_exists_goes_before_a_name(tmp_path):
         ("photo:held-out:3", r"did you mean 'photos'\?"),
         (
             "some/where",
-            "^some/where: no such file, folder or named set; expected a folder, an .npz file, avatars, fashion-mnist",
+            "^some/where: no such file, folder or named set; expected a folder, an .npz file, avatars, captioned",
         ),
         ("", "the name of the image set is empty"),
         ("avatars-0", "a size of 0 pixels is not possible"),
@@ -169,6 +169,6 @@ def test_every_line_of_the_table_is_a_name(tmp_path):
     for name in ("FOLDER", "FILE.npz"):
         (tmp_path / name).mkdir() if name == "FOLDER" else (tmp_path / name).touch()
     table = [line.split()[0] for line in spec.__doc__.splitlines() if line.startswith("  ")]
-    assert len(table) == 11
+    assert len(table) == 12
     for name in [*table, "avatars-64:planets,sprouts:held-out:6", "photos:held-out"]:
         parse_spec(name)

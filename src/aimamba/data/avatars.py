@@ -38,7 +38,7 @@ STYLES = (
 AVATARS_PER_CLASS = {"train": 3000, "held-out": 500}
 """Default number of avatars of each style."""
 
-_PACKAGES = ("dicebear-core", "dicebear-styles", "resvg-py")  # which decide the pixels
+PACKAGES = ("dicebear-core", "dicebear-styles", "resvg-py")  # which decide the pixels
 _SMALLEST, _LARGEST = 8, 4096  # pixels; DiceBear draws no larger ones
 
 
@@ -115,7 +115,7 @@ class Avatars(Images):
         """Size, split, number and styles, and the versions of the packages that draw."""
         about = {"avatars": [self.size, self._split, self._per_class, *self.class_names]}
         skipped = {"skip": self._skip} if self._skip else {}
-        return {**about, **skipped, **{package: version(package) for package in _PACKAGES}}
+        return {**about, **skipped, **{package: version(package) for package in PACKAGES}}
 
     def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
         """Return one image.

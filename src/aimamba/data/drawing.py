@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -49,12 +50,20 @@ def available_styles() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
 
 
+@cache
+def load_style(name: str) -> Any:
+    """Return a style of DiceBear's, whose definition is checked once: that takes as long as drawing 100 images."""
+    import dicebear  # noqa: PLC0415 - cached images do not need it
+
+    return dicebear.Style.from_json(files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8"))
+
+
 def draw(request: DrawRequest) -> Iterator[UInt8[np.ndarray, "s s 3"]]:
     """Draw the images of a request one by one, on a white background."""
     import dicebear  # noqa: PLC0415 - cached images do not need these two
     import resvg_py  # noqa: PLC0415
 
-    style = dicebear.Style.from_json(files("dicebear_styles").joinpath(f"{request.style}.json").read_text("utf-8"))
+    style = load_style(request.style)
     for number in range(request.first, request.last):
         seed = f"{request.style}-{request.split}-{number}"
         svg = dicebear.Avatar(style, {"seed": seed, "size": request.size}).to_string()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from aimamba.config import check
 from aimamba.data.cache import load_images, store_images
-from aimamba.data.emoji_names import NAMES_PACKAGE, Emoji, choose_sides, plain_code, read_names
+from aimamba.data.emoji_names import NAMES_PACKAGE, Emoji, captions_of, choose_sides, plain_code, read_names
 from aimamba.data.images import Images
 from aimamba.data.npm import Package, find_packages, read_members
 from aimamba.data.splits import Split, first_of_each
@@ -80,6 +80,8 @@ class EmojiImages(Images):
         emoji: Name and keywords of every image.
         size: Side of the images in pixels.
     """
+
+    captioned = True
 
     def __init__(
         self,
@@ -160,12 +162,32 @@ class EmojiImages(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check(index)
         image = self._drawn[self.labels[index]][self._rows[index]]
         if self._flip and rng is not None and rng.random() < 0.5:
             image = image[:, ::-1]
         return np.array(image)
+
+    def attributes(self, index: int) -> Mapping[str, str]:
+        """Return the name and the design of an image.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+        """
+        return {"name": self.emoji[self._check(index)].label, "design": self.class_names[self.labels[index]]}
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of an image, see ``emoji_names.captions_of``.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+        """
+        return captions_of(self.emoji[self._check(index)], self.class_names[self.labels[index]])
+
+    def _check(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return index
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths of mapped files, not their content."""

@@ -1,12 +1,14 @@
 """Names of emoji, and which of their pictures are held out: Unicode's names and keywords, from ``emojibase-data``."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aimamba.data.npm import Package, read_members
 from aimamba.data.splits import Split, hash_fraction
+from aimamba.data.wording import Chooser, with_article
 from aimamba.errors import DataError
 
 NAMES_PACKAGE = Package(
@@ -23,6 +25,14 @@ HELD_OUT_NAMES = 0.06
 HELD_OUT_PAIRS = 0.15
 """Share of the other concepts of which one design is not trained on."""
 
+DESIGN_WORDS = {
+    "noto": ("noto style", "noto design", "noto drawing"),
+    "fluent-flat": ("flat style", "flat design", "flat drawing"),
+    "fluent-3d": ("3d style", "3d design", "3d render"),
+}
+"""How the captions call a design."""
+
+_KEYWORD = re.compile("[a-z][a-z' -]{2,}")  # others are numbers, codes of countries and such
 _FILE = "en/data.json"
 _COMPONENTS = 2  # Unicode's group of skin tones and hair, which are no pictures of their own
 _FAMILY = 30  # its subgroup of couples and families
@@ -112,6 +122,36 @@ def choose_sides(emoji: Mapping[str, Emoji], designs: Mapping[str, Collection[st
         return "held-out" if left_out.get(concept) == design else "train"
 
     return {(design, code): side(design, emoji[code].concept) for design, codes in designs.items() for code in codes}
+
+
+def captions_of(emoji: Emoji, design: str) -> tuple[str, ...]:
+    """Return four captions of an emoji in a design.
+
+    Two have its name and design alone, worded and ordered in different ways; the others have a keyword or two as well.
+    """
+    chooser = Chooser(f"emoji/{emoji.code}/{design}")
+    name = _in_words(emoji.label, chooser)
+    first, *_ = known = re.findall("[a-z]+", name.lower()) or [""]
+    tags = chooser.some([tag for tag in emoji.tags if _KEYWORD.fullmatch(tag) and not set(tag.split()) <= set(known)])
+    plural = first.endswith("s") or first in ("the", "flag", "men", "women", "people", "family")
+    thing = with_article(name) if name[:1].islower() and not plural else name
+    drawing, style = chooser.some(DESIGN_WORDS[design])[:2]
+    captions = [f"{thing}, {drawing}", chooser.one((f"{name}, {style}", f"{style}: {name}", f"{style} of {thing}"))]
+    captions.append(", ".join([name, *tags[:1], chooser.one((drawing, style))]))
+    captions.append(", ".join([*chooser.some([name, *tags[1:3]]), chooser.one((drawing, style))]))
+    return tuple(dict.fromkeys(captions))
+
+
+def _in_words(label: str, chooser: Chooser) -> str:
+    """Return a name as one would say it: ``flag: Cuba`` as ``flag of Cuba``."""
+    head, colon, rest = label.partition(": ")
+    if not colon:
+        return label
+    if head == "flag":
+        return chooser.one((f"flag of {rest}", f"the flag of {rest}", f"flag: {rest}"))
+    if rest.endswith("skin tone") and "," not in rest:
+        return chooser.one((f"{head} with {rest}", f"{head}, {rest}"))
+    return f"{head}, {rest}"
 
 
 def _concept(entry: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -31,6 +31,23 @@ class ImageSet(Protocol):
         """Return image ``index``: a random view (crop, flip) chosen by ``rng``, or without it the centre view."""
 
 
+@runtime_checkable
+class CaptionedSet(ImageSet, Protocol):
+    """Labelled images with captions, of which a generator of images from text learns."""
+
+    @property
+    def captioned(self) -> bool:
+        """Whether the images have captions."""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of image ``index``, always the same ones; an image without any has an empty tuple."""
+
+
+def has_captions(images: ImageSet) -> TypeGuard[CaptionedSet]:
+    """Return whether the images of a set have captions."""
+    return isinstance(images, CaptionedSet) and images.captioned
+
+
 class Images(ABC):
     """The base of every set of images that can be opened by name.
 
@@ -39,12 +56,14 @@ class Images(ABC):
         size: Side of the images in pixels.
         class_names: Names of the classes; empty where the images have no classes or the classes no names.
         labels: Class index of every image, (n,) int64, or None.
+        captioned: Whether the images have captions.
     """
 
     name: str
     size: int
     class_names: tuple[str, ...]
     labels: Int64[np.ndarray, "n"] | None
+    captioned: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -53,6 +72,16 @@ class Images(ABC):
     @abstractmethod
     def image(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "s s 3"]:
         """Return image ``index``: a random view chosen by ``rng``, or without it the centre view."""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of image ``index``, always the same ones; without any it is empty.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return ()
 
     @property
     def identity(self) -> dict[str, Any] | None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aimamba.config import check
+from aimamba.data.avatar_words import STYLES as CAPTIONED_STYLES
 from aimamba.data.avatars import AVATARS_PER_CLASS, STYLES, Avatars
+from aimamba.data.captioned import CaptionedAvatars
 from aimamba.data.emoji import DESIGNS, EmojiImages
 from aimamba.data.fashion_mnist import FashionMNIST
 from aimamba.data.files import describe_left_out
@@ -72,9 +74,16 @@ def open_images(
         pixels = spec.resolve_size(size)
         assert pixels is not None
         return FashionMNIST(spec.path, size=pixels, split=split, per_class=per_class, flip=flip)
-    if spec.kind == "emoji":
-        designs = tuple(DESIGNS) if spec.which is None else spec.which
-        return EmojiImages(_drawn_size(spec, size), split, per_class, designs, flip=flip, progress=progress)
+    if (captioned := _CAPTIONED.get(spec.kind)) is not None:
+        side = _drawn_size(spec, size)
+        return captioned.images(
+            side,
+            split,
+            per_class,
+            captioned.classes if spec.which is None else spec.which,
+            flip=flip,
+            progress=progress,
+        )
     assert spec.path is not None
     if spec.kind != "folder":
         raise DataError(
@@ -95,6 +104,19 @@ def open_images(
         max_broken=max_broken,
         strict=strict,
     )
+
+
+class _Captioned(NamedTuple):
+    """A named set with captions, and its classes."""
+
+    images: type[EmojiImages] | type[CaptionedAvatars]
+    classes: tuple[str, ...]
+
+
+_CAPTIONED: dict[str, _Captioned] = {
+    "emoji": _Captioned(EmojiImages, tuple(DESIGNS)),
+    "captioned-avatars": _Captioned(CaptionedAvatars, tuple(CAPTIONED_STYLES)),
+}
 
 
 class Splits(NamedTuple):
@@ -201,10 +223,10 @@ def open_source(
         pixels = spec.resolve_size(size, default=default_size)
         assert pixels is not None
         return FashionMNIST(spec.path, size=pixels, split=split, per_class=spec.per_class, name=source)
-    if spec.kind == "emoji":
-        designs = tuple(DESIGNS) if spec.which is None else spec.which
+    if (captioned := _CAPTIONED.get(spec.kind)) is not None:
         side = _drawn_size(spec, size, default_size)
-        return EmojiImages(side, split, spec.per_class, designs, progress=progress, name=source)
+        classes = captioned.classes if spec.which is None else spec.which
+        return captioned.images(side, split, spec.per_class, classes, progress=progress, name=source)
     assert spec.path is not None
     if spec.kind == "folder":
         pixels = spec.resolve_size(size, default=default_size)

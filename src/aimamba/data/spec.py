@@ -3,6 +3,7 @@
   avatars                       ten styles of avatars, drawn by the package
   avatars-64                    the same at 64 pixels
   avatars:planets,sprouts       chosen styles, of the 61 that DiceBear has
+  captioned-avatars             four of the styles with captions; see docs/captions.md
   fashion-mnist                 the official files, from Debian's package or $AIMAMBA_DATA
   fashion-mnist:FOLDER          the official files in a folder
   fashion-mnist-28              28 pixels as published; by default padded to 32
@@ -13,7 +14,8 @@
   FILE.npz                      images as ADM's evaluator reads them, to measure or show only
 
 SPLIT is train, held-out or, for a folder, all; emoji have held-out-names too, names of which no picture is trained on,
-while those in held-out are known from another design. N limits the images of each class and follows a split, as in
+while those in held-out are known from another design, and captioned-avatars have held-out-pairs, pairs of attributes
+that are not trained on. N limits the images of each class and follows a split, as in
 avatars-64:planets,sprouts:held-out:6. -SIZE is for named sets; a folder takes --size. Training and encoding use both
 splits, so leave SPLIT out there. Elsewhere the default is held-out for a named set and all for a folder. Avatars have
 3,000 training and 500 held-out images of each style, unless N says otherwise. An existing path takes precedence over a
@@ -29,13 +31,17 @@ from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
 from aimamba.files import expand_home
 
-Kind = Literal["avatars", "fashion-mnist", "emoji", "folder", "npz", "file"]
+Kind = Literal["avatars", "captioned-avatars", "fashion-mnist", "emoji", "folder", "npz", "file"]
 
-NAMES = ("avatars", "fashion-mnist", "emoji")
+NAMES = ("avatars", "captioned-avatars", "fashion-mnist", "emoji")
+_SHORT = ("avatars", "fashion-mnist", "emoji")  # suggested before the others
+DRAWN = ("avatars", "captioned-avatars", "emoji")
+"""Sets whose images are made for a size."""
+
 FASHION_SIDES = (28, 32)
 """Sides of Fashion-MNIST's images in pixels, without and with a margin."""
 
-_EXPECTED = "expected a folder, an .npz file, avatars, fashion-mnist or emoji"
+_EXPECTED = "expected a folder, an .npz file, avatars, captioned-avatars, fashion-mnist or emoji"
 _NAMED = re.compile(rf"({'|'.join(NAMES)})(?:-([0-9]{{1,9}}))?(?::(.*))?", re.DOTALL)
 _SPLIT = re.compile(rf"(.*):({'|'.join(get_args(Split))})(?::([^:]*))?", re.DOTALL)
 _AMOUNT = re.compile("[0-9]{1,18}")
@@ -67,7 +73,7 @@ class ImageSpec:
     @property
     def needs_size(self) -> bool:
         """Whether the images can have any size and the name does not say which."""
-        return self.kind in ("avatars", "emoji") and self.size is None
+        return self.kind in DRAWN and self.size is None
 
     def resolve_size(self, size: int | None, *, default: int | None = None) -> int | None:
         """Return the side of the images: the one in the name, else ``size``, else ``default``.
@@ -197,6 +203,6 @@ def _refuse(text: str, body: str) -> NoReturn:
     word = path.name
     if "/" not in body:
         word = re.sub(r"(-\d+)?(:.*)?$", "", body, flags=re.DOTALL)
-        known = [*NAMES, *known]
-    near = suggest(word, known)
+        known = [*_SHORT, *known]
+    near = suggest(word, known) or suggest(word, NAMES)
     raise DataError(f"{text}: no such file, folder or named set{near or f'; {_EXPECTED}'}")
