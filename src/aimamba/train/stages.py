@@ -32,9 +32,10 @@ from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
-from aimamba.train.tuning import ClassTable, choose_trained, class_table, with_classes
+from aimamba.train.tuning import ClassTable, choose_trained, class_table, with_captions, with_classes
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes", "tokenizer")  # settings of a generator that its codes decide
+_NO_CAPTIONS = "{} is for images with captions, and {} has none; see docs/captions.md"
 _NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
@@ -59,7 +60,10 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
         task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
         shape = model_config(AiMConfig, AIM_PRESETS, {} if recipe.init else recipe.model)
     settings = {name: value for name, value in to_mapping(shape).items() if name not in _FROM_CODES}
-    return {**to_mapping(recipe), "model": {} if recipe.init else settings, "task": to_mapping(task)}
+    if recipe.init:
+        new = _new_text(recipe) if recipe.stage == "generator" else None
+        settings = {} if new is None else {"text": to_mapping(new)}
+    return {**to_mapping(recipe), "model": settings, "task": to_mapping(task)}
 
 
 def make_task(
@@ -172,20 +176,26 @@ def _generator_task(
     if recipe.init is None:
         config = _new_config(recipe, fixed)
         train, held_out = source.load()
-        vocabulary = None if config.text is None else _new_vocabulary(config.text, train, recipe.data.source)
-        if vocabulary is not None and config.text is not None:
-            config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocabulary=len(vocabulary)))
-        model = AiM(config)
+        vocabulary, text = _new_vocabulary(config.text, train, recipe.data.source)
+        model = AiM(dataclasses.replace(config, text=text))
         model.init_weights(seeded(seed))
         return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, vocabulary=vocabulary, seed=seed)
-    model, adapter, table = _initial_generator(recipe, recipe.init, task, fixed, names)
+    opened = open_checkpoint(recipe.init)
+    given, model, table = _initial_generator(opened, task, fixed, names)
     log(table.described)
     train, held_out = source.load()
-    vocabulary = None if model.config.text is None else saved_vocabulary(open_checkpoint(recipe.init))
-    check(
-        vocabulary is None or train.captions is not None,
-        f"{recipe.init} takes captions, and {recipe.data.source} has none; give images with captions",
-    )
+    if model.config.text is not None:
+        vocabulary = saved_vocabulary(opened)
+        check(train.captions is not None, _NO_CAPTIONS.format(recipe.init, recipe.data.source))
+    else:
+        vocabulary, text = _new_vocabulary(_new_text(recipe), train, recipe.data.source)
+        model = model if text is None else with_captions(model, text, seed=seed)
+        check(
+            text is None or "captions" in task.parts,
+            "task.train leaves out 'captions', of which the model knows nothing yet; add it",
+        )
+    parts = choose_trained(model, task, seed=seed)
+    adapter = Adapter.of(recipe.init, given.state_dict(), parts) if task.lora_rank else None
     if table.labels != tuple(range(len(names))):
         train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
     return GeneratorTask(
@@ -218,23 +228,31 @@ def _new_config(recipe: Recipe, fixed: Mapping[str, Any]) -> AiMConfig:
     return model_config(AiMConfig, AIM_PRESETS, {**recipe.model, **fixed})
 
 
-def _new_vocabulary(text: TextConfig, train: CodeSet, source: str) -> Vocabulary:
-    """Learn the vocabulary of a new generator from the captions that it will be trained on."""
+def _new_text(recipe: Recipe) -> TextConfig | None:
+    """Return how a generator that starts from one without captions is to take them, if it is."""
+    values = recipe.model.get("text")
+    return None if values is None else from_mapping(TextConfig, values, where="recipe: model.text")
+
+
+def _new_vocabulary(
+    text: TextConfig | None, train: CodeSet, source: str
+) -> tuple[Vocabulary | None, TextConfig | None]:
+    """Learn the vocabulary of the captions that a generator will be trained on, and note its size in the config."""
+    if text is None:
+        return None, None
     captions = train.captions
-    check(
-        captions is not None,
-        f"model.text is for images with captions, and {source} has none; leave it out, or see docs/captions.md",
-    )
+    check(captions is not None, _NO_CAPTIONS.format("model.text", source))
     check(text.features == 0, "model.text.features needs the vectors of a frozen encoder, which are not there yet")
     assert captions is not None
-    return Vocabulary.train((one for index in range(len(captions)) for one in captions[index]), text.vocabulary)
+    vocabulary = Vocabulary.train((one for i in range(len(captions)) for one in captions[i]), text.vocabulary)
+    return vocabulary, dataclasses.replace(text, vocabulary=len(vocabulary))
 
 
 def _initial_generator(
-    recipe: Recipe, init: str, task: GeneratorTaskConfig, fixed: Mapping[str, Any], names: tuple[str, ...]
-) -> tuple[AiM, Adapter | None, ClassTable]:
-    """Load the generator ``init``, with the classes and the trained parts that ``task`` asks for."""
-    opened = open_checkpoint(init)
+    opened: Checkpoint, task: GeneratorTaskConfig, fixed: Mapping[str, Any], names: tuple[str, ...]
+) -> tuple[AiM, AiM, ClassTable]:
+    """Load the generator that training starts from; return it as it is, and with the classes that ``task`` asks for."""
+    init = opened.source
     given = _finite(AiM.from_pretrained(opened), init)
     for name in ("vocab_size", "num_tokens"):
         check(
@@ -255,10 +273,7 @@ def _initial_generator(
     )
     # Official weights decode with positions shifted by one; training continues without the shift.
     new = {"num_classes": len(table.names), "tokenizer": fixed["tokenizer"], "decode_position_shift": 0}
-    model = with_classes(given, dataclasses.replace(given.config, **new), table.rows)
-    parts = choose_trained(model, task, seed=recipe.fit.seed)
-    adapter = Adapter.of(init, given.state_dict(), parts) if task.lora_rank else None
-    return model, adapter, table
+    return given, with_classes(given, dataclasses.replace(given.config, **new), table.rows), table
 
 
 def initial_classes(opened: Checkpoint, names: tuple[str, ...], classes: Classes, rows: int) -> ClassTable:

@@ -1,6 +1,7 @@
 """Start a generator from the weights of another one: its classes, the parts that are trained, LoRA."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from aimamba.data.class_names import candidates
 from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig
 from aimamba.models.lora import add_lora
+from aimamba.models.text import TextConfig
+from aimamba.seeds import seeded
 from aimamba.train.generator import Classes, GeneratorTaskConfig
 from aimamba.train.parts import MODULES, Part, module_at
 
@@ -109,6 +112,14 @@ def with_classes(given: AiM, config: AiMConfig, rows: Sequence[int | None]) -> A
     with torch.device("meta"):
         model = AiM(config)
     model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    return model.requires_grad_(True)
+
+
+def with_captions(given: AiM, text: TextConfig, *, seed: int) -> AiM:
+    """Return a generator with the weights of ``given`` that also takes captions, of which it knows nothing yet."""
+    model = AiM(replace(given.config, text=text))
+    model.init_weights(seeded(seed))
+    model.load_state_dict(given.state_dict(), strict=False)  # all but the encoder of captions
     return model.requires_grad_(True)
 
 
