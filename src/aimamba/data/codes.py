@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class CaptionedBatch(NamedTuple):
     captions: Tensor
 
 
+@runtime_checkable
 class Captions(Protocol):
     """The captions of the images of a set, in their order."""
 

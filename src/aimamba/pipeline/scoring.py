@@ -108,7 +108,7 @@ class Scoring(PipelineCore):
         self,
         codes: Int[Tensor, "b l"],
         counted: Bool[Tensor, "b l"] | None = None,
-        given: Labels | None = None,
+        given: Tensor | None = None,
     ) -> Float[Tensor, "b c"]:
         """Return the natural logarithm of the probability of images, given by their codes, under every class.
 

@@ -1,0 +1,188 @@
+"""Prompts in place of classes: in every method of a pipeline, in files, and on the command line."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from aimamba import Pipeline, Prompt, SamplingConfig
+from aimamba.cli import main
+from aimamba.data.png_text import read_png_text
+from aimamba.data.vocabulary import Vocabulary
+from aimamba.errors import CheckpointError, ConfigError
+from aimamba.models.text import TextConfig
+from refusals import one_line_error
+
+NAMES = ("planets", "sprouts", "robots", "shells", "cats")
+GUIDED = SamplingConfig(cfg_scale=2.0, seed=3)
+TENSOR = {"output_type": "tensor"}
+ROCKET, CAT = "a red rocket", "a black cat, flat design"
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary.train([ROCKET, CAT, "two green trees"], 280)
+
+
+@pytest.fixture(scope="module")
+def pipeline(make_aim, make_vq, vocabulary):
+    text = TextConfig(tokens=12, vocabulary=len(vocabulary), width=32, blocks=1)
+    return Pipeline(make_vq(), make_aim(text=text), NAMES, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def classes_alone(make_aim, make_vq):
+    return Pipeline(make_vq(), make_aim(), NAMES)
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompts") / "model"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_prompts_stand_beside_classes_and_each_image_is_its_own(pipeline):
+    drawn = pipeline(["cats", Prompt(ROCKET)], 2, GUIDED, prompts=[CAT], **TENSOR)
+    assert len(drawn) == 6
+    assert torch.equal(drawn[2:4], pipeline(prompts=ROCKET, n=2, config=GUIDED, **TENSOR))
+    assert torch.equal(drawn[:2], pipeline(["cats"], 2, GUIDED, **TENSOR))
+    assert torch.equal(drawn[4:5], pipeline([Prompt(CAT)], 1, GUIDED, **TENSOR))
+    assert not torch.equal(drawn[2:4], drawn[4:6])
+
+
+def test_a_prompt_and_a_class_together_differ_from_either(pipeline):
+    both, prompt, label = (pipeline.opening(given) for given in (Prompt(ROCKET, "cats"), Prompt(ROCKET), "cats"))
+    assert not torch.equal(both, prompt)
+    assert not torch.equal(both, label)
+    null = pipeline.opening(None)
+    assert torch.equal(pipeline.opening(Prompt("")), null)
+    assert torch.equal(pipeline.opening(Prompt(" ")), null)
+    assert torch.equal(pipeline.opening(Prompt(ROCKET, {"cats": 2.0})), both)
+
+
+def test_capitals_and_spaces_do_not_count(pipeline):
+    assert torch.equal(pipeline.opening(Prompt("A  RED rocket ")), pipeline.opening(Prompt(ROCKET)))
+
+
+def test_negative_prompts(pipeline):
+    guided = pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0, negative=CAT), **TENSOR)
+    assert not torch.equal(guided, pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0), **TENSOR))
+    # An empty one is the null class, and one's own makes guidance vanish.
+    empty = pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0, negative=""), **TENSOR)
+    assert torch.equal(empty, pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0), **TENSOR))
+    own = pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0, negative=ROCKET), **TENSOR)
+    assert torch.equal(own, pipeline(prompts=[ROCKET], **TENSOR))
+    # A number is a class still, and images of one call may have different ones.
+    configs = [SamplingConfig(cfg_scale=3.0, negative=negative) for negative in (CAT, 2, None)]
+    mixed = pipeline(prompts=[ROCKET] * 3, config=configs, **TENSOR)
+    for index, config in enumerate(configs):
+        assert torch.equal(mixed[index], pipeline(prompts=[ROCKET], config=config, **TENSOR)[0])
+
+
+def test_every_edit_takes_prompts(pipeline):
+    image = pipeline(prompts=[ROCKET], config=GUIDED)[0]
+    codes = pipeline.encode(image)
+    completed = pipeline.complete(image, 1, Prompt(CAT), 2, GUIDED)
+    assert torch.equal(pipeline.encode(completed[0]).shape and codes[:, :3], codes[:, :3])
+    *_, found = pipeline.generate(pipeline.labels([Prompt(CAT)]), GUIDED, prefix=codes[:, :3])
+    assert torch.equal(pipeline.decode(found), pipeline.complete(image, 1, Prompt(CAT), 1, GUIDED, **TENSOR))
+    mask = torch.zeros(3, 3, dtype=torch.bool)
+    mask[1, 1] = True
+    negative = SamplingConfig(cfg_scale=2.0, negative="a dog", seed=3)
+    assert len(pipeline.inpaint(image, mask, Prompt(CAT), 2, negative, candidates=2)) == 2
+    *_, last = pipeline.stream([Prompt(ROCKET)], 1, GUIDED, **TENSOR)
+    assert torch.equal(last.images, pipeline(prompts=[ROCKET], config=GUIDED, **TENSOR))
+    assert len(pipeline.vary(image, 4, 2, Prompt(ROCKET))) == 2
+
+
+@pytest.mark.parametrize("path", ["linear", "sphere"])
+def test_the_way_between_two_prompts_begins_and_ends_at_them(pipeline, path):
+    strip = pipeline.interpolate(Prompt(ROCKET), Prompt(CAT), 4, GUIDED, path=path, **TENSOR)
+    ends = pipeline.between(Prompt(ROCKET), Prompt(CAT), 4, path)[[0, -1]]
+    assert torch.allclose(ends, pipeline.labels([Prompt(ROCKET), Prompt(CAT)]), atol=1e-5)
+    assert len(strip) == 4
+    assert len(pipeline.interpolate("cats", Prompt(CAT), 3, GUIDED, path=path)) == 3
+
+
+def test_likelihoods_under_prompts(pipeline):
+    images = pipeline(prompts=[ROCKET, CAT], config=GUIDED)
+    score = pipeline.score(images, [Prompt(ROCKET), Prompt(CAT)])
+    for index, text in enumerate([ROCKET, CAT]):
+        alone = pipeline.score(images[index], Prompt(text))
+        assert torch.equal(alone.maps[0], score.maps[index])
+    chances = pipeline.classify(images, [Prompt(ROCKET), Prompt(CAT), "cats"])
+    assert chances.shape == (2, 3)
+    crossed = pipeline.score(images, [Prompt(CAT), Prompt(ROCKET)])
+    assert torch.equal(chances[0, 0] > chances[0, 1], score.bits[0] < crossed.bits[0])
+    with one_line_error(ConfigError, "nothing to choose from"):
+        pipeline.classify(images, [])
+
+
+def test_what_does_not_fit_is_refused(pipeline, classes_alone, vocabulary, make_vq, make_aim):
+    with one_line_error(ConfigError, "classes and no prompts"):
+        classes_alone(prompts=[ROCKET])
+    with one_line_error(ConfigError, "no vocabulary"):
+        Pipeline(make_vq(), make_aim(), NAMES, vocabulary)
+    with one_line_error(ConfigError, "has 260"):
+        Pipeline(make_vq(), pipeline.generator, NAMES, Vocabulary.train(["abc"], 260))
+    with one_line_error(ConfigError, "vocabulary of this generator's captions is missing"):
+        Pipeline(make_vq(), pipeline.generator, NAMES)(prompts=[ROCKET])
+    with one_line_error(ConfigError, "at most 10,000 characters"):
+        Prompt("x" * 10_001)
+    with one_line_error(ConfigError, "class"):
+        pipeline(["a red rocket"])
+
+
+def test_a_saved_pipeline_reads_the_same_prompts(pipeline, saved):
+    again = Pipeline.from_pretrained(saved)
+    assert again.vocabulary == pipeline.vocabulary
+    assert torch.equal(again(prompts=[CAT], config=GUIDED, **TENSOR), pipeline(prompts=[CAT], config=GUIDED, **TENSOR))
+
+
+@pytest.mark.parametrize(("content", "named"), [(None, "cannot be read"), ("{}", "damaged"), ("[", "damaged")])
+def test_a_missing_or_changed_vocabulary_is_found(saved, tmp_path, content, named):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    path = folder / "vocabulary.json"
+    path.unlink() if content is None else path.write_text(content)
+    with one_line_error(CheckpointError, named if content is not None else "vocabulary.json"):
+        Pipeline.from_pretrained(folder)
+
+
+def test_the_command_line(pipeline, saved, tmp_path, capsys):
+    out = tmp_path / "drawn"
+    run = ["sample", "--model", str(saved), "--out", str(out), "-n", "2", "--cfg-scale", "2", "--negative", "a dog"]
+    assert main([*run, "--prompt", ROCKET, "--prompt", CAT]) == 0
+    files = sorted(path.name for path in out.glob("*-seed*.png"))
+    assert len(files) == 4
+    record = json.loads(read_png_text(out / files[-1]))
+    assert (record["prompt"], record["label"], record["class_name"]) == (ROCKET, 5, "")
+    [expected] = pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=2.0, negative="a dog", seed=1))
+    assert Image.open(out / files[-1]).tobytes() == expected.tobytes()
+    again = tmp_path / "again"
+    assert main(["sample", "--like", str(out / files[-1]), "--out", str(again)]) == 0
+    assert (again / files[-1]).read_bytes() == (out / files[-1]).read_bytes()
+    assert main([*run, "--prompt", ROCKET, "--classes", "cats,planets"]) == 0
+    assert len(list(out.glob("*-seed*.png"))) == 8
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--prompt", ROCKET, "--prompt", ROCKET], "same text twice"),
+        (["--prompt", "x" * 20_000], "at most 10,000"),
+        (["--prompt", ROCKET, "--npz", "x.npz"], "leave --prompt out"),
+        (["--prompt", ROCKET, "--model", "avatars-64"], "trained on captions"),
+    ],
+)
+def test_the_command_line_refuses(saved, tmp_path, capsys, arguments, named):
+    model = [] if "--model" in arguments else ["--model", str(saved)]
+    assert main(["sample", *model, "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
