@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aimamba.data.caption_lines import LONGEST, CaptionLines
 from aimamba.errors import DataError, counted
@@ -230,41 +230,49 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     Raises:
         DataError: It cannot be read, or a row is not valid.
     """
-    number = 0
+    lines = _Lines(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                table = csv.DictReader(_short_lines(file, path), strict=True)
-                if _FILE not in (table.fieldnames or ()):
-                    columns = ", ".join(table.fieldnames or ())[:100]
-                    raise DataError(f"{path}: expected the columns {_FILE} and {_TEXTS[0]}, got {columns or 'none'}")
-                for row in table:
-                    number = table.line_num
-                    if None in row:
-                        raise DataError(
-                            f"{path}: line {number} has more fields than columns; quote captions with commas"
-                        )
-                    yield f"{path}: line {number}", row
-            else:
-                for number, line in enumerate(_short_lines(file, path), 1):
-                    if line.strip():
-                        row = json.loads(line)
-                        if not isinstance(row, dict):
-                            raise DataError(f"{path}: line {number}: expected an object, as in {{{_FILE!r}: ...}}")
-                        yield f"{path}: line {number}", row
+            for row in _csv_rows(lines.of(file), path) if path.suffix == ".csv" else map(json.loads, lines.of(file)):
+                where = f"{path}: line {lines.number}"
+                if not isinstance(row, dict):
+                    raise DataError(f"{where}: expected an object, as in {{{_FILE!r}: ...}}")
+                if None in row:
+                    raise DataError(f"{where} has more fields than columns; quote captions with commas")
+                yield where, row
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}, after line {number}); save it as UTF-8") from error
+        raise DataError(
+            f"{path}: not UTF-8 text ({error.reason}, after line {lines.number}); save it as UTF-8"
+        ) from error
     except (ValueError, RecursionError, csv.Error) as error:
         kind = "CSV" if path.suffix == ".csv" else "JSON"
         reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: line {number + (kind == 'CSV')} is not valid {kind} ({reason})") from error
+        raise DataError(f"{path}: line {lines.number} is not valid {kind} ({reason})") from error
     except OSError as error:
         raise DataError(f"{path}: the captions cannot be read ({error.strerror})") from error
 
 
-def _short_lines(file: Any, path: Path) -> Iterator[str]:
-    """Yield lines; one without an end in sight is refused before it fills the memory."""
-    while line := file.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
-            raise DataError(f"{path}: a line of more than {_LONGEST_LINE:,} characters; give each image one of its own")
-        yield line
+def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[Mapping[Any, Any]]:
+    table = csv.DictReader(lines, strict=True)
+    if _FILE not in (table.fieldnames or ()):
+        columns = ", ".join(table.fieldnames or ())[:100]
+        raise DataError(f"{path}: expected the columns {_FILE} and {_TEXTS[0]}, got {columns or 'none'}")
+    yield from table
+
+
+class _Lines:
+    """The lines of a file, counted; one without an end in sight is refused before it fills the memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.number = path, 0
+
+    def of(self, file: IO[str]) -> Iterator[str]:
+        while line := file.readline(_LONGEST_LINE):
+            self.number += 1
+            if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+                raise DataError(
+                    f"{self._path}: line {self.number} has more than {_LONGEST_LINE:,} characters; give each image one "
+                    "of its own"
+                )
+            if line.strip() or self._path.suffix == ".csv":  # in a quoted caption of CSV it counts
+                yield line

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image, UnidentifiedImageError, features
 
@@ -33,6 +33,7 @@ _REMEDIES = {"HEIC": "pip install 'aimamba[heif]' reads it", "AVIF": "Pillow 11.
 _SHEET = re.compile(r"sheet(-page-\d+)?\.png")  # as aimamba calls the contact sheets that it writes beside images
 
 
+@runtime_checkable
 class SeekableFile(Protocol):
     """What Pillow needs of a file."""
 

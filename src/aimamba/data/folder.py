@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -43,6 +43,7 @@ class BrokenImageWarning(UserWarning):
     """A file of the data set cannot be read and is skipped."""
 
 
+@runtime_checkable
 class CaptionSource(Protocol):
     """Where the captions of images are."""
 

@@ -162,7 +162,7 @@ def _open_index(path: Path) -> _Index:
     about = "\0".join([_FORMAT, os.fspath(path.resolve()), str(status.st_size), str(status.st_mtime_ns)])
     kept = cache_folder() / "tars" / f"{hashlib.sha256(os.fsencode(about)).hexdigest()[:32]}.npz"
     with suppress(Exception):  # not kept yet, or damaged: it is made again
-        with np.load(kept, allow_pickle=False) as file:
+        with kept.open("rb") as content, np.load(content, allow_pickle=False) as file:
             names = file["names"].tobytes().decode().split("\n")[:-1]
             table = file["table"]
         if table.shape == (len(names), 7) and table.dtype == np.int64:
@@ -222,6 +222,9 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
                     raise DataError(f"{path}: {member.name!r} is in it twice; keep one")
                 if suffix in readable_suffixes() or suffix in (".txt", ".cls"):
                     members[suffix] = _look_at(file, member, suffix, f"{path}/{member.name}")
+            file.seek(archive.offset)
+            if (end := file.read(tarfile.BLOCKSIZE)) and end != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it ends in the middle")
     except tarfile.TarError as error:
         reason = " ".join(str(error).split())
         raise DataError(
