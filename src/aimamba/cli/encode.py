@@ -112,4 +112,5 @@ def _encode(arguments: argparse.Namespace, size: int, out: Path, sharing: "Shari
             print_line(
                 f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
                 f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"
+                f"{', with captions' if meta.captions else ''}"
             )

@@ -4,6 +4,7 @@ Shape letters: n images, v views of each, L codes of a view.
 """
 
 import hashlib
+import json
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,9 @@ from jaxtyping import Int, Int64, UInt8, UInt16
 from torch import Tensor
 
 from aimamba.config import check
+from aimamba.data.caption_lines import CaptionLines
 from aimamba.data.folder import ImageFolder
-from aimamba.data.images import ImageSet
+from aimamba.data.images import ImageSet, has_captions
 from aimamba.data.order import CAPTION, ShuffledOrder
 from aimamba.data.sheets import to_float
 from aimamba.data.transforms import ten_crop, to_array
@@ -165,13 +167,15 @@ class CodeSet:
         raise out_of_range(getattr(shard, "filename", "codes"), code, codebook_size)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the labels and of the first view of at most a thousand images, evenly spaced."""
+        """Return the SHA-256 of the labels, and of the first view and the captions of at most a thousand images."""
         chosen = np.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_IMAGES)).astype(np.int64).tolist()
         digest = hashlib.sha256(f"{self.views}".encode())
         digest.update(self.labels.astype("<i8").tobytes())
         with ThreadPoolExecutor(READERS) as threads, read_at_random(*self.shards):
             for part in threads.map(lambda index: self.take([index], [0]), chosen):
                 digest.update(part.numpy().astype("<i8").tobytes())
+        if self.captions is not None:
+            digest.update(json.dumps([self.captions[index] for index in chosen]).encode())
         return digest.hexdigest()
 
     def batches(self, *, batch_size: int, seed: int, start: int = 0, stride: int | None = None) -> Iterator[CodeBatch]:
@@ -288,4 +292,7 @@ def encode_images(
         parts.append(encode_views(tokenizer, images, chosen, "center-flip" if flip else "center"))
         if progress is not None:
             progress(chosen.stop, len(images))
-    return CodeSet(np.concatenate(parts), np.asarray(images.labels, dtype=np.int64))
+    captions = None
+    if has_captions(images):
+        captions = CaptionLines.of(images.captions(index) for index in range(len(images)))
+    return CodeSet(np.concatenate(parts), np.asarray(images.labels, dtype=np.int64), captions=captions)

@@ -31,6 +31,7 @@ class CodesMeta:
         pictures: Number of images.
         shard_pictures: Images in a shard; the last one may have fewer.
         images: ``content_hash`` of the images; None in folders that earlier versions wrote.
+        captions: Whether ``captions.jsonl`` has the captions of every image.
     """
 
     tokenizer: str
@@ -42,6 +43,7 @@ class CodesMeta:
     pictures: int
     shard_pictures: int
     images: str | None = None
+    captions: bool = False
 
     def __post_init__(self) -> None:
         """Check that there can be such codes.

@@ -21,12 +21,13 @@ from tqdm import tqdm
 from aimamba.checkpoints.sums import sum_of_file
 from aimamba.config import check, first_difference, from_mapping, to_mapping
 from aimamba.data.cache import store_array
+from aimamba.data.code_captions import store_captions
 from aimamba.data.code_sums import read_sums, write_sums
 from aimamba.data.codes import encode_views, view_names
 from aimamba.data.codes_meta import META_FILE, REMEDY, CodesMeta, read_meta
 from aimamba.data.content import content_hash
 from aimamba.data.folder import ImageFolder
-from aimamba.data.images import ImageSet
+from aimamba.data.images import ImageSet, has_captions
 from aimamba.data.sets import Splits
 from aimamba.data.shards import LABELS_FILE, fingerprint, load_array, read_shard
 from aimamba.errors import ConfigError, DataError
@@ -47,9 +48,13 @@ class Encoder:
         """Take what ``encode_views`` takes."""
         self.tokenizer, self.images, self.views = tokenizer, images, views
 
-    def __call__(self, unit: range) -> tuple[UInt16[np.ndarray, "n v l"]]:
-        """Return the codes of some images."""
-        return (encode_views(self.tokenizer, self.images, unit, self.views),)
+    def __call__(self, unit: range) -> tuple[UInt16[np.ndarray, "n v l"], Int64[np.ndarray, "r 2"]]:
+        """Return the codes of some images, and which images others have replaced because they are broken."""
+        codes = encode_views(self.tokenizer, self.images, unit, self.views)
+        replaced: list[tuple[int, int]] = []
+        if isinstance(self.images, ImageFolder):
+            replaced = [(index, other) for index in unit if (other := self.images.stand_in(index)) != index]
+        return codes, np.array(replaced, np.int64).reshape(-1, 2)
 
     def to(self, device: torch.device) -> "Encoder":
         """Return the same with the tokenizer on a device."""
@@ -115,18 +120,19 @@ def encode_to_shards(
     if sharing.is_first:
         advance(0)
     if sharing.cluster is not None:
-        for batch, [codes] in sharing.cluster.results(left, encoder):
-            parts.add(batch, codes)
+        for batch, [codes, replaced] in sharing.cluster.results(left, encoder):
+            parts.add(batch, codes, replaced)
             advance(len(batch))
     else:
         for batch in _taken(sharing, left, advance):
-            parts.add(batch, encoder(batch)[0])
+            parts.add(batch, *encoder(batch))
     for shard in _taken(sharing, [range(*ends) for ends in shards]):
         parts.join(shard, encoder)
 
     def end() -> None:
         _wait_to_see(folder, lambda: all(parts.is_there(range(*ends)) for ends in shards))
         parts.note_sums([range(*ends) for ends in shards])
+        store_captions(folder, images, parts.replaced())
         parts.remove()
 
     sharing.once(end)
@@ -214,10 +220,18 @@ class _Parts:
         """Return the batches of some shards that are missing or damaged."""
         return [batch for shard in shards for batch in self.batches(shard) if self._read(batch) is None]
 
-    def add(self, batch: range, codes: UInt16[np.ndarray, "n v l"]) -> None:
-        """Write a batch."""
-        self._path(batch).parent.mkdir(exist_ok=True)
-        store_array(self._path(batch), codes)
+    def add(self, batch: range, codes: UInt16[np.ndarray, "n v l"], replaced: Int64[np.ndarray, "r 2"]) -> None:
+        """Write a batch, and before it which of its images others have replaced."""
+        path = self._path(batch)
+        path.parent.mkdir(exist_ok=True)
+        if len(replaced):
+            store_array(path.with_name(path.name.replace("codes", "replaced")), replaced)
+        store_array(path, codes)
+
+    def replaced(self) -> dict[int, int]:
+        """Return which image has replaced which in the batches that are not removed yet."""
+        noted = [load_array(path) for path in sorted((self._folder / PARTS).glob("replaced-*.npy"))]
+        return {int(index): int(other) for pairs in noted if pairs is not None for index, other in pairs}
 
     def join(self, shard: range, encode: Encoder) -> None:
         """Write a shard from its batches; one that another machine has written may not be seen yet: encode it again."""
@@ -227,8 +241,9 @@ class _Parts:
 
     def remove(self) -> None:
         """Remove all batches; until the checksums are written, a shard can be joined from them again."""
-        for path in (self._folder / PARTS).glob("codes-*.npy"):
-            path.unlink(missing_ok=True)
+        for pattern in ("codes-*.npy", "replaced-*.npy"):
+            for path in (self._folder / PARTS).glob(pattern):
+                path.unlink(missing_ok=True)
         with suppress(OSError):
             (self._folder / PARTS).rmdir()
 
@@ -288,6 +303,7 @@ def _describe(tokenizer: VQModel, images: ImageSet, folder: Path, views: str, sh
         views=names,
         pictures=len(images),
         shard_pictures=shard_pictures,
+        captions=has_captions(images),
     )
 
 
@@ -319,7 +335,7 @@ def _begin(folder: Path, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> No
 
 def _check_same(folder: Path, before: CodesMeta, meta: CodesMeta, labels: Int64[np.ndarray, " n"]) -> None:
     """Refuse to go on with the codes of other images or another tokenizer."""
-    difference = first_difference(to_mapping(before), to_mapping(meta), ignore=("images",))
+    difference = first_difference(to_mapping(before), to_mapping(meta), ignore=("images", "captions"))
     if difference is not None and difference.key != "pictures":
         raise ConfigError(f"{folder} holds codes of another {difference.key}; {REMEDY}")
     other = ConfigError(

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from PIL import Image, UnidentifiedImageError, features
 
@@ -30,6 +31,21 @@ _HEIC, _AVIF = frozenset({".heic", ".heif", ".hif"}), frozenset({".avif"})
 _OTHERS = frozenset({".jxl", ".jp2", ".svg", ".psd", ".tga", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 _REMEDIES = {"HEIC": "pip install 'aimamba[heif]' reads it", "AVIF": "Pillow 11.3 or newer reads it"}
 _SHEET = re.compile(r"sheet(-page-\d+)?\.png")  # as aimamba calls the contact sheets that it writes beside images
+
+
+@runtime_checkable
+class SeekableFile(Protocol):
+    """What Pillow needs of a file."""
+
+    def read(self, count: int = -1, /) -> bytes:
+        """Return the next bytes."""
+
+    def seek(self, place: int, whence: int = 0, /) -> int:
+        """Go to a place."""
+
+    def tell(self) -> int:
+        """Return the place."""
+
 
 # What Pillow raises on damaged files.
 _UNREADABLE = (
@@ -214,6 +230,15 @@ def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DataError]:
         return [
             size for sizes in pool.map(lambda block: [_read_size(path) for path in block], blocks) for size in sizes
         ]
+
+
+def read_size(file: SeekableFile) -> tuple[int, int] | None:
+    """Read the header of an image in an open file: width and height in pixels; None if it cannot be read."""
+    try:
+        with Image.open(file, formats=_formats()) as image:  # type: ignore[arg-type]
+            return image.size if min(image.size) > 0 else None
+    except _UNREADABLE:
+        return None
 
 
 def is_image_name(name: str) -> bool:

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from aimamba.config import check
+from aimamba.data.caption_files import METADATA, CaptionFiles
+from aimamba.data.caption_lines import CaptionLines
 from aimamba.data.files import (
     KINDS,
     check_class_folder,
@@ -33,9 +35,23 @@ from aimamba.files import expand_home
 
 Crop = Literal["center", "random"]
 
+UNNAMED = "images"
+"""The class of images in no class folder."""
+
 
 class BrokenImageWarning(UserWarning):
     """A file of the data set cannot be read and is skipped."""
+
+
+@runtime_checkable
+class CaptionSource(Protocol):
+    """Where the captions of images are."""
+
+    def __bool__(self) -> bool:
+        """Return whether there are captions."""
+
+    def read(self, names: Sequence[str]) -> CaptionLines:
+        """Return the captions of some images."""
 
 
 class ImageFolder(Images):
@@ -48,6 +64,9 @@ class ImageFolder(Images):
     ``BrokenImageWarning`` names it and the next intact image of its class replaces it, the same one in every run.
 
     Which images are held out depends on their names alone (see ``aimamba.data.splits``).
+
+    Images may have captions, see ``caption_files``, which are read when the first one is asked for. With captions the
+    folder may hold the images themselves; they are one class then.
 
     Attributes:
         root: The folder.
@@ -102,8 +121,7 @@ class ImageFolder(Images):
         self._crop = crop
         self._flip = flip
         self._strict = strict
-        self.class_names = _class_names(self.root, classes)
-        names, labels, self._left_out = _find(self.root, self.class_names)
+        names, labels = self._find(classes)
         chosen = select(names, split, held_out)
         if per_class is not None:
             chosen = first_of_each(chosen, names, labels, per_class)
@@ -112,8 +130,10 @@ class ImageFolder(Images):
                 f"{self.root}: the {split} split holds no image, as the folder has only {len(names)}: "
                 "at least 2 are needed, one to train on and one to hold out"
             )
+        self._stand_ins: dict[int, int] = {}
         self._max_broken = max(10, len(chosen) // 100) if max_broken is None else max_broken
         self._broken: set[str] = set()
+        self._captions: CaptionLines | None = None
         intact = self._inspect(chosen, names, upscale)
         self.names = tuple(names[index] for index in intact)
         self.labels: Int64[np.ndarray, "n"] = np.array([labels[index] for index in intact], np.int64)
@@ -150,6 +170,28 @@ class ImageFolder(Images):
         mirrored = self._flip and rng.random() < 0.5
         return to_array(flip(image) if mirrored else image)
 
+    @property
+    def captioned(self) -> bool:  # type: ignore[override]
+        """Whether there are captions."""
+        return bool(self._caption_files)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of one image; of a broken one those of the image that replaces it, once that is known.
+
+        Raises:
+            DataError: The captions cannot be read.
+            IndexError: ``index`` is out of range.
+        """
+        if not self.captioned:
+            return super().captions(index)
+        if self._captions is None:
+            self._captions = self._caption_files.read(self.names)
+        return self._captions[self.stand_in(index)]
+
+    def stand_in(self, index: int) -> int:
+        """Return which image has replaced one that was found broken; an intact one stands for itself."""
+        return self._stand_ins.get(index, index)
+
     def original(self, index: int) -> Image.Image:
         """Decode one image at its full size, as upright RGB; errors as for ``image``."""
         return self._decode(index)
@@ -160,7 +202,25 @@ class ImageFolder(Images):
         Raises:
             DataError: The file cannot be read.
         """
-        path = self.root / self.names[index]
+        return self._hash(self.names[index])
+
+    def _find(self, classes: Sequence[str] | None) -> tuple[list[str], list[int]]:
+        """Find all images of the set: names, ordered by class, and labels."""
+        self.class_names, folders = _classes(self.root, classes)
+        names, labels, self._left_out = _find(self.root, folders)
+        self._caption_files: CaptionSource = CaptionFiles(self.root, names)
+        return names, labels
+
+    def _sizes(self, names: Sequence[str]) -> list[tuple[int, int] | DataError]:
+        """Return width and height of some images, or what is wrong with them."""
+        return read_sizes([self.root / name for name in names])
+
+    def _open(self, name: str) -> Image.Image:
+        """Decode an image."""
+        return open_image(self.root / name)
+
+    def _hash(self, name: str) -> str:
+        path = self.root / name
         try:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -170,7 +230,7 @@ class ImageFolder(Images):
     def _inspect(self, chosen: list[int], names: list[str], upscale: bool) -> list[int]:
         """Read the headers of the chosen files; return those that can be used."""
         intact, small = [], []
-        sizes = read_sizes([self.root / names[index] for index in chosen])
+        sizes = self._sizes([names[index] for index in chosen])
         for index, size in zip(chosen, sizes, strict=True):
             if isinstance(size, DataError):
                 self._skip(names[index], size)
@@ -203,9 +263,13 @@ class ImageFolder(Images):
             if name in self._broken:
                 continue
             try:
-                return open_image(self.root / name)
+                image = self._open(name)
             except DataError as fault:
                 self._skip(name, fault)
+                continue
+            if candidate != index:
+                self._stand_ins[index] = candidate
+            return image
         raise DataError(f"{self.root / self.class_names[label]}: all images of this class are broken: replace them")
 
     def _skip(self, name: str, fault: DataError) -> None:
@@ -232,7 +296,8 @@ def _check_settings(
     check(max_broken is None or max_broken >= 0, f"max_broken must not be negative, got {max_broken}")
 
 
-def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
+def _classes(root: Path, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the classes, and the folder of each, relative to the root and with its ``/``."""
     if not root.exists():
         raise DataError(f"{root}: there is no such folder{suggest_sibling(root)}")
     if not root.is_dir():
@@ -243,10 +308,13 @@ def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
         raise DataError(f"{root}: cannot list the folder ({error.strerror})") from error
     found = [path.name for path in entries if path.is_dir()]
     loose = [path.name for path in entries if is_image_name(path.name)]
+    if loose and not found and wanted is None and CaptionFiles(root, loose):
+        return (UNNAMED,), [""]
     if not found and loose:
         raise DataError(
             f"{root}: the folder holds {len(loose)} images but no sub-folders: move those of each class into a "
-            f"sub-folder named after it, e.g. {root / 'cats' / loose[0]}"
+            f"sub-folder named after it, e.g. {root / 'cats' / loose[0]}, or give them captions (NAME.txt beside "
+            f"each, or {METADATA[0]})"
         )
     if not found:
         raise DataError(f"{root}: the folder is empty: a sub-folder with images is needed for each class")
@@ -254,7 +322,7 @@ def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
         check_no_loose_images(root, loose, found)
         for name in found:
             check_class_folder(root, name)
-        return tuple(found)
+        return tuple(found), [f"{name}/" for name in found]
     if not wanted:
         raise DataError(f"{root}: no class is named; leave the colon out for all {len(found)}")
     twice = [name for name in wanted if wanted.count(name) > 1]
@@ -264,23 +332,23 @@ def _class_names(root: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
         if name not in found:
             near = suggest(name, found) or f": {', '.join(found[:10])}{', ...' if len(found) > 10 else ''}"
             raise DataError(f"{root}: there is no class {name!r} among its {len(found)} folders{near}")
-    return tuple(wanted)
+    return tuple(wanted), [f"{name}/" for name in wanted]
 
 
-def _find(root: Path, class_names: Sequence[str]) -> tuple[list[str], list[int], Counter[str]]:
+def _find(root: Path, folders: Sequence[str]) -> tuple[list[str], list[int], Counter[str]]:
     """Relative paths and labels of all images, by class and then by path, and what is left out."""
     names: list[str] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
-    for label, class_name in enumerate(class_names):
-        found, others = survey(root / class_name)
+    for label, folder in enumerate(folders):
+        found, others = survey(root / folder)
         if not found:
             detail = f"; {describe_left_out(others)}" if others else ""
             raise DataError(
-                f"{root / class_name}: this class folder holds no images ({KINDS}){detail}: add some, remove it, or "
+                f"{root / folder}: this class folder holds no images ({KINDS}){detail}: add some, remove it, or "
                 f"name the classes to take, as in {root}:cats,dogs"
             )
-        names += [f"{class_name}/{name}" for name in found]
+        names += [f"{folder}{name}" for name in found]
         labels += [label] * len(found)
         left_out += others
     return names, labels, left_out

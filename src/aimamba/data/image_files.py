@@ -11,6 +11,8 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from aimamba.config import check
+from aimamba.data.caption_files import CaptionFiles
+from aimamba.data.caption_lines import CaptionLines
 from aimamba.data.files import (
     KINDS,
     check_class_folder,
@@ -80,6 +82,8 @@ class ImageFiles(Images):
             check_no_loose_images(root, [path for path in found if not _class_of(path)], known)
         for class_name in known:
             check_class_folder(root, class_name)
+        self._caption_files = CaptionFiles(root, found)
+        self._captions: CaptionLines | None = None
         self._names = _choose(root, found, split, classes, per_class)
         if not self._names:
             detail = f"; {describe_left_out(self.left_out)}" if self.left_out else ""
@@ -126,6 +130,24 @@ class ImageFiles(Images):
         if not self._cropped and image.size != (self.size, self.size):
             raise DataError(f"{path}: the image has changed since it was found; give the command again")
         return to_array(center_crop(image, self.size) if self._cropped else image)
+
+    @property
+    def captioned(self) -> bool:  # type: ignore[override]
+        """Whether there are captions, see ``caption_files``."""
+        return bool(self._caption_files)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of one image.
+
+        Raises:
+            DataError: The captions cannot be read.
+            IndexError: ``index`` is out of range.
+        """
+        if not self.captioned:
+            return super().captions(index)
+        if self._captions is None:
+            self._captions = self._caption_files.read(self._names)
+        return self._captions[index]
 
     def _leave_broken_out(self, progress: bool) -> None:
         """Decode every image, and keep those that can be."""

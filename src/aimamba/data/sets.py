@@ -18,6 +18,7 @@ from aimamba.data.images import Images, ImageSet
 from aimamba.data.npz import NpzImages
 from aimamba.data.spec import ImageSpec, parse_spec
 from aimamba.data.splits import Split
+from aimamba.data.webdataset import TarImages
 from aimamba.errors import DataError, counted, printable
 
 __all__ = ["ImageSet", "Images", "Splits", "open_images", "open_source", "open_splits"]
@@ -85,14 +86,14 @@ def open_images(
             progress=progress,
         )
     assert spec.path is not None
-    if spec.kind != "folder":
+    if spec.kind not in ("folder", "tars"):
         raise DataError(
             f"{source}: this is a file, but training and encoding need a folder with a sub-folder for each class, "
             "or a named set such as avatars"
         )
     if size is None:
         raise DataError(f"{source}: the size of the images is missing; give it in pixels (--size or data.size)")
-    return ImageFolder(
+    return (ImageFolder if spec.kind == "folder" else TarImages)(
         spec.path,
         size=size,
         split=split,
@@ -213,7 +214,7 @@ def open_source(
     """
     check(size is None or size >= 1, f"--size must be at least 1 pixel, got {size}")
     spec = parse_spec(source)
-    split = spec.split or ("all" if spec.kind == "folder" else "held-out")
+    split = spec.split or ("all" if spec.kind in ("folder", "tars") else "held-out")
     if spec.kind == "avatars":
         styles = STYLES if spec.which is None else spec.which
         amount = AVATARS_PER_CLASS.get(split) if spec.per_class is None else spec.per_class
@@ -243,6 +244,20 @@ def open_source(
         if progress:
             _tell(f"{source}: {counted(len(files), 'image')}", files.class_names, files.left_out)
         return files
+    if spec.kind == "tars":
+        pixels = spec.resolve_size(size, default=default_size)
+        if pixels is None:
+            raise DataError(f"{source}: the size of the images is missing; give --size")
+        strict = skip_broken is not True
+        return TarImages(
+            spec.path,
+            size=pixels,
+            split=split,
+            classes=spec.which,
+            per_class=spec.per_class,
+            strict=strict,
+            name=source,
+        )
     if spec.kind == "file":
         raise DataError(f"{source}: expected a folder of images, an .npz file or a named set such as avatars-64:train")
     images = NpzImages(spec.path, name=source)

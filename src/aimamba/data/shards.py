@@ -1,7 +1,8 @@
 """Codes on disk: memory-mapped shards from which a generator trains without the images.
 
 A folder of codes has a sub-folder for each split with ``meta.json``, ``sums.json``, ``labels.npy``,
-``codes-00000.npy`` and so on; each shard is (images, views, L) with two bytes a code. ``meta.json`` is written before
+``codes-00000.npy`` and so on; each shard is (images, views, L) with two bytes a code. If the images have captions,
+``captions.jsonl`` has a line for each image, in their order (see ``caption_lines``). ``meta.json`` is written before
 the shards and describes all of them; it holds a hash of the images, so an encoding never goes on with others.
 ``aimamba.data.encoding`` writes them.
 
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aimamba.data.caption_lines import CAPTIONS_FILE, CaptionLines
 from aimamba.data.code_sums import check_sum, read_sums
 from aimamba.data.codes import LARGEST_CODEBOOK, READERS, CodeSet, out_of_range, read_at_random
 from aimamba.data.codes_meta import META_FILE, CodesMeta, read_meta
@@ -125,7 +127,13 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
 
     with ThreadPoolExecutor(READERS) as threads:
         shards = list(threads.map(open_shard, parts))
-    return meta, CodeSet(shards, np.array(labels), codebook_size=None if whole else meta.codebook_size)
+    captions = None
+    if meta.captions:
+        captions = CaptionLines.open(folder / CAPTIONS_FILE)
+        if captions.lines.nbytes <= _CHECKED_AT_ONCE:
+            check_sum(folder / CAPTIONS_FILE, sums)
+    size = None if whole else meta.codebook_size
+    return meta, CodeSet(shards, np.array(labels), codebook_size=size, captions=captions)
 
 
 def load_array(path: Path) -> np.ndarray | None:

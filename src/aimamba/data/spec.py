@@ -11,6 +11,7 @@
   emoji-64:noto                 chosen designs
   FOLDER                        image files; sub-folders are classes
   FOLDER:cats,dogs              chosen classes
+  FILE.tar                      images with captions as webdataset has them; also a folder of such files
   FILE.npz                      images as ADM's evaluator reads them, to measure or show only
 
 SPLIT is train, held-out or, for a folder, all; emoji have held-out-names too, names of which no picture is trained on,
@@ -22,6 +23,7 @@ splits, so leave SPLIT out there. Elsewhere the default is held-out for a named 
 name.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
 from aimamba.files import expand_home
 
-Kind = Literal["avatars", "captioned-avatars", "fashion-mnist", "emoji", "folder", "npz", "file"]
+Kind = Literal["avatars", "captioned-avatars", "fashion-mnist", "emoji", "folder", "tars", "npz", "file"]
 
 NAMES = ("avatars", "captioned-avatars", "fashion-mnist", "emoji")
 _SHORT = ("avatars", "fashion-mnist", "emoji")  # suggested before the others
@@ -41,6 +43,7 @@ DRAWN = ("avatars", "captioned-avatars", "emoji")
 FASHION_SIDES = (28, 32)
 """Sides of Fashion-MNIST's images in pixels, without and with a margin."""
 
+_FILE_KINDS: dict[str, Kind] = {".npz": "npz", ".tar": "tars"}
 _EXPECTED = "expected a folder, an .npz file, avatars, captioned-avatars, fashion-mnist or emoji"
 _NAMED = re.compile(rf"({'|'.join(NAMES)})(?:-([0-9]{{1,9}}))?(?::(.*))?", re.DOTALL)
 _SPLIT = re.compile(rf"(.*):({'|'.join(get_args(Split))})(?::([^:]*))?", re.DOTALL)
@@ -173,9 +176,11 @@ def _of_path(
     split: Split | None = None,
     per_class: int | None = None,
 ) -> ImageSpec:
-    kind: Kind = "folder" if path.is_dir() else "npz" if path.suffix == ".npz" else "file"
+    kind: Kind = "folder" if path.is_dir() else _FILE_KINDS.get(path.suffix, "file")
     if kind == "folder" and which is None and _holds_fashion_mnist(path):
         kind = "fashion-mnist"
+    if kind == "folder" and _holds_tars(path):
+        kind = "tars"
     if kind in ("npz", "file") and (which, split) != (None, None):
         raise DataError(f"{text}: a file has no classes or splits to choose from; give {path} alone")
     return ImageSpec(text=text, kind=kind, path=path, which=which, split=split, per_class=per_class)
@@ -186,6 +191,16 @@ def _holds_fashion_mnist(folder: Path) -> bool:
         return any(_IDX_FILE.fullmatch(path.name) for path in folder.iterdir())
     except OSError:  # a file, or a folder that cannot be listed; whoever opens it reports that
         return False
+
+
+def _holds_tars(folder: Path) -> bool:
+    """Whether there are tar archives in a folder, and no other folders."""
+    try:
+        with os.scandir(folder) as entries:
+            kinds = {"/" if entry.is_dir() else os.path.splitext(entry.name)[1] for entry in entries}
+    except OSError:
+        return False
+    return ".tar" in kinds and "/" not in kinds
 
 
 def _refuse(text: str, body: str) -> NoReturn:

@@ -54,4 +54,9 @@ class OrderedTask(GeneratorTask):
 
 def reorder(codes: CodeSet, order: ScanOrder) -> CodeSet:
     """Return the same codes in another scan order, copied into memory."""
-    return CodeSet([shard[:, :, order] for shard in codes.shards], codes.labels, codebook_size=codes.codebook_size)
+    return CodeSet(
+        [shard[:, :, order] for shard in codes.shards],
+        codes.labels,
+        codebook_size=codes.codebook_size,
+        captions=codes.captions,
+    )
