@@ -1,8 +1,8 @@
-"""Read TOML, and write it as recipes use it: top-level values, then one level of tables."""
+"""Read TOML, and write it as recipes use it: values, then tables."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,17 @@ def to_toml(values: Mapping[str, Any]) -> str:
     Raises:
         TypeError: A value has another type.
     """
+    return "\n".join(_blocks(values, ""))
+
+
+def _blocks(values: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the values of a table, then its own tables; ``name`` is its dotted name, empty at the top."""
     tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in values.items() if key not in tables}
-    blocks = [_lines(plain)] if plain else []
-    blocks += [f"[{_key(name)}]\n{_lines(table)}" for name, table in tables.items()]
-    return "\n".join(blocks)
+    if plain or (name and not tables):
+        yield (f"[{name}]\n" if name else "") + _lines(plain)
+    for key, table in tables.items():
+        yield from _blocks(table, f"{name}.{_key(key)}" if name else _key(key))
 
 
 def _lines(values: Mapping[str, Any]) -> str:
