@@ -27,6 +27,10 @@ class Noise:
     class_names = ("a", "b")
     labels = np.arange(COUNT) % 2
     size = 8
+    captioned = True
+
+    def captions(self, index):
+        return (f"noise {index}", f"picture {index}")
 
     def __len__(self) -> int:
         return COUNT
@@ -72,6 +76,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("codes") / "whole"
     encode(Tokenizer(), folder)
     assert sorted(bytes_of(folder)) == [
+        "captions.jsonl",
         "codes-00000.npy",
         "codes-00001.npy",
         "codes-00002.npy",
