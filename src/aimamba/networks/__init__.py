@@ -1,1 +1,1 @@
-"""Frozen feature networks: Inception v3, EfficientNet-Lite0, and the perceptual distances built on them."""
+"""Frozen networks: Inception v3, EfficientNet-Lite0, perceptual distances built on them, and a sentence encoder."""
