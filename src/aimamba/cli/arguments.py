@@ -273,7 +273,7 @@ def _load_stopped(
         vq = VQModel.from_pretrained(str(place), device=device, dtype=dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; give the tokenizer's place with --tokenizer") from error
-    pipeline = Pipeline(vq, run.model, run.class_names, **options)
+    pipeline = Pipeline(vq, run.model, run.class_names, run.vocabulary, **options)
     if not quiet:
         _notice(source, run.described)
     return pipeline

@@ -1,5 +1,6 @@
 """The model of a run that was stopped: what its latest checkpoint holds, to look at before it is finished."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,15 @@ from aimamba.checkpoints.checkpoint import open_checkpoint
 from aimamba.checkpoints.fill import fill
 from aimamba.checkpoints.locate import find_part
 from aimamba.config import from_mapping, to_mapping
+from aimamba.data.caption_lines import CAPTIONS_FILE, CaptionLines
 from aimamba.data.codes_meta import META_FILE, CodesMeta, read_meta
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError
 from aimamba.files import expand_home
 from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
+from aimamba.models.text import TextConfig
+from aimamba.pipeline.loading import saved_vocabulary
 from aimamba.train.checkpoint import Checkpoint, newest_checkpoint
 from aimamba.train.checkpoint_files import checkpoint_files
 from aimamba.train.generator import GeneratorTaskConfig
@@ -28,12 +33,14 @@ class StoppedRun(NamedTuple):
     Attributes:
         model: The moving average of the weights if the run has one, else the weights; in evaluation mode.
         class_names: Names of a generator's classes.
+        vocabulary: Of the captions that a generator takes.
         tokenizer: Where a generator's tokenizer is, as the recipe names it; None for a tokenizer.
         described: What the weights are, for a notice.
     """
 
     model: AiM | VQModel
     class_names: tuple[str, ...]
+    vocabulary: Vocabulary | None
     tokenizer: str | None
     described: str
 
@@ -74,13 +81,14 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
     task = GeneratorTaskConfig()
     model: AiM | VQModel
     names: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
     with torch.device("meta"):
         if recipe.stage == "tokenizer":
             base = to_mapping(VQModel.from_pretrained(recipe.init, device="meta").config) if recipe.init else settings
             model = VQModel(from_mapping(VQConfig, base, where=where))
         else:
             task = from_mapping(GeneratorTaskConfig, recipe.task, where=f"{where}: task")
-            meta = _codes(folder, recipe)
+            place, meta = _codes(folder, recipe)
             base, names = settings, meta.class_names
             if recipe.init is not None:
                 opened = open_checkpoint(recipe.init)
@@ -93,7 +101,14 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
                 "tokenizer": saved.basis.get("tokenizer", meta.tokenizer),
                 "decode_position_shift": 0,
             }
-            model = AiM(from_mapping(AiMConfig, {**base, **fixed}, where=where))
+            config = from_mapping(AiMConfig, {**settings, **base, **fixed}, where=where)
+            if config.text is not None:
+                known = recipe.init is not None and "text" in base
+                vocabulary = (
+                    saved_vocabulary(open_checkpoint(str(recipe.init))) if known else _learned(place, config.text)
+                )
+                config = replace(config, text=replace(config.text, vocabulary=len(vocabulary)))
+            model = AiM(config)
     tensors, averaged = _weights(saved, path)
     if task.lora_rank:
         tensors = merge_layers(tensors, task.alpha / task.lora_rank)
@@ -103,6 +118,7 @@ def open_stopped(folder: Path, *, device: torch.device | str = "cpu", dtype: tor
     return StoppedRun(
         model,
         names,
+        vocabulary,
         recipe.task.get("tokenizer") or recipe.init,
         f"{kind} after step {saved.step} of {recipe.fit.steps}",
     )
@@ -117,11 +133,17 @@ def _weights(saved: Checkpoint, path: Path) -> tuple[dict[str, torch.Tensor], bo
     return dict(tensors), averaged
 
 
-def _codes(folder: Path, recipe: Recipe) -> CodesMeta:
-    """Return the description of the codes that a generator is trained on: the run's own, or those it was given."""
+def _learned(codes: Path, text: TextConfig) -> Vocabulary:
+    """Learn the vocabulary of a run again from its captions, which gives the same one."""
+    captions = CaptionLines.open(codes / CAPTIONS_FILE)
+    return Vocabulary.train((one for index in range(len(captions)) for one in captions[index]), text.vocabulary)
+
+
+def _codes(folder: Path, recipe: Recipe) -> tuple[Path, CodesMeta]:
+    """Return place and description of the codes that a generator is trained on: the run's own, or those given."""
     for place in (folder / "codes" / "train", expand_home(recipe.data.source) / "train"):
         if (meta := read_meta(place)) is not None:
-            return meta
+            return place, meta
     raise CheckpointError(
         f"{folder}: the run is not finished, and there is no {META_FILE} of the codes it was trained on in "
         f"{folder / 'codes' / 'train'}; continue the training"
