@@ -49,7 +49,7 @@ def make(make_aim, make_vq, vocabulary):
         ]
         model = make_aim(text=TextConfig(**TEXT, vocabulary=len(vocabulary)))
         settings = GeneratorTaskConfig(tokenizer="vq", **config)
-        return GeneratorTask(model, make_vq(), *sets, NAMES, settings, vocabulary=vocabulary, seed=3)
+        return GeneratorTask(model, make_vq(), *sets, NAMES, settings, vocabulary, seed=3)
 
     return make
 

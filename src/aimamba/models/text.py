@@ -9,6 +9,7 @@ Shape letters: B batch, T tokens of a caption, P prefix tokens (T, or 0), F feat
 the encoder, D width of the generator, C classes.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,6 +41,7 @@ class TextConfig:
         tokens: Most tokens of a caption (T); what is longer is cut off.
         vocabulary: Number of byte-pair tokens, with the one for padding; 0 with a frozen encoder.
         features: Width of the vectors of a frozen encoder (F); 0 where byte-pair tokens are embedded here.
+        encoder: Fingerprint of the frozen encoder, see ``aimamba.networks.sentence``.
         width: Features of a token in the encoder (W), a multiple of 32.
         blocks: Layers of the encoder.
         reach: How a caption reaches the generator: as tokens before the image (``prefix``), in the vector of the
@@ -49,6 +51,7 @@ class TextConfig:
     tokens: int = 16
     vocabulary: int = 2048
     features: int = 0
+    encoder: str | None = None
     width: int = 192
     blocks: int = 2
     reach: Reach = "both"
@@ -62,6 +65,10 @@ class TextConfig:
             (self.vocabulary > 1) != (self.features > 0),
             "text needs either a vocabulary of 2 tokens or more, or the features of a frozen encoder; got vocabulary "
             f"{self.vocabulary} and features {self.features}",
+        )
+        check(
+            self.encoder is None or (self.features > 0 and re.fullmatch(r"[0-9a-f]{64}", self.encoder) is not None),
+            f"text.encoder must be a fingerprint of 64 hex digits, with features, got {str(self.encoder)[:80]!r}",
         )
         check(self.width % _HEAD_WIDTH == 0, f"text.width must be a multiple of {_HEAD_WIDTH}, got {self.width}")
         choices = get_args(Reach)

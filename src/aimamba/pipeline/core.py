@@ -3,18 +3,15 @@
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from numbers import Real
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from aimamba import __version__
-from aimamba.config import from_mapping
-from aimamba.data.class_names import find_class
 from aimamba.data.sheets import to_float, to_uint8
 from aimamba.data.vocabulary import Vocabulary
 from aimamba.errors import ConfigError, DataError
@@ -26,14 +23,16 @@ from aimamba.generation.plan import Labels, check_codes
 from aimamba.generation.record import ModelRecord
 from aimamba.generation.weight_versions import weight_versions
 from aimamba.models import AiM, VQModel
+from aimamba.networks.sentence import MINILM, SentenceEncoder
+from aimamba.pipeline.conditions import Conditions
 from aimamba.pipeline.images import Fit, Images, read_images
 from aimamba.pipeline.loading import check_tokenizer, check_vocabulary
-from aimamba.pipeline.prompts import Class, ClassName, Mixture, Prompt
+from aimamba.pipeline.prompts import Prompt
 
 _ENCODED_AT_ONCE = 16
 
 
-class PipelineCore:
+class PipelineCore(Conditions):
     """A generator and the tokenizer that it was trained with.
 
     Attributes:
@@ -52,6 +51,7 @@ class PipelineCore:
         *,
         engine: str = "auto",
         foreign_tokenizer: bool = False,
+        text_encoder: str | Path | SentenceEncoder = MINILM,
     ) -> None:
         """Combine the parts.
 
@@ -62,6 +62,8 @@ class PipelineCore:
             vocabulary: Of a generator that takes captions.
             engine: Name of the engine that computes decoding steps, see ``aimamba.generation.engines``.
             foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
+            text_encoder: Of a generator that takes the vectors of a frozen sentence encoder: its folder, or a name of
+                ``SentenceEncoder``. It is loaded with the first prompt.
 
         Raises:
             ConfigError: The generator was trained on the codes of another tokenizer; the numbers of codes of generator
@@ -91,6 +93,7 @@ class PipelineCore:
         check_vocabulary(generator.config, vocabulary)
         self.class_names = tuple(class_names)
         self.vocabulary = vocabulary
+        self.text_encoder = text_encoder
         self.engine = engine
         self._prepared: tuple[tuple[str, list[tuple[int, int]]], Engine] | None = None  # what it was made from, engine
         self._decoder: FastDecoder | None = None
@@ -117,90 +120,6 @@ class PipelineCore:
     def image_size(self) -> int:
         """Side of an image in pixels."""
         return self.grid * self.tokenizer.config.downsampling
-
-    def label(self, name: str | int) -> int:
-        """Return the label of a class given by name or number, see ``aimamba.data.class_names``.
-
-        Raises:
-            ConfigError: There is no such class, or it could be several; the message names those that are similar.
-        """
-        return find_class(name, self.class_names, self.generator.config.num_classes)
-
-    def labels(self, classes: Sequence[Class]) -> Labels:
-        """Return what ``generate`` takes for some classes or prompts.
-
-        These are labels (B,); if one is a mixture, weights (B, C); and if one is a prompt, openings (B, P + 1, D).
-
-        Raises:
-            ConfigError: There is no such class, the weights of a mixture are not numbers of 0 or more, some above, or
-                the generator takes no prompts.
-        """
-        if isinstance(classes, str | Mapping | Prompt):
-            raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
-        if any(isinstance(each, Prompt) for each in classes):
-            return torch.stack([self.opening(each) for each in classes])
-        if not any(isinstance(each, Mapping) for each in classes):
-            return torch.tensor([self.label(each) for each in classes], dtype=torch.long)  # type: ignore[arg-type]
-        return torch.stack([self.weights(each) for each in classes if not isinstance(each, Prompt)])
-
-    @torch.no_grad()
-    def opening(self, given: Class | None) -> Float[Tensor, "p1 d"]:
-        """Return the opening of a class, mixture or prompt, see ``aimamba.models.condition``; None for the null class.
-
-        Raises:
-            ConfigError: See ``labels``.
-        """
-        text, given = (given.text, given.label) if isinstance(given, Prompt) else (None, given)
-        device = self.generator.word_embedding.weight.device
-        null = torch.tensor([self.generator.condition.null_class])
-        label = (null if given is None else self.labels([given])).to(device)
-        if text is None:
-            return self.generator.openings(label)[0]
-        config = self.generator.config.text
-        if config is None:
-            raise ConfigError(f"this generator takes classes and no prompts, got {text[:80]!r}; give a class")
-        if self.vocabulary is None:
-            raise ConfigError("the vocabulary of this generator's captions is missing; load the whole pipeline")
-        ids = torch.from_numpy(self.vocabulary.encode([text], config.tokens).ids).to(device)
-        return self.generator.openings(label, ids)[0]
-
-    def weights(self, mixture: ClassName | Mixture) -> Tensor:
-        """Return a class or a mixture as weights of all classes, (C,), see ``labels``."""
-        found = torch.zeros(self.generator.config.num_classes, dtype=torch.float64)
-        for name, weight in (mixture if isinstance(mixture, Mapping) else {mixture: 1.0}).items():
-            if not isinstance(weight, Real) or not (math.isfinite(weight) and weight >= 0):
-                raise ConfigError(f"the weight of class {name!r} in a mixture must be at least 0, got {weight!r}")
-            found[self.label(name)] += float(weight)
-        if not bool(found.sum() > 0):
-            raise ConfigError("a mixture needs at least one class with a weight above 0")
-        return (found / found.sum()).float()
-
-    def settings(self, config: SamplingConfig | Mapping[str, Any]) -> SamplingConfig:
-        """Return settings of sampling that ``generate`` takes: built from a mapping, the negative class as a number.
-
-        Raises:
-            ConfigError: A setting or class is unknown or out of range.
-        """
-        if not isinstance(config, SamplingConfig):
-            config = from_mapping(SamplingConfig, config, where="config")
-        if config.negative is None or (self.vocabulary is not None and isinstance(config.negative, str)):
-            return config
-        return replace(config, negative=self.label(config.negative))
-
-    def negatives(
-        self, configs: SamplingConfig | Sequence[SamplingConfig], count: int
-    ) -> tuple[list[SamplingConfig], Float[Tensor, "b p1 d"] | None]:
-        """Return the settings without negative prompts, and the openings of all unconditional rows if there are any."""
-        each = [configs] * count if isinstance(configs, SamplingConfig) else list(configs)
-        negatives = [config.negative for config in each]
-        if not any(isinstance(negative, str) for negative in negatives):
-            return each, None
-        openings = {one: self.opening(Prompt(one) if isinstance(one, str) else one) for one in set(negatives)}
-        return [replace(config, negative=None) for config in each], torch.stack([openings[one] for one in negatives])
-
-    def class_name(self, label: int) -> str:
-        """Return the name of a class, or ``class-<number>`` if names are not known."""
-        return self.class_names[label] if self.class_names else f"class-{label}"
 
     def batches(
         self,

@@ -17,6 +17,7 @@ from aimamba.devices import resolve_dtype
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.models.pretrained import one_dtype
+from aimamba.networks.sentence import MINILM
 from aimamba.pipeline.card import ModelCard, shown_classes, write_card
 from aimamba.pipeline.drawing import Progress, Settings
 from aimamba.pipeline.editing import Editing
@@ -50,6 +51,7 @@ class Pipeline(Editing):
         engine: str = "auto",
         foreign_tokenizer: bool = False,
         verify: bool | None = None,
+        text_encoder: str | Path = MINILM,
         torch_dtype: str | torch.dtype | None = None,
         **hub: Unpack[HubArguments],
     ) -> "Pipeline":
@@ -65,6 +67,7 @@ class Pipeline(Editing):
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
             foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
             verify: Whether to compare the weights with their SHA-256 sums; by default they are, up to 1 GB.
+            text_encoder: See ``Pipeline``.
             torch_dtype: Another name of ``dtype``.
             hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``subfolder``, see ``HubArguments``.
 
@@ -75,7 +78,7 @@ class Pipeline(Editing):
         place = Hub.of(hub)
         asked = "auto" if (found := one_dtype(dtype, torch_dtype)) is None else found
         parts = load_parts(source, tokenizer=tokenizer, device=device, dtype=asked, verify=verify, hub=place)
-        return cls(*parts, engine=engine, foreign_tokenizer=foreign_tokenizer)
+        return cls(*parts, engine=engine, foreign_tokenizer=foreign_tokenizer, text_encoder=text_encoder)
 
     def save_pretrained(
         self,

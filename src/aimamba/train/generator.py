@@ -21,6 +21,8 @@ from aimamba.data.vocabulary import Vocabulary
 from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, VQModel
 from aimamba.models.lora import merged
+from aimamba.networks.caption_vectors import CaptionVectors
+from aimamba.networks.sentence import MINILM
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.train.parts import MODULES, Adapter, Part
@@ -44,6 +46,8 @@ class GeneratorTaskConfig:
             those of ``init`` stay, and those of the images that it does not have by name are added. ``number``: those
             of the images, with the vectors of ``init`` by number. ``new``: those of the images, all starting with the
             vector of the null class.
+        text_encoder: A frozen sentence encoder that reads the captions, in place of byte-pair tokens: ``minilm``, or a
+            folder, see ``aimamba.networks.sentence``. Only for a generator that takes captions.
         train: The parts that are trained if there is ``init``; the others keep its weights. ``classes`` is the table of
             class vectors, ``captions`` the encoder of captions, ``embeddings`` those of codes and positions, with the
             head that is tied to them, ``adaln`` the projections of the condition vector, and ``blocks`` mixers and
@@ -68,6 +72,7 @@ class GeneratorTaskConfig:
     tokenizer: str = ""
     foreign_tokenizer: bool = False
     classes: Classes = "match"
+    text_encoder: str = ""
     train: Literal["auto", "all"] | Part | tuple[Part, ...] = "auto"
     lora_rank: int = 0
     lora_alpha: float | None = None
@@ -145,13 +150,15 @@ class GeneratorTask:
         held_out: CodeSet,
         class_names: tuple[str, ...],
         config: GeneratorTaskConfig,
-        *,
         vocabulary: Vocabulary | None = None,
+        vectors: CaptionVectors | None = None,
+        *,
         seed: int = 0,
         adapter: Adapter | None = None,
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
+        self.vectors = vectors
         self.tokenizer = tokenizer
         self.train = train
         self.held_out = held_out
@@ -169,6 +176,8 @@ class GeneratorTask:
         base = {} if self.adapter is None else {"init": self.adapter.digest}
         if self.vocabulary is not None:
             base["vocabulary of the captions"] = self.vocabulary.fingerprint()
+        if self.vectors is not None:
+            base["sentence encoder"] = self.vectors.encoder.fingerprint
         return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint(), **base}
 
     def adversary(self) -> None:
@@ -187,13 +196,15 @@ class GeneratorTask:
         self, start: int, batch_size: int, *, stride: int | None = None
     ) -> Iterator[CodeBatch | CaptionedBatch]:
         """Yield shuffled training codes, with a caption of each if the generator takes captions."""
-        if self.vocabulary is None:
+        if self.model.config.text is None:
             return self.train.batches(batch_size=batch_size, seed=self.seed, start=start, stride=stride)
         return self.train.captioned_batches(
             self._read, batch_size=batch_size, seed=self.seed, start=start, stride=stride
         )
 
     def _read(self, captions: Sequence[str]) -> Tensor:
+        if self.vectors is not None:
+            return self.vectors.take(captions)
         assert self.vocabulary is not None
         assert self.model.config.text is not None
         return torch.from_numpy(self.vocabulary.encode(captions, self.model.config.text.tokens).ids)
@@ -238,7 +249,7 @@ class GeneratorTask:
             codes = self.held_out.take(chosen, [0] * len(chosen)).to(device)
             labels = torch.from_numpy(self.held_out.labels[chosen.start : chosen.stop]).to(device)
             captions = None
-            if self.vocabulary is not None:
+            if model.config.text is not None:
                 captions = self._read([self.held_out.caption(index) for index in chosen]).to(device)
             total += float(code_cross_entropy(model, codes, labels, captions=captions)) * len(chosen)
         loss = total / len(self.held_out)
@@ -255,7 +266,7 @@ class GeneratorTask:
         """
         columns = self.config.sheet_pictures
         sampling = SamplingConfig(cfg_scale=self.config.sheet_cfg_scale, top_k=self.config.sheet_top_k)
-        if self.vocabulary is None:
+        if model.config.text is None:
             shown = np.unique(self.train.labels)[:_SHEET_ROWS].tolist()
             names = [self.class_names[label] for label in shown]
         else:
@@ -281,7 +292,8 @@ class GeneratorTask:
     def pipeline(self, model: AiM) -> Pipeline:
         """Return a pipeline of the tokenizer and ``model``, into whose weights LoRA is merged."""
         tokenizer = self.tokenizer.to(model.word_embedding.weight.device)
-        return Pipeline(tokenizer, merged(model), self.class_names, self.vocabulary)
+        encoder = MINILM if self.vectors is None else self.vectors.encoder
+        return Pipeline(tokenizer, merged(model), self.class_names, self.vocabulary, text_encoder=encoder)
 
 
 def code_cross_entropy(

@@ -17,17 +17,16 @@ from aimamba.data.codes_meta import META_FILE
 from aimamba.data.encoding import encode_splits
 from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import open_code_splits
-from aimamba.data.vocabulary import Vocabulary
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.models.text import TextConfig
 from aimamba.pipeline import saved_class_names
-from aimamba.pipeline.loading import saved_vocabulary
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
 from aimamba.train.generator import Classes, GeneratorTask, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
+from aimamba.train.reading import learn_to_read, read_as
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
@@ -35,7 +34,6 @@ from aimamba.train.toml import read_toml, to_toml
 from aimamba.train.tuning import ClassTable, choose_trained, class_table, with_captions, with_classes
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes", "tokenizer")  # settings of a generator that its codes decide
-_NO_CAPTIONS = "{} is for images with captions, and {} has none; see docs/captions.md"
 _NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
@@ -176,30 +174,30 @@ def _generator_task(
     if recipe.init is None:
         config = _new_config(recipe, fixed)
         train, held_out = source.load()
-        vocabulary, text = _new_vocabulary(config.text, train, recipe.data.source)
-        model = AiM(dataclasses.replace(config, text=text))
+        reading = learn_to_read(config.text, train, task, recipe.data.source, log)
+        model = AiM(dataclasses.replace(config, text=reading.text))
         model.init_weights(seeded(seed))
-        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, vocabulary=vocabulary, seed=seed)
+        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, *reading.readers, seed=seed)
     opened = open_checkpoint(recipe.init)
     given, model, table = _initial_generator(opened, task, fixed, names)
     log(table.described)
     train, held_out = source.load()
-    if model.config.text is not None:
-        vocabulary = saved_vocabulary(opened)
-        check(train.captions is not None, _NO_CAPTIONS.format(recipe.init, recipe.data.source))
+    if (text := model.config.text) is not None:
+        reading = read_as(text, opened, train, task, recipe.data.source, log)
     else:
-        vocabulary, text = _new_vocabulary(_new_text(recipe), train, recipe.data.source)
-        model = model if text is None else with_captions(model, text, seed=seed)
+        reading = learn_to_read(_new_text(recipe), train, task, recipe.data.source, log)
+        model = model if reading.text is None else with_captions(model, reading.text, seed=seed)
         check(
-            text is None or "captions" in task.parts,
+            reading.text is None or "captions" in task.parts,
             "task.train leaves out 'captions', of which the model knows nothing yet; add it",
         )
     parts = choose_trained(model, task, seed=seed)
     adapter = Adapter.of(recipe.init, given.state_dict(), parts) if task.lora_rank else None
     if table.labels != tuple(range(len(names))):
         train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
+    readers = reading.readers
     return GeneratorTask(
-        model, tokenizer.cpu(), train, held_out, table.names, task, vocabulary=vocabulary, seed=seed, adapter=adapter
+        model, tokenizer.cpu(), train, held_out, table.names, task, *readers, seed=seed, adapter=adapter
     )
 
 
@@ -232,20 +230,6 @@ def _new_text(recipe: Recipe) -> TextConfig | None:
     """Return how a generator that starts from one without captions is to take them, if it is."""
     values = recipe.model.get("text")
     return None if values is None else from_mapping(TextConfig, values, where="recipe: model.text")
-
-
-def _new_vocabulary(
-    text: TextConfig | None, train: CodeSet, source: str
-) -> tuple[Vocabulary | None, TextConfig | None]:
-    """Learn the vocabulary of the captions that a generator will be trained on, and note its size in the config."""
-    if text is None:
-        return None, None
-    captions = train.captions
-    check(captions is not None, _NO_CAPTIONS.format("model.text", source))
-    check(text.features == 0, "model.text.features needs the vectors of a frozen encoder, which are not there yet")
-    assert captions is not None
-    vocabulary = Vocabulary.train((one for i in range(len(captions)) for one in captions[i]), text.vocabulary)
-    return vocabulary, dataclasses.replace(text, vocabulary=len(vocabulary))
 
 
 def _initial_generator(
