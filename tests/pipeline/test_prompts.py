@@ -171,6 +171,43 @@ def test_the_command_line(pipeline, saved, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_commands_that_edit(pipeline, saved, tmp_path, capsys):
+    image, model = tmp_path / "image.png", ["--model", str(saved), "--cfg-scale", "2"]
+    given = pipeline(prompts=[ROCKET], config=GUIDED)[0]
+    given.save(image)
+    out = tmp_path / "out"
+    where = ["--out", str(out), "-n", "1", *model]
+    assert main(["complete", str(image), "--keep-rows", "1", "--prompt", CAT, "--class", "cats", *where]) == 0
+    [expected] = pipeline.complete(given, 1, Prompt(CAT, "cats"), 1, SamplingConfig(cfg_scale=2.0))
+    assert Image.open(out / "image-seed0.png").tobytes() == expected.tobytes()
+    record = json.loads(read_png_text(out / "image-seed0.png"))
+    assert (record["prompt"], record["class_name"], record["edit"]["command"]) == (CAT, "cats", "complete")
+    mask = tmp_path / "mask.png"
+    Image.new("L", given.size, 255).save(mask)
+    assert main(["inpaint", str(image), "--mask", str(mask), "--prompt", CAT, "--candidates", "2", *where]) == 0
+    assert json.loads(read_png_text(out / "image-seed0.png"))["label"] == 5
+    assert main(["interpolate", ROCKET, CAT, "--prompts", "--steps", "3", *where]) == 0
+    strip = pipeline.interpolate(Prompt(ROCKET), Prompt(CAT), 3, SamplingConfig(cfg_scale=2.0))
+    [middle] = out.glob("*-seed0-step1.png")
+    assert Image.open(middle).tobytes() == strip[1].tobytes()
+    assert json.loads(read_png_text(middle))["edit"]["classes"] == [ROCKET, CAT]
+    scores = tmp_path / "scores.json"
+    folder = tmp_path / "images"
+    folder.mkdir()
+    given.save(folder / "one.png")
+    assert main(["score", str(folder), "--prompt", ROCKET, "--json", str(scores), *model[:2]]) == 0
+    [found] = json.loads(scores.read_text())["scores"]
+    assert found["prompt"] == ROCKET
+    assert found["bits"] == pytest.approx(float(pipeline.score(given, Prompt(ROCKET)).bits[0]), rel=1e-5)
+    assert main(["score", str(folder), "--captions", *model[:2]]) == 2
+    assert "no captions" in capsys.readouterr().err
+    (folder / "one.txt").write_text(CAT)
+    assert main(["score", str(folder), "--captions", "--json", str(scores), *model[:2]]) == 0
+    assert json.loads(scores.read_text())["scores"][0]["prompt"] == CAT
+    assert main(["info", str(saved)]) == 0
+    assert "draw with --prompt" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

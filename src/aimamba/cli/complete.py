@@ -8,7 +8,18 @@ import argparse
 from pathlib import Path
 
 from aimamba.cli.arguments import Parser
-from aimamba.cli.edits import Edits, add_drawing, add_fit, begin, read_image, with_bar, write_edits
+from aimamba.cli.edits import (
+    Edits,
+    add_drawing,
+    add_fit,
+    add_prompt,
+    begin,
+    classes_of,
+    given_of,
+    read_image,
+    with_bar,
+    write_edits,
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--class", dest="label", metavar="NAME", help="class (default: under which the kept rows are likeliest)"
     )
+    add_prompt(parser, "the rest is to show")
     add_fit(parser)
     add_drawing(parser, "completions", 4)
 
@@ -32,12 +44,14 @@ def run(arguments: argparse.Namespace) -> None:
     pipeline, rows = begun.pipeline, arguments.keep_rows
     pixels = torch.cat([read_image(path, pipeline.image_size, arguments.fit) for path in arguments.images])
     codes = pipeline.encode(pixels)
-    labels = pipeline.guess(codes, arguments.label, pipeline.tokens_of_rows(rows).expand(len(codes), -1))
+    kept = pipeline.tokens_of_rows(rows).expand(len(codes), -1)
+    classes, labels = classes_of(pipeline, given_of(arguments, pipeline), codes, kept)
     advance, close = with_bar("completing")
     options = {"batch_size": arguments.batch_size, "progress": advance}
-    found = pipeline.complete(pixels, rows, labels.tolist(), arguments.n, begun.config, **options)
+    found = pipeline.complete(pixels, rows, classes, arguments.n, begun.config, **options)
     close()
     hidden = torch.zeros(len(codes), 1, *pixels.shape[2:], dtype=torch.bool)
     hidden[:, :, rows * pipeline.image_size // pipeline.grid :] = True
-    edits = Edits(arguments.images, pixels, hidden, codes, labels, found, [{"keep_rows": rows}] * len(codes))
+    about = [{"keep_rows": rows}] * len(codes)
+    edits = Edits(arguments.images, pixels, hidden, codes, labels, arguments.prompt, found, about)
     write_edits(begun, "complete", edits, "kept", f"{rows} of {pipeline.grid} rows kept")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aimamba.generation.record import ModelRecord
     from aimamba.pipeline import Pipeline
     from aimamba.pipeline.images import Fit
+    from aimamba.pipeline.prompts import ClassName, Prompt
 
 _GREY = 127
 
@@ -52,6 +53,28 @@ def add_fit(parser: Parser) -> None:
         default="exact",
         help="an image of another size: exact (default) refuses it, crop takes its centre square, stretch all of it",
     )
+
+
+def add_prompt(parser: Parser, what: str) -> None:
+    """Add ``--prompt``: a sentence in place of a class, or beside one."""
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help=f"what {what}, for a model that is trained on captions; also beside --class"
+    )
+
+
+def given_of(arguments: argparse.Namespace, pipeline: "Pipeline") -> "ClassName | Prompt | None":
+    """Return the class or the prompt that the options name, or None.
+
+    Raises:
+        ConfigError: There is no such class, or the model takes no prompts.
+    """
+    from aimamba.pipeline import Prompt
+
+    if arguments.prompt is not None:
+        given = Prompt(arguments.prompt, arguments.label)
+        pipeline.labels([given])
+        return given
+    return None if arguments.label is None else pipeline.label(arguments.label)
 
 
 def add_drawing(parser: Parser, out: str, n: int) -> None:
@@ -121,6 +144,7 @@ class Drawn(NamedTuple):
         label: Number of its class.
         seed: Its seed.
         edit: Fields of its ``EditRecord``.
+        prompt: The sentence that it was drawn after.
     """
 
     name: str
@@ -128,6 +152,12 @@ class Drawn(NamedTuple):
     label: int
     seed: int
     edit: dict[str, Any]
+    prompt: str | None = None
+
+
+def class_name(pipeline: "Pipeline", label: int) -> str:
+    """Return the name of a class; the null class has none."""
+    return "" if label == pipeline.generator.condition.null_class else pipeline.class_name(label)
 
 
 def write(begun: Begun, command: str, drawn: Sequence[Drawn]) -> None:
@@ -139,8 +169,9 @@ def write(begun: Begun, command: str, drawn: Sequence[Drawn]) -> None:
     begun.out.mkdir(parents=True, exist_ok=True)
     for each in drawn:
         record = SampleRecord(
-            class_name=begun.pipeline.class_name(each.label),
+            class_name=class_name(begun.pipeline, each.label),
             label=each.label,
+            prompt=each.prompt,
             sampling=replace(begun.config, seed=each.seed),
             model=begun.model,
             edit=from_mapping(EditRecord, {"command": command, **each.edit}, where=command),
@@ -172,7 +203,8 @@ class Edits(NamedTuple):
         pixels: Their images (B, 3, s, s).
         hidden: Which pixels were made again (B, 1, s, s).
         codes: Their codes (B, L).
-        labels: Classes of the images (B,).
+        labels: Classes of the images (B,); the null class where a prompt stands alone.
+        prompt: The sentence that they were made after.
         images: What was made, N for each file in turn.
         about: Fields of the ``EditRecord`` of each file.
     """
@@ -182,6 +214,7 @@ class Edits(NamedTuple):
     hidden: "Tensor"
     codes: "Tensor"
     labels: "Tensor"
+    prompt: str | None
     images: Sequence["Image.Image"]
     about: Sequence[dict[str, Any]]
 
@@ -199,11 +232,31 @@ def write_edits(begun: Begun, command: str, edits: Edits, shown: str, title: str
         images = edits.images[index * n : (index + 1) * n]
         digest = hashlib.sha256(json.dumps(edits.codes[index].tolist()).encode()).hexdigest()
         about = {"image": edits.paths[index].name, "image_codes": digest, **edits.about[index]}
-        drawn += [Drawn(f"{name}-seed{s}.png", image, label, s, about) for s, image in zip(seeds, images, strict=True)]
+        drawn += [
+            Drawn(f"{name}-seed{seed}.png", image, label, seed, about, edits.prompt)
+            for seed, image in zip(seeds, images, strict=True)
+        ]
         rows.append([before[index], kept[index], *images])
-        row_names.append(f"{name}, {begun.pipeline.class_name(label)}")
+        row_names.append(", ".join(filter(None, [name, edits.prompt, class_name(begun.pipeline, label)])))
     write(begun, command, drawn)
     finish(begun, rows, row_names, ["image", shown, *(f"seed {seed}" for seed in seeds)], title, len(drawn))
+
+
+def classes_of(
+    pipeline: "Pipeline", given: "ClassName | Prompt | None", codes: "Tensor", known: "Tensor"
+) -> "tuple[Sequence[ClassName | Prompt], Tensor]":
+    """Return what each image is to show, and their labels for the records; without ``given`` the likeliest classes."""
+    import torch
+
+    from aimamba.pipeline import Prompt
+
+    if given is None:
+        labels = pipeline.guess(codes, None, known)
+        return labels.tolist(), labels
+    beside = given.label if isinstance(given, Prompt) else given
+    null_class = pipeline.generator.condition.null_class
+    label = pipeline.label(beside) if isinstance(beside, str | int) else null_class
+    return [given] * len(codes), torch.full((len(codes),), label)
 
 
 def with_bar(description: str) -> tuple[Callable[[int, int], None], Callable[[], None]]:

@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"pipeline    {pipeline.image_size} x {pipeline.image_size} pixels, {pipeline.grid} x {pipeline.grid} codes")
     _describe("generator", pipeline.generator)
     _describe("tokenizer", pipeline.tokenizer)
+    if pipeline.vocabulary is not None:
+        print(f"captions    read with a vocabulary of {len(pipeline.vocabulary):,} tokens: draw with --prompt")
     count = pipeline.generator.config.num_classes
     shown = ", ".join(pipeline.class_name(label) for label in range(min(count, _CLASSES_SHOWN)))
     print_line(f"classes     {shown}" + (f", ... ({count} in all)" if count > _CLASSES_SHOWN else ""))

@@ -8,7 +8,18 @@ import argparse
 from pathlib import Path
 
 from aimamba.cli.arguments import Parser, require_positive
-from aimamba.cli.edits import Edits, add_drawing, add_fit, begin, read_image, with_bar, write_edits
+from aimamba.cli.edits import (
+    Edits,
+    add_drawing,
+    add_fit,
+    add_prompt,
+    begin,
+    classes_of,
+    given_of,
+    read_image,
+    with_bar,
+    write_edits,
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,6 +39,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--candidates", type=int, default=16, help="candidates decoded side by side (default 16)")
     parser.add_argument("--keep-pixels", action="store_true", help="put the image's own pixels back around the mask")
+    add_prompt(parser, "the image is to show")
     add_fit(parser)
     add_drawing(parser, "inpaintings", 4)
 
@@ -52,12 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"--mask {arguments.mask}: {error}") from error
     grid_mask = mask.unflatten(1, (pipeline.grid, pipeline.grid))
     codes = pipeline.encode(pixels)
-    labels = pipeline.guess(codes, arguments.label, ~mask)
+    classes, labels = classes_of(pipeline, given_of(arguments, pipeline), codes, ~mask)
     advance, close = with_bar("drawing")
     found = pipeline.inpaint(
         pixels,
         grid_mask,
-        labels.tolist(),
+        classes,
         arguments.n,
         begun.config,
         method=arguments.method,
@@ -78,5 +90,5 @@ def run(arguments: argparse.Namespace) -> None:
         for tokens in mask
     ]
     hidden = grid_mask[:, None].repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
-    edits = Edits(arguments.images, pixels, hidden, codes, labels, found, about)
+    edits = Edits(arguments.images, pixels, hidden, codes, labels, arguments.prompt, found, about)
     write_edits(begun, "inpaint", edits, "hole", f"inpainting by {arguments.method}")

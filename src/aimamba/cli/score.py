@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimamba.cli.arguments import Parser, load_pipeline, require_positive
-from aimamba.cli.edits import add_model
+from aimamba.cli.edits import add_model, add_prompt, given_of
 from aimamba.data import spec
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = spec.__doc__
     parser.add_argument("images", metavar="IMAGES", help="a folder, an .npz file or a named set of images")
     parser.add_argument("--class", dest="label", metavar="NAME", help="score all images under this class")
+    add_prompt(parser, "all images are scored under")
+    parser.add_argument("--captions", action="store_true", help="score each image under its own first caption")
     parser.add_argument(
         "--classify", action="store_true", help="also find the class under which each image is likeliest"
     )
@@ -46,24 +48,22 @@ def run(arguments: argparse.Namespace) -> None:
     spec.parse_spec(arguments.images)  # a wrong name is reported before the model is loaded
     maps, file = output_file("--maps", arguments.maps), output_file("--json", arguments.json)
     pipeline = load_pipeline(arguments)
-    label = None if arguments.label is None else pipeline.label(arguments.label)
-    size = pipeline.image_size
+    given, size = given_of(arguments, pipeline), pipeline.image_size
     images = open_source(arguments.images, default_size=size, progress=True)
     if images.size != size or len(images) == 0:
         raise DataError(
             f"{arguments.images}: {counted(len(images), 'image')} of {images.size} pixels, and the model's have {size}"
         )
     own = _labels(images, pipeline)
-    null_class = pipeline.generator.condition.null_class
-    under = own if own is not None else [null_class] * len(images)
-    under = under if label is None else [label] * len(images)
+    under = _under(arguments, images, own, given)
     found: list[int] = []
     shown: list[Any] = []
     bits = []
     with tqdm(total=len(images), unit="image", desc="scoring") as bar:
         for batch in images.batches(arguments.batch_size):
             codes = pipeline.encode(batch)
-            bits.append(pipeline.bits(codes, torch.tensor(under[bar.n : bar.n + len(batch)])).cpu())
+            some = under[bar.n : bar.n + len(batch)]
+            bits.append(pipeline.bits(codes, pipeline.labels_of(None if None in some else some, len(batch))).cpu())
             if arguments.classify:
                 found += pipeline.log_likelihoods(codes).argmax(dim=-1).tolist()
             shown += list(batch[: max(0, _MOST_MAPS - len(shown))]) if maps is not None else []
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     means = tokens.mean(dim=1)
     rows = [("images", f"{len(images):,}"), ("bits an image", f"{float(tokens.sum(dim=1).mean()):.2f}")]
     rows += [("bits a token", f"{float(means.mean()):.3f} ({float(means.min()):.3f} to {float(means.max()):.3f})")]
-    for each in sorted(set(under)) if label is None and own is not None else ():
+    for each in sorted(set(own)) if under is own and own is not None else ():
         of_class = means[torch.tensor(under) == each]
         rows.append((pipeline.class_name(each), f"{float(of_class.mean()):.3f} bits a token"))
     if found and own is not None:
@@ -88,13 +88,35 @@ def run(arguments: argparse.Namespace) -> None:
         {
             "bits": float(tokens[i].sum()),
             "bits_per_token": float(means[i]),
-            "class": None if under[i] == null_class else pipeline.class_name(under[i]),
+            **_described(under[i], pipeline),
             **({"likeliest_class": pipeline.class_name(found[i])} if found else {}),
         }
         for i in range(len(images))
     ]
     settings: dict[str, Any] = {"images": arguments.images, "model": arguments.model}
     write_json(file, {**settings, "bits_per_token": float(means.mean()), "scores": about})
+
+
+def _under(arguments: argparse.Namespace, images: "Images", own: list[int] | None, given: Any) -> "list[Any]":
+    """Return what each image is scored under: what is given, its own caption, its own class, or None."""
+    from aimamba.errors import ConfigError, DataError
+    from aimamba.pipeline import Prompt
+
+    if not arguments.captions:
+        return [given] * len(images) if given is not None or own is None else own
+    if given is not None:
+        raise ConfigError("score: --captions scores each image under its own caption; leave --class and --prompt out")
+    if not images.captioned:
+        raise DataError(f"{arguments.images}: these images have no captions; leave --captions out")
+    return [Prompt(next(iter(images.captions(index)), "")) for index in range(len(images))]
+
+
+def _described(given: Any, pipeline: "Pipeline") -> dict[str, Any]:
+    from aimamba.pipeline import Prompt
+
+    if not isinstance(given, Prompt):
+        return {"class": None if given is None else pipeline.class_name(given)}
+    return {"class": given.label, "prompt": given.text}
 
 
 def _labels(images: "Images", pipeline: "Pipeline") -> list[int] | None:
