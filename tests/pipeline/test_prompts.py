@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aimamba import Pipeline, Prompt, SamplingConfig
+from aimamba import ModelCard, Pipeline, Prompt, SamplingConfig
 from aimamba.cli import main
 from aimamba.data.png_text import read_png_text
 from aimamba.data.vocabulary import Vocabulary
@@ -151,6 +151,14 @@ def test_a_missing_or_changed_vocabulary_is_found(saved, tmp_path, content, name
     path.unlink() if content is None else path.write_text(content)
     with one_line_error(CheckpointError, named if content is not None else "vocabulary.json"):
         Pipeline.from_pretrained(folder)
+
+
+def test_the_page_of_the_model_shows_prompts(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path, card=ModelCard(name="me/words", samples=2, prompts=(ROCKET, CAT)))
+    page = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: text-to-image" in page
+    assert f"pipeline(prompts=[{ROCKET!r}], n=4" in page
+    assert (tmp_path / "samples.png").stat().st_size > 0
 
 
 def test_the_command_line(pipeline, saved, tmp_path, capsys):

@@ -9,15 +9,17 @@ import torch
 from aimamba import documents
 from aimamba.data.codes import CaptionedBatch, CodeSet
 from aimamba.data.vocabulary import Vocabulary
-from aimamba.errors import ConfigError
+from aimamba.errors import CheckpointError, ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.models.text import TextConfig
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.reading import learn_to_read
 from aimamba.train.toml import to_toml
 from aimamba.train.tuning import with_captions
 from refusals import one_line_error
+from sentence_files import write_encoder
 
 NAMES = ("thumbs", "clay", "moons", "cats", "dogs")
 WORDS = ("red", "green", "blue", "tall", "round", "with a hat")
@@ -135,6 +137,45 @@ def test_the_vocabulary_is_part_of_what_a_run_is_based_on(make):
     before = task.basis()
     task.vocabulary = Vocabulary.train(["something else"], 280)
     assert {name for name, value in task.basis().items() if before[name] != value} == {"vocabulary of the captions"}
+
+
+def test_a_frozen_encoder_reads_in_place_of_a_vocabulary(make, make_aim, make_vq, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "cache"))
+    write_encoder(tmp_path / "bert")
+    task, said = make(text_encoder=str(tmp_path / "bert")), []
+    reading = learn_to_read(TextConfig(**TEXT), task.train, task.config, "images", said.append)
+    assert len(said) == 1
+    vectors = reading.readers[1]
+    assert (reading.text.vocabulary, reading.text.features) == (0, vectors.encoder.width)
+    model = make_aim(text=reading.text)
+    sets = task.train, task.held_out
+    frozen = GeneratorTask(model, make_vq(), *sets, NAMES, task.config, *reading.readers, seed=3)
+    batch = next(frozen.batches(0, 4))
+    assert batch.captions.shape == (4, 8, vectors.encoder.width)
+    loss, _ = frozen.loss(model, batch, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert model.condition.text.words.weight.grad.abs().max() > 0
+    assert frozen.basis()["sentence encoder"] == reading.text.encoder
+    frozen.save(model.eval(), tmp_path / "saved")
+    prompt = [Prompt("a green thing")]
+    expected = frozen.pipeline(model).labels(prompt)
+    again = Pipeline.from_pretrained(tmp_path / "saved", text_encoder=tmp_path / "bert")
+    assert torch.equal(again.labels(prompt), expected)
+    write_encoder(tmp_path / "other", seed=1)
+    with one_line_error(CheckpointError, "another sentence encoder"):
+        Pipeline.from_pretrained(tmp_path / "saved", text_encoder=tmp_path / "other").labels(prompt)
+
+
+def test_what_cannot_be_read_is_refused(make):
+    task = make()
+    bare = CodeSet(task.train.shards, task.train.labels)
+    with one_line_error(ConfigError, "photos has none"):
+        learn_to_read(TextConfig(), bare, task.config, "photos", print)
+    frozen = make(text_encoder="minilm").config
+    with one_line_error(ConfigError, "takes none"):
+        learn_to_read(None, task.train, frozen, "photos", print)
+    with one_line_error(ConfigError, "task.text_encoder"):
+        learn_to_read(TextConfig(vocabulary=0, features=4), task.train, task.config, "photos", print)
 
 
 @torch.no_grad()

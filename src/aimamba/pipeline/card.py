@@ -31,7 +31,8 @@ class ModelCard:
         description: A text about the model, in Markdown.
         metrics: Figures by name; each should say how it was measured.
         base_model: Hub id of the model that it was fine-tuned from.
-        samples: Images of each of up to eight classes, which are generated for the page; 0 for none.
+        samples: Images of each of up to eight classes, or of each prompt, which are generated for the page; 0 for none.
+        prompts: Sentences that are drawn in place of classes, if the generator takes captions.
 
     Raises:
         ConfigError: ``license`` is no identifier, or ``samples`` is negative.
@@ -43,6 +44,7 @@ class ModelCard:
     metrics: Mapping[str, float | str] = field(default_factory=dict)
     base_model: str | None = None
     samples: int = 0
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(
@@ -50,6 +52,7 @@ class ModelCard:
             f"license must be an identifier such as mit or apache-2.0, got {self.license!r}",
         )
         check(self.samples >= 0, f"samples must be 0 or more, got {self.samples}")
+        check(not isinstance(self.prompts, str), f"prompts must be a tuple of texts, got {self.prompts!r:.80}")
 
 
 def write_card(
@@ -77,7 +80,7 @@ def write_card(
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
     if rows:
-        names = class_names[: len(rows)] or [f"class {label}" for label in range(len(rows))]
+        names = card.prompts or class_names[: len(rows)] or [f"class {label}" for label in range(len(rows))]
         image = sheet(rows, row_names=names)
         write_atomically(folder / SHEET_FILE, lambda path: image.save(path, format="PNG"))
     text = card_text(card, card.name or folder.name, generator, tokenizer, class_names, with_samples=bool(rows))
@@ -99,7 +102,7 @@ def card_text(
     head = ModelCardData(
         license=card.license,
         library_name="aimamba",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag="unconditional-image-generation" if shape.text is None else "text-to-image",
         base_model=card.base_model,
         tags=list(_TAGS),
     ).to_yaml()
@@ -107,7 +110,11 @@ def card_text(
     if class_names:
         listed = ", ".join(f"`{' '.join(each.replace('`', ' ').split())}`" for each in class_names[:_MOST_NAMES])
         classes += f": {listed}{', ...' if len(class_names) > _MOST_NAMES else ''}"
-    first = class_names[0] if class_names else 0
+    if shape.text is not None:
+        classes += f", and captions of up to {shape.text.tokens} tokens"
+    asked = f"[{class_names[0] if class_names else 0!r}]"
+    if shape.text is not None:
+        asked = f"prompts=[{card.prompts[0] if card.prompts else 'a sentence'!r}]"
     parts = [
         f"---\n{head}\n---",
         _MARK,
@@ -119,7 +126,7 @@ def card_text(
         *([f"![Samples]({SHEET_FILE})"] if with_samples else []),
         "## Use",
         f"```python\nfrom aimamba import Pipeline\n\npipeline = Pipeline.from_pretrained({name!r})\n"
-        f"images = pipeline([{first!r}], n=4, config={{'cfg_scale': 1.5}})\n```",
+        f"images = pipeline({asked}, n=4, config={{'cfg_scale': 1.5}})\n```",
     ]
     if card.metrics:
         rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in card.metrics.items())

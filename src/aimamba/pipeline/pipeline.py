@@ -109,15 +109,16 @@ class Pipeline(Editing):
         )
         if card is None:
             return
-        classes = shown_classes(self.generator.config.num_classes) if card.samples else []
-        images = self(classes, card.samples, SamplingConfig(cfg_scale=1.5)) if classes else []
+        shown: list[Class] = [*map(Prompt, card.prompts)] or [*shown_classes(self.generator.config.num_classes)]
+        shown = shown if card.samples else []
+        images = self(shown, card.samples, SamplingConfig(cfg_scale=1.5)) if shown else []
         write_card(
             Path(folder),
             card,
             generator=self.generator,
             tokenizer=self.tokenizer,
             class_names=self.class_names,
-            rows=[images[i * card.samples : (i + 1) * card.samples] for i in classes],
+            rows=[images[i * card.samples : (i + 1) * card.samples] for i in range(len(shown))],
         )
 
     def push_to_hub(
