@@ -51,6 +51,13 @@ def test_both_splits_are_written_and_a_second_run_changes_nothing(aimamba, token
 
 def test_a_generator_trains_on_codes_without_the_images(aimamba, refusal, trained, tokenizer, photos, here, models):
     assert aimamba("encode", tokenizer, "photos", "--out", "codes", "--size", 16, "--views", "center-flip")[0] == 0
+    rows = [{"file_name": f"{path.parent.name}/{path.name}", "text": f"a {path.parent.name[:-1]}"}
+            for path in sorted(photos.rglob("*.png"))]  # fmt: skip
+    (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, _ = aimamba("encode", tokenizer, "photos", "--out", "codes", "--size", 16, "--views", "center-flip")
+    assert status == 0
+    assert [line.endswith(" codes, with captions") for line in out.splitlines()] == [True, True]
+    assert set((here / "codes" / "train" / "captions.jsonl").read_text().splitlines()) == {'["a cat"]', '["a dog"]'}
     shutil.rmtree(photos)
     train = ["train", trained / "aim.toml", "--data", "codes", "--out", "run", "--device", "cpu", "--tokenizer"]
     line = refusal(*train, models / "tokenizer")

@@ -166,9 +166,9 @@ def test_the_training_set_of_a_held_out_set(text, expected):
 
 
 def test_every_line_of_the_table_is_a_name(tmp_path):
-    for name in ("FOLDER", "FILE.npz"):
+    for name in ("FOLDER", "FILE.npz", "FILE.tar"):
         (tmp_path / name).mkdir() if name == "FOLDER" else (tmp_path / name).touch()
     table = [line.split()[0] for line in spec.__doc__.splitlines() if line.startswith("  ")]
-    assert len(table) == 12
+    assert len(table) == 13
     for name in [*table, "avatars-64:planets,sprouts:held-out:6", "photos:held-out"]:
         parse_spec(name)

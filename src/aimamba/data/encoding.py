@@ -48,13 +48,11 @@ class Encoder:
         """Take what ``encode_views`` takes."""
         self.tokenizer, self.images, self.views = tokenizer, images, views
 
-    def __call__(self, unit: range) -> tuple[UInt16[np.ndarray, "n v l"], Int64[np.ndarray, "r 2"]]:
-        """Return the codes of some images, and which images others have replaced because they are broken."""
+    def __call__(self, unit: range) -> tuple[UInt16[np.ndarray, "n v l"], Int64[np.ndarray, " n"]]:
+        """Return the codes of some images, and which images they are of: others than asked for where one is broken."""
         codes = encode_views(self.tokenizer, self.images, unit, self.views)
-        replaced: list[tuple[int, int]] = []
-        if isinstance(self.images, ImageFolder):
-            replaced = [(index, other) for index in unit if (other := self.images.stand_in(index)) != index]
-        return codes, np.array(replaced, np.int64).reshape(-1, 2)
+        folder = self.images if isinstance(self.images, ImageFolder) else None
+        return codes, np.array([index if folder is None else folder.stand_in(index) for index in unit], np.int64)
 
     def to(self, device: torch.device) -> "Encoder":
         """Return the same with the tokenizer on a device."""
@@ -120,8 +118,8 @@ def encode_to_shards(
     if sharing.is_first:
         advance(0)
     if sharing.cluster is not None:
-        for batch, [codes, replaced] in sharing.cluster.results(left, encoder):
-            parts.add(batch, codes, replaced)
+        for batch, [codes, encoded] in sharing.cluster.results(left, encoder):
+            parts.add(batch, codes, encoded)
             advance(len(batch))
     else:
         for batch in _taken(sharing, left, advance):
@@ -220,12 +218,13 @@ class _Parts:
         """Return the batches of some shards that are missing or damaged."""
         return [batch for shard in shards for batch in self.batches(shard) if self._read(batch) is None]
 
-    def add(self, batch: range, codes: UInt16[np.ndarray, "n v l"], replaced: Int64[np.ndarray, "r 2"]) -> None:
+    def add(self, batch: range, codes: UInt16[np.ndarray, "n v l"], encoded: Int64[np.ndarray, " n"]) -> None:
         """Write a batch, and before it which of its images others have replaced."""
         path = self._path(batch)
         path.parent.mkdir(exist_ok=True)
-        if len(replaced):
-            store_array(path.with_name(path.name.replace("codes", "replaced")), replaced)
+        asked = np.array(batch, np.int64)
+        if (other := encoded != asked).any():
+            store_array(path.with_name(path.name.replace("codes", "replaced")), np.stack([asked, encoded], 1)[other])
         store_array(path, codes)
 
     def replaced(self) -> dict[int, int]:
