@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aimamba.errors import ConfigError
-from tests.serve.conftest import until
+from tests.until import until
 
 KEY = "a-key-of-sixteen-letters"
 ONE = {"classes": [0]}

@@ -87,9 +87,14 @@ class Service:
         self._thread = threading.Thread(target=self.scheduler.run, name="scheduler", daemon=True)
 
     @property
+    def alive(self) -> bool:
+        """Whether images are generated."""
+        return self._thread.is_alive()
+
+    @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._thread.is_alive() and self._stop_at is None
+        return self.alive and self._stop_at is None
 
     def drain(self) -> None:
         """Take no more requests, and finish those that are there within the time of grace."""
