@@ -188,8 +188,6 @@ def _raise(kind: str, message: str) -> NoReturn:
 def connected(address: str, *, device: str = "auto", workers: int | None = None) -> Iterator[Cluster]:
     """Join a Ray cluster, or start a Ray here, and leave or end it in every case.
 
-    If this process is connected to a Ray already, that one is used as it is, and stays.
-
     Args:
         address: ``local``; ``auto`` for the cluster that this machine belongs to; or ``host:port`` of its head.
         device: Of the workers: ``cpu``, ``cuda``, or ``auto``, which takes GPUs if the cluster has some.
@@ -333,13 +331,7 @@ def _check_answers(address: str) -> None:
 def choose_workers(
     resources: Mapping[str, float], device: str, workers: int | None, option: str = "--ray-workers"
 ) -> Cluster:
-    """Choose the workers by what a cluster has; see ``connected``.
-
-    Args:
-        resources: What the cluster has.
-        device: As for ``connected``.
-        workers: Their number, or None.
-        option: What gave the number.
+    """Choose the workers by what a cluster has; see ``connected``. ``option`` is what gave their number.
 
     Raises:
         ConfigError: It has not enough.

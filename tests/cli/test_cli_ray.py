@@ -125,7 +125,7 @@ class Clients:
 
     def _run(self):
         try:
-            with httpx.Client(base_url=self._url, timeout=120) as client, ThreadPoolExecutor(16) as pool:
+            with httpx.Client(base_url=self._url, timeout=120) as client, ThreadPoolExecutor(6) as pool:
                 self._ask(client, pool)
         except BaseException as error:
             self.found["error"] = error
@@ -135,12 +135,14 @@ class Clients:
         until(lambda: answers(client, "/readyz"), 120)
         replicas = self._replicas(client)
         first, second = workers("ServeReplica")
-        os.kill(second, signal.SIGSTOP)
-        asked = []
-        while not asked or not wait(asked, timeout=2).not_done:  # until one hangs
-            asked += [pool.submit(client.post, "/v1/images", json=self._body) for _ in range(2)]
+        over = threading.Event()
+        asked = [pool.submit(self._go_on, client, over) for _ in range(6)]
+        over.wait(1)
+        os.kill(second, signal.SIGSTOP)  # what it has been given hangs
+        over.set()
+        assert wait(asked, timeout=1).not_done
         os.kill(second, signal.SIGKILL)
-        self.found["answers"] = [each.result() for each in asked]
+        self.found["answers"] = [answer for each in asked for answer in each.result()]
         until(lambda: len(self._replicas(client) - replicas) == 1 and len(self._replicas(client)) == 2, 120)
         assert first in workers("ServeReplica")
         self.found["again"] = client.post("/v1/images", json=self._body)
@@ -152,6 +154,12 @@ class Clients:
                     os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C
         self.found["events"] = events
         until(lambda: not workers("ServeReplica"), 60)
+
+    def _go_on(self, client, over):
+        found = [client.post("/v1/images", json=self._body)]
+        while not over.is_set():
+            found.append(client.post("/v1/images", json=self._body))
+        return found
 
     def _replicas(self, client) -> set[str]:
         return set(re.findall(r'aimamba_steps_total{replica="(\w+)"}', client.get("/metrics").text))
@@ -211,6 +219,11 @@ REFUSALS = {
     f"{SAMPLE} --ray --device cuda:1": "--device cuda:1 is one device; with --ray give auto, cpu or cuda",
     f"{SAMPLE} --ray-workers 2": "--ray-workers needs --ray",
     f"{SAMPLE} --devices cpu:2 --ray": "--devices and --ray exclude each other",
+    "serve --replicas 2": "--replicas needs --ray",
+    "serve --ray --replicas 0": "--replicas must be at least 1, got 0",
+    "serve --ray --device cuda:1": "--device cuda:1 is one device; with --ray give auto, cpu or cuda",
+    "serve --ray 127.0.0.1:CLOSED --port 0": "--port 0: with the address of a Ray cluster, give the number of a port",
+    "serve --ray 127.0.0.1:CLOSED": "cannot be reached (Connection refused); give host:port of a running cluster's",
     "sample --ray": "sample: --ray writes one file; name it with --npz",
 }
 
@@ -236,6 +249,28 @@ def test_without_ray_the_command_to_type_is_named(command, refusal, models, phot
     monkeypatch.setattr("aimamba.cluster.find_spec", lambda _: None)
     line = refusal(*command.replace("MODELS", str(models)).split(), "--ray")
     assert line == "--ray needs Ray Data, which is not installed; type: pip install 'aimamba[ray]'"
+
+
+def test_without_ray_serve_the_command_to_type_is_named(refusal, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "grpc_reflection" else find(name))
+    assert refusal("serve", "--ray") == (
+        "--ray needs Ray Serve, which is not installed; type: pip install 'aimamba[ray,serve]'"
+    )
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "expected"),
+    [([2], 2, 1), ([16], 3, 5), ([8, 8], 2, 8), ([8, 8], 3, 4), ([16, 4, 0], 2, 4), ([2], 4, 1)],
+)
+def test_replicas_share_the_cpus_of_a_machine(nodes, replicas, expected):
+    pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'aimamba[ray]'", exc_type=ImportError)
+    from aimamba.serve.replicas import cpus_of_each
+
+    found = [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes]
+    dead = {"Alive": False, "Resources": {"CPU": 1.0}}
+    assert cpus_of_each([*found, dead], replicas) == expected
 
 
 def test_torchrun_and_ray_exclude_each_other(refusal, models, monkeypatch):
