@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from aimamba.cli.arguments import Parser
-from aimamba.cli.edits import Edits, add_drawing, add_fit, begin, read_image, with_bar, write_edits
+from aimamba.cli.edits import Edits, add_drawing, add_fit, begin, labels_of, read_image, with_bar, write_edits
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,7 +18,10 @@ def add_arguments(parser: Parser) -> None:
         "--keep-rows", type=int, required=True, metavar="ROWS", help="rows of tokens to keep, such as 4 of 8"
     )
     parser.add_argument(
-        "--class", dest="label", metavar="NAME", help="class (default: under which the kept rows are likeliest)"
+        "--class",
+        dest="label",
+        metavar="NAME",
+        help="class (default: that in the settings of a PNG of ours, or under which the kept rows are likeliest)",
     )
     add_fit(parser)
     add_drawing(parser, "completions", 4)
@@ -32,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     pipeline, rows = begun.pipeline, arguments.keep_rows
     pixels = torch.cat([read_image(path, pipeline.image_size, arguments.fit) for path in arguments.images])
     codes = pipeline.encode(pixels)
-    labels = pipeline.guess(codes, arguments.label, pipeline.tokens_of_rows(rows).expand(len(codes), -1))
+    kept = pipeline.tokens_of_rows(rows).expand(len(codes), -1)
+    labels = labels_of(pipeline, arguments.images, arguments.label, codes, kept)
     advance, close = with_bar("completing")
     options = {"batch_size": arguments.batch_size, "progress": advance}
     found = pipeline.complete(pixels, rows, labels.tolist(), arguments.n, begun.config, **options)

@@ -34,6 +34,25 @@ if TYPE_CHECKING:
 _GREY = 127
 
 
+def labels_of(
+    pipeline: "Pipeline", images: Sequence[Path], label: str | None, codes: "Tensor", known: "Tensor"
+) -> "Tensor":
+    """Return the class of each image: the given one, or that in the settings of a PNG, or the likeliest.
+
+    Raises:
+        ConfigError: The given one is unknown, or nothing is known of an image that would tell it.
+    """
+    import torch
+
+    from aimamba.files import expand_home
+
+    told = [pipeline.label_in(expand_home(image).read_bytes()) if label is None else None for image in images]
+    if None not in told:
+        return torch.tensor(told)
+    likeliest = pipeline.guess(codes, label, known).tolist()
+    return torch.tensor([other if each is None else each for each, other in zip(told, likeliest, strict=True)])
+
+
 def add_model(parser: Parser) -> None:
     """Add ``--model``, ``--tokenizer`` and where they run."""
     parser.add_argument(

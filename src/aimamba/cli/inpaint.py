@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from aimamba.cli.arguments import Parser, require_positive
-from aimamba.cli.edits import Edits, add_drawing, add_fit, begin, read_image, with_bar, write_edits
+from aimamba.cli.edits import Edits, add_drawing, add_fit, begin, labels_of, read_image, with_bar, write_edits
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,7 +18,10 @@ def add_arguments(parser: Parser) -> None:
         "--mask", type=Path, required=True, metavar="FILE", help="grey image of the model's size, white to draw again"
     )
     parser.add_argument(
-        "--class", dest="label", metavar="NAME", help="class (default: under which what is kept is likeliest)"
+        "--class",
+        dest="label",
+        metavar="NAME",
+        help="class (default: that in the settings of a PNG of ours, or under which what is kept is likeliest)",
     )
     parser.add_argument(
         "--method",
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"--mask {arguments.mask}: {error}") from error
     grid_mask = mask.unflatten(1, (pipeline.grid, pipeline.grid))
     codes = pipeline.encode(pixels)
-    labels = pipeline.guess(codes, arguments.label, ~mask)
+    labels = labels_of(pipeline, arguments.images, arguments.label, codes, (~mask).expand(len(codes), -1))
     advance, close = with_bar("drawing")
     found = pipeline.inpaint(
         pixels,

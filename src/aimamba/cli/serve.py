@@ -61,6 +61,14 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line, in place of ${_KEY}")
     parser.add_argument(
+        "--allowed-hosts",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="name by which clients may call the server, or '*' for any (default: names of this machine if it listens "
+        "on 127.0.0.1, or else any)",
+    )
+    parser.add_argument(
         "--cors", action="append", default=[], metavar="ORIGIN", help="web page that may use the server, or '*'"
     )
     add_foreign_tokenizer(parser)
@@ -159,8 +167,17 @@ def _config(arguments: argparse.Namespace) -> "ServeConfig":
         idle_seconds=arguments.idle_timeout,
         grace_seconds=arguments.grace,
         api_keys=_keys(arguments.api_key_file),
+        hosts=_hosts(arguments.host, arguments.allowed_hosts),
         origins=tuple(arguments.cors),
     )
+
+
+def _hosts(host: str, allowed: list[str]) -> tuple[str, ...]:
+    """Return the names by which clients may call the server; none for any."""
+    if "*" in allowed or not (allowed or _is_loopback(host)):
+        return ()
+    local = ("localhost", "127.0.0.1", "::1") if _is_loopback(host) else ()
+    return tuple(name.strip("[]").lower() for name in (*local, host, *allowed))
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from aimamba import __version__
 from aimamba.serve import edits, errors, images, openai
-from aimamba.serve.guard import Guard
+from aimamba.serve.guard import Guard, Lenient
 from aimamba.serve.metrics import Counted, Everywhere, Found, Metrics
 from aimamba.serve.schemas import Error, Model, Models, error_responses
 from aimamba.serve.service import ClientGoneError, Service
@@ -58,6 +58,7 @@ def make_app(service: Service, metrics: Metrics | None = None, everywhere: Every
             expose_headers=["Retry-After", "X-Seed", "X-Label"],
         )
     app.add_middleware(Counted, metrics=metrics, known=frozenset(bodies))
+    app.add_middleware(Lenient)
     return app
 
 
