@@ -4,6 +4,9 @@ Starts a server of its own, and asks it for images from many clients at once, ea
 its answer. Before and after, the same process generates batches without a server: the offline rate, to which the served
 one is compared, since both depend on what else the machine does. Beside the clients that are measured there may be
 others that hang, leave early or send rubbish. Some of the images are compared with the offline ones, pixel by pixel.
+
+Processor time for each image, of the server, of its clients and offline, says where the rest goes. It depends less on
+what else the machine does than the rates.
 """
 
 import argparse
@@ -49,6 +52,7 @@ class Load:
         refused: The same of those that send rubbish.
         images: Some images with what they were asked with.
         memory: Bytes of memory of the server, each second.
+        processor: Seconds of processor time of the server and of the clients.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -56,6 +60,7 @@ class Load:
     refused: Counter[int] = field(default_factory=Counter)
     images: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+    processor: tuple[float, float] = (0.0, 0.0)
 
 
 def main() -> None:
@@ -75,7 +80,9 @@ def main() -> None:
     labels = pipeline.generator.config.num_classes
     with _server(options.model) as (process, url):
         before = _offline(pipeline, labels, options.offline_seconds)
+        used, own = _processor_seconds(process.pid), time.process_time()
         load = asyncio.run(_ask(url, process.pid, labels, options))
+        load.processor = _processor_seconds(process.pid) - used, time.process_time() - own
         after = _offline(pipeline, labels, options.offline_seconds)
         counted = httpx.get(f"{url}/metrics").text
         process.send_signal(signal.SIGTERM)
@@ -116,10 +123,16 @@ class _server:  # noqa: N801 - used as a function
         self._process.communicate()
 
 
-def _offline(pipeline: Pipeline, labels: int, seconds: float) -> float:
-    """Return the images that batches give each second, decoded."""
+def _processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _offline(pipeline: Pipeline, labels: int, seconds: float) -> tuple[float, float]:
+    """Return the images that batches give each second, decoded, and the processor seconds of each."""
     list(pipeline.batches([[(0, 0)]], SamplingConfig()))  # prepares engine and decoder
-    started, count = time.perf_counter(), 0
+    started, used, count = time.perf_counter(), time.process_time(), 0
 
     def batches() -> Iterator[list[tuple[int, int]]]:
         while time.perf_counter() - started < seconds:
@@ -127,7 +140,7 @@ def _offline(pipeline: Pipeline, labels: int, seconds: float) -> float:
 
     for finished in pipeline.batches(batches(), SamplingConfig()):
         count += len(finished.images)
-    return count / (time.perf_counter() - started)
+    return count / (time.perf_counter() - started), (time.process_time() - used) / max(1, count)
 
 
 async def _ask(url: str, pid: int, labels: int, options: argparse.Namespace) -> Load:
@@ -198,15 +211,21 @@ async def _watch_memory(pid: int, load: Load, end: float) -> None:
         await asyncio.sleep(1)
 
 
-def _summary(load: Load, before: float, after: float, seconds: float) -> dict[str, Any]:
-    offline, rate = (before + after) / 2, len(load.seconds) / seconds
+def _summary(load: Load, before: tuple[float, float], after: tuple[float, float], seconds: float) -> dict[str, Any]:
+    offline, rate = (before[0] + after[0]) / 2, len(load.seconds) / seconds
+    server, clients = (1000 * each / max(1, len(load.seconds)) for each in load.processor)
     ordered = sorted(load.seconds) or [float("nan")]
     quarter = max(1, len(load.memory) // 4)
     return {
         "images_per_second": round(rate, 2),
-        "offline_before": round(before, 2),
-        "offline_after": round(after, 2),
+        "offline_before": round(before[0], 2),
+        "offline_after": round(after[0], 2),
         "ratio": round(rate / offline, 3),
+        "processor_ms": {
+            "offline": round(500 * (before[1] + after[1]), 1),
+            "server": round(server, 1),
+            "clients": round(clients, 1),
+        },
         "p50_seconds": round(ordered[len(ordered) // 2], 3),
         "p95_seconds": round(ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], 3),
         "answers": dict(load.answers),

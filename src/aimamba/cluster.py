@@ -188,8 +188,6 @@ def _raise(kind: str, message: str) -> NoReturn:
 def connected(address: str, *, device: str = "auto", workers: int | None = None) -> Iterator[Cluster]:
     """Join a Ray cluster, or start a Ray here, and leave or end it in every case.
 
-    If this process is connected to a Ray already, that one is used as it is, and stays.
-
     Args:
         address: ``local``; ``auto`` for the cluster that this machine belongs to; or ``host:port`` of its head.
         device: Of the workers: ``cpu``, ``cuda``, or ``auto``, which takes GPUs if the cluster has some.
@@ -204,6 +202,29 @@ def connected(address: str, *, device: str = "auto", workers: int | None = None)
         all(find_spec(name) is not None for name in ("ray", "pyarrow", "pandas")),
         "--ray needs Ray Data, which is not installed; type: pip install 'aimamba[ray]'",
     )
+    with session(address) as resources:
+        from ray import data
+
+        logging.getLogger(data.__name__).setLevel(logging.CRITICAL)  # its import has set another one
+        cluster = choose_workers(resources, device, workers)
+        if address != LOCAL:
+            cluster.call(bool)  # checks the version of the workers
+        yield cluster
+
+
+@contextmanager
+def session(address: str, show: Callable[..., None] | None = None) -> Iterator[Mapping[str, float]]:
+    """Join a Ray cluster, or start a Ray here, and leave or end it in every case; yield the resources that it has.
+
+    If this process is connected to a Ray already, that one is used as it is, and stays.
+
+    Args:
+        address: As for ``connected``.
+        show: Is given what workers print, as Ray has it; by default only their loss is told.
+
+    Raises:
+        ConfigError: No cluster answers.
+    """
     is_there = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     with ExitStack() as stack:
         stack.enter_context(_environment())
@@ -212,18 +233,13 @@ def connected(address: str, *, device: str = "auto", workers: int | None = None)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"ray(\.|$)")  # of its own use of what it has deprecated
         import ray
-        import ray.data
 
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
         if hasattr(ray._private.worker, "print_to_stdstream"):  # not public; without it Ray says more
-            ray._private.worker.print_to_stdstream = _tell_of_losses
+            ray._private.worker.print_to_stdstream = show or _tell_of_losses
         if not is_there:
-            stack.enter_context(_local() if address == LOCAL else _joined(address))
-        cluster = choose_workers(ray.cluster_resources(), device, workers)  # type: ignore[no-untyped-call]
-        if address != LOCAL:
-            cluster.call(bool)  # checks the version of the workers
-        yield cluster
+            stack.enter_context(_local(show) if address == LOCAL else _joined(address, show))
+        yield ray.cluster_resources()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -241,14 +257,14 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def _local() -> Iterator[None]:
+def _local(show: object) -> Iterator[None]:
     """Start a Ray on this machine, with its files in a folder that is removed at the end."""
     import ray
 
     short = Path(os.sep, "tmp")  # names of sockets are limited to about a hundred characters
     folder = tempfile.mkdtemp(prefix="aim-", dir=short if short.is_dir() else None)
     try:
-        _begin(LOCAL, object_store_memory=_STORE, include_dashboard=False, _temp_dir=folder)
+        _begin(LOCAL, show, object_store_memory=_STORE, include_dashboard=False, _temp_dir=folder)
         yield
     finally:
         ray.shutdown()
@@ -256,25 +272,25 @@ def _local() -> Iterator[None]:
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[None]:
+def _joined(address: str, show: object) -> Iterator[None]:
     """Join a cluster that answers."""
     import ray
 
     try:
-        _begin(address)
+        _begin(address, show)
         yield
     finally:
         ray.shutdown()
 
 
-def _begin(address: str, **options: Any) -> None:
+def _begin(address: str, show: object, **options: Any) -> None:
     """Call ``ray.init``, without the line in which Ray says that its messages are turned off."""
     import ray
 
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+        ray.init(address, log_to_driver=show is not None, logging_level=logging.CRITICAL, **options)
     finally:
         os.dup2(before, 2)
         os.close(before)
@@ -312,8 +328,10 @@ def _check_answers(address: str) -> None:
         )
 
 
-def choose_workers(resources: Mapping[str, float], device: str, workers: int | None) -> Cluster:
-    """Choose the workers by what a cluster has; see ``connected``.
+def choose_workers(
+    resources: Mapping[str, float], device: str, workers: int | None, option: str = "--ray-workers"
+) -> Cluster:
+    """Choose the workers by what a cluster has; see ``connected``. ``option`` is what gave their number.
 
     Raises:
         ConfigError: It has not enough.
@@ -323,8 +341,8 @@ def choose_workers(resources: Mapping[str, float], device: str, workers: int | N
         device = "cuda" if gpus else "cpu"
     there = min(gpus, cpus) if device == "cuda" else cpus
     has = f"the Ray cluster has {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
-    check(there >= 1, f"{has}; --device {device} needs a {'GPU' if device == 'cuda' else 'CPU'} for each worker")
-    check(workers is None or workers <= there, f"--ray-workers {workers}: {has}, one for each worker")
+    check(there >= 1, f"{has}; --device {device} needs a {'GPU' if device == 'cuda' else 'CPU'} for each")
+    check(workers is None or workers <= there, f"{option} {workers}: {has}, one for each")
     return Cluster(there if workers is None else workers, device)
 
 

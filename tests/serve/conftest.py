@@ -76,13 +76,3 @@ def brake():
     yield make
     for each in brakes:
         each.release()
-
-
-def until(holds, seconds=30.0):
-    """Wait until something holds."""
-    waited = threading.Event()
-    for _ in range(int(seconds * 100)):
-        if holds():
-            return
-        waited.wait(0.01)
-    raise AssertionError("it does not happen")

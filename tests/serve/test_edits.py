@@ -1,5 +1,6 @@
 """Completions, inpaintings and interpolations over HTTP: the same as the pipeline's."""
 
+import asyncio
 import base64
 import io
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimamba.data.png_text import KEY
+from aimamba.data.png_text import KEY, png_bytes
 from aimamba.generation import SamplingConfig
+from aimamba.generation.batch import Job
 from aimamba.generation.record import parse_record
 from tests.serve.test_limits import error
 from tests.serve.test_serve_images import pixels
@@ -51,6 +53,45 @@ def test_the_class_of_an_upload_is_guessed_and_other_sizes_are_cropped(client, t
     assert same([answer.content], tiny.complete(given, 1, output_type="numpy"))
     strict = client.post("/v1/completions", data={"keep_rows": 1, "fit": "exact"}, files={"image": png(wide)})
     assert error(strict, 422)["param"] == "image"
+
+
+def test_the_class_in_the_settings_of_a_png_comes_first(client, tiny, given):
+    [file] = images(client.post("/v1/images", json={"classes": ["striped"], "seed": 5}))
+    array = np.asarray(Image.open(io.BytesIO(file)))
+    assert tiny.given_in(file) == 2
+    found = images(client.post("/v1/completions", data={"keep_rows": 1, "seed": 9}, files={"image": file}))
+    assert same(found, tiny.complete(array, 1, "striped", 1, SamplingConfig(seed=9), output_type="numpy"))
+    mask = np.zeros(given.shape[:2], np.uint8)
+    mask[2:4, 2:] = 255
+    files = {"image": file, "mask": png(mask)}
+    answer = client.post("/v1/inpaintings", data={"class_name": "odd", "candidates": 2}, files=files).json()
+    assert answer["images"][0]["class_name"] == "odd"  # one that is given comes before all
+    assert client.post("/v1/inpaintings", data={"candidates": 2}, files=files).json()["images"][0]["label"] == 2
+
+
+def test_settings_that_name_no_class_of_the_model_are_passed_over(tiny, given):
+    record = '{"class_name": "other", "label": 1, "sampling": {}, "model": {}}'
+    for content in (png(given), b"", png_bytes(Image.fromarray(given), "{"), png_bytes(Image.fromarray(given), record)):
+        assert tiny.given_in(content) is None
+
+
+def test_a_field_of_an_edit_that_has_no_effect_is_named(client, given):
+    data, files = {"method": "plain", "candidates": 4}, {"image": png(given), "mask": png(given)}
+    assert error(client.post("/v1/inpaintings", data=data, files=files), 422)["param"] == "candidates"
+
+
+def test_an_upload_is_refused_before_it_is_decoded_if_the_queue_is_full_and_does_not_wait_for_ever(
+    make_client, brake, given, monkeypatch
+):
+    client = make_client(scheduler={"images": 1, "reserved": 0, "waiting": 8}, request_seconds=0.3)
+    held = brake(client)
+    upload = {"data": {"keep_rows": 1, "class_name": "odd"}, "files": {"image": png(given)}}
+    request = client.service.scheduler.submit([Job(label=0, config=SamplingConfig())] * 8, print)
+    assert "8 images wait" in error(client.post("/v1/completions", **upload), 429)["message"]
+    client.service.scheduler.cancel(request)
+    monkeypatch.setattr(client.service, "_uploads", asyncio.Semaphore(0))  # others are being read
+    assert "too long" in error(client.post("/v1/completions", **upload), 504)["message"]
+    held.release()
 
 
 def test_an_inpainting_draws_what_is_masked(client, tiny, given):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aimamba.errors import ConfigError
-from tests.serve.conftest import until
+from tests.until import until
 
 KEY = "a-key-of-sixteen-letters"
 ONE = {"classes": [0]}
@@ -41,6 +41,13 @@ def error(answer, status):
         ("/v1/images", ONE | {"seeds": [1, 2], "n": 3}, "n", "n is 3 and there are 2 seeds"),
         ("/v1/images", ONE | {"format": "gif"}, "format", "'json', 'png' or 'webp'"),
         ("/v1/images", ONE | {"temprature": 1}, "temprature", "Extra inputs"),
+        ("/v1/images", ONE | {"negative": 1}, "negative", "no effect without guidance; give cfg_scale"),
+        ("/v1/images", ONE | {"cfg_start": 0.5}, "cfg_start", "no effect without guidance"),
+        ("/v1/images", ONE | {"cfg_scale": 2.0, "cfg_power": 2.0}, "cfg_power", "no effect with cfg_schedule constant"),
+        ("/v1/images/stream", ONE | {"temperature": 0.0, "top_k": 5}, "top_k", "no effect at temperature 0"),
+        ("/v1/images", ONE | {"seed": 1, "seeds": [2]}, "seed", "no effect beside seeds"),
+        ("/v1/interpolations", {"a": 0, "b": 1, "cfg_end": 0.5}, "cfg_end", "no effect without guidance"),
+        ("/v1/images/generations", {"prompt": "odd", "cfg_schedule": "linear"}, "cfg_schedule", "no effect"),
         ("/v1/images/stream", ONE | {"every": 0}, "every", "greater than or equal to 1"),
         ("/v1/images/generations", {"prompt": "cats"}, "prompt", "unknown class 'cats'"),
         ("/v1/images/generations", {"prompt": " , "}, "prompt", "names no class"),
@@ -85,6 +92,37 @@ def test_bodies_of_another_kind_or_length_are_refused(client):
     error(client.get("/nowhere"), 404)
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/tiny", "/openapi.json"])
+def test_head_is_get_without_the_body(client, path):
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    error(client.get("/v1/images"), 405)
+    assert client.head("/v1/images").status_code == 405
+
+
+def test_a_slash_at_the_end_is_no_redirect(client):
+    answer = client.post("/v1/images/", json=ONE, follow_redirects=False)
+    assert answer.status_code == 200
+    assert client.get("/v1/models/", follow_redirects=False).json() == client.get("/v1/models").json()
+    assert error(client.post("/v1/images/", content=b"{}"), 415)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000")),
+        *((host, 400) for host in ("", "evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example")),
+    ],
+)
+def test_other_names_of_the_server_are_refused(make_client, host, status):
+    client = make_client(hosts=("localhost", "127.0.0.1", "::1"))
+    answer = client.get("/healthz", headers={"host": host})
+    assert answer.status_code == status
+    if status == 400:
+        assert "--allowed-hosts" in error(answer, 400)["message"]
+
+
 def test_a_key_is_asked_for(make_client):
     client = make_client(api_keys=("another-key-of-letters", KEY))
     assert error(client.post("/v1/images", json=ONE), 401)["type"] == "authentication_error"
@@ -126,21 +164,30 @@ def test_a_request_that_takes_too_long_is_given_up(make_client, brake):
     assert client.post("/v1/images", json=ONE).status_code in (200, 504)
 
 
-def test_a_body_that_does_not_come_is_given_up(make_client):
+@pytest.mark.parametrize("path", ["/v1/images", "/v1/completions"])
+@pytest.mark.parametrize("pause", [30, 0.01])
+def test_a_body_that_does_not_come_or_too_slowly_is_given_up(make_client, path, pause):
     client = make_client(idle_seconds=0.1)
+    kind = b"application/json" if path == "/v1/images" else b"multipart/form-data; boundary=" + b"-" * 60
 
     async def ask():
         sent = []
 
         async def receive():
-            await asyncio.sleep(30)
+            await asyncio.sleep(pause)
+            return {"type": "http.request", "body": b"-", "more_body": True}
 
         async def send(message):
             sent.append(message)
 
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/images", "headers": headers, "query_string": b""}
-        await client.app(scope | {"raw_path": b"/v1/images", "root_path": "", "scheme": "http"}, receive, send)
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(b"content-type", kind)],
+            "query_string": b"",
+        }
+        await client.app(scope | {"raw_path": path.encode(), "root_path": "", "scheme": "http"}, receive, send)
         return sent
 
     sent = asyncio.run(ask())

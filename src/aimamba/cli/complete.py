@@ -15,7 +15,6 @@ from aimamba.cli.edits import (
     add_prompt,
     begin,
     classes_of,
-    given_of,
     read_image,
     with_bar,
     write_edits,
@@ -29,7 +28,10 @@ def add_arguments(parser: Parser) -> None:
         "--keep-rows", type=int, required=True, metavar="ROWS", help="rows of tokens to keep, such as 4 of 8"
     )
     parser.add_argument(
-        "--class", dest="label", metavar="NAME", help="class (default: under which the kept rows are likeliest)"
+        "--class",
+        dest="label",
+        metavar="NAME",
+        help="class (default: that in the settings of a PNG of ours, or under which the kept rows are likeliest)",
     )
     add_prompt(parser, "the rest is to show")
     add_fit(parser)
@@ -45,13 +47,13 @@ def run(arguments: argparse.Namespace) -> None:
     pixels = torch.cat([read_image(path, pipeline.image_size, arguments.fit) for path in arguments.images])
     codes = pipeline.encode(pixels)
     kept = pipeline.tokens_of_rows(rows).expand(len(codes), -1)
-    classes, labels = classes_of(pipeline, given_of(arguments, pipeline), codes, kept)
+    given = classes_of(pipeline, arguments, codes, kept)
     advance, close = with_bar("completing")
     options = {"batch_size": arguments.batch_size, "progress": advance}
-    found = pipeline.complete(pixels, rows, classes, arguments.n, begun.config, **options)
+    found = pipeline.complete(pixels, rows, given, arguments.n, begun.config, **options)
     close()
     hidden = torch.zeros(len(codes), 1, *pixels.shape[2:], dtype=torch.bool)
     hidden[:, :, rows * pipeline.image_size // pipeline.grid :] = True
     about = [{"keep_rows": rows}] * len(codes)
-    edits = Edits(arguments.images, pixels, hidden, codes, labels, arguments.prompt, found, about)
+    edits = Edits(arguments.images, pixels, hidden, codes, given, found, about)
     write_edits(begun, "complete", edits, "kept", f"{rows} of {pipeline.grid} rows kept")

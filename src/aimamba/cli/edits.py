@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
     from aimamba.generation import SamplingConfig
     from aimamba.generation.record import ModelRecord
-    from aimamba.pipeline import Pipeline
+    from aimamba.pipeline import Pipeline, Prompt
     from aimamba.pipeline.images import Fit
-    from aimamba.pipeline.prompts import ClassName, Prompt
 
 _GREY = 127
 
@@ -62,7 +61,7 @@ def add_prompt(parser: Parser, what: str) -> None:
     )
 
 
-def given_of(arguments: argparse.Namespace, pipeline: "Pipeline") -> "ClassName | Prompt | None":
+def given_of(arguments: argparse.Namespace, pipeline: "Pipeline") -> "int | Prompt | None":
     """Return the class or the prompt that the options name, or None.
 
     Raises:
@@ -155,6 +154,14 @@ class Drawn(NamedTuple):
     prompt: str | None = None
 
 
+def label_of(pipeline: "Pipeline", given: "int | Prompt") -> int:
+    """Return the label of a class or of what stands beside a prompt, by default the null class."""
+    from aimamba.pipeline import Prompt
+
+    beside = given.label if isinstance(given, Prompt) else given
+    return pipeline.label(beside) if isinstance(beside, str | int) else pipeline.generator.condition.null_class
+
+
 def class_name(pipeline: "Pipeline", label: int) -> str:
     """Return the name of a class; the null class has none."""
     return "" if label == pipeline.generator.condition.null_class else pipeline.class_name(label)
@@ -203,8 +210,7 @@ class Edits(NamedTuple):
         pixels: Their images (B, 3, s, s).
         hidden: Which pixels were made again (B, 1, s, s).
         codes: Their codes (B, L).
-        labels: Classes of the images (B,); the null class where a prompt stands alone.
-        prompt: The sentence that they were made after.
+        given: Class or prompt of each image.
         images: What was made, N for each file in turn.
         about: Fields of the ``EditRecord`` of each file.
     """
@@ -213,8 +219,7 @@ class Edits(NamedTuple):
     pixels: "Tensor"
     hidden: "Tensor"
     codes: "Tensor"
-    labels: "Tensor"
-    prompt: str | None
+    given: "Sequence[int | Prompt]"
     images: Sequence["Image.Image"]
     about: Sequence[dict[str, Any]]
 
@@ -228,35 +233,38 @@ def write_edits(begun: Begun, command: str, edits: Edits, shown: str, title: str
     seeds = [begun.config.seed + j for j in range(n)]
     before, kept = to_pil(edits.pixels), to_pil(edits.pixels.masked_fill(edits.hidden, _GREY))
     drawn, rows, row_names = [], [], []
-    for index, (name, label) in enumerate(zip(names, edits.labels.tolist(), strict=True)):
+    for index, (name, given) in enumerate(zip(names, edits.given, strict=True)):
+        label, prompt = label_of(begun.pipeline, given), getattr(given, "text", None)
         images = edits.images[index * n : (index + 1) * n]
         digest = hashlib.sha256(json.dumps(edits.codes[index].tolist()).encode()).hexdigest()
         about = {"image": edits.paths[index].name, "image_codes": digest, **edits.about[index]}
         drawn += [
-            Drawn(f"{name}-seed{seed}.png", image, label, seed, about, edits.prompt)
+            Drawn(f"{name}-seed{seed}.png", image, label, seed, about, prompt)
             for seed, image in zip(seeds, images, strict=True)
         ]
         rows.append([before[index], kept[index], *images])
-        row_names.append(", ".join(filter(None, [name, edits.prompt, class_name(begun.pipeline, label)])))
+        row_names.append(", ".join(filter(None, [name, prompt, class_name(begun.pipeline, label)])))
     write(begun, command, drawn)
     finish(begun, rows, row_names, ["image", shown, *(f"seed {seed}" for seed in seeds)], title, len(drawn))
 
 
 def classes_of(
-    pipeline: "Pipeline", given: "ClassName | Prompt | None", codes: "Tensor", known: "Tensor"
-) -> "tuple[Sequence[ClassName | Prompt], Tensor]":
-    """Return what each image is to show, and their labels for the records; without ``given`` the likeliest classes."""
-    import torch
+    pipeline: "Pipeline", arguments: argparse.Namespace, codes: "Tensor", known: "Tensor"
+) -> "list[int | Prompt]":
+    """Return what each image is to show: what the options name, or what made it if it is a PNG of ours.
 
-    from aimamba.pipeline import Prompt
+    Of other images it is the class under which their known tokens are likeliest.
 
-    if given is None:
-        labels = pipeline.guess(codes, None, known)
-        return labels.tolist(), labels
-    beside = given.label if isinstance(given, Prompt) else given
-    null_class = pipeline.generator.condition.null_class
-    label = pipeline.label(beside) if isinstance(beside, str | int) else null_class
-    return [given] * len(codes), torch.full((len(codes),), label)
+    Raises:
+        ConfigError: What is named is unknown, or nothing is known of an image that would tell its class.
+    """
+    from aimamba.files import expand_home
+
+    if (named := given_of(arguments, pipeline)) is not None:
+        return [named] * len(codes)
+    told = [pipeline.given_in(expand_home(image).read_bytes()) for image in arguments.images]
+    likeliest = pipeline.guess(codes, None, known).tolist() if None in told else [0] * len(told)
+    return [other if each is None else each for each, other in zip(told, likeliest, strict=True)]
 
 
 def with_bar(description: str) -> tuple[Callable[[int, int], None], Callable[[], None]]:

@@ -15,7 +15,6 @@ from aimamba.cli.edits import (
     add_prompt,
     begin,
     classes_of,
-    given_of,
     read_image,
     with_bar,
     write_edits,
@@ -29,7 +28,10 @@ def add_arguments(parser: Parser) -> None:
         "--mask", type=Path, required=True, metavar="FILE", help="grey image of the model's size, white to draw again"
     )
     parser.add_argument(
-        "--class", dest="label", metavar="NAME", help="class (default: under which what is kept is likeliest)"
+        "--class",
+        dest="label",
+        metavar="NAME",
+        help="class (default: that in the settings of a PNG of ours, or under which what is kept is likeliest)",
     )
     parser.add_argument(
         "--method",
@@ -64,12 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"--mask {arguments.mask}: {error}") from error
     grid_mask = mask.unflatten(1, (pipeline.grid, pipeline.grid))
     codes = pipeline.encode(pixels)
-    classes, labels = classes_of(pipeline, given_of(arguments, pipeline), codes, ~mask)
+    given = classes_of(pipeline, arguments, codes, (~mask).expand(len(codes), -1))
     advance, close = with_bar("drawing")
     found = pipeline.inpaint(
         pixels,
         grid_mask,
-        classes,
+        given,
         arguments.n,
         begun.config,
         method=arguments.method,
@@ -90,5 +92,5 @@ def run(arguments: argparse.Namespace) -> None:
         for tokens in mask
     ]
     hidden = grid_mask[:, None].repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
-    edits = Edits(arguments.images, pixels, hidden, codes, labels, arguments.prompt, found, about)
+    edits = Edits(arguments.images, pixels, hidden, codes, given, found, about)
     write_edits(begun, "inpaint", edits, "hole", f"inpainting by {arguments.method}")

@@ -36,6 +36,14 @@ def add_devices(parser: Parser) -> None:
 
 def add_ray(parser: Parser) -> None:
     """Add ``--ray`` and ``--ray-workers``: a Ray cluster that does the work."""
+    add_ray_address(parser)
+    parser.add_argument(
+        "--ray-workers", type=int, metavar="N", help="number of workers (default: one for each GPU, or each CPU)"
+    )
+
+
+def add_ray_address(parser: Parser) -> None:
+    """Add ``--ray``."""
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -43,9 +51,6 @@ def add_ray(parser: Parser) -> None:
         metavar="ADDRESS",
         help="let workers of Ray do it: of the cluster at host:port, auto for the one that this machine belongs to, "
         "none for this machine alone; needs aimamba[ray] (docs/scale.md)",
-    )
-    parser.add_argument(
-        "--ray-workers", type=int, metavar="N", help="number of workers (default: one for each GPU, or each CPU)"
     )
 
 

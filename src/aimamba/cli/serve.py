@@ -7,8 +7,11 @@ docs/serving.md; /docs on the server describes every request.
 
 import argparse
 import os
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aimamba.cli.arguments import (
     MODEL_BY_DEFAULT,
@@ -18,6 +21,7 @@ from aimamba.cli.arguments import (
     add_placement,
     load_pipeline,
 )
+from aimamba.cli.many import add_ray_address
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,34 +61,92 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line, in place of ${_KEY}")
     parser.add_argument(
+        "--allowed-hosts",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="name by which clients may call the server, or '*' for any (default: names of this machine if it listens "
+        "on 127.0.0.1, or else any)",
+    )
+    parser.add_argument(
         "--cors", action="append", default=[], metavar="ORIGIN", help="web page that may use the server, or '*'"
     )
     add_foreign_tokenizer(parser)
     add_placement(parser)
     add_engine(parser)
+    add_ray_address(parser)
+    parser.add_argument(
+        "--replicas", type=int, metavar="N", help="with --ray: processes, each with the model (one for each CPU or GPU)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Load the model and serve it until a signal comes."""
-    from aimamba.cli.output import print_line, print_notice
-
-    _require_extra()
+    _require_extra(arguments)
     from aimamba.serve.app import make_app
     from aimamba.serve.server import address_of, listen, serve
     from aimamba.serve.service import Service
 
     config = _config(arguments)
+    if arguments.ray is not None:
+        return _run_replicas(arguments, config)
     listener = listen(arguments.host, arguments.port)
     try:
         service = Service(load_pipeline(arguments), arguments.model, config, arguments.tokenizer)
-        if not config.api_keys and not _is_loopback(arguments.host):
-            print_notice(
-                f"aimamba: everybody who reaches {arguments.host} may use the server; a key in ${_KEY} stops that"
-            )
-        print_line(f"{arguments.model} at {address_of(listener)}, described at {address_of(listener)}/docs")
+        _begin(arguments, config, address_of(listener))
         serve(make_app(service), listener, config, service.drain)
     finally:
         listener.close()
+
+
+def _run_replicas(arguments: argparse.Namespace, config: "ServeConfig") -> None:
+    """Serve with several processes of Ray."""
+    from aimamba.cli.output import print_notice
+    from aimamba.cluster import LOCAL, choose_workers, session
+    from aimamba.config import check
+    from aimamba.serve.server import address_of, listen
+
+    count, device = arguments.replicas, arguments.device
+    check(count is None or count >= 1, f"--replicas must be at least 1, got {count}")
+    check(device in ("auto", "cpu", "cuda"), f"--device {device} is one device; with --ray give auto, cpu or cuda")
+    if arguments.ray == LOCAL:
+        with listen(arguments.host, arguments.port) as listener:
+            arguments.port, url = listener.getsockname()[1], address_of(listener)
+    else:
+        check(arguments.port != 0, "--port 0: with the address of a Ray cluster, give the number of a port")
+        url = f"http://{arguments.host}:{arguments.port}"
+    with session(arguments.ray, _show) as resources:
+        from aimamba.serve.replicas import serve_replicas
+
+        chosen = choose_workers(resources, device, count, "--replicas")
+        arguments.device = chosen.device
+        serve_replicas(
+            partial(load_pipeline, arguments),
+            arguments.model,
+            config,
+            tokenizer=arguments.tokenizer,
+            address=arguments.ray,
+            host=arguments.host,
+            port=arguments.port,
+            cluster=chosen,
+            begun=lambda: _begin(arguments, config, url),
+            lost=lambda: print_notice("aimamba: a replica was lost; Ray starts another one"),
+        )
+
+
+def _show(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
+    """Print what a replica prints on stderr: what went wrong. Ray calls it with what any of its processes prints."""
+    if data.get("is_err") and "ServeReplica" in str(data.get("actor_name")):
+        print(*data["lines"], sep="\n", file=sys.stderr)
+
+
+def _begin(arguments: argparse.Namespace, config: "ServeConfig", url: str) -> None:
+    """Say where the server is."""
+    from aimamba.cli.output import print_line, print_notice
+
+    if not config.api_keys and not _is_loopback(arguments.host):
+        print_notice(f"aimamba: everybody who reaches {arguments.host} may use the server; a key in ${_KEY} stops that")
+    print_line(f"{arguments.model} at {url}, described at {url}/docs")
 
 
 def _config(arguments: argparse.Namespace) -> "ServeConfig":
@@ -105,8 +167,17 @@ def _config(arguments: argparse.Namespace) -> "ServeConfig":
         idle_seconds=arguments.idle_timeout,
         grace_seconds=arguments.grace,
         api_keys=_keys(arguments.api_key_file),
+        hosts=_hosts(arguments.host, arguments.allowed_hosts),
         origins=tuple(arguments.cors),
     )
+
+
+def _hosts(host: str, allowed: list[str]) -> tuple[str, ...]:
+    """Return the names by which clients may call the server; none for any."""
+    if "*" in allowed or not (allowed or _is_loopback(host)):
+        return ()
+    local = ("localhost", "127.0.0.1", "::1") if _is_loopback(host) else ()
+    return tuple(name.strip("[]").lower() for name in (*local, host, *allowed))
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:
@@ -132,11 +203,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _require_extra() -> None:
+def _require_extra(arguments: argparse.Namespace) -> None:
     from importlib.util import find_spec
+
+    if arguments.ray is None and arguments.replicas is not None:
+        raise ConfigError("--replicas needs --ray")
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
     needed["python_multipart"] = "python-multipart"
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise ConfigError(f"serve needs {', '.join(missing)}; install it: pip install 'aimamba[serve]'")
+    if arguments.ray is not None and any(find_spec(name) is None for name in ("ray", "grpc_reflection", "aiohttp")):
+        raise ConfigError("--ray needs Ray Serve, which is not installed; type: pip install 'aimamba[ray,serve]'")

@@ -37,6 +37,16 @@ def png_bytes(image: Image.Image, text: str | None) -> bytes:
     return file.getvalue()
 
 
+def text_in_png(content: bytes) -> str | None:
+    """Return the text that ``write_png`` has put into a PNG; None if it is another file or has none."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            text = image.info.get(KEY)
+    except Exception:  # a damaged chunk can fail in any way
+        return None
+    return text if isinstance(text, str) and len(text) <= _LONGEST_TEXT else None
+
+
 def read_png_text(path: Path) -> str:
     """Return the text that ``write_png`` wrote. Only what stands before the pixels is read.
 

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from aimamba.config import check
@@ -96,6 +96,19 @@ class SamplingConfig:
             fits = isinstance(self.negative, int | str) and not isinstance(self.negative, bool)
             check(fits, f"negative must be a class, got {self.negative!r}")
         check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {shown(self.seed)}")
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the settings that differ from their defaults and cannot act beside the others, and why."""
+        found: dict[str, str] = {}
+        if self.temperature == 0 and not self.temperature_end:
+            found |= dict.fromkeys(("top_k", "top_p", "min_p"), "at temperature 0")
+        if self.cfg_scale == 1:
+            names = ("cfg_schedule", "cfg_power", "cfg_start", "cfg_end", "negative")
+            found |= dict.fromkeys(names, "without guidance; give cfg_scale, such as 2")
+        elif self.cfg_schedule != "power-cosine":
+            found["cfg_power"] = f"with cfg_schedule {self.cfg_schedule}; it is for power-cosine"
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: reason for name, reason in found.items() if getattr(self, name) != defaults[name]}
 
     def guidance_at(self, index: int, length: int) -> float:
         """Return the guidance scale for token ``index`` of ``length``; 1 outside of the interval of guidance."""

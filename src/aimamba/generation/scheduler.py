@@ -212,17 +212,26 @@ class Scheduler:
             job.check(self._model)
         request = Request(jobs, sink, preview_every, self._clock())
         with self._changed:
-            if self._closed:
-                raise ClosedError("no requests are taken any more")
-            waiting = sum(len(other.waiting) for other in self._requests)
-            if waiting + len(jobs) > self.config.waiting:
-                raise QueueFullError(
-                    f"{waiting} images wait already, and {self.config.waiting} may wait",
-                    (waiting + len(jobs) - self.config.waiting) / self._rate(),
-                )
+            self.check_room(len(jobs))
             self._requests.append(request)
             self._changed.notify_all()
         return request
+
+    def check_room(self, count: int) -> None:
+        """Check that some images would be taken now. May be called from any thread.
+
+        Raises:
+            QueueFullError: Too many images wait.
+            ClosedError: The scheduler has been closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise ClosedError("no requests are taken any more")
+            if self.waiting + count > self.config.waiting:
+                raise QueueFullError(
+                    f"{self.waiting} images wait already, and {self.config.waiting} may wait",
+                    (self.waiting + count - self.config.waiting) / self._rate(),
+                )
 
     def cancel(self, request: Request) -> None:
         """Give a request up: its images leave the batch before the next token. May be called from any thread."""

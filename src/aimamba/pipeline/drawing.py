@@ -4,18 +4,21 @@ Shape letters: B images, L tokens of an image, s side of an image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from aimamba.data.png_text import text_in_png
 from aimamba.data.sheets import to_float
-from aimamba.errors import ConfigError
+from aimamba.errors import AimambaError, ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.plan import Labels
+from aimamba.generation.record import parse_record
 from aimamba.pipeline.images import OutputType, write_images
-from aimamba.pipeline.prompts import Class
+from aimamba.pipeline.prompts import Class, Prompt
 from aimamba.pipeline.scoring import Scoring
 
 _MOST_IMAGES = 1_000_000  # of each class or image, in one call
@@ -86,6 +89,23 @@ class Drawing(Scoring):
         if known is not None and not bool(known.any(dim=1).all()):
             raise ConfigError("nothing is kept that would tell the class; give it, or keep a part of the image")
         return self.log_likelihoods(codes, known).argmax(dim=-1).cpu()
+
+    def given_in(self, content: bytes) -> int | Prompt | None:
+        """Return the class or prompt that the settings in a PNG name; None if they name none that this model takes.
+
+        Args:
+            content: The file, or any other.
+        """
+        try:
+            record = parse_record(text_in_png(content) or "", Path("image"))
+            is_between = record.edit is not None and 0 < (record.edit.share or 0) < 1
+            if is_between:
+                return None
+            if record.prompt is not None and self.generator.config.text is not None:
+                return Prompt(record.prompt, self.label(record.class_name) if record.class_name else None)
+            return self.label(record.class_name)
+        except AimambaError:
+            return None
 
     def each_image(
         self, config: Settings | Sequence[Settings], count: int, n: int

@@ -11,16 +11,23 @@ from starlette.middleware.cors import CORSMiddleware
 
 from aimamba import __version__
 from aimamba.serve import edits, errors, images, openai
-from aimamba.serve.guard import Guard
-from aimamba.serve.metrics import Counted, Metrics
+from aimamba.serve.guard import Guard, Lenient
+from aimamba.serve.metrics import Counted, Everywhere, Found, Metrics
 from aimamba.serve.schemas import Error, Model, Models, error_responses
 from aimamba.serve.service import ClientGoneError, Service
 
 _DESCRIPTION = "Images from class names, token by token. Requests share decoding steps; see docs/serving.md."
 
 
-def make_app(service: Service) -> FastAPI:
-    """Return the app of a service, which runs while the app does."""
+def make_app(service: Service, metrics: Metrics | None = None, everywhere: Everywhere | None = None) -> FastAPI:
+    """Return the app of a service, which runs while the app does.
+
+    Args:
+        service: What generates the images.
+        metrics: Where requests are counted; by default new ones.
+        everywhere: Returns the numbers of all replicas, for ``/metrics``; by default those of ``metrics``.
+    """
+    metrics = metrics or Metrics(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -28,8 +35,7 @@ def make_app(service: Service) -> FastAPI:
             yield
 
     app = FastAPI(title="aimamba", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
-    metrics = Metrics(service)
-    _add_state(app, service, metrics)
+    _add_state(app, service, metrics, everywhere)
     app.include_router(images.router(service))
     app.include_router(edits.router(service))
     app.include_router(openai.router(service))
@@ -52,6 +58,7 @@ def make_app(service: Service) -> FastAPI:
             expose_headers=["Retry-After", "X-Seed", "X-Label"],
         )
     app.add_middleware(Counted, metrics=metrics, known=frozenset(bodies))
+    app.add_middleware(Lenient)
     return app
 
 
@@ -60,7 +67,7 @@ def _media_type(operation: dict[str, Any]) -> str:
     return str(next(iter(operation["requestBody"]["content"])))
 
 
-def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
+def _add_state(app: FastAPI, service: Service, metrics: Metrics, everywhere: Everywhere | None) -> None:
     """Add what says how the server is and what it has."""
 
     @app.get("/healthz", tags=["state"], summary="Whether the process answers", response_class=PlainTextResponse)
@@ -86,7 +93,8 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
         responses=error_responses(401),
     )
     async def numbers() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        found = metrics.registry if everywhere is None else Found(await everywhere())
+        return Response(generate_latest(found), media_type=CONTENT_TYPE_LATEST)
 
     pipeline = service.pipeline
     labels = range(pipeline.generator.config.num_classes)

@@ -22,6 +22,8 @@ class ServeConfig:
         idle_seconds: Time in which a client has to send its request, or take a part of the answer.
         grace_seconds: Time for the requests that are there when the server is asked to stop.
         api_keys: Keys, one of which a request must give; none: everybody may use the server.
+        hosts: Names by which the server may be called in the header Host, without a port; none: by any. They keep a web
+            page whose name was made to point at this machine (DNS rebinding) from using the server.
         origins: Web pages that may use the server from a browser (CORS), or ``*``.
     """
 
@@ -33,6 +35,7 @@ class ServeConfig:
     idle_seconds: float = 30.0
     grace_seconds: float = 30.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -43,14 +43,16 @@ def router(service: Service) -> APIRouter:
     async def read(upload: UploadFile, field: str, convert: Callable[[Image.Image], Tensor]) -> Tensor:
         """Decode an upload and convert it; few at a time, because an image may be large."""
         most = service.config.upload_pixels
-        async with service.uploads:
+        async with service.uploading():
             content = await upload.read()
             return await _checked(lambda: convert(decode_image(content, most_pixels=most)), field)
 
-    async def guessed(wanted: Completion, codes: Tensor, known: Tensor) -> int:
+    async def guessed(wanted: Completion | Inpainting, codes: Tensor, known: Tensor) -> int:
         if wanted.class_name is not None:
             return service.label(wanted.class_name, "class_name")
-        async with service.uploads:
+        if (told := await _told(service, wanted.image)) is not None:
+            return told
+        async with service.uploading():
             labels = await _checked(lambda: pipeline.guess(codes, None, known), "class_name")
         return int(labels[0])
 
@@ -74,12 +76,12 @@ def router(service: Service) -> APIRouter:
                  responses=answers)  # fmt: skip
     async def paint(wanted: edit_form(Inpainting), http: Request) -> Response | Images:  # type: ignore[valid-type]
         service.check_count(wanted.n, "n")
+        candidates = _candidates(wanted)
         configs = service.sampling(wanted, service.seeds(wanted.seed, wanted.n))
         codes = await read(wanted.image, "image", lambda image: pipeline.encode(image, fit=wanted.fit))
         mask = await read(wanted.mask, "mask", lambda mask: read_masks(mask, 1, pipeline.image_size, pipeline.grid))
         label = await guessed(wanted, codes, ~mask)
         masked = tuple(mask[0].nonzero().flatten().tolist())
-        candidates = 1 if wanted.method == "plain" else wanted.candidates
         edit = EditRecord(
             command="inpaint", masked=masked, method=wanted.method, candidates=candidates, keep_pixels=False
         )
@@ -121,6 +123,21 @@ def router(service: Service) -> APIRouter:
         return await answer(http, jobs, wanted)
 
     return routes
+
+
+def _candidates(wanted: Inpainting) -> int:
+    """Return how many candidates there are for each image."""
+    if wanted.method != "plain":
+        return wanted.candidates
+    if "candidates" in wanted.model_fields_set:
+        raise ApiError(422, "candidates has no effect with method plain", field="candidates")
+    return 1
+
+
+async def _told(service: Service, upload: UploadFile) -> int | None:
+    """Return the class in the settings of an upload."""
+    await upload.seek(0)
+    return service.pipeline.given_in(await upload.read())
 
 
 async def _checked(work: Callable[[], Result], field: str) -> Result:

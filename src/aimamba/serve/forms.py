@@ -7,6 +7,8 @@ from pydantic import ConfigDict, Field
 
 from aimamba.serve.schemas import ClassName, Count, Label, Seed, Settings
 
+_CLASS = "By default the one in the settings that a PNG of ours holds, or else the one that the rest is likeliest of."
+
 
 class Edit(Settings):
     """What all of them have; a form holds only texts, so numbers are converted."""
@@ -24,7 +26,7 @@ class Completion(Edit):
 
     image: UploadFile
     keep_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(description="Rows of tokens to keep, from the top.")
-    class_name: ClassName | None = Field(None, description="By default the one that the kept part is likeliest of.")
+    class_name: ClassName | None = Field(None, description=_CLASS)
     fit: Literal["exact", "crop", "stretch"] = Field("crop", description="What becomes of an image of another size.")
 
 
@@ -33,7 +35,7 @@ class Inpainting(Edit):
 
     image: UploadFile
     mask: UploadFile = Field(description="White where to draw again; of the model's size.")
-    class_name: ClassName | None = Field(None, description="By default the one that the rest is likeliest of.")
+    class_name: ClassName | None = Field(None, description=_CLASS)
     fit: Literal["exact", "crop", "stretch"] = Field("crop", description="What becomes of an image of another size.")
     method: Literal["resample", "best", "plain"] = Field("resample", description="See docs of inpainting.")
     candidates: Annotated[int, Field(ge=1, le=64)] = Field(16, description="Candidates for each image.")

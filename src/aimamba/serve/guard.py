@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 
 from fastapi.responses import JSONResponse
@@ -15,11 +16,31 @@ from aimamba.serve.errors import ApiError, body
 _OPEN = ("/healthz", "/readyz")  # for what watches the server, which has no key
 _MULTIPART = "multipart/form-data"
 _JSON_BYTES = 1 << 16
+_PORT = re.compile(r":\d*$")
 _CLOSE = {"Connection": "close"}  # what is left of the body is not read, so the connection cannot be used again
 
 
+class Lenient:
+    """ASGI middleware. Takes HEAD for GET without the body, and a path for the one without a slash at its end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        is_head, path = scope["method"] == "HEAD", scope["path"].rstrip("/") or "/"
+        scope = {**scope, "method": "GET" if is_head else scope["method"], "path": path}
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app(scope, receive, without_body if is_head else send)
+
+
 class Guard:
-    """ASGI middleware. Answers 401, 408, 413 or 415, or hands the request on."""
+    """ASGI middleware. Answers 400, 401, 408, 413 or 415, or hands the request on."""
 
     def __init__(self, app: ASGIApp, *, config: ServeConfig, bodies: Mapping[str, str]) -> None:
         """Wrap an app.
@@ -38,6 +59,7 @@ class Guard:
             return await self._app(scope, receive, send)
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
+            self._check_host(headers.get(b"host", b""))
             self._check_key(scope["path"], scope["method"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 limit = self._check_body(scope["path"], headers)
@@ -47,6 +69,11 @@ class Guard:
             await JSONResponse(content, error.status, {**error.headers, **_CLOSE})(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _check_host(self, given: bytes) -> None:
+        host = _PORT.sub("", given.decode("latin-1")).strip("[]").lower()
+        if self._config.hosts and host not in self._config.hosts:
+            raise ApiError(400, f"the server is not called {host[:100]!r}; --allowed-hosts names more")
 
     def _check_key(self, path: str, method: str, headers: Mapping[bytes, bytes]) -> None:
         if not self._keys or path in _OPEN or method == "OPTIONS":

@@ -1,7 +1,7 @@
 """Numbers for Prometheus."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +13,9 @@ from aimamba.serve.service import Service
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _GONE = 499  # as nginx names a client that has left before the answer
 _UNKNOWN = "unknown"  # in place of a path that is no route, of which clients could invent any number
+
+Everywhere = Callable[[], Awaitable[Iterable[Metric]]]
+"""Returns the numbers of all replicas."""
 
 
 class Metrics:
@@ -44,6 +47,18 @@ class Metrics:
         """Count a request that was answered."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+
+class Found(CollectorRegistry):
+    """Numbers that are there already."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        super().__init__()
+        self._found = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them."""
+        return self._found
 
 
 class Counted:
@@ -104,3 +119,13 @@ class _OfScheduler:
             ("aimamba_waiting_images", "Images that wait for a place", scheduler.waiting),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+
+
+def together(numbers: Mapping[str, Iterable[Metric]]) -> list[Metric]:
+    """Return the numbers of all replicas, with a label ``replica`` for each."""
+    found: dict[str, Metric] = {}
+    for replica, metrics in sorted(numbers.items()):
+        for metric in metrics:
+            into = found.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            into.samples += [each._replace(labels={**each.labels, "replica": replica}) for each in metric.samples]
+    return list(found.values())

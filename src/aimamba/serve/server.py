@@ -11,10 +11,10 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from aimamba.errors import ConfigError
 from aimamba.serve.config import ServeConfig
+from aimamba.serve.protocol import make_protocol
 
 _BACKLOG = 2048
 _AFTER_GRACE = 2.0  # seconds in which requests that were given up are told so
@@ -63,7 +63,7 @@ def serve(app: FastAPI, listener: socket.socket, config: ServeConfig, drain: Cal
     """
     settings = uvicorn.Config(
         app,
-        http=_protocol(config.idle_seconds),
+        http=make_protocol(config.idle_seconds),
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -98,44 +98,3 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         asyncio.get_running_loop().call_soon_threadsafe(self._drain)
-
-
-def _protocol(seconds: float) -> type[H11Protocol]:
-    """Return uvicorn's protocol with a limit for clients that hang: while they send headers, or take an answer."""
-
-    class Protocol(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._wait()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._go_on()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.cycle is None or self.cycle.response_complete:  # a part of the headers
-                self._wait()
-            elif not self.flow.write_paused:
-                self._go_on()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._wait()
-
-        def resume_writing(self) -> None:
-            self._go_on()
-            super().resume_writing()
-
-        def _wait(self) -> None:
-            if self._timer is None:
-                self._timer = self.loop.call_later(seconds, self.transport.abort)
-
-        def _go_on(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return Protocol

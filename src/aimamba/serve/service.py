@@ -79,7 +79,7 @@ class Service:
         self.scheduler = Scheduler(
             pipeline.generator, pipeline.prepare(), self._decode, config.scheduler, blank=pipeline.blank_codes()[0]
         )
-        self.uploads = asyncio.Semaphore(2)  # images that are read and encoded at once
+        self._uploads = asyncio.Semaphore(2)  # images that are read and encoded at once
         self._stop_at: float | None = None  # when requests are given up, by the monotonic clock
         self._mailboxes: set[_Mailbox] = set()
         self.on_wait: Callable[[float], object] = lambda seconds: None
@@ -87,9 +87,14 @@ class Service:
         self._thread = threading.Thread(target=self.scheduler.run, name="scheduler", daemon=True)
 
     @property
+    def alive(self) -> bool:
+        """Whether images are generated."""
+        return self._thread.is_alive()
+
+    @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._thread.is_alive() and self._stop_at is None
+        return self.alive and self._stop_at is None
 
     def drain(self) -> None:
         """Take no more requests, and finish those that are there within the time of grace."""
@@ -108,6 +113,18 @@ class Service:
         finally:
             self.drain()
             await asyncio.to_thread(self._thread.join, self.config.grace_seconds)
+
+    @asynccontextmanager
+    async def uploading(self) -> AsyncIterator[None]:
+        """Wait for a turn to read an uploaded image and to encode it.
+
+        Raises:
+            QueueFullError: Too many images wait already.
+            TimeoutError: It took too long.
+        """
+        self.scheduler.check_room(1)
+        async with asyncio.timeout(self.config.request_seconds), self._uploads:
+            yield
 
     @torch.no_grad()
     def _decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b s s 3"]:
@@ -150,6 +167,8 @@ class Service:
             raise ApiError(422, f"n is {wanted.n} and there are {len(wanted.seeds)} seeds; leave n out", field="n")
         count = wanted.n if wanted.seeds is None else len(wanted.seeds)
         self.check_count(len(labels) * count, "seeds" if wanted.seeds else "n")
+        if wanted.seeds and "seed" in wanted.model_fields_set:
+            raise ApiError(422, "seed has no effect beside seeds; leave one of them out", field="seed")
         seeds = wanted.seeds or self.seeds(wanted.seed, count)
         return [Job(label=label, config=config) for label in labels for config in self.sampling(wanted, seeds)]
 
@@ -157,14 +176,17 @@ class Service:
         """Return the settings of an image for each seed.
 
         Raises:
-            ApiError: They do not go together, or the negative class is unknown.
+            ApiError: They do not go together, one has no effect, or the negative class is unknown.
         """
         negative = None if wanted.negative is None else self.label(wanted.negative, "negative")
         try:
-            return [replace(wanted.sampling(seed), negative=negative) for seed in seeds]
+            configs = [replace(wanted.sampling(seed), negative=negative) for seed in seeds]
         except ConfigError as error:
             field = str(error).split()[0].replace("-", "_")
             raise ApiError(422, str(error), field=field if field in type(wanted).model_fields else None) from error
+        for name, reason in configs[0].without_effect().items():
+            raise ApiError(422, f"{name} has no effect {reason}", field=name)
+        return configs
 
     def check_count(self, count: int, field: str) -> None:
         """Check a number of images.
