@@ -62,3 +62,13 @@ def read_png_text(path: Path) -> str:
     if len(text) > _LONGEST_TEXT:
         raise DataError(f"{path}: its settings have {len(text):,} characters, more than the {_LONGEST_TEXT:,} read")
     return text
+
+
+def find_png_text(content: bytes) -> str | None:
+    """Return the text that ``png_bytes`` wrote into a file in memory; None if it is no PNG or holds no such text."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            text = image.info.get(KEY)
+    except Exception:  # a damaged chunk can fail in any way
+        return None
+    return text if isinstance(text, str) and len(text) <= _LONGEST_TEXT else None

@@ -1,6 +1,6 @@
 """The app: its routes, and what stands around them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,8 +19,13 @@ from aimamba.serve.service import ClientGoneError, Service
 _DESCRIPTION = "Images from class names, token by token. Requests share decoding steps; see docs/serving.md."
 
 
-def make_app(service: Service) -> FastAPI:
-    """Return the app of a service, which runs while the app does."""
+def make_app(service: Service, further_bodies: Mapping[str, int] = {}) -> FastAPI:  # noqa: B006 - only read
+    """Return the app of a service, which runs while the app does.
+
+    Args:
+        service: The model.
+        further_bodies: Paths of routes in JSON that are added later, each with the bytes that a body may have.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +47,8 @@ def make_app(service: Service) -> FastAPI:
     bodies = {
         path: _media_type(methods["post"]) for path, methods in app.openapi()["paths"].items() if "post" in methods
     }
-    app.add_middleware(Guard, config=service.config, bodies=bodies)
+    guarded = bodies | dict.fromkeys(further_bodies, "application/json")
+    app.add_middleware(Guard, config=service.config, bodies=guarded, lengths=further_bodies)
     if service.config.origins:
         app.add_middleware(
             CORSMiddleware,
