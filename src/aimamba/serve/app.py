@@ -19,7 +19,7 @@ from aimamba.serve.service import ClientGoneError, Service
 _DESCRIPTION = "Images from class names, token by token. Requests share decoding steps; see docs/serving.md."
 
 
-def make_app(service: Service, further_bodies: Mapping[str, int] = {}) -> FastAPI:  # noqa: B006 - only read
+def make_app(service: Service, further_bodies: Mapping[str, int] = {}) -> FastAPI:
     """Return the app of a service, which runs while the app does.
 
     Args:

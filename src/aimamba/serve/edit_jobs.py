@@ -103,11 +103,13 @@ def inpaintings(
     pipeline = service.pipeline
     masked = tuple(mask[0].nonzero().flatten().tolist())
     candidates = 1 if method == "plain" else candidates
+    kept = codes.flatten().cpu().where(~mask[0], -1)  # for previews
     edit = EditRecord(command="inpaint", masked=masked, method=method, candidates=candidates, keep_pixels=False)
     return [
         Job(
             label=label,
             config=config,
+            known=kept,
             edit=edit,
             places=candidates,
             run=lambda config=config: inpaint(  # type: ignore[misc]

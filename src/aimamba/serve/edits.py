@@ -53,9 +53,7 @@ def router(service: Service) -> APIRouter:
         codes = await read(wanted.image, "image", lambda image: pipeline.encode(image, fit=wanted.fit))
         mask = await read(wanted.mask, "mask", lambda mask: read_masks(mask, 1, pipeline.image_size, pipeline.grid))
         label = await class_of(service, wanted.class_name, codes, ~mask)
-        jobs = inpaintings(
-            service, codes, mask, label, configs, method=wanted.method, candidates=wanted.candidates
-        )
+        jobs = inpaintings(service, codes, mask, label, configs, method=wanted.method, candidates=wanted.candidates)
         return await answer(http, jobs, wanted)
 
     @routes.post("/interpolations", summary="Generate images on the way from one class to another",

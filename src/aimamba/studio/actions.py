@@ -71,10 +71,12 @@ class Actions:
             chosen: The value of ``Choice``: the class that is drawn.
             asked: What the stage sent: ``codes`` of the image, ``n`` images wanted, and either ``rows`` of tokens to
                 keep or ``mask``, the numbers of the tokens to draw again.
-            settings: Values of the controls.
+            settings: Values of the controls. The seed is another one: with that of the image, the rest of it would
+                come back as it was.
         """
         try:
-            jobs = await self._redrawing(chosen, asked if isinstance(asked, dict) else {}, read_controls(settings))
+            config = replace(read_controls(settings), seed=int(other_seed()))
+            jobs = await self._redrawing(chosen, asked if isinstance(asked, dict) else {}, config)
         except Exception as error:
             yield failure(error)
             return

@@ -21,15 +21,14 @@ from aimamba.studio.thumbnails import Thumbnails
 
 _OWN = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _SMALL = 1 << 16  # bytes of a body without an image
-_HEAD = (
-    '<link rel="icon" href="own/logo.svg"><link rel="stylesheet" href="own/studio.css">'
-    + "".join(f'<script src="own/{name}.js"></script>' for name in ("studio", "history", "stage"))
+_HEAD = '<link rel="icon" href="own/logo.svg"><link rel="stylesheet" href="own/studio.css">' + "".join(
+    f'<script src="own/{name}.js"></script>' for name in ("studio", "history", "tools", "stage")
 )
 
 
 def make_studio(service: Service) -> tuple[FastAPI, Callable[[], None]]:
     """Return the app of ``aimamba.serve`` with the page, and what to call when the server is asked to stop."""
-    calls = (f"{PREFIX}/gradio_api/{name}" for name in ("queue/join", "cancel", "reset", "component_server"))
+    calls = (f"{PREFIX}/gradio_api/{name}" for name in ("queue/join", "cancel", "reset", "component_server/"))
     bodies = dict.fromkeys(calls, _SMALL)
     bodies[f"{PREFIX}/gradio_api/queue/join"] = _SMALL + service.config.upload_bytes // 3 * 4  # a file in base64
     app = make_app(service, bodies)
@@ -59,6 +58,10 @@ def _add_routes(app: FastAPI, service: Service, thumbnails: Thumbnails) -> None:
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return RedirectResponse(f"{PREFIX}/", 307)
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return await own_file("logo.svg")
 
     @app.get(f"{PREFIX}/status", include_in_schema=False)
     async def status() -> dict[str, Any]:

@@ -48,5 +48,9 @@ def second_class(names: Sequence[str], build: Callable[..., Any] = gr.Dropdown) 
     """Return the control for the class at the other end of a strip."""
     pairs = [(name, label) for label, name in enumerate(names)]
     return build(
-        pairs, value=min(1, len(pairs) - 1), label="To", info="The strip begins at the class chosen above.", elem_id="to"
+        pairs,
+        value=min(1, len(pairs) - 1),
+        label="To",
+        info="The strip begins at the class chosen above.",
+        elem_id="to",
     )

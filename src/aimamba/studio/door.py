@@ -26,7 +26,7 @@ _DAYS = 30
 _LONGEST_FORM = 4096  # bytes
 _PATHS = re.compile(
     r"/(|status|thumbnails/\d{1,7}|own/[a-z]+\.(css|js|svg)|config|theme\.css|assets/[\w.@-]+|static/[\w./@-]+"
-    r"|gradio_api/(queue/(join|data)|cancel|reset|heartbeat/\w+|component_server|startup-events|app_id))"
+    r"|gradio_api/(queue/(join|data)|cancel|reset|heartbeat/\w+|component_server/|startup-events|app_id))"
 )
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "

@@ -30,6 +30,7 @@ from aimamba.serve.service import Service
 
 Frame = dict[str, Any]
 Kind = Literal["image", "sheet", "strip"]
+_News = dict[str, Any] | Exception | None  # None: that was all
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ async def frames(service: Service, jobs: Sequence[Job], kind: Kind) -> AsyncGene
     ]  # fmt: skip
     plan = {"run": run, "state": "drawing", "kind": kind, "tiles": tiles, "of": total, "news": []}
     yield plan
-    news: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
+    news: asyncio.Queue[_News] = asyncio.Queue()
     reader = asyncio.create_task(_read(service, jobs, news))
     try:
         ended = False
@@ -110,14 +111,20 @@ async def frames(service: Service, jobs: Sequence[Job], kind: Kind) -> AsyncGene
                 if isinstance(each, Exception):
                     raise each
             ended = found[-1] is None
-            yield {**plan, "state": "done" if ended else "drawing", "news": [each for each in found if each is not None]}
+            yield {
+                **plan,
+                "state": "done" if ended else "drawing",
+                "news": [each for each in found if each is not None],
+            }
     except Exception as error:
         yield failure(error)
     finally:
         reader.cancel()
 
 
-async def _read(service: Service, jobs: Sequence[Job], news: "asyncio.Queue[dict[str, Any] | Exception | None]") -> None:
+async def _read(
+    service: Service, jobs: Sequence[Job], news: "asyncio.Queue[dict[str, Any] | Exception | None]"
+) -> None:
     """Read what the scheduler makes, faster than the page takes it, so that no preview is lost."""
     every = max(1, service.length // (_PREVIEWS if len(jobs) == 1 else _SMALL_PREVIEWS))
     try:

@@ -1,5 +1,6 @@
 """The page: what stands where, and which handler answers which control."""
 
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -12,7 +13,7 @@ from aimamba.studio.controls import Controls, make_controls
 from aimamba.studio.opening import open_image
 
 _COUNTS = (4, 9, 16, 25)
-_STEPS = 7  # of a strip, at first
+_STEPS = 8  # of a strip, at first
 _MOST_STEPS = 12
 
 
@@ -53,20 +54,20 @@ def make_page(service: Service) -> gr.Blocks:
             "<a href='../docs'>The same for programs</a></p>",
             elem_id="footer", apply_default_css=False, js_on_load=None,
         )  # fmt: skip
-        _connect(service, choice, actions, controls, stage, (mode, count, to, steps, of_sheet, of_strip), (draw, again, stop))
+        _connect(
+            service, choice, actions, controls, stage, (mode, count, to, steps, of_sheet, of_strip), (draw, again, stop)
+        )
     page.queue(max_size=service.config.scheduler.waiting, default_concurrency_limit=None, api_open=False)
     return page
 
 
 def _header(service: Service) -> str:
-    from html import escape
-
     logo = (files("aimamba.studio") / "files" / "logo.svg").read_text(encoding="utf-8")
     size = service.pipeline.image_size
     return (
         f"<header><h1>{logo}<span>AiM Studio</span></h1>"
         f"<p class='model'><span class='dot' id='state' role='img' aria-label='connected'></span>"
-        f"{escape(service.name)} · {size} × {size}</p>"
+        f"{escape(service.name)}<span class='size'>· {size} &times; {size}</span></p>"
         "<button type='button' id='light' aria-label='Light or dark'></button></header>"
     )
 
@@ -107,7 +108,7 @@ def _connect(
     def show_mode(chosen: str) -> tuple[Any, ...]:
         return tuple(gr.update(visible=chosen == each) for each in (SHEET, STRIP))
 
-    mode.change(show_mode, mode, [of_sheet, of_strip], queue=False, show_progress="hidden", api_visibility="private")
+    mode.change(show_mode, mode, [of_sheet, of_strip], **quiet)
     inputs = [choice.component, mode, count, to, steps, *controls]
     drawn = draw.click(actions.draw, inputs, stage, **quiet)
     drawn_again = again.click(actions.again, inputs, [stage, controls.seed], **quiet)

@@ -11,7 +11,6 @@ window.studio.stage = (element, trigger, props, server, watch) => {
   let view = null;     // what is shown: kind, of, tiles
   let at = null;       // the tile that is shown alone, or null
   let tool = null;     // "redraw", "heat" or null
-  let keep = Math.floor(grid / 2), way = "top", painted = new Set();
   let waiting = [], timer = null, over = null; // frames to be played, and the last one
 
   // ---- what stands on the stage
@@ -30,7 +29,8 @@ window.studio.stage = (element, trigger, props, server, watch) => {
     onchange: () => { if (file.files[0]) open(file.files[0]); file.value = ""; } });
   root.append(picture, bar, message, about, tools, drawer, file, past);
 
-  const button = (text, onclick, more = {}) => make("button", { type: "button", class: "tool", onclick, ...more }, text);
+  const button = (text, onclick, more = {}) =>
+    make("button", { type: "button", class: "tool", onclick, ...more }, text);
   const back = button("Back to all", () => show(null));
   const save = make("a", { class: "tool", role: "button" }, "Download PNG");
   const redraw = button("Redraw a part", () => pick("redraw"), { "aria-expanded": "false" });
@@ -54,11 +54,12 @@ window.studio.stage = (element, trigger, props, server, watch) => {
     if (!view) {
       picture.append(make("div", { class: "invitation" },
         make("p", {}, "Choose a class and press Draw."),
-        make("p", { class: "quiet" }, "Or drop a photo here to redraw a part of it, or a PNG made here to restore its settings.")));
+        make("p", { class: "quiet" },
+          "Or drop a photo here to redraw a part of it, or a PNG made here to restore its settings.")));
     } else if (tile) {
       picture.append(figure(tile, view.tiles.indexOf(tile), false));
     } else {
-      const columns = view.kind === "strip" ? view.tiles.length : Math.ceil(Math.sqrt(view.tiles.length));
+      const columns = view.kind === "strip" ? Math.min(4, view.tiles.length) : Math.ceil(Math.sqrt(view.tiles.length));
       picture.style.setProperty("--columns", columns);
       picture.append(...view.tiles.map((each, index) => figure(each, index, true)));
     }
@@ -74,7 +75,8 @@ window.studio.stage = (element, trigger, props, server, watch) => {
     tile.pen = make("i", { class: "pen", hidden: true });
     frame.append(tile.pen);
     if (!many) return frame;
-    return make("button", { type: "button", class: "tile", "aria-label": `Show ${named}`, onclick: () => show(index) }, frame);
+    const showIt = () => show(index);
+    return make("button", { type: "button", class: "tile", "aria-label": `Show ${named}`, onclick: showIt }, frame);
   }
 
   function show(index) {
@@ -107,128 +109,18 @@ window.studio.stage = (element, trigger, props, server, watch) => {
     controls();
   }
 
-  // ---- redraw a part: keep the top, or paint
-
-  function cells(kind, describe) {
-    const found = Array.from({ length: grid * grid }, (_, index) => make("div", { role: "gridcell", class: "cell",
-      "data-cell": index, tabindex: index ? -1 : 0, "aria-label": describe(index) }));
-    const rows = Array.from({ length: grid }, (_, row) =>
-      make("div", { role: "row" }, ...found.slice(row * grid, (row + 1) * grid)));
-    const layer = make("div", { class: `cells ${kind}`, role: "grid", style: `--grid:${grid}` }, ...rows);
-    layer.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: grid, ArrowUp: -grid }[event.key];
-      const from = Number(event.target.dataset.cell);
-      if (!step || !found[from + step]) return;
-      event.preventDefault();
-      found[from].tabIndex = -1;
-      found[from + step].tabIndex = 0;
-      found[from + step].focus();
-    });
-    picture.querySelector(".frame").append(layer);
-    return [layer, found];
-  }
-
-  const place = (index) => `row ${Math.floor(index / grid) + 1}, column ${index % grid + 1}`;
-
-  function redrawing(tile) {
-    const [layer, found] = cells(way, place);
-    layer.setAttribute("aria-label", way === "top" ? "What is drawn again" : "Paint what shall be drawn again");
-    const chosen = (index) => (way === "top" ? index >= keep * grid : painted.has(index));
-    const mark = () => found.forEach((cell, index) => {
-      cell.classList.toggle("chosen", chosen(index));
-      cell.setAttribute("aria-selected", String(chosen(index)));
-    });
-    const choice = (value, text) => make("button", { type: "button", role: "radio", "aria-checked": String(way === value),
-      onclick: () => { way = value; controls(); } }, text);
-    const count = make("select", { "aria-label": "How many" },
-      ...[1, 4, 9].map((n) => make("option", { value: n }, n === 1 ? "one image" : `${n} images`)));
-    const go = make("button", { type: "button", class: "tool strong", onclick: () => {
+  // What tools.js asks of the stage.
+  const desk = {
+    grid, picture, drawer, server, tell, controls, current,
+    tool: () => tool,
+    leave: () => { tool = null; controls(); },
+    ask: (codes, n, part) => {
       if (document.body.classList.contains("drawing")) return;
-      if (way === "paint" && !painted.size) return tell("Paint over what shall be drawn again first.", true);
-      const part = way === "top" ? { rows: keep } : { mask: [...painted].sort((a, b) => a - b) };
       busy("Waiting for the server …");
-      trigger("redraw", { codes: tile.codes, n: Number(count.value), ...part });
-    } }, "Redraw");
-    const options = make("div", { class: "options" });
-    if (way === "top") {
-      const text = make("output", {}, `${keep} of ${grid} rows`);
-      const rows = make("input", { type: "range", min: 0, max: grid - 1, value: keep, "aria-label": "Rows to keep" });
-      rows.addEventListener("input", () => { keep = Number(rows.value); text.textContent = `${keep} of ${grid} rows`; mark(); });
-      options.append(make("label", {}, "Keep ", rows), text);
-    } else {
-      options.append(make("span", { class: "quiet" }, "Paint over what shall be drawn again."),
-        make("button", { type: "button", class: "link", onclick: () => { painted.clear(); mark(); } }, "Clear"));
-      let adds = null;
-      const paint = (cell) => {
-        if (!cell || adds === null) return;
-        painted[adds ? "add" : "delete"](Number(cell.dataset.cell));
-        mark();
-      };
-      layer.addEventListener("pointerdown", (event) => {
-        const cell = event.target.closest(".cell");
-        if (!cell) return;
-        event.preventDefault();
-        adds = !painted.has(Number(cell.dataset.cell));
-        layer.setPointerCapture(event.pointerId);
-        paint(cell);
-      });
-      layer.addEventListener("pointermove", (event) => {
-        if (adds !== null) paint(document.elementFromPoint(event.clientX, event.clientY)?.closest(".cells .cell"));
-      });
-      for (const end of ["pointerup", "pointercancel"]) layer.addEventListener(end, () => { adds = null; });
-      layer.addEventListener("keydown", (event) => {
-        if (event.key !== " " && event.key !== "Enter" || event.ctrlKey) return;
-        event.preventDefault();
-        adds = !painted.has(Number(event.target.dataset.cell));
-        paint(event.target);
-        adds = null;
-      });
-    }
-    mark();
-    drawer.append(make("div", { class: "segments", role: "radiogroup", "aria-label": "What is kept" },
-      choice("top", "Keep the top"), choice("paint", "Paint")), options, make("div", { class: "options" }, count, go),
-      make("p", { class: "quiet" }, "It is drawn as the class chosen in the gallery, with the settings and the seed there."));
-  }
-
-  // ---- how sure the model was: cividis, which people see alike whatever colours they see
-
-  const CIVIDIS = [[0, 34, 78], [60, 77, 110], [124, 123, 120], [187, 174, 108], [254, 232, 56]];
-  const BITS = 10; // at which the scale ends: one in a thousand
-
-  function colour(probability) {
-    const share = Math.min(BITS, -Math.log2(Math.max(probability, 1e-9))) / BITS * (CIVIDIS.length - 1);
-    const low = Math.min(Math.floor(share), CIVIDIS.length - 2), part = share - low;
-    return `rgb(${CIVIDIS[low].map((value, i) => Math.round(value + part * (CIVIDIS[low + 1][i] - value))).join(" ")})`;
-  }
-
-  const percent = (value) => (value >= 0.1 ? `${Math.round(value * 100)} %` : value >= 0.0005 ? `${(value * 100).toPrecision(1)} %`
-    : "less than 0.1 %");
-
-  async function heating(tile) {
-    if (!tile.probabilities) {
-      drawer.append(make("p", { class: "quiet" }, "Asking the model …"));
-      const found = await server.sureness({ codes: tile.codes, label: tile.label }).catch(() => ({ error: "The server does not answer." }));
-      if (current() !== tile || tool !== "heat") return;
-      if (found.error) {
-        tool = null;
-        controls();
-        return tell(found.error, true);
-      }
-      tile.probabilities = found.probabilities;
-      return controls();
-    }
-    const text = (index) => `${place(index)}: the model gave this token ${percent(tile.probabilities[index])}`;
-    const [layer, found] = cells("heat", text);
-    layer.setAttribute("aria-label", "How sure the model was of each token");
-    const readout = make("p", { class: "quiet readout" }, "Point at a square to see how probable its token was.");
-    found.forEach((cell, index) => {
-      cell.style.background = colour(tile.probabilities[index]);
-      for (const event of ["pointerenter", "focus"]) cell.addEventListener(event, () => { readout.textContent = text(index).replace(/^r/, "R") + "."; });
-    });
-    const stops = CIVIDIS.map((rgb) => `rgb(${rgb.join(" ")})`).join(", ");
-    drawer.append(make("div", { class: "legend" }, make("span", {}, "sure"),
-      make("i", { style: `background: linear-gradient(90deg, ${stops})` }), make("span", {}, "surprised")), readout);
-  }
+      trigger("redraw", { codes, n, ...part });
+    },
+  };
+  const { redrawing, heating, forgetMask } = window.studio.tools(desk);
 
   // ---- frames from the server, played at a pace at which they can be watched
 
@@ -259,7 +151,7 @@ window.studio.stage = (element, trigger, props, server, watch) => {
       idle();
       view = { run: frame.run, kind: frame.kind, of: frame.of, tiles: frame.tiles.map((tile) => ({ ...tile })) };
       at = tool = over = null;
-      painted = new Set();
+      forgetMask();
       if (frame.state === "drawing") busy("Waiting for a place …");
       layout();
     }
@@ -321,7 +213,8 @@ window.studio.stage = (element, trigger, props, server, watch) => {
   function open(chosen) {
     if (document.body.classList.contains("drawing")) return;
     if (chosen.size > props.most_bytes) {
-      return tell(`${chosen.name} has more than the ${Math.floor(props.most_bytes / 1048576 * 10) / 10} MiB that are allowed.`, true);
+      const most = Math.floor(props.most_bytes / 1048576 * 10) / 10;
+      return tell(`${chosen.name} has more than the ${most} MiB that are allowed.`, true);
     }
     tell(`Opening ${chosen.name} …`);
     const reader = new FileReader();
@@ -354,9 +247,12 @@ window.studio.stage = (element, trigger, props, server, watch) => {
   function list() {
     past.hidden = !history.all().length;
     strip.classList.toggle("crisp", crisp);
-    strip.replaceChildren(...history.all().map((tile) => make("div", { role: "listitem" },
-      make("button", { type: "button", class: "past", title: `${tile.class} · ${tile.about}`, onclick: () => reopen(tile),
-        "aria-label": `Open ${tile.class}, seed ${tile.seed}` }, make("img", { src: tile.src, alt: "" })))));
+    strip.replaceChildren(...history.all().map((tile) => {
+      const button = make("button", { type: "button", class: "past", title: `${tile.class} · ${tile.about}`,
+        "aria-label": `Open ${tile.class}, seed ${tile.seed}`, onclick: () => reopen(tile) });
+      button.append(make("img", { src: tile.src, alt: "" }));
+      return make("div", { role: "listitem" }, button);
+    }));
   }
 
   async function forget() {

@@ -1,5 +1,5 @@
 // What the page does in the browser beside Gradio: the gallery of classes, light and dark, keys, and whether the
-// server is there. stage.js shows images, history.js keeps them.
+// server is there. stage.js and tools.js show images, history.js keeps them.
 "use strict";
 
 window.studio = (() => {
@@ -62,12 +62,10 @@ window.studio = (() => {
     const shown = new Set();
     const list = make("div", { class: "classes", role: "radiogroup", "aria-label": "Class" });
     const buttons = props.names.map((name, label) => {
-      const button = make(
-        "button",
-        { type: "button", role: "radio", class: "class", "data-label": label, title: name, onclick: () => choose(label) },
-        make("span", { class: "thumbnail", "aria-hidden": "true" }, [...name][0].toUpperCase()),
-        make("span", { class: "name" }, name),
-      );
+      const button = make("button", { type: "button", role: "radio", class: "class", "data-label": label, title: name,
+        onclick: () => choose(label) });
+      button.append(make("span", { class: "thumbnail", "aria-hidden": "true" }, [...name][0].toUpperCase()),
+        make("span", { class: "name" }, name));
       return button;
     });
     list.append(...buttons);
@@ -131,7 +129,8 @@ window.studio = (() => {
       root.replaceChildren();
       if (!names.length) return;
       const text = names.map(([name, value]) => `${name.replaceAll("_", "-")} ${value}`).join(", ");
-      const forget = make("button", { type: "button", class: "link", onclick: () => { props.value = {}; show(); } }, "Leave out");
+      const forget = make("button", { type: "button", class: "link",
+        onclick: () => { props.value = {}; show(); } }, "Leave out");
       root.append(make("p", {}, `From the opened image: ${text}. `, forget));
     }
     watch("value", show);
