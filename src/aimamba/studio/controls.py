@@ -83,19 +83,19 @@ def read_controls(values: Sequence[Any]) -> SamplingConfig:
         raise ApiError(422, str(error)) from error
 
 
-def show_controls(config: SamplingConfig) -> list[Any]:
+def show_controls(config: SamplingConfig, vocabulary: int) -> list[Any]:
     """Return updates that make the controls show settings; what has no control of its own is named below them."""
     updates = []
     for name in _NUMBERS:
         value = getattr(config, name)
         wider: dict[str, Any] = {}
-        if value > _HIGHEST.get(name, value):
+        if value > {**_HIGHEST, "top_k": vocabulary}.get(name, value):
             wider["maximum"] = value
         if value < _LOWEST.get(name, value):
             wider["minimum"] = value
         updates.append(gr.update(value=value, **wider))
     plain, values = to_mapping(SamplingConfig()), to_mapping(config)
-    more = {name: value for name, value in values.items() if name not in Controls._fields and value != plain[name]}
+    more = {name: value for name, value in values.items() if name not in Controls._fields and value != plain.get(name)}
     return [*updates, str(config.seed), more]
 
 
@@ -107,4 +107,4 @@ def other_seed() -> str:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ApiError(422, f"{name.replace('_', '-')} must be a number, got {str(value)[:40]!r}", field=name)
-    return value
+    return float(value)

@@ -32,7 +32,7 @@ _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; object-src 'none'"
 )
-_FOREIGN = re.compile(rb'<meta (property="og:|name="twitter:)[^>]*>\s*|<link rel="manifest"[^>]*>\s*')
+_FOREIGN = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*|<link rel="manifest"[^>]*>\s*')
 _BOOT = b"<gradio-app"
 
 

@@ -12,6 +12,7 @@ window.studio.stage = (element, trigger, props, server, watch) => {
   let at = null;       // the tile that is shown alone, or null
   let tool = null;     // "redraw", "heat" or null
   let waiting = [], timer = null, over = null; // frames to be played, and the last one
+  let stopped = null; // the run that was stopped, until the next one is asked for
 
   // ---- what stands on the stage
 
@@ -125,6 +126,7 @@ window.studio.stage = (element, trigger, props, server, watch) => {
   // ---- frames from the server, played at a pace at which they can be watched
 
   function busy(text) {
+    stopped = null;
     document.body.classList.add("drawing");
     tell(text);
     controls();
@@ -143,6 +145,11 @@ window.studio.stage = (element, trigger, props, server, watch) => {
   function receive() {
     const frame = props.value;
     if (!frame) return;
+    if (stopped !== null && frame.state !== "opened" && frame.run !== stopped) { // its first frame came after the stop
+      if (frame.state === "drawing") document.getElementById("stop")?.click();
+      return;
+    }
+    if (frame.run === stopped) return;
     if (frame.state === "error") {
       idle();
       return tell(frame.message, true);
@@ -199,7 +206,8 @@ window.studio.stage = (element, trigger, props, server, watch) => {
   document.addEventListener("click", (event) => {
     const id = event.target.closest("button")?.id;
     if (id === "draw" || id === "again") busy("Waiting for the server …");
-    if (id === "stop") {
+    if (id === "stop" && stopped === null) {
+      stopped = (props.value && props.value.run) || "";
       over = null;
       if (view && view.tiles.some((tile) => !finished(tile))) view = view.tiles.length > 1 ? view : null;
       idle();
@@ -241,6 +249,7 @@ window.studio.stage = (element, trigger, props, server, watch) => {
     if (!finished(tile)) return;
     const { label, class: name, seed, about: settings, src, codes } = tile;
     await history.add({ label, class: name, seed, about: settings, src, codes, name: tile.name });
+    sessionStorage.setItem("studio-shown", "1");
     list();
   }
 
@@ -257,13 +266,13 @@ window.studio.stage = (element, trigger, props, server, watch) => {
 
   async function forget() {
     await history.clear();
+    sessionStorage.removeItem("studio-shown");
     list();
   }
 
   layout();
   history.load().then((images) => {
     list();
-    if (sessionStorage.getItem("studio-reopen") && images.length) reopen(images[0]);
-    sessionStorage.removeItem("studio-reopen");
+    if (sessionStorage.getItem("studio-shown") && images.length) reopen(images[0]); // the page was loaded again
   });
 };

@@ -40,10 +40,7 @@ window.studio = (() => {
       if (answer.status === 401) return location.reload();
       if (!answer.ok) throw new Error(String(answer.status));
       const status = await answer.json();
-      if (instance !== null && instance !== status.instance) {
-        sessionStorage.setItem("studio-reopen", "1");
-        return location.reload(); // another server: its page may be another one
-      }
+      if (instance !== null && instance !== status.instance) return location.reload(); // another server, another page
       instance = status.instance;
       say(status.ready ? "" : "The server is shutting down. The page waits for its return.");
       listeners.forEach((listener) => listener(status));
