@@ -56,7 +56,9 @@ class Server:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(aimamba.__file__).parents[1])}
         environment |= {"AIMAMBA_CACHE": str(self._cache)} | ({"AIMAMBA_API_KEY": key} if key else {})
         command = [sys.executable, "-m", "aimamba", "studio", "--port", str(self.port), "--device", "cpu", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         self.process.stdout.readline()
         line = self.process.stdout.readline()
         assert "the studio at" in line, line + self.process.stderr.read()

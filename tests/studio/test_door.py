@@ -50,7 +50,15 @@ def test_the_page_is_there_and_leads_nowhere_else(visit):
         assert f"own/{name}" in page.text or name == "logo.svg"
     assert client.get("/studio/own/none.js").status_code == 404
     assert client.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
-    for path in ("file=/etc/hosts", "proxy=http://127.0.0.1/", "upload", "info", "call/draw", "run/predict", "vibe-edit/"):
+    for path in (
+        "file=/etc/hosts",
+        "proxy=http://127.0.0.1/",
+        "upload",
+        "info",
+        "call/draw",
+        "run/predict",
+        "vibe-edit/",
+    ):
         assert client.get(f"/studio/gradio_api/{path}").status_code == 404
         assert client.post(f"/studio/gradio_api/{path}", json={}).status_code == 404
     assert client.get("/studio/own/../app.py").status_code == 404

@@ -151,7 +151,9 @@ def test_a_photo_is_opened_and_a_file_that_is_none_is_refused(server, visit):
     page = visit(server.address)
     file = io.BytesIO()
     Image.new("RGB", (300, 200), (20, 120, 90)).save(file, "JPEG")
-    page.set_input_files(".stage input[type=file]", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()})
+    page.set_input_files(
+        ".stage input[type=file]", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
+    )
     page.wait_for_selector("text=The model takes it for one of")
     assert page.get_by_role("button", name="Redraw a part").is_visible()
     page.set_input_files(".stage input[type=file]", {"name": "n.png", "mimeType": "image/png", "buffer": b"nothing"})

@@ -48,7 +48,11 @@ async def open_image(service: Service, choice: Choice, asked: Any) -> tuple[Any,
             return frame, gr.skip() if label is None else label, *untouched
         label, message = _known(service, record)
         frame = _frame(service, pixels, codes, label, message, record=record)
-        return frame, gr.skip() if label is None else label, *show_controls(record.sampling, service.pipeline.generator.config.vocab_size)
+        return (
+            frame,
+            gr.skip() if label is None else label,
+            *show_controls(record.sampling, service.pipeline.generator.config.vocab_size),
+        )
     except Exception as error:
         return failure(error), gr.skip(), *untouched
 
