@@ -1,8 +1,8 @@
-# The server with the packaged weights (docs/deploying.md):
+# The studio and its server with the packaged weights (docs/deploying.md):
 #   docker build --tag aimamba .
 #   docker run --rm --publish 7860:7860 aimamba
 # For NVIDIA cards, with a torch for CUDA and Triton kernels:
-#   docker build --tag aimamba:cuda --build-arg TORCH=https://download.pytorch.org/whl/cu130 --build-arg EXTRAS=serve,cuda .
+#   docker build --tag aimamba:cuda --build-arg TORCH=https://download.pytorch.org/whl/cu130 --build-arg EXTRAS=studio,cuda .
 #   docker run --rm --gpus all --publish 7860:7860 aimamba:cuda
 # Any other command: docker run --rm --volume "$PWD:/work" aimamba sample -n 4
 ARG PYTHON=3.12
@@ -17,7 +17,7 @@ RUN python -m hatchling build --target wheel --directory /dist
 
 FROM python:${PYTHON}-slim
 ARG TORCH=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=serve
+ARG EXTRAS=studio
 # Kernels are compiled on the machine that runs them, for its CPU.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -35,4 +35,4 @@ EXPOSE 7860
 HEALTHCHECK --interval=30s --start-period=2m --timeout=5s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:7860/healthz', timeout=4)"]
 ENTRYPOINT ["aimamba"]
-CMD ["serve", "--host", "0.0.0.0", "--port", "7860"]
+CMD ["studio", "--host", "0.0.0.0", "--port", "7860"]

@@ -15,7 +15,7 @@ SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
 DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo train-demo test test-kills test-gpu bench-gpu lint audit docs notebooks wheel try-wheel space clean
+.PHONY: demo train-demo studio test test-studio test-kills test-gpu bench-gpu lint audit docs notebooks wheel try-wheel space clean
 
 demo: $(DEMO)                   ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
@@ -28,8 +28,14 @@ train-demo: $(DEMO)             ## train both stages on avatars in a few minutes
 	$(BIN)/aimamba train avatars-tiny-aim --out $(RUNS)/avatars-tiny-aim --tokenizer $(RUNS)/avatars-tiny-vq
 	$(BIN)/aimamba sample --model $(RUNS)/avatars-tiny-aim -n 8 --cfg-scale 1.5 --top-k 100 --out samples-trained
 
+studio: $(VENV)/.studio         ## the page in the browser, at http://127.0.0.1:8000/studio/
+	$(BIN)/aimamba studio
+
 test: $(READY)                  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+test-studio: $(READY)           ## the page in a headless Chromium of the system, and its handlers
+	$(BIN)/python -m pytest -n 0 tests/studio
 
 test-kills: $(READY)            ## kill -9 at twenty random moments of training and of encoding
 	AIMAMBA_TEST_KILLS=20 $(BIN)/python -m pytest -n 0 tests/cli/test_cli_killed.py
@@ -97,6 +103,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(if $(SMALL),$(PIP) -q --retries 1 --no-deps $(CPU) torch || echo "no CPU build of PyTorch there; taking PyPI's" >&2)
 	$(PIP) torch numpy
 	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.studio: $(DEMO)
+	$(PIP) --editable '.[studio]'
 	touch $@
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; v = sys.version_info; \

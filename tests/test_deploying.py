@@ -46,12 +46,11 @@ def test_what_is_copied_exists_and_is_not_ignored(file):
 @pytest.mark.parametrize("file", FILES)
 def test_the_command_is_known(file):
     words = command(file)
-    assert words[:2] == ["aimamba", "serve"]
+    assert words[:2] == ["aimamba", "studio"]
     assert words[words.index("--port") + 1] == dict(instructions(file))["EXPOSE"] == "7860"
-    if "serve" not in COMMANDS:
-        pytest.skip("this version has no server")
-    parser = Parser(prog="aimamba serve")
-    importlib.import_module("aimamba.cli.serve").add_arguments(parser)
+    assert words[1] in COMMANDS
+    parser = Parser(prog="aimamba studio")
+    importlib.import_module("aimamba.cli.studio").add_arguments(parser)
     assert parser.parse_args(words[2:]).host == "0.0.0.0"
 
 
@@ -68,6 +67,11 @@ def test_the_image_installs_the_pinned_versions():
     installs = [words for name, words in instructions("Dockerfile") if name == "RUN" and "pip install" in words]
     assert len(installs) == 2
     assert all("--constraint" in words for words in installs)
+
+
+def test_the_extra_of_the_page_is_installed():
+    assert dict(instructions("Dockerfile"))["ARG"] == "EXTRAS=studio"  # the last of its arguments
+    assert any("[studio]" in words for _, words in instructions("huggingface-space/Dockerfile"))
 
 
 def test_the_head_of_the_space_is_complete():

@@ -23,6 +23,7 @@ COMMANDS = {
     "interpolate": "generate images on the way from one class to another",
     "score": "measure how likely images are, and classify them",
     "serve": "serve images over HTTP",
+    "studio": "serve a page to draw in, in the browser",
     "train": "train a tokenizer or a generator from a recipe",
     "plan": "plan a training on many GPUs: memory, batch, hours, command",
     "encode": "encode images as codes, for a generator to train on",

@@ -2,13 +2,14 @@
 
 Requests share decoding steps and join between two tokens. Listens on this machine alone unless --host says otherwise;
 then set a key in $AIMAMBA_API_KEY or a file (--api-key-file). Ctrl-C or SIGTERM finishes what is being generated. See
-docs/serving.md; /docs on the server describes every request.
+docs/serving.md; /docs on the server describes every request. --studio adds a page for people, as 'aimamba studio' does.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+import webbrowser
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,10 @@ from aimamba.cli.many import add_ray_address
 from aimamba.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from aimamba.serve.config import ServeConfig
+    from aimamba.serve.service import Service
 
 _KEY = "AIMAMBA_API_KEY"
 _LARGEST_KEY_FILE = 1 << 16  # bytes
@@ -33,6 +37,12 @@ _LARGEST_KEY_FILE = 1 << 16  # bytes
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    add_server(parser)
+    parser.add_argument("--studio", action="store_true", help="serve the page of 'aimamba studio' as well")
+
+
+def add_server(parser: Parser) -> None:
+    """Declare the options of every server."""
     parser.add_argument(
         "model", nargs="?", default=MODEL_BY_DEFAULT, metavar="MODEL", help="as for 'aimamba sample' (avatars-64)"
     )
@@ -82,8 +92,20 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load the model and serve it until a signal comes."""
-    _require_extra(arguments)
-    from aimamba.serve.app import make_app
+    serve_model(arguments, with_studio=arguments.studio)
+
+
+def serve_model(arguments: argparse.Namespace, *, with_studio: bool, open_browser: bool = False) -> None:
+    """Load the model and serve it until a signal comes.
+
+    Args:
+        arguments: The options of ``add_server``.
+        with_studio: Serve the page for people as well.
+        open_browser: Show it in the browser of this machine.
+    """
+    from aimamba.cli.output import print_line
+
+    _require_extra(arguments, "studio" if with_studio else "serve")
     from aimamba.serve.server import address_of, listen, serve
     from aimamba.serve.service import Service
 
@@ -93,8 +115,14 @@ def run(arguments: argparse.Namespace) -> None:
     listener = listen(arguments.host, arguments.port)
     try:
         service = Service(load_pipeline(arguments), arguments.model, config, arguments.tokenizer)
-        _begin(arguments, config, address_of(listener))
-        serve(make_app(service), listener, config, service.drain)
+        app, stop = _apps(service, with_studio)
+        url = address_of(listener)
+        _begin(arguments, config, url)
+        if with_studio:
+            print_line(f"the studio at {url}/studio/")
+        if open_browser:
+            webbrowser.open(f"{url}/studio/")  # the socket listens already: the browser waits for the answer
+        serve(app, listener, config, stop)
     finally:
         listener.close()
 
@@ -147,6 +175,17 @@ def _begin(arguments: argparse.Namespace, config: "ServeConfig", url: str) -> No
     if not config.api_keys and not _is_loopback(arguments.host):
         print_notice(f"aimamba: everybody who reaches {arguments.host} may use the server; a key in ${_KEY} stops that")
     print_line(f"{arguments.model} at {url}, described at {url}/docs")
+
+
+def _apps(service: "Service", with_studio: bool) -> "tuple[FastAPI, Callable[[], object]]":
+    """Return the app, and what to call when it is asked to stop."""
+    if with_studio:
+        from aimamba.studio.app import make_studio
+
+        return make_studio(service)
+    from aimamba.serve.app import make_app
+
+    return make_app(service), service.drain
 
 
 def _config(arguments: argparse.Namespace) -> "ServeConfig":
@@ -203,7 +242,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _require_extra(arguments: argparse.Namespace) -> None:
+def _require_extra(arguments: argparse.Namespace, extra: str) -> None:
     from importlib.util import find_spec
 
     if arguments.ray is None and arguments.replicas is not None:
@@ -211,8 +250,10 @@ def _require_extra(arguments: argparse.Namespace) -> None:
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
     needed["python_multipart"] = "python-multipart"
+    if extra == "studio":
+        needed["gradio"] = "gradio"
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        raise ConfigError(f"serve needs {', '.join(missing)}; install it: pip install 'aimamba[serve]'")
+        raise ConfigError(f"{extra} needs {', '.join(missing)}; install it: pip install 'aimamba[{extra}]'")
     if arguments.ray is not None and any(find_spec(name) is None for name in ("ray", "grpc_reflection", "aiohttp")):
         raise ConfigError("--ray needs Ray Serve, which is not installed; type: pip install 'aimamba[ray,serve]'")

@@ -35,6 +35,7 @@ class Job:
     Attributes:
         label: Its class; ``num_classes`` is the null class.
         config: Settings of sampling, with the seed of this image.
+        prompt: The sentence that it is generated after, of which ``opening`` is made; kept with it.
         opening: In place of the class, as of a caption, (P + 1, D); see ``aimamba.models.condition``.
         negative: Opening of its unconditional row, in place of the negative class.
         known: Codes that are known, (L,); -1 where one is to be sampled. None if all are.
@@ -46,6 +47,7 @@ class Job:
 
     label: int
     config: SamplingConfig
+    prompt: str | None = None
     opening: Float[Tensor, "p1 d"] | None = field(default=None, repr=False)
     negative: Float[Tensor, "p1 d"] | None = field(default=None, repr=False)
     known: Int[Tensor, " l"] | None = field(default=None, repr=False)
@@ -60,7 +62,8 @@ class Job:
             DataError: The label or a code is out of range, or the number of codes is not that of an image.
             ConfigError: The negative class does not fit.
         """
-        negative_label(model, self.config)
+        if self.negative is None:
+            negative_label(model, self.config)
         length, codes = model.config.num_tokens, model.config.vocab_size
         if not 0 <= self.label <= model.condition.null_class:
             raise DataError(f"label {self.label} is out of range: expected 0 to {model.condition.null_class - 1}")
@@ -193,8 +196,9 @@ class Batch:
         self._images.append(image)
         if last_guided:
             self._rows.append()
-            others = self._opening(negative_label(self._model, config), job.negative)
-            self._rows.restart(len(self._rows) - 1, others)
+            null_class = self._model.condition.null_class
+            unguided = null_class if job.negative is not None else negative_label(self._model, config)
+            self._rows.restart(len(self._rows) - 1, self._opening(unguided, job.negative))
             self._guided.append(image)
         self._settled = None
         return image

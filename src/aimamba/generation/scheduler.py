@@ -328,11 +328,8 @@ class Scheduler:
         if not ready:
             return
         begun = self._clock()
-        codes = torch.stack([image.codes for _, _, image in ready])
-        known = torch.arange(codes.shape[1], device=codes.device) < torch.tensor(
-            [[image.tokens] for _, _, image in ready], device=codes.device
-        )
-        images = self._decode(codes.where(known, self._blank))
+        codes = torch.stack([self._shown(image) for _, _, image in ready])
+        images = self._decode(codes)
         unfinished = sum(image not in finished for _, _, image in ready)
         self._credit -= (self._clock() - begun) * unfinished / len(ready)
         for (request, index, image), of_image, pixels in zip(ready, codes.cpu(), images, strict=True):
@@ -346,6 +343,16 @@ class Scheduler:
             self._send(request, Made(index, of_image, pixels))
             if not request.waiting and not request.running:
                 request.ended = True
+
+    def _shown(self, image: Running) -> Int[Tensor, " l"]:
+        """Return the codes of an image; in place of tokens that are not there yet, what is known of them, or blank."""
+        length, rest = self._model.config.num_tokens, self._blank
+        if image.tokens == length:
+            return image.codes
+        if image.job.known is not None:
+            known = image.job.known.to(rest.device)
+            rest = known.where(known >= 0, rest)
+        return torch.cat([image.codes[: image.tokens], rest.expand(length)[image.tokens :]])
 
     def _fail(self, error: Exception) -> None:
         """End every request that has images in the batch, and begin with an empty one."""

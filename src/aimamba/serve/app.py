@@ -1,6 +1,6 @@
 """The app: its routes, and what stands around them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,16 +16,22 @@ from aimamba.serve.metrics import Counted, Everywhere, Found, Metrics
 from aimamba.serve.schemas import Error, Model, Models, error_responses
 from aimamba.serve.service import ClientGoneError, Service
 
-_DESCRIPTION = "Images from class names, token by token. Requests share decoding steps; see docs/serving.md."
+_DESCRIPTION = "Images from class names or prompts, token by token. Requests share decoding steps; see docs/serving.md."
 
 
-def make_app(service: Service, metrics: Metrics | None = None, everywhere: Everywhere | None = None) -> FastAPI:
+def make_app(
+    service: Service,
+    metrics: Metrics | None = None,
+    everywhere: Everywhere | None = None,
+    further_bodies: Mapping[str, int] = {},
+) -> FastAPI:
     """Return the app of a service, which runs while the app does.
 
     Args:
         service: What generates the images.
         metrics: Where requests are counted; by default new ones.
         everywhere: Returns the numbers of all replicas, for ``/metrics``; by default those of ``metrics``.
+        further_bodies: Paths of routes in JSON that are added later, each with the bytes that a body may have.
     """
     metrics = metrics or Metrics(service)
 
@@ -48,7 +54,8 @@ def make_app(service: Service, metrics: Metrics | None = None, everywhere: Every
     bodies = {
         path: _media_type(methods["post"]) for path, methods in app.openapi()["paths"].items() if "post" in methods
     }
-    app.add_middleware(Guard, config=service.config, bodies=bodies)
+    guarded = bodies | dict.fromkeys(further_bodies, "application/json")
+    app.add_middleware(Guard, config=service.config, bodies=guarded, lengths=further_bodies)
     if service.config.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -104,6 +111,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, everywhere: Eve
         size=pipeline.image_size,
         tokens=pipeline.generator.config.num_tokens,
         classes=[pipeline.class_name(label) for label in labels],
+        prompts=pipeline.generator.config.text is not None,
     )
 
     @app.get("/v1/models", tags=["models"], summary="All models: there is one", responses={401: {"model": Error}})

@@ -5,9 +5,12 @@ from typing import Annotated, Any, Literal
 from fastapi import Form, UploadFile
 from pydantic import ConfigDict, Field
 
-from aimamba.serve.schemas import ClassName, Count, Label, Seed, Settings
+from aimamba.serve.schemas import ClassName, Count, Label, Seed, Sentence, Settings
 
 _CLASS = "By default the one in the settings that a PNG of ours holds, or else the one that the rest is likeliest of."
+
+
+_PROMPT = "What the image is to show, for a model that takes prompts; class_name stands beside it."
 
 
 class Edit(Settings):
@@ -27,6 +30,7 @@ class Completion(Edit):
     image: UploadFile
     keep_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(description="Rows of tokens to keep, from the top.")
     class_name: ClassName | None = Field(None, description=_CLASS)
+    prompt: Sentence | None = Field(None, description=_PROMPT)
     fit: Literal["exact", "crop", "stretch"] = Field("crop", description="What becomes of an image of another size.")
 
 
@@ -36,6 +40,7 @@ class Inpainting(Edit):
     image: UploadFile
     mask: UploadFile = Field(description="White where to draw again; of the model's size.")
     class_name: ClassName | None = Field(None, description=_CLASS)
+    prompt: Sentence | None = Field(None, description=_PROMPT)
     fit: Literal["exact", "crop", "stretch"] = Field("crop", description="What becomes of an image of another size.")
     method: Literal["resample", "best", "plain"] = Field("resample", description="See docs of inpainting.")
     candidates: Annotated[int, Field(ge=1, le=64)] = Field(16, description="Candidates for each image.")
@@ -46,9 +51,10 @@ class Interpolation(Settings):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"a": "planets", "b": "sprouts", "steps": 5}]})
 
-    a: ClassName | Label
-    b: ClassName | Label
+    a: Sentence | Label
+    b: Sentence | Label
     steps: Annotated[int, Field(ge=2, le=10_000)] = Field(8, description="Number of images, with both ends.")
+    prompts: bool = Field(False, description="Whether a and b are prompts, for a model that takes them.")
     path: Literal["linear", "sphere"] = "sphere"
     seed: Seed = 0
     format: Literal["json", "png", "webp"] = "json"

@@ -42,15 +42,18 @@ class Lenient:
 class Guard:
     """ASGI middleware. Answers 400, 401, 408, 413 or 415, or hands the request on."""
 
-    def __init__(self, app: ASGIApp, *, config: ServeConfig, bodies: Mapping[str, str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, config: ServeConfig, bodies: Mapping[str, str], lengths: Mapping[str, int]
+    ) -> None:
         """Wrap an app.
 
         Args:
             app: What requests are handed to.
             config: Limits and keys.
             bodies: The media type of the body that a path takes.
+            lengths: The bytes that a body may have, where that is not what the config says.
         """
-        self._app, self._config, self._bodies = app, config, bodies
+        self._app, self._config, self._bodies, self._lengths = app, config, bodies, lengths
         self._keys = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +90,7 @@ class Guard:
     def _check_body(self, path: str, headers: Mapping[bytes, bytes]) -> int:
         """Check what the headers say of a body, and return how many bytes it may have."""
         expected = self._bodies.get(path)
-        limit = self._config.upload_bytes if expected == _MULTIPART else _JSON_BYTES
+        limit = self._lengths.get(path, self._config.upload_bytes if expected == _MULTIPART else _JSON_BYTES)
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if expected is not None and kind != expected:
             raise ApiError(415, f"expected a body of type {expected}, got {kind or 'none'}")

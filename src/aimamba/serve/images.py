@@ -69,6 +69,7 @@ def picture(service: Service, file: ImageFile, encoding: Encoding) -> Picture:
         index=file.number,
         class_name=service.class_name(file.job),
         label=file.job.label,
+        prompt=file.job.prompt,
         seed=file.job.config.seed,
         media_type=MEDIA_TYPES[encoding],
         b64_json=as_base64(file.data),

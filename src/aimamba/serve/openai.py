@@ -5,7 +5,6 @@ import time
 
 from fastapi import APIRouter, Request
 
-from aimamba.generation.batch import Job
 from aimamba.serve.errors import ApiError
 from aimamba.serve.files import Encoding, as_base64
 from aimamba.serve.schemas import GeneratedPicture, Generations, GenerationsBody, error_responses
@@ -30,17 +29,22 @@ def router(service: Service) -> APIRouter:
             raise ApiError(422, f"there is no model {wanted.model!r}; there is {service.name!r}", field="model")
         if wanted.size not in (None, "auto", size):
             raise ApiError(422, f"size {wanted.size!r} cannot be had: this model's images are {size}", field="size")
-        labels = service.labels_in(wanted.prompt)
-        count = wanted.n or len(labels)
+        takes_prompts = service.pipeline.generator.config.text is not None
+        shown = [service.given(wanted.prompt, None)] if takes_prompts else service.labels_in(wanted.prompt)
+        count = wanted.n or len(shown)
         service.check_count(count, "n")
         first = secrets.randbelow(_RANDOM_SEEDS) if wanted.seed is None else wanted.seed
         configs = service.sampling(wanted, service.seeds(first, count))
-        jobs = [Job(label=labels[index % len(labels)], config=config) for index, config in enumerate(configs)]
+        jobs = [
+            job for index, config in enumerate(configs) for job in service.jobs_for(shown[index % len(shown)], [config])
+        ]
         encoding: Encoding = wanted.output_format or "png"
         files = await service.files(http, jobs, encoding)
         pictures = [
             GeneratedPicture(
-                b64_json=as_base64(file.data), revised_prompt=service.class_name(file.job), seed=file.job.config.seed
+                b64_json=as_base64(file.data),
+                revised_prompt=file.job.prompt or service.class_name(file.job),
+                seed=file.job.config.seed,
             )
             for file in files
         ]

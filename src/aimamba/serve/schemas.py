@@ -10,6 +10,7 @@ from aimamba.generation import SamplingConfig
 _LARGEST = (1 << 63) - 1  # of a seed
 
 ClassName = Annotated[str, Field(min_length=1, max_length=200)]
+Sentence = Annotated[str, Field(max_length=2000)]
 Label = Annotated[int, Field(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Field(ge=0, le=_LARGEST)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
@@ -39,7 +40,9 @@ class Settings(Body):
     cfg_power: float = Field(1.0, gt=0, le=1e6, description="The power of power-cosine.")
     cfg_start: float = Field(0.0, ge=0, le=1, description="Where guidance begins, as a share of the tokens.")
     cfg_end: float = Field(1.0, ge=0, le=1, description="Where guidance ends; it must be after cfg_start.")
-    negative: ClassName | Label | None = Field(None, description="Class to be guided away from.")
+    negative: Sentence | Label | None = Field(
+        None, description="Class to be guided away from; a text is a prompt where the model takes them."
+    )
 
     def sampling(self, seed: int) -> SamplingConfig:
         """Return the settings for an image with this seed."""
@@ -49,10 +52,15 @@ class Settings(Body):
 class Wanted(Settings):
     """Which images are wanted."""
 
-    classes: list[ClassName | Label] = Field(
-        min_length=1, max_length=1000, description="Names or numbers of classes, as 'GET /v1/models' lists them."
-    )
-    n: Count = Field(1, description="Images of each class.")
+    classes: list[ClassName | Label] | None = Field(
+        None, min_length=1, max_length=1000,
+        description="Names or numbers of classes, as 'GET /v1/models' lists them.",
+    )  # fmt: skip
+    prompts: list[Sentence] | None = Field(
+        None, min_length=1, max_length=1000,
+        description="Sentences, for a model that takes them; with classes, each in each of these.",
+    )  # fmt: skip
+    n: Count = Field(1, description="Images of each class or prompt.")
     seed: Seed = Field(0, description="Seed of the first image of each class; each further image adds 1.")
     seeds: list[Seed] | None = Field(
         None, min_length=1, max_length=10_000, description="Seeds of the images of each class, in place of n and seed."
@@ -93,6 +101,7 @@ class Picture(BaseModel):
     index: int = Field(description="Number in the order of the request: class by class.")
     class_name: str
     label: int
+    prompt: str | None = None
     seed: int
     media_type: str
     b64_json: str = Field(description="The image file in base64.")
@@ -117,6 +126,7 @@ class Model(BaseModel):
     size: int = Field(description="Side of an image in pixels.")
     tokens: int = Field(description="Tokens of an image.")
     classes: list[str] = Field(description="Names of the classes in the order of their numbers.")
+    prompts: bool = Field(description="Whether it takes prompts.")
 
 
 class Models(BaseModel):
@@ -151,7 +161,11 @@ class GenerationsBody(Settings):
         extra="ignore", strict=False, json_schema_extra={"examples": [{"prompt": "planets", "n": 2, "size": "64x64"}]}
     )
 
-    prompt: str = Field(min_length=1, max_length=2000, description="Class names or numbers, separated by commas.")
+    prompt: str = Field(
+        min_length=1,
+        max_length=2000,
+        description="What to draw; of a model that knows classes alone, their names or numbers, separated by commas.",
+    )
     model: str | None = Field(None, max_length=500, description="The model; there is one, so it may be left out.")
     n: Count | None = Field(None, description="Images in all, of the classes in turn; by default one of each class.")
     size: str | None = Field(None, max_length=20, description="The model's size, as in 64x64, or auto.")
@@ -165,7 +179,7 @@ class GeneratedPicture(BaseModel):
     """An image as OpenAI's clients read it."""
 
     b64_json: str
-    revised_prompt: str = Field(description="The class.")
+    revised_prompt: str = Field(description="The prompt, or the class.")
     seed: int
 
 

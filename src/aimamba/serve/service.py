@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from fastapi import Request as HttpRequest
@@ -20,13 +20,16 @@ from aimamba.generation import SamplingConfig
 from aimamba.generation.batch import Job
 from aimamba.generation.record import ModelRecord, SampleRecord
 from aimamba.generation.scheduler import ClosedError, Event, Failed, Made, Preview, Request, Scheduler
-from aimamba.pipeline import Pipeline
+from aimamba.pipeline import Pipeline, Prompt
 from aimamba.serve.config import ServeConfig
 from aimamba.serve.errors import ApiError, of_failed
 from aimamba.serve.files import Encoding, encode
 from aimamba.serve.schemas import Settings, Wanted
 
 _ALIVE_EVERY = 15.0  # seconds
+
+Given = int | Prompt
+"""What an image is to show: the label of a class, or a prompt."""
 
 
 class ClientGoneError(Exception):
@@ -162,15 +165,53 @@ class Service:
         Raises:
             ApiError: A class is unknown, or there are too many images.
         """
-        labels = [self.label(name, f"classes[{index}]") for index, name in enumerate(wanted.classes)]
+        labels = [self.label(name, f"classes[{index}]") for index, name in enumerate(wanted.classes or ())]
+        shown: Sequence[Given] = labels
+        if wanted.prompts is not None:
+            beside: Sequence[int | None] = labels or (None,)
+            shown = [self.given(text, label) for text in wanted.prompts for label in beside]
+        elif not labels:
+            field = "classes" if self.pipeline.generator.config.text is None else "prompts"
+            raise ApiError(422, f"nothing to generate; expected {field}", field=field)
         if wanted.seeds is not None and wanted.n not in (1, len(wanted.seeds)):
             raise ApiError(422, f"n is {wanted.n} and there are {len(wanted.seeds)} seeds; leave n out", field="n")
         count = wanted.n if wanted.seeds is None else len(wanted.seeds)
-        self.check_count(len(labels) * count, "seeds" if wanted.seeds else "n")
+        self.check_count(len(shown) * count, "seeds" if wanted.seeds else "n")
         if wanted.seeds and "seed" in wanted.model_fields_set:
             raise ApiError(422, "seed has no effect beside seeds; leave one of them out", field="seed")
         seeds = wanted.seeds or self.seeds(wanted.seed, count)
-        return [Job(label=label, config=config) for label in labels for config in self.sampling(wanted, seeds)]
+        configs = self.sampling(wanted, seeds)
+        return [job for given in shown for job in self.jobs_for(given, configs)]
+
+    def given(self, prompt: str, beside: str | int | None) -> Prompt:
+        """Return a prompt with the class beside it.
+
+        Raises:
+            ApiError: The model takes no prompts, or there is no such class.
+        """
+        if self.pipeline.generator.config.text is None:
+            raise ApiError(422, "this model takes classes and no prompts", field="prompt")
+        return Prompt(prompt, None if beside is None else self.label(beside, "class_name"))
+
+    def jobs_for(self, given: Given, configs: Sequence[SamplingConfig], **options: Any) -> list[Job]:
+        """Return an image for each of some settings; ``options`` are fields of ``Job``."""
+        label, opening, prompt = given, None, None
+        if isinstance(given, Prompt):
+            prompt, opening = given.text, self.pipeline.opening(given)
+            null_class = self.pipeline.generator.condition.null_class
+            label = null_class if given.label is None else self.pipeline.label(cast("int", given.label))
+        negatives = self.pipeline.negatives(configs, len(configs))[1]
+        return [
+            Job(
+                label=cast("int", label),
+                config=config,
+                prompt=prompt,
+                opening=opening,
+                negative=None if negatives is None else negatives[number],
+                **options,
+            )
+            for number, config in enumerate(configs)
+        ]
 
     def sampling(self, wanted: Settings, seeds: Iterable[int]) -> list[SamplingConfig]:
         """Return the settings of an image for each seed.
@@ -178,7 +219,9 @@ class Service:
         Raises:
             ApiError: They do not go together, one has no effect, or the negative class is unknown.
         """
-        negative = None if wanted.negative is None else self.label(wanted.negative, "negative")
+        negative = wanted.negative
+        if negative is not None and not (isinstance(negative, str) and self.pipeline.generator.config.text):
+            negative = self.label(negative, "negative")
         try:
             configs = [replace(wanted.sampling(seed), negative=negative) for seed in seeds]
         except ConfigError as error:
@@ -228,7 +271,12 @@ class Service:
     async def file(self, made: Made, job: Job, encoding: Encoding) -> ImageFile:
         """Return a finished image as a file; a PNG holds its settings."""
         text = SampleRecord(
-            class_name=self.class_name(job), label=job.label, sampling=job.config, model=self.record, edit=job.edit
+            class_name=self.class_name(job),
+            label=job.label,
+            prompt=job.prompt,
+            sampling=job.config,
+            model=self.record,
+            edit=job.edit,
         ).to_text()
         data = await asyncio.to_thread(encode, made.image.numpy(), encoding, text)
         return ImageFile(made.number, job, data)
@@ -238,8 +286,9 @@ class Service:
         return await asyncio.to_thread(encode, preview.image.numpy(), encoding)
 
     def class_name(self, job: Job) -> str:
-        """Return the name of a job's class."""
-        return self.pipeline.class_name(job.label)
+        """Return the name of a job's class; the null class, as of a prompt alone, has none."""
+        null_class = self.pipeline.generator.condition.null_class
+        return "" if job.label == null_class else self.pipeline.class_name(job.label)
 
     async def events(
         self, receive: Callable[[], Awaitable[object]], jobs: Sequence[Job], *, preview_every: int = 0
