@@ -79,6 +79,8 @@ def test_by_name(folder, capsys):
     assert "40" not in capsys.readouterr().err
     one = open_source(f"{folder}/1.tar", size=8)
     assert (len(one), one.captions(0)) == (20, ("number 20", "the 20th"))
+    assert one.identity == open_source(f"{folder}/1.tar", size=8).identity
+    assert one.identity != open_source(f"{folder}/1.tar:train", size=8).identity
     assert len(open_source(f"{folder}:all:3", size=8)) == 3
     with one_line_error(DataError, "no class folders to choose from"):
         open_images(f"{folder}:cats", size=8, split="train")

@@ -19,6 +19,7 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from tests.fuzz.caption_doors import add_caption_doors
 from tests.fuzz.mutations import NUMBERS, damaged, words
 from tests.photo_folders import write_photos
 
@@ -172,6 +173,7 @@ def make_doors(folder: Path) -> list[Door]:  # noqa: PLR0915 - a paragraph for e
     file("sample-settings", settings, lambda: parse_record(settings.read_text(errors="replace"), settings))
     photo = folder / "photos" / "cats" / "0.png"
     file("folder", photo, lambda: _read_images(ImageFiles(folder / "photos", size=4)))
+    add_caption_doors(file, folder)
 
     names = st.lists(words, max_size=6)
     made.append(Door("class-names", st.tuples(words, names), lambda given: find_class(*given, len(given[1]))))

@@ -8,24 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aimamba.data.avatars import STYLES, Avatars
+    from aimamba.data.captioned import CaptionedAvatars
     from aimamba.data.emoji import EmojiImages
     from aimamba.data.fashion_mnist import FashionMNIST
     from aimamba.data.folder import BrokenImageWarning, ImageFolder
-    from aimamba.data.images import Images, ImageSet
+    from aimamba.data.images import CaptionedSet, Images, ImageSet
     from aimamba.data.loader import Batch, batches
     from aimamba.data.sets import open_images, open_source
     from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
+    from aimamba.data.vocabulary import Vocabulary
+    from aimamba.data.webdataset import TarImages
 
 _HOMES = {
-    "STYLES": "avatars",
     "Avatars": "avatars",
     "Batch": "loader",
     "BrokenImageWarning": "folder",
+    "CaptionedAvatars": "captioned",
+    "CaptionedSet": "images",
     "EmojiImages": "emoji",
     "FashionMNIST": "fashion_mnist",
     "ImageFolder": "folder",
     "ImageSet": "images",
     "Images": "images",
+    "STYLES": "avatars",
+    "TarImages": "webdataset",
+    "Vocabulary": "vocabulary",
     "batches": "loader",
     "open_images": "sets",
     "open_source": "sets",
@@ -40,11 +47,15 @@ __all__ = [
     "Avatars",
     "Batch",
     "BrokenImageWarning",
+    "CaptionedAvatars",
+    "CaptionedSet",
     "EmojiImages",
     "FashionMNIST",
     "ImageFolder",
     "ImageSet",
     "Images",
+    "TarImages",
+    "Vocabulary",
     "batches",
     "open_images",
     "open_source",

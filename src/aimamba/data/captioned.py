@@ -30,7 +30,7 @@ class CaptionedAvatars(Images):
     """Avatars of some styles with four captions each; each style is a class.
 
     The images are those of ``Avatars``. Of ``"train"`` and ``"held-out"`` those are left out that have a held-out pair
-    of values, such as a green critter with one eye; ``"held-out-pairs"`` has these alone, with seeds of ``"held-out"``.
+    of values, such as a purple critter with one eye; ``"held-out-pairs"`` has these alone, with seeds of ``"held-out"``.
     Every value of every attribute is trained on.
 
     Attributes:

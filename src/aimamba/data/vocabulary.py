@@ -63,7 +63,7 @@ _FRAME: dict[str, Any] = {
 _MODEL: dict[str, Any] = {
     "type": "BPE",
     "dropout": None,
-    "unk_token": None,
+    "unk_token": None,  # nosec B105
     "continuing_subword_prefix": None,
     "end_of_word_suffix": None,
     "fuse_unk": False,

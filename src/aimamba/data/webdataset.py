@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -79,6 +79,14 @@ class TarImages(ImageFolder):
     def has_texts(self) -> bool:
         """Whether there are captions."""
         return bool((self._table[:, _TEXT] != _NONE).any())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Paths, lengths and times of the archives, and which of their images these are."""
+        stats = [(path, path.stat()) for path in self._tars]
+        names = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
+        tars = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        return {"tars": tars, "size": self.size, "names": names}
 
     def _sizes(self, names: Sequence[str]) -> list[tuple[int, int] | DataError]:
         return [self._size(name) for name in names]
