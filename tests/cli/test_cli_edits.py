@@ -57,6 +57,16 @@ def test_the_class_of_a_completion(aimamba, models, pipeline, files):
     assert record(files / "completions" / "a-seed5.png").class_name == "sprouts"
 
 
+def test_the_class_in_the_settings_of_a_png_comes_before_the_likeliest(aimamba, models, files):
+    sample = ["sample", "--model", models / "pipeline", "--classes", "sprouts,Robots", "-n", 1, "--out", "made"]
+    assert aimamba(*sample, "--device", "cpu").status == 0
+    images = ["made/sprouts-seed0.png", "made/Robots-seed0.png", "a.png"]
+    for command in (["complete", *images, "--keep-rows", 1], ["inpaint", *images, "--mask", "mask.png"]):
+        assert aimamba(*command, "-n", 1, "--out", "out", "--model", models / "pipeline", "--device", "cpu").status == 0
+        for name in ("sprouts", "Robots"):
+            assert record(files / "out" / f"{name}-seed0-seed0.png").class_name == name
+
+
 def test_inpaintings(aimamba, refusal, models, pipeline, files):
     command = ["inpaint", "a.png", "--mask", "mask.png", "--candidates", 3, "--model", models / "pipeline", *DRAWING]
     assert aimamba(*command).status == 0

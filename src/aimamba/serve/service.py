@@ -27,6 +27,7 @@ from aimamba.serve.files import Encoding, encode
 from aimamba.serve.schemas import Settings, Wanted
 
 _ALIVE_EVERY = 15.0  # seconds
+_SMALL = 3 << 12  # bytes of an image whose PNG takes less time than asking another thread for it, 64 x 64 pixels
 
 Given = int | Prompt
 """What an image is to show: the label of a class, or a prompt."""
@@ -278,12 +279,16 @@ class Service:
             model=self.record,
             edit=job.edit,
         ).to_text()
-        data = await asyncio.to_thread(encode, made.image.numpy(), encoding, text)
-        return ImageFile(made.number, job, data)
+        return ImageFile(made.number, job, await self._encoded(made.image, encoding, text))
 
     async def preview(self, preview: Preview, encoding: Encoding) -> bytes:
         """Return an unfinished image as a file: grey where it is not generated yet."""
-        return await asyncio.to_thread(encode, preview.image.numpy(), encoding)
+        return await self._encoded(preview.image, encoding)
+
+    async def _encoded(self, image: UInt8[Tensor, "s s 3"], encoding: Encoding, text: str | None = None) -> bytes:
+        if encoding == "png" and image.numel() <= _SMALL:
+            return encode(image.numpy(), encoding, text)
+        return await asyncio.to_thread(encode, image.numpy(), encoding, text)
 
     def class_name(self, job: Job) -> str:
         """Return the name of a job's class; the null class, as of a prompt alone, has none."""
