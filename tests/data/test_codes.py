@@ -58,7 +58,7 @@ def test_the_centre_view_of_every_image(tokenizer, batch_size):
 
 def test_the_mirror_image_is_a_second_view(tokenizer):
     images = Noise(5)
-    codes = encode_images(tokenizer, images, flip=True, batch_size=2).shards[0]
+    codes = encode_images(tokenizer, images, views="center-flip", batch_size=2).shards[0]
     assert codes.shape == (5, 2, 16)
     for index in range(5):
         image = images.image(index)

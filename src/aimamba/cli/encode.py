@@ -27,7 +27,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("images", metavar="IMAGES", help="a set of images with classes, see below")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--size", type=int, help=f"side in pixels (default: as in IMAGES, else {_DEFAULT_SIZE})")
-    parser.add_argument("--views", default="center", help="center (default), center-flip or ten-crop")
+    parser.add_argument(
+        "--views", default="center", help="center (default), center-flip, ten-crop, or moved-8: moved a little, 8 times"
+    )
     parser.add_argument("--per-class", type=int, metavar="N", help="at most this many training images of each class")
     parser.add_argument("--held-out-per-class", type=int, metavar="N", help="the same for held-out images")
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default 32)")

@@ -30,8 +30,8 @@ class CaptionedAvatars(Images):
     """Avatars of some styles with four captions each; each style is a class.
 
     The images are those of ``Avatars``. Of ``"train"`` and ``"held-out"`` those are left out that have a held-out pair
-    of values, such as a purple critter with one eye; ``"held-out-pairs"`` has these alone, with seeds of ``"held-out"``.
-    Every value of every attribute is trained on.
+    of values, such as a purple critter with one eye; ``"held-out-pairs"`` has these alone, with the seeds of
+    ``"held-out"``. Every value of every attribute is trained on.
 
     Attributes:
         class_names: The styles; a label is an index into them.

@@ -22,11 +22,13 @@ from aimamba.data.folder import ImageFolder
 from aimamba.data.images import ImageSet, has_captions
 from aimamba.data.order import CAPTION, ShuffledOrder
 from aimamba.data.sheets import to_float
-from aimamba.data.transforms import ten_crop, to_array
+from aimamba.data.transforms import moved, ten_crop, to_array
 from aimamba.errors import DataError
 from aimamba.models import VQModel
 
-VIEWS = ("center", "center-flip", "ten-crop")
+VIEWS = ("center", "center-flip", "ten-crop", "moved-N")
+
+_MOST_MOVED = 64
 
 LARGEST_CODEBOOK = 1 << 16
 """Codes are kept in two bytes."""
@@ -224,12 +226,15 @@ def view_names(views: str) -> tuple[str, ...]:
     """Return the names of the views that ``views`` stands for.
 
     ``center`` is the centre crop; ``center-flip`` adds its mirror image; ``ten-crop`` is LlamaGen's twenty crops: four
-    corners and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the image.
+    corners and the centre, plain and mirrored, of a centre crop 1.1 and 1.05 times as wide as the image; ``moved-8`` is
+    the centre crop and eight of it moved and scaled a little, see ``transforms.moved``.
 
     Raises:
         ConfigError: There is no such choice.
     """
-    check(views in VIEWS, f"views must be one of {', '.join(VIEWS)}, got {views!r}")
+    if (number := _moved(views)) is not None:
+        return ("center", *(f"moved-{view}" for view in range(1, number + 1)))
+    check(views in VIEWS[:-1], f"views must be one of {', '.join(VIEWS)}, got {views!r}")
     if views == "ten-crop":
         return tuple(f"ten-crop-{scale}-{number}" for scale in _TEN_CROP_RANGES for number in range(10))
     return ("center",) if views == "center" else ("center", "center-flip")
@@ -253,6 +258,13 @@ def encode_views(tokenizer: VQModel, images: ImageSet, chosen: range, views: str
     return np.stack(columns, axis=1).astype(np.uint16)
 
 
+def _moved(views: str) -> int | None:
+    """Return the N of ``moved-N``."""
+    name, _, number = views.rpartition("-")
+    fits = name == "moved" and number.isdecimal() and number.isascii() and len(number) < 4
+    return int(number) if fits and 1 <= int(number) <= _MOST_MOVED else None
+
+
 def _views(images: ImageSet, index: int, views: str) -> Sequence[UInt8[np.ndarray, "s s 3"]]:
     if views == "ten-crop":
         assert isinstance(images, ImageFolder)
@@ -260,6 +272,8 @@ def _views(images: ImageSet, index: int, views: str) -> Sequence[UInt8[np.ndarra
         crops = [crop for scale in _TEN_CROP_RANGES for crop in ten_crop(image, images.size, crop_range=scale)]
         return [to_array(crop) for crop in crops]
     whole = images.image(index, None)
+    if (number := _moved(views)) is not None:
+        return [whole, *(moved(whole, np.random.default_rng([index, view])) for view in range(1, number + 1))]
     return [whole] if views == "center" else [whole, np.ascontiguousarray(whole[:, ::-1])]
 
 
@@ -267,16 +281,16 @@ def encode_images(
     tokenizer: VQModel,
     images: ImageSet,
     *,
-    flip: bool = False,
+    views: str = "center",
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> CodeSet:
-    """Encode the centre view of every image once, and optionally its mirror image.
+    """Encode every image once, in one or more views.
 
     Args:
         tokenizer: Encodes on its own device.
         images: The images.
-        flip: Add the mirror image as a second view.
+        views: Which views of each image, see ``view_names``.
         batch_size: Images encoded at once.
         progress: Called with (images done, number of images).
 
@@ -289,7 +303,7 @@ def encode_images(
     parts = []
     for start in range(0, len(images), batch_size):
         chosen = range(start, min(start + batch_size, len(images)))
-        parts.append(encode_views(tokenizer, images, chosen, "center-flip" if flip else "center"))
+        parts.append(encode_views(tokenizer, images, chosen, views))
         if progress is not None:
             progress(chosen.stop, len(images))
     captions = None

@@ -77,6 +77,15 @@ def resize(image: Image.Image, size: int) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
 
 
+def moved(image: UInt8[np.ndarray, "s s 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "s s 3"]:
+    """Return a square image moved by up to a sixteenth of its side and scaled by 0.9 to 1.1; its edges are repeated."""
+    side, margin = len(image), len(image) // 4
+    around = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    seen = side / rng.uniform(0.9, 1.1)
+    left, top = (margin + (side - seen) / 2 + rng.uniform(-side / 16, side / 16) for _ in range(2))
+    return np.asarray(around.resize((side, side), Resampling.BICUBIC, box=(left, top, left + seen, top + seen)))
+
+
 def too_narrow(extent: tuple[int, int], size: int) -> str | None:
     """Return why an image of this width and height cannot be enlarged to a shorter side of ``size``, or None."""
     pixels = size * max(extent) * size / max(1, min(extent))

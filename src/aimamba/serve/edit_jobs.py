@@ -132,6 +132,8 @@ def inpaintings(
         )
 
     jobs = service.jobs_for(given, configs, known=kept, edit=edit)
+    if method == "plain":
+        return jobs  # they share decoding steps with all others
     return [replace(job, places=candidates, run=partial(run, job.config)) for job in jobs]
 
 
@@ -146,13 +148,15 @@ async def interpolations(
     pipeline = service.pipeline
     ends = [end if isinstance(end, Prompt) else service.label(end, field) for end, field in ((a, "a"), (b, "b"))]
     names = tuple(end.text if isinstance(end, Prompt) else pipeline.class_name(end) for end in ends)
-    weights = await checked(lambda: pipeline.between(ends[0], ends[1], steps, path), "steps")
+    way = await checked(lambda: pipeline.between(ends[0], ends[1], steps, path), "steps")
+    openings = pipeline.generator.openings(way.to(pipeline.device)).detach()
     jobs = []
     for step in range(steps):
         share = step / (steps - 1)
         edit = EditRecord(command="interpolate", classes=names, share=share, path=path)
-        run = lambda step=step: pipeline.generate(weights[step : step + 1], [config], seeds=[config.seed])  # noqa: E731
         end = ends[share > 0.5]
         label = pipeline.generator.condition.null_class if isinstance(end, Prompt) else end
-        jobs.append(Job(label=label, config=config, edit=edit, run=run))
+        jobs += [
+            replace(job, label=label, opening=openings[step], edit=edit) for job in service.jobs_for(label, [config])
+        ]
     return jobs

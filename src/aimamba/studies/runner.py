@@ -159,7 +159,7 @@ class StudyRunner:
         images = open_splits(**data.images(), progress=True)
         for split, part in (("train", images.train), ("held-out", images.held_out)):
             self._log(f"codes of {len(part):,} {split} images in {folder / split}")
-        views = "center-flip" if data.flip else "center"
+        views = data.views
         encode_splits(self._tokenizer, images, folder, views=views, progress=sys.stderr.isatty())
         codes = open_code_splits(folder, self._tokenizer)
         return StudyCodes(codes.train, codes.held_out, codes.meta.class_names)

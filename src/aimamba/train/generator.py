@@ -62,6 +62,9 @@ class GeneratorTaskConfig:
             so that a prompt can stand alone.
         caption_dropout: Likewise of those that are trained without their caption, so that a class can stand alone.
         token_dropout: Fraction of the features of the word embeddings that are set to zero; the others are scaled up.
+        code_noise: Fraction of the codes that the model reads which are replaced by random ones; it still predicts the
+            right ones. It learns to recover from its own mistakes, to rely on the condition, and memorises later
+            (a part of reAR, arXiv 2510.04450).
         checkpointing: Whether to store only the inputs of the blocks for the backward pass and compute the rest again.
             It takes less memory and the time of a second forward pass; the result is the same.
         sheet_pictures: Images of each class on a sample sheet.
@@ -81,13 +84,14 @@ class GeneratorTaskConfig:
     class_dropout: float = 0.5
     caption_dropout: float = 0.1
     token_dropout: float = 0.0
+    code_noise: float = 0.0
     checkpointing: bool = False
     sheet_pictures: int = 4
     sheet_cfg_scale: float = 2.0
     sheet_top_k: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("label_dropout", "class_dropout", "caption_dropout"):
+        for name in ("label_dropout", "class_dropout", "caption_dropout", "code_noise"):
             check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
         check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
@@ -230,7 +234,18 @@ class GeneratorTask:
             dropped = dropped | self._chosen(batch.labels, self.config.class_dropout, rng)
         labels = torch.where(dropped, model.condition.null_class, batch.labels)
         mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
-        return code_cross_entropy(model, batch.codes, labels, mask, captions, checkpointing=checkpointing), {}
+        read = self._noisy(batch.codes[:, :-1], rng)
+        loss = code_cross_entropy(model, batch.codes, labels, mask, captions, read=read, checkpointing=checkpointing)
+        return loss, {}
+
+    def _noisy(self, codes: Tensor, rng: torch.Generator) -> Tensor:
+        """Return codes of which some are random ones."""
+        if self.config.code_noise == 0:
+            return codes
+        shape = tuple(codes.shape)
+        replaced = distributed.uniform(shape, rng, codes.device) < self.config.code_noise
+        others = (distributed.uniform(shape, rng, codes.device) * self.model.config.vocab_size).long()
+        return torch.where(replaced, others, codes)
 
     @staticmethod
     def _chosen(labels: Tensor, share: float, rng: torch.Generator) -> Tensor:
@@ -303,6 +318,7 @@ def code_cross_entropy(
     token_mask: Tensor | None = None,
     captions: Tensor | None = None,
     *,
+    read: Tensor | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
     """Return the mean cross entropy, in nats, of each code given the condition and the codes before it.
@@ -313,8 +329,10 @@ def code_cross_entropy(
         labels: Class labels (B).
         token_mask: Factors for the word embeddings (B, L - 1, D).
         captions: Of a generator that takes them, see ``aimamba.models.text``.
+        read: What the model reads in place of the codes before each (B, L - 1).
         checkpointing: Whether to compute the blocks again in the backward pass instead of storing their activations.
     """
-    hidden = model(codes[:, :-1], labels, captions, token_mask=token_mask, head=False, checkpointing=checkpointing)
+    before = codes[:, :-1] if read is None else read
+    hidden = model(before, labels, captions, token_mask=token_mask, head=False, checkpointing=checkpointing)
     head = model.word_embedding.weight
     return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten())

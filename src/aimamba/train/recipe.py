@@ -33,6 +33,8 @@ class DataConfig:
         held_out_per_class: Images of each class to evaluate on; by default all.
         crop: Whether to train on the centre of an image or on a random crop.
         flip: Whether to mirror half of the training images.
+        moved: Of a generator's images: views of each, beside the centre, that are moved and scaled a little. A small
+            set is then not memorised as soon.
         upscale: Whether to enlarge images that are smaller than ``size``; otherwise they are an error.
         max_broken: Most broken files to skip; by default 1 % of the files, but at least 10.
         strict: Whether a broken file is an error instead of a warning.
@@ -47,6 +49,7 @@ class DataConfig:
     held_out_per_class: int | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    moved: int = 0
     upscale: bool = False
     max_broken: int | None = None
     strict: bool = False
@@ -57,13 +60,22 @@ class DataConfig:
         for name in ("per_class", "held_out_per_class"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"data.{name} must be at least 1, got {value}")
+        check(0 <= self.moved <= 64, f"data.moved must be from 0 to 64, got {self.moved}")
+        check(not (self.moved and self.flip), "data.moved and data.flip are two kinds of views; leave one out")
         for name in ("skip_per_class", "workers"):
             check(getattr(self, name) >= 0, f"data.{name} must not be negative, got {getattr(self, name)}")
         check(self.workers <= _MOST_WORKERS, f"data.workers must be at most {_MOST_WORKERS}, got {self.workers}")
 
     def images(self) -> dict[str, Any]:
         """Return what decides the images, as the arguments of ``data.sets.open_splits``."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "workers"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("workers", "moved")}
+
+    @property
+    def views(self) -> str:
+        """The views that a generator's images are encoded in, see ``data.codes.view_names``."""
+        if self.moved:
+            return f"moved-{self.moved}"
+        return "center-flip" if self.flip else "center"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

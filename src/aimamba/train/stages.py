@@ -135,6 +135,7 @@ def _tokenizer_task(recipe: Recipe, log: Callable[[str], None], progress: bool) 
         "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
     )
     _check_size(recipe, config)
+    check(not recipe.data.moved, "data.moved is for generators; a tokenizer sees other crops with data.crop = 'random'")
     for name in ("perceptual", "adversarial"):
         if getattr(task, f"{name}_weight") and (start := getattr(task, f"{name}_start")) >= recipe.fit.steps:
             log(f"note: the {name} loss never starts: task.{name}_start = {start}, fit.steps = {recipe.fit.steps}")
@@ -295,12 +296,13 @@ def _code_source(
         count = len(images.train) + len(images.held_out)
         say(f"encoding {count:,} images with {recipe.task['tokenizer']}")
         if kept is None:
-            train = encode_images(tokenizer, images.train, flip=recipe.data.flip)
+            train = encode_images(tokenizer, images.train, views=recipe.data.views)
             return train, encode_images(tokenizer, images.held_out)
         draft = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(draft, ignore_errors=True)
-        views = "center-flip" if recipe.data.flip else "center"
-        encode_splits(tokenizer, images, draft, views=views, batch_size=64, progress=progress and sys.stderr.isatty())
+        encode_splits(
+            tokenizer, images, draft, views=recipe.data.views, batch_size=64, progress=progress and sys.stderr.isatty()
+        )
         note = to_toml(to_mapping(recipe.data))
         write_atomically(draft / _NOTE, lambda path: path.write_text(note, encoding="utf-8"))
         draft.rename(kept)
