@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimamba.data.codes import CodeSet, encode_images
+from aimamba.data.codes import CodeSet, encode_images, view_names
 from aimamba.data.order import ShuffledOrder
 from aimamba.data.sheets import to_float
 from aimamba.errors import ConfigError
@@ -65,6 +65,22 @@ def test_the_mirror_image_is_a_second_view(tokenizer):
         assert codes[index, 0].tolist() == encoded(tokenizer, image)
         assert codes[index, 1].tolist() == encoded(tokenizer, image[:, ::-1])
     assert (codes[:, 0] != codes[:, 1]).any()
+
+
+def test_moved_views_are_the_same_in_every_batch(tokenizer):
+    images = Noise(5)
+    codes = encode_images(tokenizer, images, views="moved-3", batch_size=2).shards[0]
+    assert view_names("moved-3") == ("center", "moved-1", "moved-2", "moved-3")
+    assert codes.shape == (5, 4, 16)
+    assert np.array_equal(codes, encode_images(tokenizer, images, views="moved-3", batch_size=5).shards[0])
+    assert np.array_equal(codes[:, 0], encode_images(tokenizer, images).shards[0][:, 0])
+    assert len({tuple(view) for image in codes for view in image.tolist()}) > 15  # nearly all differ
+
+
+@pytest.mark.parametrize("views", ["moved", "moved-0", "moved-65", "moved--1", "moved-\u0663", "centre"])
+def test_unknown_views_are_refused(views):
+    with pytest.raises(ConfigError, match=r"^views must be one of center, center-flip, ten-crop, moved-N"):
+        view_names(views)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

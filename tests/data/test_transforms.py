@@ -11,7 +11,7 @@ from PIL import Image
 
 from aimamba.data import transforms
 from aimamba.data.files import open_image
-from aimamba.data.transforms import center_crop, flip, random_crop, resize, ten_crop, to_array, to_rgb
+from aimamba.data.transforms import center_crop, flip, moved, random_crop, resize, ten_crop, to_array, to_rgb
 from aimamba.errors import DataError
 from refusals import one_line_error
 
@@ -218,6 +218,21 @@ class TestCrops:
         crops = ten_crop(make_image(300, 300), 256, crop_range=1.1)
         whole = to_array(center_crop(make_image(300, 300), 281))
         np.testing.assert_array_equal(to_array(crops[4]), whole[12:268, 12:268])
+
+
+def test_moved_images_show_the_same_a_little_elsewhere():
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[24:40, 24:40] = 0
+    for seed in range(30):
+        found = moved(image, np.random.default_rng(seed))
+        assert (found.shape, found.dtype) == ((64, 64, 3), np.uint8)
+        assert np.array_equal(found, moved(image, np.random.default_rng(seed)))
+        rows, columns = np.nonzero(found[..., 0] < 128)
+        for places in (rows, columns):
+            assert 13 <= np.ptp(places) + 1 <= 19  # 16, scaled by 0.9 to 1.1
+            assert abs(places.mean() - 31.5) <= 5  # moved by a sixteenth, and that scaled
+        assert (found[[0, -1]] == 255).all()  # the edges are repeated
+    assert not np.array_equal(moved(image, np.random.default_rng(0)), moved(image, np.random.default_rng(1)))
 
 
 def test_to_array_is_a_writable_copy():

@@ -100,6 +100,28 @@ def test_what_is_left_out(make, rng):
     assert shares == pytest.approx(expected, abs=0.03)
 
 
+def test_noise_replaces_codes_that_are_read_and_none_that_is_predicted(make, rng):
+    task, seen = make(code_noise=0.3, label_dropout=0.0), {}
+    codes = torch.full((2000, 9), 7)
+    batch = CaptionedBatch(codes, torch.zeros(2000, dtype=torch.long), torch.ones(2000, 8, dtype=torch.long))
+
+    def forward(read, *rest, **options):
+        seen["read"] = read
+        return torch.zeros(2000, 9, 16)
+
+    task.model.forward = forward
+    loss, _ = task.loss(task.model, batch, rng())
+    changed = seen["read"] != 7
+    assert float(changed.float().mean()) == pytest.approx(0.3 * 23 / 24, abs=0.02)
+    assert len(seen["read"][changed].unique()) == 23
+    assert (codes == 7).all()
+    assert loss.item() == pytest.approx(math.log(24), rel=1e-4)  # of hidden features that are all zero
+    quiet = make(label_dropout=0.0)
+    quiet.model.forward = forward
+    quiet.loss(quiet.model, batch, rng())
+    assert (seen["read"] == 7).all()
+
+
 def test_held_out_bits_are_those_given_class_and_first_caption(make):
     task = make()
     with torch.no_grad():
@@ -190,7 +212,7 @@ def test_a_class_generator_learns_to_read_from_where_it_is(make_aim):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["label_dropout", "class_dropout", "caption_dropout"])
+@pytest.mark.parametrize("name", ["label_dropout", "class_dropout", "caption_dropout", "code_noise"])
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_impossible_shares_are_refused(name, value):
     with one_line_error(ConfigError, f"task.{name}"):
