@@ -9,6 +9,7 @@ import typing
 from typing import Any, Literal, get_args, get_origin
 
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig
+from aimamba.models.text import TextConfig
 from aimamba.train.generator import GeneratorTaskConfig
 from aimamba.train.parallel.layout import ParallelConfig
 from aimamba.train.recipe import DataConfig, Recipe
@@ -33,6 +34,7 @@ def settings_page() -> str:
         ("[data]: the images", DataConfig, []),
         ("[model] of a tokenizer", VQConfig, [_PRESETS.format(", ".join(VQ_PRESETS))]),
         ("[model] of a generator", AiMConfig, [_PRESETS.format(", ".join(AIM_PRESETS))]),
+        ("[model.text] of a generator that takes captions", TextConfig, []),
         ("[task] of a tokenizer", TokenizerTaskConfig, []),
         ("[task] of a generator", GeneratorTaskConfig, []),
         ("[fit]: the training loop", FitConfig, []),
@@ -56,7 +58,8 @@ def describe_fields(cls: type) -> dict[str, str]:
 
 def _is_left_out(cls: type, field: "dataclasses.Field[Any]") -> bool:
     """Return whether a field is a section of its own, or is filled in by training."""
-    left_out = {Recipe: ("data", "model", "task", "fit", "parallel"), AiMConfig: ("tokenizer",)}
+    left_out = {Recipe: ("data", "model", "task", "fit", "parallel"), AiMConfig: ("tokenizer", "text")}
+    left_out[TextConfig] = ("features", "encoder")
     return field.name in left_out.get(cls, ())
 
 
