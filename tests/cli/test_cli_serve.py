@@ -151,4 +151,4 @@ def test_the_studio_names_what_it_misses(monkeypatch, capsys):
         message = "studio needs gradio; install it: pip install 'aimamba[studio]'"
         assert capsys.readouterr().err == f"aimamba: {message}\n"
     assert main(["serve", "--studio", "--ray"]) == 2
-    assert "--studio has no effect with --ray" in capsys.readouterr().err
+    assert "the studio has no effect with --ray" in capsys.readouterr().err
