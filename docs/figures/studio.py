@@ -72,7 +72,8 @@ def pictures(browser: Browser, address: str) -> None:
     page.wait_for_selector("#count")
     choose(page, "open-peeps")
     page.click("#draw")
-    page.wait_for_function("() => parseFloat(document.querySelector('.bar i').style.width) > 55", timeout=120_000)
+    page.wait_for_selector(".tile", timeout=120_000)
+    page.wait_for_function("() => parseFloat(document.querySelector('.bar i').style.width) > 40", timeout=120_000)
     shoot(page, "sheet")
 
     page = visit(browser, address, "dark")

@@ -142,3 +142,13 @@ def test_what_is_missing_is_named(monkeypatch, capsys):
     assert main(["serve"]) == 2
     message = "serve needs fastapi, uvicorn; install it: pip install 'aimamba[serve]'"
     assert capsys.readouterr().err == f"aimamba: {message}\n"
+
+
+def test_the_studio_names_what_it_misses(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "gradio" else object())
+    for command in (["studio"], ["serve", "--studio"]):
+        assert main(command) == 2
+        message = "studio needs gradio; install it: pip install 'aimamba[studio]'"
+        assert capsys.readouterr().err == f"aimamba: {message}\n"
+    assert main(["serve", "--studio", "--ray"]) == 2
+    assert "the studio has no effect with --ray" in capsys.readouterr().err

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi", reason="needs the extra 'studio'")
-pytest.importorskip("gradio", reason="needs the extra 'studio'")
-
 NAMES = ("plain", "spotted, small", "striped", "round", "odd")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _STARTED = 120.0  # seconds

@@ -4,6 +4,9 @@ import asyncio
 import re
 
 import pytest
+
+pytest.importorskip("gradio", reason="needs the extra 'studio'")
+
 from fastapi.testclient import TestClient
 
 from aimamba.studio.app import make_studio

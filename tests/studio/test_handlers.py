@@ -6,11 +6,14 @@ import io
 import json
 from contextlib import aclosing
 
-import gradio as gr
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+pytest.importorskip("gradio", reason="needs the extra 'studio'")
+
+import gradio as gr
 
 from aimamba.generation import SamplingConfig
 from aimamba.serve.errors import ApiError

@@ -247,6 +247,8 @@ def _require_extra(arguments: argparse.Namespace, extra: str) -> None:
 
     if arguments.ray is None and arguments.replicas is not None:
         raise ConfigError("--replicas needs --ray")
+    if arguments.ray is not None and extra == "studio":
+        raise ConfigError("the studio has no effect with --ray: a visitor's requests must all reach one process")
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
     needed["python_multipart"] = "python-multipart"

@@ -24,6 +24,7 @@ def make_app(
     metrics: Metrics | None = None,
     everywhere: Everywhere | None = None,
     further_bodies: Mapping[str, int] = {},
+    exact: str = "",
 ) -> FastAPI:
     """Return the app of a service, which runs while the app does.
 
@@ -32,6 +33,7 @@ def make_app(
         metrics: Where requests are counted; by default new ones.
         everywhere: Returns the numbers of all replicas, for ``/metrics``; by default those of ``metrics``.
         further_bodies: Paths of routes in JSON that are added later, each with the bytes that a body may have.
+        exact: What paths begin with in which a slash at the end counts; empty for none.
     """
     metrics = metrics or Metrics(service)
 
@@ -65,7 +67,7 @@ def make_app(
             expose_headers=["Retry-After", "X-Seed", "X-Label"],
         )
     app.add_middleware(Counted, metrics=metrics, known=frozenset(bodies))
-    app.add_middleware(Lenient)
+    app.add_middleware(Lenient, exact=exact)
     return app
 
 

@@ -23,14 +23,22 @@ _CLOSE = {"Connection": "close"}  # what is left of the body is not read, so the
 class Lenient:
     """ASGI middleware. Takes HEAD for GET without the body, and a path for the one without a slash at its end."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, exact: str = "") -> None:
+        """Wrap an app.
+
+        Args:
+            app: What requests are handed to.
+            exact: What paths begin with in which a slash at the end counts; empty for none.
+        """
+        self._app, self._exact = app, exact
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        is_head, path = scope["method"] == "HEAD", scope["path"].rstrip("/") or "/"
+        is_head, path = scope["method"] == "HEAD", scope["path"]
+        if not (self._exact and path.startswith(self._exact)):
+            path = path.rstrip("/") or "/"
         scope = {**scope, "method": "GET" if is_head else scope["method"], "path": path}
 
         async def without_body(message: Message) -> None:

@@ -31,7 +31,7 @@ def make_studio(service: Service) -> tuple[FastAPI, Callable[[], None]]:
     calls = (f"{PREFIX}/gradio_api/{name}" for name in ("queue/join", "cancel", "reset", "component_server/"))
     bodies = dict.fromkeys(calls, _SMALL)
     bodies[f"{PREFIX}/gradio_api/queue/join"] = _SMALL + service.config.upload_bytes // 3 * 4  # a file in base64
-    app = make_app(service, further_bodies=bodies)
+    app = make_app(service, further_bodies=bodies, exact=f"{PREFIX}/")
     thumbnails = Thumbnails(service)
     _add_routes(app, service, thumbnails)
     _make_thumbnails(app, thumbnails)

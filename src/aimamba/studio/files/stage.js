@@ -159,6 +159,7 @@ window.studio.stage = (element, trigger, props, server, watch) => {
       view = { run: frame.run, kind: frame.kind, of: frame.of, tiles: frame.tiles.map((tile) => ({ ...tile })) };
       at = tool = over = null;
       forgetMask();
+      bar.firstChild.style.width = "0";
       if (frame.state === "drawing") busy("Waiting for a place …");
       layout();
     }
