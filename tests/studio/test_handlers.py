@@ -15,8 +15,13 @@ pytest.importorskip("gradio", reason="needs the extra 'studio'")
 
 import gradio as gr
 
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.generation import SamplingConfig
+from aimamba.models.text import TextConfig
+from aimamba.pipeline import Pipeline
+from aimamba.serve.config import ServeConfig
 from aimamba.serve.errors import ApiError
+from aimamba.serve.service import Service
 from aimamba.studio import controls as settings
 from aimamba.studio.actions import IMAGE, SHEET, STRIP, Actions
 from aimamba.studio.choice import Choice
@@ -24,7 +29,8 @@ from aimamba.studio.frames import read_codes, write_codes
 from aimamba.studio.opening import open_image
 from aimamba.studio.thumbnails import Thumbnails
 
-VALUES = (1.5, 0.8, 5, 0.9, "7", {})
+VALUES = (1.5, 0.8, 5, 0.9, "", "7", {})
+ROCKET, CAT = "a red rocket", "a black cat"
 EMPTY = write_codes(torch.zeros(9, dtype=torch.long))
 
 
@@ -42,6 +48,14 @@ def studio(make_service):
         return asyncio.run(inside())
 
     return run
+
+
+@pytest.fixture(scope="module")
+def reader(make_aim, make_vq):
+    """A pipeline that takes prompts."""
+    vocabulary = Vocabulary.train([ROCKET, CAT], 280)
+    text = TextConfig(tokens=8, vocabulary=len(vocabulary), width=32, blocks=1)
+    return Pipeline(make_vq(), make_aim(text=text), ("a", "b", "c", "d", "e"), vocabulary, engine="plain")
 
 
 async def collect(generator):
@@ -131,9 +145,9 @@ def test_a_part_is_drawn_again(studio):
         ({"mode": STRIP, "to": "zebra"}, "zebra"),
         ({"values": ("a", *VALUES[1:])}, "Cfg-scale must be a number"),
         ({"values": (*VALUES[:3], 0, *VALUES[4:])}, "Top-p must be in"),
-        ({"values": (*VALUES[:4], "-1", {})}, "The seed must be a whole number"),
-        ({"values": (*VALUES[:4], str(2**63), {})}, "Seed must be in"),
-        ({"values": (*VALUES[:5], {"nonsense": 1})}, "unknown key"),
+        ({"values": (*VALUES[:5], "-1", {})}, "The seed must be a whole number"),
+        ({"values": (*VALUES[:5], str(2**63), {})}, "Seed must be in"),
+        ({"values": (*VALUES[:6], {"nonsense": 1})}, "unknown key"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_frame(studio, change, message):
@@ -182,7 +196,7 @@ def test_a_full_queue_and_a_stop_are_told_and_a_visitor_who_leaves_frees_the_pla
 
 
 def test_a_file_restores_what_it_was_made_with(studio):
-    values = (7.5, 0.8, 0, 1, str(2**63 - 1), {"min_p": 0.1, "cfg_schedule": "linear"})  # more than the slider has
+    values = (7.5, 0.8, 0, 1, "", str(2**63 - 1), {"min_p": 0.1, "cfg_schedule": "linear"})  # more than the slider has
 
     async def use(service, actions):
         choice = actions._choice
@@ -290,3 +304,37 @@ def test_controls_show_every_setting():
     values = [update["value"] if isinstance(update, dict) and "value" in update else update for update in updates]
     assert settings.read_controls(values) == config
     assert all(len(control.info.split(".")) == 2 for control in made[:5])  # one sentence each
+
+
+def test_a_model_that_reads_has_a_field_in_place_of_the_gallery(reader):
+    """Prompts and negative ones, strips, redraws, the map, and a PNG that is dropped back in."""
+    values = (2.0, 0.8, 0, 1, "a dog", "3", {})
+
+    async def inside():
+        service = Service(reader, "reader", ServeConfig(images_per_request=8))
+        actions = Actions(service, Choice(service))
+        async with service.running():
+            [made] = final(frames := await collect(actions.draw(ROCKET, IMAGE, 1, "", 3, *values)))
+            strip = final(await collect(actions.draw(ROCKET, STRIP, 1, CAT, 3, *values)))
+            asked = {"codes": made["codes"], "rows": 1}
+            [redrawn] = final(await collect(actions.redraw(CAT, asked, *values)))
+            sure = [await actions.sureness({"codes": made["codes"], "label": given}) for given in (ROCKET, CAT)]
+            opened = await open_image(service, actions._choice, {"data": made["src"], "name": "a.png"})
+            [refused] = await collect(actions.draw("x" * 2001, IMAGE, 1, "", 3, *values))
+            return frames, made, strip, redrawn, sure, opened, refused
+
+    frames, made, strip, redrawn, sure, opened, refused = asyncio.run(inside())
+    config = SamplingConfig(cfg_scale=2.0, temperature=0.8, negative="a dog", seed=3)
+    [expected] = reader(prompts=[ROCKET], config=config)
+    assert np.array_equal(pixels(made), np.asarray(expected))
+    assert frames[0]["tiles"][0] | {"about": ""} == {"label": ROCKET, "class": ROCKET, "seed": "3", "about": ""}
+    assert made["name"] == "a-red-rocket-seed3.png"
+    assert len(strip) == 3
+    kept = reader.encode(pixels(redrawn))[0, :3]
+    assert redrawn["codes"] != made["codes"]
+    assert len(kept) == 3
+    assert sure[0] != sure[1]
+    frame, prompt, *_, negative, seed, more = opened
+    assert (prompt, negative, seed, more) == (ROCKET, "a dog", "3", {})
+    assert frame["message"].startswith("Prompt, seed and settings restored")
+    assert "at most 2,000 characters" in refused["message"]

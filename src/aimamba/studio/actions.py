@@ -49,13 +49,13 @@ class Actions:
     async def _drawing(
         self, chosen: Any, mode: Any, count: Any, to: Any, steps: Any, config: SamplingConfig
     ) -> tuple[Kind, list[Job]]:
-        label = self._choice.label(chosen)
+        given = self._choice.given(chosen)
         if mode == STRIP:
             steps = self._count(steps, 2)
-            return "strip", await interpolations(self._service, label, self._choice.label(to), steps, config)
+            return "strip", await interpolations(self._service, given, self._choice.given(to), steps, config)
         if mode == SHEET:
-            return "sheet", [Job(label=label, config=each) for each in self._seeded(config, self._count(count))]
-        return "image", [Job(label=label, config=config)]
+            return "sheet", self._service.jobs_for(given, self._seeded(config, self._count(count)))
+        return "image", self._service.jobs_for(given, [config])
 
     async def again(self, *values: Any) -> AsyncGenerator[tuple[Frame, str]]:
         """Do as ``draw`` with another seed, which is shown too."""
@@ -85,12 +85,12 @@ class Actions:
 
     async def _redrawing(self, chosen: Any, asked: dict[str, Any], config: SamplingConfig) -> list[Job]:
         service = self._service
-        label, codes = self._choice.label(chosen), read_codes(asked.get("codes"), service)
+        given, codes = self._choice.given(chosen), read_codes(asked.get("codes"), service)
         configs = self._seeded(config, self._count(asked.get("n", 1)))
         if "rows" in asked:
             rows = _whole(asked["rows"], "the rows to keep")
             check_rows(service, rows)
-            return completions(service, codes, rows, label, configs)
+            return completions(service, codes, rows, given, configs)
         cells = asked.get("mask")
         cells = cells if isinstance(cells, list) else []
         mask = torch.zeros(1, service.length, dtype=torch.bool)
@@ -102,23 +102,24 @@ class Actions:
         if not mask.any():
             raise ApiError(422, "paint over what shall be drawn again first", field="mask")
         most = service.config.scheduler.images
-        return inpaintings(service, codes, mask, label, configs, candidates=min(16, most))
+        return inpaintings(service, codes, mask, given, configs, candidates=min(16, most))
 
     async def sureness(self, asked: Any) -> dict[str, Any]:
         """Return the probability that the model gave each token of an image when its turn came.
 
         Args:
-            asked: ``codes`` of the image and its ``label``.
+            asked: ``codes`` of the image and its ``label``, a class or a prompt.
 
         Returns:
             ``probabilities``, of all tokens in raster order, or ``error``.
         """
         service = self._service
         try:
-            given = asked if isinstance(asked, dict) else {}
-            codes, label = read_codes(given.get("codes"), service), self._choice.label(given.get("label"))
+            sent = asked if isinstance(asked, dict) else {}
+            codes, given = read_codes(sent.get("codes"), service), self._choice.given(sent.get("label"))
+            labels = service.pipeline.labels([given])
             async with service.uploading():
-                bits = await checked(lambda: service.pipeline.bits(codes, torch.tensor([label])), "image")
+                bits = await checked(lambda: service.pipeline.bits(codes, labels), "image")
             return {"probabilities": [round(value, 6) for value in torch.exp2(-bits[0]).tolist()]}
         except Exception as error:
             return {"error": failure(error)["message"]}

@@ -27,12 +27,18 @@ class Controls(NamedTuple):
     temperature: Any
     top_k: Any
     top_p: Any
+    negative: Any
     seed: Any
     more: Any
 
 
-def make_controls(vocabulary: int) -> Controls:
-    """Place the controls where the page is being built."""
+def make_controls(vocabulary: int, *, prompts: bool = False) -> Controls:
+    """Place the controls where the page is being built.
+
+    Args:
+        vocabulary: Number of codes.
+        prompts: Whether the model takes prompts, and so negative ones.
+    """
     return Controls(
         cfg_scale=gr.Slider(
             1, _HIGHEST["cfg_scale"], FIRST.cfg_scale, step=0.05, label="Guidance", elem_id="cfg_scale",
@@ -49,6 +55,10 @@ def make_controls(vocabulary: int) -> Controls:
         top_p=gr.Slider(
             0.05, 1, FIRST.top_p, step=0.01, label="Top-p", elem_id="top_p",
             info="Choose among the likeliest tokens that together reach this probability; 1 allows all.",
+        ),
+        negative=gr.Textbox(
+            "", label="Rather not", max_lines=1, max_length=2000, elem_id="negative", visible=prompts,
+            info="A prompt to be guided away from; it acts where guidance is above 1.",
         ),
         seed=gr.Textbox(
             str(FIRST.seed), label="Seed", max_lines=1, elem_id="seed",
@@ -73,10 +83,11 @@ def read_controls(values: Sequence[Any]) -> SamplingConfig:
         raise ApiError(422, f"the seed must be a whole number from 0 to 2^63 - 1, got {seed[:40]!r}", field="seed")
     numbers = {name: _number(given[name], name) for name in _NUMBERS}
     more = given["more"] if isinstance(given["more"], dict) else {}
+    negative = {"negative": given["negative"]} if str(given["negative"] or "").strip() else {}
     try:
         return from_mapping(
             SamplingConfig,
-            {**more, **numbers, "top_k": int(numbers["top_k"]), "seed": int(seed)},
+            {**more, **numbers, **negative, "top_k": int(numbers["top_k"]), "seed": int(seed)},
             where="settings",
         )
     except ConfigError as error:
@@ -95,8 +106,13 @@ def show_controls(config: SamplingConfig, vocabulary: int) -> list[Any]:
             wider["minimum"] = value
         updates.append(gr.update(value=value, **wider))
     plain, values = to_mapping(SamplingConfig()), to_mapping(config)
-    more = {name: value for name, value in values.items() if name not in Controls._fields and value != plain.get(name)}
-    return [*updates, str(config.seed), more]
+    kept = {"negative"} if isinstance(config.negative, int) else set()  # a class has no control
+    more = {
+        name: value
+        for name, value in values.items()
+        if (name not in Controls._fields or name in kept) and value != plain.get(name)
+    }
+    return [*updates, config.negative if isinstance(config.negative, str) else "", str(config.seed), more]
 
 
 def other_seed() -> str:

@@ -27,6 +27,7 @@ from aimamba.generation.scheduler import Made, Preview
 from aimamba.serve.errors import ApiError, as_api_error
 from aimamba.serve.files import as_base64
 from aimamba.serve.service import Service
+from aimamba.studio.choice import name_of, shown
 
 Frame = dict[str, Any]
 Kind = Literal["image", "sheet", "strip"]
@@ -93,8 +94,7 @@ async def frames(service: Service, jobs: Sequence[Job], kind: Kind) -> AsyncGene
     """
     run, total = secrets.token_hex(4), service.length
     tiles = [
-        {"label": job.label, "class": service.class_name(job), "seed": str(job.config.seed),
-         "about": job.config.describe()}
+        {**shown(service, job), "seed": str(job.config.seed), "about": job.config.describe()}
         for job in jobs
     ]  # fmt: skip
     plan = {"run": run, "state": "drawing", "kind": kind, "tiles": tiles, "of": total, "news": []}
@@ -135,7 +135,7 @@ async def _read(
                     news.put_nowait({
                         "tile": event.number, "tokens": service.length, "src": data_url(file.data, "image/png"),
                         "codes": write_codes(event.codes),
-                        "name": file_name(service.class_name(file.job), file.job.config.seed),
+                        "name": file_name(name_of(service, file.job), file.job.config.seed),
                     })  # fmt: skip
                 elif isinstance(event, Preview):
                     news.put_nowait({

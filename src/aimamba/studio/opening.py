@@ -36,21 +36,21 @@ async def open_image(service: Service, choice: Choice, asked: Any) -> tuple[Any,
     """
     untouched = [gr.skip()] * len(Controls._fields)
     try:
-        given = asked if isinstance(asked, dict) else {}
-        content, name = _content(service, given.get("data")), str(given.get("name") or "the image")[:80]
+        sent = asked if isinstance(asked, dict) else {}
+        content, name = _content(service, sent.get("data")), str(sent.get("name") or "the image")[:80]
         codes, pixels = await read_image(service, content, "image", lambda image: _read(service, image))
         record, lost = _record(content, name)
-        if given.get("codes"):
-            codes = read_codes(given["codes"], service)
+        if sent.get("codes"):
+            codes = read_codes(sent["codes"], service)
         if record is None:
             label, message = await _unknown(service, codes, lost)
             frame = _frame(service, pixels, codes, label, message, name="uploaded")
             return frame, gr.skip() if label is None else label, *untouched
-        label, message = _known(service, record)
-        frame = _frame(service, pixels, codes, label, message, record=record)
+        given, message = _known(service, record)
+        frame = _frame(service, pixels, codes, given, message, record=record)
         return (
             frame,
-            gr.skip() if label is None else label,
+            gr.skip() if given is None else given,
             *show_controls(record.sampling, service.pipeline.generator.config.vocab_size),
         )
     except Exception as error:
@@ -86,6 +86,8 @@ def _record(content: bytes, name: str) -> tuple[SampleRecord | None, str]:
 
 async def _unknown(service: Service, codes: Any, lost: str) -> tuple[int | None, str]:
     """Return class and message of an image that holds no settings."""
+    if service.pipeline.generator.config.text is not None:
+        return None, f"{lost}Say what it shows, then keep its top or paint over a part."
     if service.pipeline.generator.config.num_classes > _GUESSED:
         return None, f"{lost}Choose the class that it shows, then keep its top or paint over a part."
     everything = service.pipeline.first_tokens(service.length)
@@ -93,35 +95,42 @@ async def _unknown(service: Service, codes: Any, lost: str) -> tuple[int | None,
     return label, f"{lost}The model takes it for one of {service.pipeline.class_name(label)}; choose another if not."
 
 
-def _known(service: Service, record: SampleRecord) -> tuple[int | None, str]:
-    """Return class and message of an image that holds its settings."""
+def _known(service: Service, record: SampleRecord) -> tuple[int | str | None, str]:
+    """Return class or prompt, and message, of an image that holds its settings."""
     try:
-        label = service.label(record.class_name, "class_name")
+        if record.prompt is not None:
+            label: int | str = service.given(record.prompt, None).text
+        else:
+            label = service.label(record.class_name, "class_name")
     except ApiError:
+        if record.prompt is not None:
+            return None, "Settings restored. It was drawn after a prompt, which this model does not take."
         return None, f"Settings restored. This model has no class {printable(record.class_name)[:60]}; choose another."
     if record.model.fingerprint != service.record.fingerprint:
         return label, f"Settings restored. It was made by {record.model.model}, so this model draws another image."
     made = {"complete": "by keeping the top of another image", "inpaint": "by painting over another image",
             "interpolate": "on the way between two classes"}  # fmt: skip
+    what = "Class" if record.prompt is None else "Prompt"
     if record.edit is not None:
-        return label, f"Class, seed and settings restored. It was made {made[record.edit.command]}."
-    return label, "Class, seed and settings restored: the button draws it again."
+        return label, f"{what}, seed and settings restored. It was made {made[record.edit.command]}."
+    return label, f"{what}, seed and settings restored: the button draws it again."
 
 
 def _frame(
     service: Service,
     pixels: np.ndarray,
     codes: Any,
-    label: int | None,
+    label: int | str | None,
     message: str,
     *,
     record: SampleRecord | None = None,
     name: str = "",
 ) -> Frame:
     text = None if record is None else record.to_text()
+    said = "" if record is None else record.prompt or record.class_name
     tile = {
         "label": label,
-        "class": "your image" if record is None else record.class_name,
+        "class": said or "your image",
         "seed": None if record is None else str(record.sampling.seed),
         "about": "" if record is None else record.sampling.describe(),
     }
@@ -130,7 +139,7 @@ def _frame(
         "tokens": service.length,
         "src": data_url(png_bytes(Image.fromarray(pixels), text), "image/png"),
         "codes": write_codes(codes[0]),
-        "name": f"{name}.png" if record is None else file_name(record.class_name, record.sampling.seed),
+        "name": f"{name}.png" if record is None else file_name(said[:40], record.sampling.seed),
     }
     return {"run": secrets.token_hex(4), "state": "opened", "kind": "image", "tiles": [tile], "of": service.length,
             "news": [news], "message": message}  # fmt: skip

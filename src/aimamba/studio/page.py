@@ -8,7 +8,7 @@ import gradio as gr
 
 from aimamba.serve.service import Service
 from aimamba.studio.actions import IMAGE, MODES, SHEET, STRIP, Actions
-from aimamba.studio.choice import Choice, second_class
+from aimamba.studio.choice import Choice
 from aimamba.studio.controls import Controls, make_controls
 from aimamba.studio.opening import open_image
 
@@ -33,20 +33,20 @@ def make_page(service: Service) -> gr.Blocks:
                         counts = [count for count in _COUNTS if count <= most] or [1]
                         count = gr.Radio(
                             counts, value=counts[min(1, len(counts) - 1)], label="Images", elem_id="count",
-                            info="The same class and settings, with one seed after the other.",
+                            info="The same settings, with one seed after the other.",
                         )  # fmt: skip
                     with gr.Column(visible=False, elem_id="of-strip") as of_strip:
-                        to = second_class(choice.names)
+                        to = choice.second()
                         steps = gr.Slider(
                             2, max(2, min(_MOST_STEPS, most)), min(_STEPS, max(2, most)), step=1, label="Steps",
-                            info="Images from one class to the other, all with the same seed.", elem_id="steps",
+                            info="Images from one end to the other, all with the same seed.", elem_id="steps",
                         )  # fmt: skip
                     with gr.Row(elem_id="go"):
                         draw = gr.Button("Draw", variant="primary", elem_id="draw")
                         again = gr.Button("Again, different", elem_id="again")
                         stop = gr.Button("Stop", elem_id="stop")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
-                    controls = make_controls(service.pipeline.generator.config.vocab_size)
+                    controls = make_controls(service.pipeline.generator.config.vocab_size, prompts=choice.prompts)
             with gr.Column(scale=7, min_width=320, elem_id="view"):
                 stage = _stage(service, actions)
         gr.HTML(

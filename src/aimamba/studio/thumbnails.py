@@ -44,7 +44,8 @@ class Thumbnails:
         """
         self._service = service
         self._folder = folder or cache_folder() / "studio" / f"{service.record.fingerprint[:32]}-{_VERSION}"
-        self.total = service.pipeline.generator.config.num_classes
+        shape = service.pipeline.generator.config
+        self.total = shape.num_classes if shape.text is None else 0  # a page with prompts has no gallery
         self.ready: dict[int, bytes] = dict(self._kept())
 
     def _kept(self) -> Iterator[tuple[int, bytes]]:

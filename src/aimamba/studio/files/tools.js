@@ -56,7 +56,7 @@ window.studio.tools = (desk) => {
       make("div", { class: "segments", role: "radiogroup", "aria-label": "What is kept" },
         choice("top", "Keep the top"), choice("paint", "Paint")),
       options, make("div", { class: "options" }, count, go),
-      make("p", { class: "quiet" }, "The class is the one chosen in the gallery; the seed is a new one."));
+      make("p", { class: "quiet" }, "It shows what is chosen on the panel; the seed is a new one."));
   }
 
   function ruler(mark) {
