@@ -1,5 +1,7 @@
 """Whether samples show what captions say: metrics, the network that reads attributes, and everything together."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from aimamba.evaluation.attribute_reader import trained_reader
 from aimamba.evaluation.attributes import attribute_accuracy
 from aimamba.evaluation.caption_bits import caption_bits, caption_likelihoods
 from aimamba.evaluation.captioned_set import CaptionedImages
+from aimamba.evaluation.features import Features
 from aimamba.evaluation.plots import Series, beside, plot
 from aimamba.evaluation.retrieval import cosine_to_subjects, retrieval
 from aimamba.evaluation.text import TextRequest, evaluate_text, judge_samples, make_judge
@@ -33,11 +36,24 @@ STYLES = ["critters", "planets"]
 def few(monkeypatch):
     monkeypatch.setattr(captioned, "AVATARS_PER_CLASS", {"train": 40, "held-out": 30})
     monkeypatch.setattr(text, "TRAINED_ON", 40)
+    for name, value in {"_SIDE": 16, "_WIDTH": 8, "_EPOCHS": 10, "_BATCH": 8}.items():
+        monkeypatch.setattr(attribute_reader, name, value)
+    monkeypatch.setattr(text, "open_extractor", lambda name, device: Pixels())
 
 
 @pytest.fixture
 def avatars():
     return CaptionedImages(CaptionedAvatars(8, "held-out", styles=STYLES))
+
+
+class Pixels:
+    """A network without weights: mean colours."""
+
+    name, width, spatial_width, batch_size, device = "plain", 48, 0, 4, torch.device("cpu")
+    settings = MappingProxyType({"network": "pixels"})
+
+    def __call__(self, images):
+        return Features(torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1))
 
 
 class Chosen(Images):
@@ -112,7 +128,6 @@ def test_a_subject_is_as_near_as_its_nearest_image():
 
 
 def test_the_reader_learns_and_is_kept(monkeypatch):
-    monkeypatch.setattr(attribute_reader, "_EPOCHS", 6)
     train, held_out = (CaptionedAvatars(8, split, styles=STYLES) for split in ("train", "held-out"))
     reader = trained_reader(train)
     first = reader.read(held_out.take(range(len(held_out))))
@@ -124,8 +139,8 @@ def test_the_reader_learns_and_is_kept(monkeypatch):
     assert trained_reader(train).read(held_out.take(range(len(held_out)))) == first
 
 
-def test_samples_that_show_the_truth_reach_the_ceiling_and_others_the_floor(avatars, plain):
-    judge = make_judge(avatars, plain())
+def test_samples_that_show_the_truth_reach_the_ceiling_and_others_the_floor(avatars):
+    judge = make_judge(avatars, Pixels())
     captions = avatars.captions(3 * len(avatars.chosen))
     assert {caption.image for caption in captions} == set(range(len(avatars.images)))
     assert len({caption.text for caption in captions}) > len(avatars.images), "all captions are used in turn"
@@ -139,16 +154,16 @@ def test_samples_that_show_the_truth_reach_the_ceiling_and_others_the_floor(avat
     assert best.retrieval.first == 1.0
     assert worst.retrieval.first < 0.2
     assert best.same_design is None
-    assert best.distances.frechet < 0.02
+    assert abs(best.distances.frechet) < 0.05
 
 
-def test_emoji_are_compared_with_their_names_in_all_designs(monkeypatch, tmp_path, plain):
+def test_emoji_are_compared_with_their_names_in_all_designs(monkeypatch, tmp_path):
     monkeypatch.setenv("AIMAMBA_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "cache"))
     use_small_packages(monkeypatch, tmp_path / "data" / "emoji")
     images = EmojiImages(8, "held-out")
     emoji = CaptionedImages(images)
-    judge = make_judge(emoji, plain())
+    judge = make_judge(emoji, Pixels())
     assert len(judge.gallery.images) > len(images), "other designs are trained on"
     captions = emoji.captions(2 * len(images))
     found = judge_samples(Chosen(images, [each.image for each in captions]), captions, judge, 1.0)
@@ -156,15 +171,11 @@ def test_emoji_are_compared_with_their_names_in_all_designs(monkeypatch, tmp_pat
     assert found.same_design.candidates <= found.retrieval.candidates
     assert found.attributes is None
     # The picture in another design is right among all, and wrong where the design counts.
-    designs = judge.gallery.designs
-    other = [
-        int(
-            ((judge.gallery.subjects == judge.subjects[each.image]) & (designs != judge.designs[each.image])).nonzero()[
-                0
-            ]
-        )
-        for each in captions
-    ]
+    subjects, designs = judge.gallery.subjects, judge.gallery.designs
+    other = []
+    for each in captions:
+        shown = (subjects == judge.subjects[each.image]) & (designs != judge.designs[each.image])
+        other.append(int(shown.nonzero()[0]))
     crossed = judge_samples(Chosen(judge.gallery.images, other), captions, judge, 1.0)
     assert crossed.retrieval.first == 1.0
     assert crossed.same_design.first < 1.0
@@ -200,14 +211,15 @@ def test_bits_of_a_model_that_has_learned_its_captions(make_aim, make_vq, vocabu
     bits = caption_bits(pipeline, codes, texts, [*texts[1:], texts[0]])
     assert bits.right < bits.none
     assert bits.right + 0.5 < bits.wrong
-    assert bits.right == pytest.approx(float(loss) / np.log(2), abs=0.3)
+    assert bits.right == pytest.approx(float(loss.detach()) / np.log(2), abs=0.3)
     assert bits.images == 3
     after = caption_likelihoods(pipeline, codes, texts)
     assert retrieval(after, torch.arange(3)).first == 1.0
     assert not torch.equal(before, after)
 
 
-def test_everything_together(pipeline, light_extractor):
+@pytest.mark.filterwarnings("ignore::aimamba.data.vocabulary.TruncatedCaptionWarning")
+def test_everything_together(pipeline):
     request = TextRequest(images="captioned-avatars-8:critters:held-out:6", model="m", count=9, sweep=(2.0, 1.0))
     found = evaluate_text(request, pipeline)
     (only,) = found.sets
@@ -226,12 +238,8 @@ def test_everything_together(pipeline, light_extractor):
     assert both.scales == [1.0]
 
 
-@pytest.fixture
-def light_extractor(monkeypatch, plain):
-    monkeypatch.setattr(text, "open_extractor", lambda name, device: plain())
-
-
-def test_a_folder_with_captions_has_no_attributes(pipeline, light_extractor, folder):
+@pytest.mark.filterwarnings("ignore::aimamba.data.caption_files.CaptionWarning")
+def test_a_folder_with_captions_has_no_attributes(pipeline, folder):
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         if number:  # one has no caption
             path.with_suffix(".txt").write_text(f"picture {number}")
@@ -243,7 +251,7 @@ def test_a_folder_with_captions_has_no_attributes(pipeline, light_extractor, fol
     assert figure("plain", [found]).count("<svg") == 4
 
 
-def test_refusals(pipeline, make_aim, make_vq, folder, light_extractor):
+def test_refusals(pipeline, make_aim, make_vq, folder):
     with one_line_error(DataError, "0 images with captions, and at least 2 are needed"):
         evaluate_text(TextRequest(images=str(folder), model="m"), pipeline)
     with one_line_error(DataError, "16 x 16 pixels, and the model's have 8"):
@@ -259,7 +267,7 @@ def test_refusals(pipeline, make_aim, make_vq, folder, light_extractor):
 
 
 def test_plots_beside_each_other():
-    drawn = plot("a", "x", "y", [Series("", [(0, 1), (1, 2)])])
+    drawn = plot("a", "x", "y", [Series("", [(0.0, 1.0), (1.0, 2.0)])])
     both = beside([drawn, drawn, drawn])
     assert both.count("<svg") == 4
     assert 'viewBox="0 0 840 560"' in both

@@ -84,7 +84,7 @@ class AttributeReader:
                 scores = self.network.train()(_prepared(to_channels_first(images.take(chosen.tolist()))))
                 loss = self._loss(scores, targets[chosen])
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
                 schedule.step()
 
@@ -139,7 +139,7 @@ class _Network(nn.Module):
         self.places = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(wide * (_SIDE // 8) ** 2, 128), nn.ReLU())
         self.heads = nn.Linear(128 + 2 * wide, outputs)
 
-    def forward(self, images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "b k"]:
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         """Return a score for every value of every head."""
         points = self.points(images)
         textures = self.textures(points).flatten(2)
@@ -156,7 +156,7 @@ def _init(network: _Network) -> None:
             layer.reset_parameters()
 
 
-def _prepared(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 64 64"]:
+def _prepared(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 h w"]:
     floats = images.float() / 127.5 - 1
     if floats.shape[-1] != _SIDE:
         floats = F.interpolate(floats, _SIDE, mode="bilinear", antialias=True)

@@ -43,8 +43,8 @@ def caption_bits(
     prompts = [[Prompt(text) for text in texts] for texts in (captions, wrong)]
     given = [*map(pipeline.labels, prompts), pipeline.labels_of(None, len(codes))]
     with tqdm(total=3 * len(codes), desc="bits with captions", unit="image", disable=not progress) as bar:
-        found = [_bits(pipeline, codes, labels, bar) for labels in given]
-    return CaptionBits(*found, images=len(codes))
+        right, wrong_ones, none = (_bits(pipeline, codes, labels, bar) for labels in given)
+    return CaptionBits(right, wrong_ones, none, images=len(codes))
 
 
 def caption_likelihoods(
@@ -58,7 +58,7 @@ def caption_likelihoods(
 
 def _bits(pipeline: Pipeline, codes: Int[Tensor, "b l"], labels: Labels, bar: "tqdm[object]") -> float:
     total, at_once = 0.0, 64
-    for some, given in zip(codes.long().split(at_once), labels.split(at_once), strict=True):
+    for some, given in zip(torch.split(codes.long(), at_once), torch.split(labels, at_once), strict=True):
         total += float(pipeline.bits(some, given).double().mean(dim=1).sum())
         bar.update(len(some))
     return total / len(codes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from aimamba.evaluation.attributes import AttributeAccuracy
@@ -120,14 +121,14 @@ def figure(network: str, sets: Sequence[SetMetrics]) -> str:
     if known is not None:
         for key, title in (("accuracy", "attributes as mentioned"), ("binding", "all of a caption at once")):
             bounds = {"real images": known.ceiling, "wrong captions": known.floor}
-            lines = _curves(sets, lambda entry, key=key: getattr(entry.attributes, key, None))
+            lines = _curves(sets, attrgetter(f"attributes.{key}"))
             for name, bound in bounds.items():
                 lines.append(Series(name, [(scale, getattr(bound, key)) for scale in scales], dots=False))
             plots.append(plot(title, "guidance scale", "share", lines, y_range=share))
-    lines = _curves(sets, lambda entry: entry.retrieval.first)
+    lines = _curves(sets, attrgetter("retrieval.first"))
     plots.append(plot("right image nearest", "guidance scale", "share of samples", lines, y_range=share))
     for key, title in (("frechet", "Fréchet distance"), ("fid", "FID"), ("kid", "kernel distance")):
-        if lines := _curves(sets, lambda entry, key=key: getattr(entry.distances, key)):
+        if lines := _curves(sets, attrgetter(f"distances.{key}")):
             plots.append(plot(f"{network} {title}", "guidance scale", title, lines))
     return beside(plots)
 
