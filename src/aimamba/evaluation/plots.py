@@ -85,8 +85,7 @@ def beside(plots: Sequence[str], columns: int = 2) -> str:
     placed = []
     for number, each in enumerate(plots):
         down, across = divmod(number, columns)
-        place = f'x="{across * _WIDTH:g}" y="{down * _HEIGHT:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}"'
-        placed.append(each.replace("<svg ", f"<svg {place} ", 1))
+        placed.append(each.replace("<svg ", f'<svg x="{across * _WIDTH:g}" y="{down * _HEIGHT:g}" ', 1))
     width, height = min(columns, len(plots)) * _WIDTH, -(-len(plots) // columns) * _HEIGHT
     box = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{"".join(placed)}</svg>'
