@@ -32,6 +32,8 @@ from refusals import one_line_error
 
 STYLES = ["critters", "planets"]
 
+pytestmark = pytest.mark.filterwarnings("ignore::aimamba.data.vocabulary.TruncatedCaptionWarning")
+
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
@@ -219,7 +221,6 @@ def test_bits_of_a_model_that_has_learned_its_captions(make_aim, make_vq, vocabu
     assert not torch.equal(before, after)
 
 
-@pytest.mark.filterwarnings("ignore::aimamba.data.vocabulary.TruncatedCaptionWarning")
 def test_everything_together(pipeline):
     request = TextRequest(images="captioned-avatars-8:critters:held-out:6", model="m", count=9, sweep=(2.0, 1.0))
     found = evaluate_text(request, pipeline)
