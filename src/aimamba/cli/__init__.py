@@ -28,6 +28,7 @@ COMMANDS = {
     "plan": "plan a training on many GPUs: memory, batch, hours, command",
     "encode": "encode images as codes, for a generator to train on",
     "evaluate": "compare samples, in files or from a model, with real images",
+    "evaluate-text": "measure whether samples of a model show what captions say",
     "evaluate-tokenizer": "measure how well a tokenizer reconstructs images",
     "study": "run the paper's studies and comparisons, with table and figure",
     "reconstruct": "show images beside their reconstructions",

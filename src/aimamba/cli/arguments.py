@@ -118,6 +118,25 @@ def sampling_of(arguments: argparse.Namespace, where: str) -> "SamplingConfig":
     return config
 
 
+def add_sweep(parser: Parser) -> None:
+    """Add ``--sweep``: further guidance scales."""
+    parser.add_argument("--sweep", metavar="SCALES", help="measure these guidance scales as well, as in 1,1.5,2,3")
+
+
+def scales_of(text: str | None) -> tuple[float, ...] | None:
+    """Parse the guidance scales of ``--sweep``, separated by commas.
+
+    Raises:
+        ConfigError: One is not a number.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"--sweep expects numbers separated by commas, as in 1,1.5,2, got {text!r}") from error
+
+
 def add_measuring(parser: Parser) -> None:
     """Add ``--features``, ``--size`` and ``--json``, which all commands that measure have."""
     parser.add_argument(

@@ -9,8 +9,7 @@ if training images are known, whether samples are copies of them.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,24 +21,20 @@ from aimamba.cli.arguments import (
     add_measuring,
     add_placement,
     add_sampling,
+    add_sweep,
     load_pipeline,
     sampling_of,
+    scales_of,
 )
+from aimamba.cli.kept import kept_samples
 from aimamba.cli.many import add_devices, crew, started
 from aimamba.data import spec
 from aimamba.errors import ConfigError, Faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeAlias
-
-    from aimamba.evaluation.kept_codes import KeptCodes
     from aimamba.evaluation.run import Evaluation, EvaluationRequest
-    from aimamba.generation import SamplingConfig
     from aimamba.pipeline import Pipeline
     from aimamba.sharing import Sharing
-
-    Keep: TypeAlias = Callable[[SamplingConfig], KeptCodes]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -60,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="SET",
         help="training images, to search for copies; default: those of a whole named held-out set; none: no search",
     )
-    parser.add_argument("--sweep", metavar="SCALES", help="measure these guidance scales as well, as in 1,1.5,2,3")
+    add_sweep(parser)
     parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report to DIR")
     parser.add_argument("--save-npz", type=Path, metavar="FILE", help="write the samples to this .npz file as well")
     parser.add_argument("--skip-broken", action="store_true", help="leave out image files that cannot be read")
@@ -99,7 +94,10 @@ def run(arguments: argparse.Namespace) -> None:
             if saved is not None:
                 parts = locked_parts(saved.with_name(f"{saved.name}.parts"))
                 sharing.in_first(lambda: stack.enter_context(parts), None)
-            keep = stack.enter_context(_kept(request, pipeline, sharing))
+            keep = None
+            if pipeline is not None and request.model is not None:
+                record = pipeline.record(request.model)
+                keep = stack.enter_context(kept_samples(record, request.labelling, request.sampling, sharing))
             evaluation = evaluate(
                 request,
                 pipeline=pipeline,
@@ -208,55 +206,6 @@ def _broken(evaluation: "Evaluation") -> list[tuple[str, int]]:
     return [(about["name"], about["broken"]) for about in sets if "broken" in about]
 
 
-@contextmanager
-def _kept(request: "EvaluationRequest", pipeline: "Pipeline | None", sharing: "Sharing") -> "Iterator[Keep | None]":
-    """Yield where the codes of a model's samples are kept until the evaluation is finished: in the cache folder.
-
-    An interrupted command goes on with them. Where the cache cannot be written, or another process evaluates the same
-    samples now, nothing is kept.
-    """
-    import hashlib
-    import json
-    import shutil
-
-    from aimamba.evaluation.kept_codes import KeptCodes
-    from aimamba.evaluation.sources import kept_settings
-    from aimamba.files import cache_folder
-    from aimamba.train.lock import locked
-
-    if pipeline is None or request.model is None:
-        yield None
-        return
-    model, labelling = pipeline.record(request.model), request.labelling
-    about = kept_settings(model, labelling, replace(request.sampling, cfg_scale=1.0))
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache_folder() / "samples" / name
-
-    def keep(config: "SamplingConfig") -> KeptCodes:
-        return KeptCodes(folder / f"guidance-{config.cfg_scale!r}", kept_settings(model, labelling, config))
-
-    def lock() -> bool:
-        with suppress(ConfigError, OSError):
-            stack.enter_context(locked(folder))
-            return True
-        return False
-
-    with ExitStack() as stack:
-        if not sharing.once(lock):
-            yield None
-            return
-        try:
-            yield keep
-        except KeyboardInterrupt as error:
-            error.args = ("stopped; the same command goes on with the samples that are finished",)
-            raise
-        if sharing.is_first_here:
-            for part in folder.glob("guidance-*"):
-                shutil.rmtree(part, ignore_errors=True)
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
     from aimamba.evaluation.run import EvaluationRequest
 
@@ -270,23 +219,9 @@ def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
         sampling=sampling_of(arguments, "evaluate"),
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
-        sweep=_scales(arguments.sweep),
+        sweep=scales_of(arguments.sweep),
         protocol=arguments.protocol,
         features=arguments.features,
         size=arguments.size,
         skip_broken=arguments.skip_broken,
     )
-
-
-def _scales(text: str | None) -> tuple[float, ...] | None:
-    """Parse guidance scales separated by commas.
-
-    Raises:
-        ConfigError: One is not a number.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigError(f"--sweep expects numbers separated by commas, as in 1,1.5,2, got {text!r}") from error

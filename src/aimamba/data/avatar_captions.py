@@ -66,10 +66,24 @@ def describe(style: str, attributes: Mapping[str, str], key: str) -> str:
 
 def captions_of(style: str, attributes: Mapping[str, str], key: str) -> tuple[str, ...]:
     """Return four captions of an avatar: two that mention all that can be seen, and two that mention some of it."""
-    names = list(attributes)
-    captions = [describe(style, attributes, f"{key}/{number}") for number in range(2)]
+    told = enumerate(_told(style, attributes, key))
+    return tuple(describe(style, some, f"{key}/{number}") for number, some in told)
+
+
+def mentions_of(style: str, attributes: Mapping[str, str], key: str) -> tuple[dict[str, str], ...]:
+    """Return the attributes that each of the captions of an avatar mentions: name and value."""
+    known = STYLES[style].attributes
+    return tuple(
+        {name: value for name, value in some.items() if known[name].phrases(value)}
+        for some in _told(style, attributes, key)
+    )
+
+
+def _told(style: str, attributes: Mapping[str, str], key: str) -> list[Mapping[str, str]]:
+    """Return the attributes that each caption is to tell, as far as there are words for their values."""
+    told = [attributes] * 2
     for number in (2, 3):
         chooser = Chooser(f"attributes/{style}/{key}/{number}")
-        kept = set(chooser.some(names, 2 + int(chooser.fraction() * 2)))
-        captions.append(describe(style, {name: attributes[name] for name in names if name in kept}, f"{key}/{number}"))
-    return tuple(captions)
+        kept = set(chooser.some(attributes, 2 + int(chooser.fraction() * 2)))
+        told.append({name: value for name, value in attributes.items() if name in kept})
+    return told

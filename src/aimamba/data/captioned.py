@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from tqdm import tqdm
 
 from aimamba.config import check
-from aimamba.data.avatar_captions import attributes_of, captions_of, is_held_out, options_of
+from aimamba.data.avatar_captions import attributes_of, captions_of, is_held_out, mentions_of, options_of
 from aimamba.data.avatar_words import STYLES
 from aimamba.data.avatars import AVATARS_PER_CLASS, PACKAGES, Avatars
 from aimamba.data.drawing import load_style
@@ -129,9 +129,22 @@ class CaptionedAvatars(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
+        return captions_of(*self._described(index))
+
+    def mentions(self, index: int) -> tuple[dict[str, str], ...]:
+        """Return what each of the captions of an image mentions: the style, and name and value of some attributes.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+        """
+        style, attributes, key = self._described(index)
+        return tuple({"style": style, **some} for some in mentions_of(style, attributes, key))
+
+    def _described(self, index: int) -> tuple[str, Mapping[str, str], str]:
+        """Return style and attributes of an image, and the key that its captions depend on."""
         self._check(index)
         style = self.class_names[self.labels[index]]
-        return captions_of(style, self._attributes[index], f"{self._seeds}/{self._numbers[index]}")
+        return style, self._attributes[index], f"{self._seeds}/{self._numbers[index]}"
 
     def _check(self, index: int) -> None:
         if not 0 <= index < len(self):

@@ -57,7 +57,7 @@ DESIGNS = {
 FOLDER = "emoji"
 """Name of the folder of packages and pictures."""
 
-SPLITS = ("train", "held-out", "held-out-names")
+SPLITS: tuple[Split, ...] = ("train", "held-out", "held-out-names")
 _SMALLEST, _LARGEST = 8, 256  # pixels; those of fluent-3d have 256
 _SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{size}" height="{size}" '

@@ -80,6 +80,17 @@ def plot(
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif">{"".join(parts)}</svg>'
 
 
+def beside(plots: Sequence[str], columns: int = 2) -> str:
+    """Return several plots as one SVG, row by row."""
+    placed = []
+    for number, each in enumerate(plots):
+        down, across = divmod(number, columns)
+        placed.append(each.replace("<svg ", f'<svg x="{across * _WIDTH:g}" y="{down * _HEIGHT:g}" ', 1))
+    width, height = min(columns, len(plots)) * _WIDTH, -(-len(plots) // columns) * _HEIGHT
+    box = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{"".join(placed)}</svg>'
+
+
 def _curve(series: Series, places: list[tuple[float, float]], colour: str) -> list[str]:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']

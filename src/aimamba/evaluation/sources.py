@@ -26,7 +26,7 @@ from aimamba.generation import SamplingConfig
 from aimamba.generation.engines import make_engine, resolve_engine
 from aimamba.generation.record import ModelRecord
 from aimamba.models import AiM, VQModel
-from aimamba.pipeline import Pipeline
+from aimamba.pipeline import Pipeline, Prompt
 from aimamba.sharing import ALONE, Sharing
 
 _SAVED_AT_ONCE = 64  # images
@@ -123,7 +123,16 @@ class ModelSource:
         """Return samples of the same labels and seeds at another guidance scale."""
         config = replace(self.config, cfg_scale=scale)
         name = f"{self.name} at {scale:g}"
-        return ModelSource(name, self.pipeline, self.labels, config, self._batch_size, keep=self._keep)
+        return type(self)(name, self.pipeline, self._wanted, config, self._batch_size, keep=self._keep)
+
+    @property
+    def _wanted(self) -> Any:
+        """What ``__init__`` takes as the classes of the samples."""
+        return self.labels
+
+    def _given(self, index: int) -> int | Prompt:
+        """Return the class or the prompt of a sample."""
+        return int(self.labels[index])
 
     @property
     def known(self) -> int:
@@ -194,10 +203,10 @@ class ModelSource:
         """Generate and yield the images of some units, none of which has been generated."""
         begun: deque[range] = deque()
 
-        def jobs() -> Iterator[list[tuple[int, int]]]:
+        def jobs() -> Iterator[list[tuple[int | Prompt, int]]]:
             for unit in units:
                 begun.append(unit)
-                yield [(int(self.labels[index]), self.config.seed + index) for index in unit]
+                yield [(self._given(index), self.config.seed + index) for index in unit]
 
         for found in self.pipeline.batches(jobs(), self.config):
             self._add(begun.popleft(), found.codes)
@@ -232,7 +241,7 @@ class ModelSource:
         missing = [index for index in indices if self._codes[index, 0] < 0]
         if not missing:
             return
-        chosen = torch.from_numpy(self.labels[missing])
+        chosen = self.pipeline.labels([self._given(index) for index in missing])
         seeds = [self.config.seed + index for index in missing]
         [codes] = deque(self.pipeline.generate(chosen, self.config, seeds=seeds), maxlen=1)  # the last
         self._add(missing, codes.cpu())
