@@ -3,9 +3,8 @@
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +23,7 @@ from aimamba.pipeline import Pipeline, Prompt
 from aimamba.serve.config import ServeConfig
 from aimamba.serve.errors import ApiError, of_failed
 from aimamba.serve.files import Encoding, encode
+from aimamba.serve.mailbox import Mailbox
 from aimamba.serve.schemas import Settings, Wanted
 
 _ALIVE_EVERY = 15.0  # seconds
@@ -85,7 +85,7 @@ class Service:
         )
         self._uploads = asyncio.Semaphore(2)  # images that are read and encoded at once
         self._stop_at: float | None = None  # when requests are given up, by the monotonic clock
-        self._mailboxes: set[_Mailbox] = set()
+        self._mailboxes: set[Mailbox] = set()
         self.on_wait: Callable[[float], object] = lambda seconds: None
         self._decode(torch.zeros(1, self.length, dtype=torch.long))
         self._thread = threading.Thread(target=self.scheduler.run, name="scheduler", daemon=True)
@@ -314,7 +314,7 @@ class Service:
             TimeoutError: It took too long.
             ClientGoneError: The client has left.
         """
-        mailbox = _Mailbox(asyncio.get_running_loop())
+        mailbox = Mailbox(asyncio.get_running_loop())
         request: Request = self.scheduler.submit(jobs, mailbox.put, preview_every=preview_every)
         gone = asyncio.ensure_future(_wait_for_leaving(receive))
         gone.add_done_callback(lambda _: mailbox.wake())
@@ -338,44 +338,6 @@ class Service:
                 self.on_wait(request.begun - request.submitted)
             self._mailboxes.discard(mailbox)
             gone.cancel()
-
-
-class _Mailbox:
-    """Events from the scheduler's thread. Of the previews of an image, only the latest is kept."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._events, self._filled = loop, deque[Event](), asyncio.Event()
-
-    def put(self, event: Event) -> None:
-        """Add an event. May be called from any thread."""
-        self._call(self._add, event)
-
-    def _add(self, event: Event) -> None:
-        if not isinstance(event, Failed):
-            self._events = deque(
-                each for each in self._events if not (isinstance(each, Preview) and each.number == event.number)
-            )
-        self._events.append(event)
-        self._filled.set()
-
-    def wake(self) -> None:
-        """Let ``get`` return. May be called from any thread."""
-        self._call(self._filled.set)
-
-    def _call(self, function: Callable[..., object], *arguments: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended: nobody waits any more
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    async def get(self, seconds: float) -> Event | None:
-        """Return the next event, or None if there is none within some seconds or after ``wake``."""
-        if not self._events:
-            self._filled.clear()
-            try:
-                async with asyncio.timeout(max(0, seconds)):
-                    await self._filled.wait()
-            except TimeoutError:
-                return None
-        return self._events.popleft() if self._events else None
 
 
 async def _wait_for_leaving(receive: Callable[[], Awaitable[object]]) -> None:
