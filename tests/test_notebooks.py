@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 SMALL: dict[str, dict[str, object]] = {
     "quickstart": {"IMAGES": 1, "TEMPERATURES": [1.0]},
     "your_own_folder": {"PER_CLASS": 10, "TOKENIZER_STEPS": 2, "GENERATOR_STEPS": 2},
+    "editing": {"VARIANTS": 1, "STEPS": 2, "HELD_OUT": 1},
     "how_aim_works": {"PER_CLASS": 1, "SCALES": [2.0], "SEEDS": 1},
 }
 LARGEST = 1_000_000  # bytes of a notebook with its pictures
