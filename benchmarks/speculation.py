@@ -208,12 +208,12 @@ class Tables:
             vocabulary: Number of codes (V).
         """
         self.columns, self.vocabulary = columns, vocabulary
-        self._counts: list[defaultdict[tuple[int, ...], Counter[int]]] = [defaultdict(Counter) for _ in range(5)]
+        all_counts: list[defaultdict[tuple[int, ...], Counter[int]]] = [defaultdict(Counter) for _ in range(5)]
         for label, image in zip(labels, codes, strict=True):
             for t, code in enumerate(image):
-                for counts, context in zip(self._counts, self._contexts(label, image, t), strict=True):
+                for counts, context in zip(all_counts, self._contexts(label, image, t), strict=True):
                     counts[context][code] += 1
-        self._guesses: dict[tuple[int, ...], int] = {}
+        self._seen = [{context: _Seen.of(codes) for context, codes in each.items()} for each in all_counts]
 
     def _contexts(self, label: int, codes: Sequence[int], t: int) -> list[tuple[int, ...]]:
         """Return the contexts of code ``t``, coarse to fine; -1 stands for a neighbour outside of the grid."""
@@ -234,17 +234,35 @@ class Tables:
     def distribution(self, label: int, codes: Sequence[int]) -> Tensor:
         """Return the draft's distribution of the code after ``codes`` (V), float64 and positive everywhere."""
         found = torch.full((self.vocabulary,), 1 / self.vocabulary, dtype=torch.float64)
-        for counts, context in zip(self._counts, self._contexts(label, codes, len(codes)), strict=True):
-            if seen := counts.get(context):
-                total, spread = sum(seen.values()), 0.5 * len(seen) + 0.5  # the coarser one weighs what is not known
-                found *= spread / (total + spread)
-                found[list(seen)] += torch.tensor(list(seen.values()), dtype=torch.float64) / (total + spread)
+        for counts in self._found(label, codes):
+            found *= counts.spread / (counts.total + counts.spread)
+            seen = list(counts.codes.values())
+            found[list(counts.codes)] += torch.tensor(seen, dtype=torch.float64) / (counts.total + counts.spread)
         return found
 
     def guess(self, label: int, codes: Sequence[int]) -> int:
-        """Return the most likely code after ``codes``."""
+        """Return the most likely code after ``codes``, of those that are frequent in the two finest contexts."""
+        found = self._found(label, codes)
+        chances = dict.fromkeys([code for counts in found[-2:] for code in counts.frequent], 0.0)
+        for counts in found:
+            for code, chance in chances.items():
+                seen = counts.codes.get(code, 0)
+                chances[code] = (chance * counts.spread + seen) / (counts.total + counts.spread)
+        return max(chances, key=chances.__getitem__) if chances else 0
+
+    def _found(self, label: int, codes: Sequence[int]) -> list["_Seen"]:
         contexts = self._contexts(label, codes, len(codes))
-        key = (*contexts[-1], len(codes))
-        if key not in self._guesses:
-            self._guesses[key] = int(self.distribution(label, codes).argmax())
-        return self._guesses[key]
+        return [seen[context] for seen, context in zip(self._seen, contexts, strict=True) if context in seen]
+
+
+class _Seen(NamedTuple):
+    """The codes that followed a context; ``spread`` weighs the coarser context."""
+
+    codes: Counter[int]
+    total: int
+    spread: float
+    frequent: list[int]
+
+    @staticmethod
+    def of(codes: Counter[int]) -> "_Seen":
+        return _Seen(codes, sum(codes.values()), 0.5 * len(codes) + 0.5, [code for code, _ in codes.most_common(8)])

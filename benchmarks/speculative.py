@@ -49,10 +49,12 @@ def costs(model: AiM, weights: str, *, repeats: int, threads: int) -> dict[int, 
     return {rows: statistics.median(times) for rows, times in taken.items()}
 
 
-def generated(pipeline: Pipeline, config: SamplingConfig, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return codes (B, L) and labels (B,) of new images."""
+def generated(
+    pipeline: Pipeline, config: SamplingConfig, labels: Tensor, per_class: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return codes (B, L) and labels (B,) of new images of some classes."""
     model, engine = pipeline.generator, pipeline.prepare()
-    labels = torch.arange(model.config.num_classes).repeat_interleave(per_class)
+    labels = labels.repeat_interleave(per_class)
     parts = []
     for i, part in zip(range(0, len(labels), 64), labels.split(64), strict=True):
         *_, codes = generate(model, part, config, seeds=range(seed + i, seed + i + len(part)), engine=engine)
@@ -95,16 +97,19 @@ def gain(values: dict[str, float], cost: dict[int, float], *, rows: int, draft: 
 def counted(pipeline: Pipeline, folder: Path | None, per_class: int) -> tuple[Tensor, Tensor]:
     """Return codes and labels to count tables on: of a folder, or of new images of the model."""
     if folder is None:
-        return generated(pipeline, SamplingConfig(), per_class, seed=1_000_000)
+        classes = torch.arange(pipeline.generator.config.num_classes)
+        return generated(pipeline, SamplingConfig(), classes, per_class, seed=1_000_000)
     meta, images = open_codes(folder, pipeline.tokenizer)
     known = torch.tensor([pipeline.label(name) for name in meta.class_names])
     return images.take(range(len(images)), [0] * len(images)), known[torch.as_tensor(images.labels)]
 
 
 @torch.no_grad()
-def acceptance(pipeline: Pipeline, tables: Tables, config: SamplingConfig, per_class: int) -> dict[str, Any]:
+def acceptance(
+    pipeline: Pipeline, tables: Tables, config: SamplingConfig, classes: Tensor, per_class: int
+) -> dict[str, Any]:
     """Return the share of accepted drafts, and codes a step, by rule."""
-    codes, labels = generated(pipeline, config, per_class, seed=0)
+    codes, labels = generated(pipeline, config, classes, per_class, seed=0)
     p = distributions(pipeline, codes, labels, config).double()
     images = list(zip(labels.tolist(), codes.tolist(), strict=True))
     places = range(codes.shape[1])
@@ -163,7 +168,7 @@ def main() -> None:
         for scale in options.cfg_scales:
             config = SamplingConfig(temperature=temperature, cfg_scale=scale)
             name = f"temperature {temperature:g}, guidance {scale:g}"
-            found[name] = row = acceptance(pipeline, tables, config, options.per_class)
+            found[name] = row = acceptance(pipeline, tables, config, labels.unique(), options.per_class)
             print(f"\n{name}: {row['bits']:.2f} bits a code, {1e6 * row['draft_seconds']:.0f} us a draft", flush=True)
             for rule, values in row["rules"].items():
                 print(f"  {rule:<12} {values['accepted']:.3f} accepted; codes a step, and how much cheaper a code is:")
