@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 
 import numpy as np
@@ -228,3 +229,25 @@ def test_lines(tmp_path):
     assert len(CaptionLines.open(path)) == 0
     with one_line_error(DataError, "cannot be read"):
         CaptionLines.open(tmp_path / "missing")
+
+
+def test_names_that_no_file_can_have(root):
+    path = root / "metadata.jsonl"
+    for name in ("x" * 5000, "x\n\x1b[31m", "\ud800"):
+        path.write_text(f"{row(file_name='cat/0.png', text='a')}\n{row(file_name=name, text='b')}\n")
+        with pytest.warns(CaptionWarning) as caught:
+            assert captions(root)["cat/0.png"] == ("a",)
+        told = [str(each.message) for each in caught]
+        assert "1 row of metadata name a file that does not exist" in told[0]
+        assert all(text.isprintable() and len(text) < 400 for text in told)
+    path.write_text(f"{row(file_name='../' + 'x' * 5000, text='b')}\n")
+    with pytest.raises(DataError) as error:
+        captions(root)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "cat/0.txt"])
+def test_a_pipe_keeps_nobody_waiting(root, name):
+    os.mkfifo(root / name)
+    with one_line_error(DataError, f"{name}: the captions? cannot be read .this is a pipe"):
+        captions(root)

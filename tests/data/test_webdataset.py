@@ -182,3 +182,31 @@ def test_names_in_an_archive_lead_nowhere(tmp_path):
     images = opened(tmp_path / "a.tar")
     assert [image[0, 0, 0] for image in images.batches(1) for image in image] == [5]
     assert np.array_equal(images.image(0), images.image(0, np.random.default_rng(0)))
+
+
+def test_strange_members_of_an_archive(tmp_path):
+    """Names that are not UTF-8 work, and are kept in the index; line ends in folders do not get there."""
+    path = write(tmp_path / "a.tar", [("\udcff.png", picture(1)), ("\udcff.txt", b"x"), ("a\nb/c.png", picture(2))])
+    for _ in range(2):
+        images = opened(path)
+        assert images.names == ("a.tar/\udcff.png",)
+        assert images.captions(0) == ("x",)
+
+
+def test_sizes_and_classes_that_no_file_has(tmp_path):
+    path = write(tmp_path / "a.tar", [("a.png", picture(1)), ("a.cls", b"9" * 20)])
+    with one_line_error(DataError, "a.tar/a.cls: 20 bytes, more than the 18"):
+        opened(path)
+    header = bytearray(tarfile.TarInfo("a.txt").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (-(1 << 70)).to_bytes(12, "big", signed=True)  # the size, in GNU's binary form
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(bytes(header) + bytes(1024))
+    with one_line_error(DataError, "a.tar: not a whole tar archive"):
+        opened(path)
+
+
+def test_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with one_line_error(DataError, "a.tar: cannot be read .this is a pipe"):
+        opened(tmp_path)

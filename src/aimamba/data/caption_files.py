@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from aimamba.data.caption_lines import LONGEST, CaptionLines
-from aimamba.errors import DataError, counted
+from aimamba.data.files import require_file
+from aimamba.errors import DataError, counted, printable
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SUFFIX = ".txt"
@@ -25,6 +26,7 @@ SUFFIX = ".txt"
 _FILE, _TEXTS = "file_name", ("text", "caption")
 _LONGEST_LINE = 1 << 22  # bytes of a row
 _READERS = 8
+_SHOWN = 100  # characters of a name in a message
 
 
 class CaptionWarning(UserWarning):
@@ -96,11 +98,12 @@ class CaptionFiles:
     def _text_beside(self, name: str) -> tuple[str, ...]:
         path = self._root / _text_of(name)
         try:
+            require_file(path)
             if path.stat().st_size > 4 * LONGEST:
                 raise DataError(f"{path}: {path.stat().st_size:,} bytes are no caption; shorten or remove the file")
             return tuple(decode_captions(path.read_bytes(), path))
         except OSError as error:
-            raise DataError(f"{path}: the caption cannot be read ({error.strerror})") from error
+            raise DataError(f"{path}: the caption cannot be read ({error.strerror or error})") from error
 
     def _rows(self) -> dict[str, list[str]]:
         """Return the captions in all metadata by image."""
@@ -110,13 +113,13 @@ class CaptionFiles:
         for path in self.metadata:
             for where, row in _read_rows(self._root / path):
                 name = _named_file(row, where, posixpath.dirname(path))
-                if name not in known and not (self._root / name).is_file():  # what is no image here is no stray
-                    strays[name] += 1
+                if name not in known and not os.path.isfile(self._root / name):  # what is no image here is no stray
+                    strays[_shown(name)] += 1
                     continue
                 own = captions.setdefault(name, [])
                 for text in _texts(row, where):
                     if text in own:
-                        twice[name] += 1
+                        twice[_shown(name)] += 1
                     else:
                         own.append(text)
         if strays and not captions:
@@ -180,6 +183,11 @@ def check_length(caption: str, where: object) -> str:
     return caption
 
 
+def _shown(text: str) -> str:
+    """Return names out of a file for a message."""
+    return printable(text[:_SHOWN])
+
+
 def _warn(text: str) -> None:
     warnings.warn(CaptionWarning(text), stacklevel=4)
 
@@ -207,7 +215,7 @@ def _named_file(row: Mapping[str, Any], where: str, folder: str) -> str:
         raise DataError(f"{where}: expected the name of an image under {_FILE!r}, got {name!r}; give every row one")
     if "\0" in name or posixpath.isabs(name) or "\\" in name or ".." in name.split("/"):
         raise DataError(
-            f"{where}: {name!r} leads out of the folder; name images relative to it, with / between folders"
+            f"{where}: {name[:_SHOWN]!r} leads out of the folder; name images relative to it, with / between folders"
         )
     return posixpath.normpath(posixpath.join(folder, name))
 
@@ -216,7 +224,8 @@ def _texts(row: Mapping[str, Any], where: str) -> list[str]:
     """Return the captions of a row; empty ones are none."""
     column = next((name for name in _TEXTS if row.get(name) is not None), None)
     if column is None and not any(name in row for name in _TEXTS):
-        raise DataError(f"{where}: expected a caption under {' or '.join(map(repr, _TEXTS))}, got {', '.join(row)}")
+        columns = _shown(", ".join(row))
+        raise DataError(f"{where}: expected a caption under {' or '.join(map(repr, _TEXTS))}, got {columns}")
     texts = row[column] if column else []
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -232,6 +241,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """
     lines = _Lines(path)
     try:
+        require_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             for row in _csv_rows(lines.of(file), path) if path.suffix == ".csv" else map(json.loads, lines.of(file)):
                 where = f"{path}: line {lines.number}"
@@ -249,13 +259,13 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: line {lines.number} is not valid {kind} ({reason})") from error
     except OSError as error:
-        raise DataError(f"{path}: the captions cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: the captions cannot be read ({error.strerror or error})") from error
 
 
 def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[Mapping[Any, Any]]:
     table = csv.DictReader(lines, strict=True)
     if _FILE not in (table.fieldnames or ()):
-        columns = ", ".join(table.fieldnames or ())[:100]
+        columns = _shown(", ".join(table.fieldnames or ()))
         raise DataError(f"{path}: expected the columns {_FILE} and {_TEXTS[0]}, got {columns or 'none'}")
     yield from table
 

@@ -74,7 +74,7 @@ def open_image(path: str | os.PathLike[str], *, least: int | None = None) -> Ima
         DataError: The file is missing, empty, truncated or not an image; the message names it.
     """
     try:
-        _require_file(path)
+        require_file(path)
         with Image.open(path, formats=_formats()) as image:
             if least is not None and image.width * image.height > _HUGE:
                 image.draft("RGB", (least, least))
@@ -269,14 +269,14 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
 
 def _read_size(path: Path) -> tuple[int, int] | DataError:
     try:
-        _require_file(path)
+        require_file(path)
         with Image.open(path, formats=_formats()) as image:
             return image.size if min(image.size) > 0 else DataError(f"{path}: the image has no pixels")
     except _UNREADABLE as error:
         return DataError(_fault(path, error))
 
 
-def _require_file(path: str | os.PathLike[str]) -> None:
+def require_file(path: str | os.PathLike[str]) -> None:
     """Raise an ``OSError`` for a pipe, socket or device, which would keep a reader waiting."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

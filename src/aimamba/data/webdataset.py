@@ -20,13 +20,13 @@ from PIL import Image
 
 from aimamba.data.caption_files import decode_captions, pack_captions
 from aimamba.data.caption_lines import LONGEST, CaptionLines
-from aimamba.data.files import decode_image, read_size, readable_suffixes
+from aimamba.data.files import decode_image, read_size, readable_suffixes, require_file
 from aimamba.data.folder import UNNAMED, ImageFolder
 from aimamba.errors import DataError
 from aimamba.files import cache_folder, write_atomically
 
 _FORMAT = "1"  # of the index
-_LONGEST_CLASS = 20  # digits
+_LONGEST_CLASS = 18  # digits, so that it fits into 64 bits
 _MOST_BYTES = 1 << 30  # of an image
 _MOST_PIXELS = 1 << 28
 _NONE = -1
@@ -164,14 +164,15 @@ def _open_index(path: Path) -> _Index:
         DataError: The archive cannot be read.
     """
     try:
+        require_file(path)
         status = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     about = "\0".join([_FORMAT, os.fspath(path.resolve()), str(status.st_size), str(status.st_mtime_ns)])
     kept = cache_folder() / "tars" / f"{hashlib.sha256(os.fsencode(about)).hexdigest()[:32]}.npz"
     with suppress(Exception):  # not kept yet, or damaged: it is made again
         with kept.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            names = file["names"].tobytes().decode().split("\n")[:-1]
+            names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
             table = file["table"]
         if table.shape == (len(names), 7) and table.dtype == np.int64:
             return _Index(names, table)
@@ -179,8 +180,8 @@ def _open_index(path: Path) -> _Index:
 
     def write(draft: Path) -> None:
         with draft.open("wb") as file:
-            names = np.frombuffer("".join(f"{name}\n" for name in index.names).encode(), np.uint8)
-            np.savez(file, names=names, table=index.table)
+            lines = "".join(f"{name}\n" for name in index.names).encode("utf-8", "surrogateescape")
+            np.savez(file, names=np.frombuffer(lines, np.uint8), table=index.table)
 
     with suppress(OSError):  # a cache that cannot be written costs time alone
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +218,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would remember all of them
                 folder, name = posixpath.split(member.name)
-                if not member.isreg() or member.issparse() or name.startswith(".") or "\n" in name:
+                if not member.isreg() or member.issparse() or name.startswith(".") or "\n" in member.name:
                     continue
                 stem, dot, suffix = name.partition(".")
                 key = posixpath.join(folder, stem)
@@ -233,7 +234,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
             file.seek(archive.offset)
             if (end := file.read(tarfile.BLOCKSIZE)) and end != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it ends in the middle")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter are of sizes that no file has
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path}: not a whole tar archive ({reason}); copy it again, or unpack its compression (gunzip)"
