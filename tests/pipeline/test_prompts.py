@@ -74,6 +74,8 @@ def test_negative_prompts(pipeline):
     assert torch.equal(empty, pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0), **TENSOR))
     own = pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0, negative=ROCKET), **TENSOR)
     assert torch.equal(own, pipeline(prompts=[ROCKET], **TENSOR))
+    digits = pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0, negative="2"), **TENSOR)
+    assert torch.equal(digits, pipeline(prompts=[ROCKET], config=SamplingConfig(cfg_scale=3.0, negative=2), **TENSOR))
     # A number is a class still, and images of one call may have different ones.
     configs = [SamplingConfig(cfg_scale=3.0, negative=negative) for negative in (CAT, 2, None)]
     mixed = pipeline(prompts=[ROCKET] * 3, config=configs, **TENSOR)

@@ -102,6 +102,7 @@ def test_edits_take_prompts_and_keep_those_of_a_png(served, reader):
         ({"prompts": [ROCKET], "classes": ["nothing"]}, "classes[0]"),
         ({"prompts": [ROCKET] * 9}, "n"),
         ({"prompts": [ROCKET], "negative": "a dog"}, "negative"),
+        ({"prompts": [ROCKET], "cfg_scale": 2.0, "negative": "9"}, "negative"),  # digits are a class
     ],
 )
 def test_bad_bodies_name_their_field(served, body, field):
@@ -118,4 +119,5 @@ def test_a_model_of_classes_refuses_prompts(client):
         answer = client.post(path, json=body)
         assert answer.status_code == 422
         assert "takes classes and no prompts" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["param"] == "prompts"
     assert client.post("/v1/images", json={}).json()["error"]["param"] == "classes"

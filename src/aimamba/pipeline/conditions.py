@@ -4,6 +4,7 @@ Shape letters: B images, C classes, P prefix tokens, D width.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -118,9 +119,14 @@ class Conditions:
         """
         if not isinstance(config, SamplingConfig):
             config = from_mapping(SamplingConfig, config, where="config")
-        if config.negative is None or (self.generator.config.text is not None and isinstance(config.negative, str)):
+        if config.negative is None or self.is_prompt(config.negative):
             return config
         return replace(config, negative=self.label(config.negative))
+
+    def is_prompt(self, negative: str | int) -> bool:
+        """Return whether a negative class is a prompt: a text, for a generator that takes them; digits are a class."""
+        takes = self.generator.config.text is not None
+        return takes and isinstance(negative, str) and not re.fullmatch(r"\s*#?\d+\s*", negative)
 
     def negatives(
         self, configs: SamplingConfig | Sequence[SamplingConfig], count: int

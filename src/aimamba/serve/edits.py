@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
     async def between(wanted: Interpolation, http: Request) -> Response | Images:
         service.check_count(wanted.steps, "steps")
         [config] = service.sampling(wanted, [wanted.seed])
-        a, b = (service.given(str(end), None) if wanted.prompts else end for end in (wanted.a, wanted.b))
+        a, b = (service.given(str(end), None, "prompts") if wanted.prompts else end for end in (wanted.a, wanted.b))
         jobs = await interpolations(service, a, b, wanted.steps, config, wanted.path)
         return await answer(http, jobs, wanted)
 

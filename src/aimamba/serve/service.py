@@ -170,7 +170,7 @@ class Service:
         shown: Sequence[Given] = labels
         if wanted.prompts is not None:
             beside: Sequence[int | None] = labels or (None,)
-            shown = [self.given(text, label) for text in wanted.prompts for label in beside]
+            shown = [self.given(text, label, "prompts") for text in wanted.prompts for label in beside]
         elif not labels:
             field = "classes" if self.pipeline.generator.config.text is None else "prompts"
             raise ApiError(422, f"nothing to generate; expected {field}", field=field)
@@ -184,14 +184,14 @@ class Service:
         configs = self.sampling(wanted, seeds)
         return [job for given in shown for job in self.jobs_for(given, configs)]
 
-    def given(self, prompt: str, beside: str | int | None) -> Prompt:
+    def given(self, prompt: str, beside: str | int | None, field: str = "prompt") -> Prompt:
         """Return a prompt with the class beside it.
 
         Raises:
             ApiError: The model takes no prompts, or there is no such class.
         """
         if self.pipeline.generator.config.text is None:
-            raise ApiError(422, "this model takes classes and no prompts", field="prompt")
+            raise ApiError(422, "this model takes classes and no prompts", field=field)
         return Prompt(prompt, None if beside is None else self.label(beside, "class_name"))
 
     def jobs_for(self, given: Given, configs: Sequence[SamplingConfig], **options: Any) -> list[Job]:
@@ -221,7 +221,7 @@ class Service:
             ApiError: They do not go together, one has no effect, or the negative class is unknown.
         """
         negative = wanted.negative
-        if negative is not None and not (isinstance(negative, str) and self.pipeline.generator.config.text):
+        if negative is not None and not self.pipeline.is_prompt(negative):
             negative = self.label(negative, "negative")
         try:
             configs = [replace(wanted.sampling(seed), negative=negative) for seed in seeds]

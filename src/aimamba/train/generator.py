@@ -91,7 +91,8 @@ class GeneratorTaskConfig:
     sheet_top_k: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("label_dropout", "class_dropout", "caption_dropout", "code_noise"):
+        check(0 <= self.code_noise < 1, f"task.code_noise must lie in [0, 1), got {self.code_noise}")
+        for name in ("label_dropout", "class_dropout", "caption_dropout"):
             check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
         check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")

@@ -46,7 +46,7 @@ def learn_to_read(
     if text is None:
         check(not task.text_encoder, "task.text_encoder reads captions, and this generator takes none: set model.text")
         return Reading(None, (None, None))
-    _check_captions("model.text", train, source)
+    check_captions("model.text", train.captions is not None, source)
     if task.text_encoder:
         encoder = SentenceEncoder.load(task.text_encoder)
         text = replace(text, vocabulary=0, features=encoder.width, encoder=encoder.fingerprint)
@@ -65,7 +65,7 @@ def read_as(
     log: Callable[[str], None],
 ) -> Reading:
     """Prepare the captions of a generator that reads already, see ``learn_to_read``."""
-    _check_captions(opened.source, train, source)
+    check_captions(opened.source, train.captions is not None, source)
     if not text.features:
         check(not task.text_encoder, f"{opened.source} has a vocabulary of its own; leave task.text_encoder out")
         return Reading(text, (saved_vocabulary(opened), None))
@@ -73,10 +73,13 @@ def read_as(
     return Reading(text, (None, _vectors(encoder, text, train, log)))
 
 
-def _check_captions(what: str, train: CodeSet, source: str) -> None:
-    check(
-        train.captions is not None, f"{what} is for images with captions, and {source} has none; see docs/captions.md"
-    )
+def check_captions(what: str, captioned: bool, source: str) -> None:
+    """Check that images have the captions that ``what`` needs.
+
+    Raises:
+        ConfigError: They have none.
+    """
+    check(captioned, f"{what} is for images with captions, and {source} has none; see docs/captions.md")
 
 
 def _vectors(encoder: SentenceEncoder, text: TextConfig, train: CodeSet, log: Callable[[str], None]) -> CaptionVectors:

@@ -15,18 +15,20 @@ from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet, encode_images
 from aimamba.data.codes_meta import META_FILE
 from aimamba.data.encoding import encode_splits
+from aimamba.data.images import has_captions
 from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.models.text import TextConfig
+from aimamba.networks.sentence import SentenceEncoder
 from aimamba.pipeline import saved_class_names
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
 from aimamba.train.generator import Classes, GeneratorTask, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
-from aimamba.train.reading import learn_to_read, read_as
+from aimamba.train.reading import check_captions, learn_to_read, read_as
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
@@ -171,6 +173,10 @@ def _generator_task(
         "num_classes": len(source.class_names),
         "tokenizer": tokenizer.code_fingerprint(),
     }
+    if task.text_encoder:
+        SentenceEncoder.load(task.text_encoder)  # what is wrong with it is said before images are encoded
+    if "text" in recipe.model:
+        check_captions("model.text", source.captioned, recipe.data.source)
     names, seed = source.class_names, recipe.fit.seed
     if recipe.init is None:
         config = _new_config(recipe, fixed)
@@ -273,11 +279,13 @@ class _CodeSource(NamedTuple):
     Attributes:
         class_names: Names of the labels.
         num_tokens: Codes of an image.
+        captioned: Whether the images have captions.
         load: Return training and held-out codes; this may take long.
     """
 
     class_names: tuple[str, ...]
     num_tokens: int
+    captioned: bool
     load: Callable[[], tuple[CodeSet, CodeSet]]
 
 
@@ -309,13 +317,14 @@ def _code_source(
         return _codes_on_disk(kept, tokenizer).load()
 
     tokens = (recipe.data.size // tokenizer.config.downsampling) ** 2
-    return _CodeSource(images.train.class_names, tokens, encode)
+    return _CodeSource(images.train.class_names, tokens, has_captions(images.train), encode)
 
 
 def _codes_on_disk(folder: Path, tokenizer: VQModel) -> _CodeSource:
     codes = open_code_splits(folder, tokenizer)
     grid = codes.meta.grid
-    return _CodeSource(codes.meta.class_names, grid[0] * grid[1], lambda: (codes.train, codes.held_out))
+    captioned = codes.train.captions is not None
+    return _CodeSource(codes.meta.class_names, grid[0] * grid[1], captioned, lambda: (codes.train, codes.held_out))
 
 
 def _has_kept(folder: Path, data: DataConfig) -> bool:
