@@ -15,7 +15,7 @@ SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
 DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo train-demo studio test test-studio test-kills test-gpu bench-gpu lint audit docs notebooks wheel try-wheel space clean
+.PHONY: demo train-demo studio test test-studio test-replicas test-kills test-gpu bench-gpu lint audit docs notebooks wheel try-wheel space clean
 
 demo: $(DEMO)                   ## draw with the weights that come with the package
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
@@ -35,7 +35,10 @@ test: $(READY)                  ## the whole suite
 	$(BIN)/python -m pytest -n 2
 
 test-studio: $(READY)           ## the page in a headless Chromium of the system, and its handlers
-	$(BIN)/python -m pytest -n 0 tests/studio
+	AIMAMBA_TEST_PAGE=1 $(BIN)/python -m pytest -n 0 tests/studio
+
+test-replicas: $(READY)         ## two replicas behind Ray Serve, of which one is killed under load
+	AIMAMBA_TEST_REPLICAS=1 $(BIN)/python -m pytest -n 0 tests/cli/test_cli_ray.py
 
 test-kills: $(READY)            ## kill -9 at twenty random moments of training and of encoding
 	AIMAMBA_TEST_KILLS=20 $(BIN)/python -m pytest -n 0 tests/cli/test_cli_killed.py

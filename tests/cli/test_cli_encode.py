@@ -12,7 +12,7 @@ REFUSALS = {
     "TOK photos --out codes --size 18": ["--size must be a multiple of 4, the tokenizer's downsampling; got 18"],
     "TOK photos --out codes --size 0": ["--size", "got 0"],
     "TOK photos --out codes --size 24": ["24 x 20 pixels", "at least 24"],
-    "TOK photos --out codes --views all": ["views must be one of center, center-flip, ten-crop, got 'all'"],
+    "TOK photos --out codes --views all": ["views must be one of center, center-flip, ten-crop, moved-N, got 'all'"],
     "TOK photos --out photos/cats/0.png --size 16": ["is a file"],
     "nothing photos --out codes": ["nothing: no such file or folder"],
     "TOK photos": ["--out"],

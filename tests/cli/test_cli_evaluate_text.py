@@ -63,4 +63,4 @@ def test_refusals(aimamba, refusal, model, make_aim, make_vq, photos):
     assert "-n must be at least 2, got 1" in refusal("evaluate-text", "nowhere", SET, "-n", 1)
     assert "nowhere" in refusal("evaluate-text", "nowhere", SET)
     assert "--sweep expects numbers" in refusal("evaluate-text", "model", SET, "--sweep", "a")
-    assert "expected a folder" in refusal("evaluate-text", "model", "photo")
+    assert "did you mean 'photos'" in refusal("evaluate-text", "model", "photo")

@@ -34,7 +34,10 @@ def test_from_a_folder_to_samples(aimamba, photos, here):
     [
         (["--set", "data.size=32"], "avatars-64 has num_tokens 64, but these images and this tokenizer need 16; use"),
         (["--tokenizer", "vq"], "avatars-64 has vocab_size 2048, but these images and this tokenizer need 24"),
-        (["--set", "task.train=head"], "train must be one of 'auto', 'all' or one of 'classes', 'embeddings',"),
+        (
+            ["--set", "task.train=head"],
+            "train must be one of 'auto', 'all' or one of 'classes', 'captions',",
+        ),
         (["--set", "task.lora_rank=600"], "task.lora_rank must be at most 256, the width of blocks.0.mixer.in_proj"),
     ],
 )

@@ -20,7 +20,7 @@ REFUSALS = [
         [
             "unknown command 'sampel'",
             "did you mean 'sample'",
-            "sample, complete, inpaint, interpolate, score, serve, train, plan, encode, evaluate, evaluate-tokenizer, ",
+            "sample, complete, inpaint, interpolate, score, serve, studio, train, plan, encode, evaluate, ",
         ],
     ),
     (["help", "sampel"], ["unknown command 'sampel'", "did you mean 'sample'"]),

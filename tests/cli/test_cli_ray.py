@@ -176,6 +176,9 @@ STREAM = {"classes": [0], "n": 32, "every": 1}
 
 
 @needs_ray
+@pytest.mark.skipif(
+    "AIMAMBA_TEST_REPLICAS" not in os.environ, reason="long, and of little use beside others: make test-replicas"
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the replicas in /proc")
 def test_a_killed_replica_is_a_503_and_comes_back(aimamba, models, pipeline, here, local_ray):
     pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'aimamba[ray]'", exc_type=ImportError)

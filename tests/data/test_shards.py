@@ -325,7 +325,7 @@ def test_damage_is_refused_in_one_line(tokenizer, images, tmp_path, harm):
 
 
 def test_views_must_be_known(tokenizer, images, tmp_path):
-    with pytest.raises(ConfigError, match="views must be one of center, center-flip, ten-crop, got 'all'"):
+    with pytest.raises(ConfigError, match="views must be one of center, center-flip, ten-crop, moved-N, got 'all'"):
         encode_to_shards(tokenizer, images, tmp_path, views="all")
     assert not list(tmp_path.iterdir())
 

@@ -25,7 +25,7 @@ def error(answer, status):
 @pytest.mark.parametrize(
     ("path", "body", "field", "message"),
     [
-        ("/v1/images", {}, "classes", "Field required"),
+        ("/v1/images", {}, "classes", "nothing to generate"),
         ("/v1/images", {"classes": []}, "classes", "at least 1 item"),
         ("/v1/images", {"classes": ["strip"]}, "classes[0]", "did you mean 'striped'"),
         ("/v1/images", {"classes": [0, 5]}, "classes[1]", "unknown class 5"),

@@ -92,6 +92,8 @@ def make_server(make_cache):
 @pytest.fixture(scope="module")
 def chromium():
     """A headless Chromium of the system."""
+    if "AIMAMBA_TEST_PAGE" not in os.environ:
+        pytest.skip("minutes long: make test-studio")
     if find_spec("playwright") is None:
         pytest.skip("needs playwright: pip install playwright")
     if CHROMIUM is None:

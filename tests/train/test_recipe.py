@@ -201,7 +201,7 @@ def test_what_is_written_as_toml_is_read_back(mapping):
 def test_toml_of_what_it_cannot_hold(tmp_path):
     assert math.isnan(tomllib.loads(to_toml({"x": math.nan}))["x"])
     assert to_toml({"x": (1, 2)}) == "x = [1, 2]\n"
-    for value in (None, {"deep": {"deeper": 1}}, [{"a": 1}]):
+    for value in (None, {1, 2}, [{"a": 1}]):
         with pytest.raises(TypeError, match="as a TOML value"):
             to_toml({"table": {"x": value}})
     binary = tmp_path / "binary.toml"

@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 
 from aimamba.models import AiMConfig, VQConfig
+from aimamba.models.text import TextConfig
 from aimamba.train.generator import GeneratorTaskConfig
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.reference import describe_fields, settings_page
 from aimamba.train.settings import FitConfig
 from aimamba.train.tokenizer import TokenizerTaskConfig
 
-CONFIGS = (Recipe, DataConfig, FitConfig, VQConfig, AiMConfig, TokenizerTaskConfig, GeneratorTaskConfig)
+CONFIGS = (Recipe, DataConfig, FitConfig, VQConfig, AiMConfig, TextConfig, TokenizerTaskConfig, GeneratorTaskConfig)
 
 
 @pytest.mark.parametrize("cls", CONFIGS)

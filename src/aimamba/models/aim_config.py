@@ -48,6 +48,7 @@ class AiMConfig:
             trained with 0, but the official code samples with 1; our own models use 0.
         tokenizer: ``code_fingerprint`` of the tokenizer whose codes it was trained on; None where that is not known, as
             of official weights.
+        text: How captions are taken; None for classes alone.
     """
 
     width: int = 768
