@@ -10,16 +10,9 @@ from aimamba.generation import SamplingConfig, generate, make_engine
 from aimamba.generation.batch import Job
 from aimamba.generation.engines.recorded import RecordedEngine
 from aimamba.generation.engines.recorded_step import RecordedStep
+from aimamba.generation.requests import ClosedError, Failed, Made, Preview, QueueFullError
 from aimamba.generation.rows import make_rows
-from aimamba.generation.scheduler import (
-    ClosedError,
-    Failed,
-    Made,
-    Preview,
-    QueueFullError,
-    Scheduler,
-    SchedulerConfig,
-)
+from aimamba.generation.scheduler import Scheduler, SchedulerConfig
 from aimamba.models.aim import BEGUN
 from tests.decoding import Recorder
 

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
@@ -22,6 +21,7 @@ from aimamba.config import check
 from aimamba.errors import AimambaError
 from aimamba.generation.batch import Batch, Job, Running
 from aimamba.generation.engines import Engine
+from aimamba.generation.requests import ClosedError, Event, Failed, Made, Preview, QueueFullError, Request, Sink
 from aimamba.models import AiM
 
 _log = logging.getLogger(__name__)
@@ -31,60 +31,6 @@ _MOST_CREDIT = 1.0  # seconds that previews may take at once; besides, they take
 
 Decode = Callable[[Int[Tensor, "b l"]], UInt8[Tensor, "b s s 3"]]
 """Converts codes to 8-bit images on the host."""
-
-
-class Preview(NamedTuple):
-    """An image that is not finished.
-
-    Attributes:
-        number: Which image of the request it is.
-        tokens: Number of tokens that it has.
-        image: The image (s, s, 3); what is not generated yet is decoded from ``blank``.
-    """
-
-    number: int
-    tokens: int
-    image: UInt8[Tensor, "s s 3"]
-
-
-class Made(NamedTuple):
-    """A finished image.
-
-    Attributes:
-        number: Which image of the request it is.
-        codes: Its codes, (L,).
-        image: The image, (s, s, 3).
-    """
-
-    number: int
-    codes: Int[Tensor, " l"]
-    image: UInt8[Tensor, "s s 3"]
-
-
-class Failed(NamedTuple):
-    """The request has ended without its remaining images."""
-
-    error: Exception
-
-
-Event = Preview | Made | Failed
-Sink = Callable[[Event], object]
-
-
-class QueueFullError(Exception):
-    """There is no room for a request.
-
-    Attributes:
-        seconds: When there may be room, from now.
-    """
-
-    def __init__(self, message: str, seconds: float) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-
-
-class ClosedError(Exception):
-    """The scheduler takes no requests any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +56,6 @@ class SchedulerConfig:
             f"reserved places must be 0 or more and below the images generated together ({self.images}), "
             f"got {self.reserved}",
         )
-
-
-class Request:
-    """Images that belong together, from ``Scheduler.submit``.
-
-    Attributes:
-        jobs: The images.
-        preview_every: Tokens between two previews of an image; 0 for none.
-        submitted: When it came, by the scheduler's clock.
-        begun: When its first image joined the batch, or None.
-    """
-
-    def __init__(self, jobs: Sequence[Job], sink: Sink, preview_every: int, submitted: float) -> None:
-        self.jobs, self.sink, self.preview_every, self.submitted = tuple(jobs), sink, preview_every, submitted
-        self.begun: float | None = None
-        self.waiting = deque(range(len(self.jobs)))
-        self.running: dict[int, Running] = {}
-        self.ended = False
-
-    @property
-    def places(self) -> int:
-        """Number of places that its images take in the batch."""
-        return sum(image.job.places for image in self.running.values())
 
 
 class Scheduler:
@@ -318,12 +241,7 @@ class Scheduler:
                     self._batch.leave(image)
                     del request.running[index]
                     self._end(request, Failed(image.error))
-                elif image in finished or (
-                    request.preview_every
-                    and image.tokens
-                    and self._credit > 0
-                    and image.tokens % request.preview_every == 0
-                ):
+                elif image in finished or (self._credit > 0 and request.shows(image.tokens)):
                     ready.append((request, index, image))
         if not ready:
             return

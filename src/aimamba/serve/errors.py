@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from aimamba.errors import AimambaError, CheckpointError, printable
-from aimamba.generation.scheduler import ClosedError, Failed, QueueFullError
+from aimamba.generation.requests import ClosedError, Failed, QueueFullError
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _RETRY_WHEN_CLOSED = 5.0  # seconds; another instance may answer then

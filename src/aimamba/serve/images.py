@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from aimamba.generation.batch import Job
-from aimamba.generation.scheduler import Made, Preview
+from aimamba.generation.requests import Made, Preview
 from aimamba.serve.errors import as_api_error, body
 from aimamba.serve.files import MEDIA_TYPES, Encoding, as_base64, as_zip
 from aimamba.serve.schemas import Images, ImagesBody, Picture, StreamBody, error_responses

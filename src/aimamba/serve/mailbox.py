@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from aimamba.generation.scheduler import Event, Failed, Preview
+from aimamba.generation.requests import Event, Failed, Preview
 
 
 class Mailbox:

@@ -18,7 +18,8 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.batch import Job
 from aimamba.generation.record import ModelRecord, SampleRecord
-from aimamba.generation.scheduler import ClosedError, Event, Failed, Made, Preview, Request, Scheduler
+from aimamba.generation.requests import ClosedError, Event, Failed, Made, Preview, Request
+from aimamba.generation.scheduler import Scheduler
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.serve.config import ServeConfig
 from aimamba.serve.errors import ApiError, of_failed

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from aimamba.generation.batch import Job
-from aimamba.generation.scheduler import Made, Preview
+from aimamba.generation.requests import Made, Preview
 from aimamba.serve.errors import ApiError, as_api_error
 from aimamba.serve.files import as_base64
 from aimamba.serve.service import Service

@@ -14,7 +14,7 @@ from aimamba.errors import AimambaError
 from aimamba.files import cache_folder, write_atomically
 from aimamba.generation import SamplingConfig
 from aimamba.generation.batch import Job
-from aimamba.generation.scheduler import ClosedError, Made, QueueFullError
+from aimamba.generation.requests import ClosedError, Made, QueueFullError
 from aimamba.serve.errors import ApiError
 from aimamba.serve.service import Service
 
