@@ -4,7 +4,6 @@ A style is a class, a seed is an image. Avatars are drawn on first use and kept 
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +13,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from aimamba.config import check
-from aimamba.data.cache import load_images, store_images
+from aimamba.data.cache import KeptImages, load_images, store_images, warn_not_kept
 from aimamba.data.drawing import DrawRequest, available_styles, draw_all
-from aimamba.data.images import Images
 from aimamba.data.splits import Split
 from aimamba.errors import DataError, suggest
 from aimamba.files import cache_folder, expand_home
@@ -42,7 +40,7 @@ PACKAGES = ("dicebear-core", "dicebear-styles", "resvg-py")  # which decide the 
 _SMALLEST, _LARGEST = 8, 4096  # pixels; DiceBear draws no larger ones
 
 
-class Avatars(Images):
+class Avatars(KeptImages):
     """Avatars in several styles; each style is a class.
 
     Image ``i`` of style ``s`` is the avatar with the seed ``{s}-{split}-{i}`` on a white background. Its pixels depend
@@ -130,23 +128,9 @@ class Avatars(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check(index)
         label, number = divmod(index, self._per_class)
-        image = self._drawn[label][self._skip + number]
-        if self._flip and rng is not None and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return np.array(image)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the paths of mapped files, not their content."""
-        drawn = [Path(str(part.filename)) if isinstance(part, np.memmap) else part for part in self._drawn]
-        return {**self.__dict__, "_drawn": drawn}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files again."""
-        self.__dict__.update(state)
-        self._drawn = [np.load(part, mmap_mode="r") if isinstance(part, Path) else part for part in self._drawn]
+        return self._kept(label, self._skip + number, rng)
 
 
 def _check_styles(styles: Sequence[str]) -> None:
@@ -185,9 +169,5 @@ def _open(paths: list[Path], requests: list[DrawRequest], progress: bool) -> lis
                 drawn[place] = store_images(paths[place], drawn[place])
         except OSError as error:
             writable = False
-            warnings.warn(
-                f"{paths[place].parent}: cannot keep the avatars here ({error.strerror or error}), so they are drawn "
-                "again in every run: set AIMAMBA_CACHE to a folder that can be written",
-                stacklevel=3,
-            )
+            warn_not_kept(paths[place].parent, "avatars", error)
     return drawn

@@ -1,11 +1,46 @@
-"""Avatars kept on disk; several processes may draw and store the same ones at once."""
+"""Drawn images kept on disk; several processes may draw and store the same ones at once."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from aimamba.data.images import Images
+from aimamba.data.transforms import half_mirrored
 from aimamba.files import write_atomically
+
+
+class KeptImages(Images):
+    """Images that were drawn once, in one array for each class, mapped from a file wherever it can be kept."""
+
+    _drawn: list[UInt8[np.ndarray, "n s s 3"]]
+    _flip: bool
+
+    def _kept(self, label: int, number: int, rng: np.random.Generator | None) -> UInt8[np.ndarray, "s s 3"]:
+        """Return image ``number`` of a class, mirrored half of the time if ``flip`` is set and ``rng`` given."""
+        image = self._drawn[label][number]
+        return np.array(half_mirrored(image, rng) if self._flip and rng is not None else image)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the paths of mapped files, not their content."""
+        drawn = [Path(str(part.filename)) if isinstance(part, np.memmap) else part for part in self._drawn]
+        return {**self.__dict__, "_drawn": drawn}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files again."""
+        self.__dict__.update(state)
+        self._drawn = [np.load(part, mmap_mode="r") if isinstance(part, Path) else part for part in self._drawn]
+
+
+def warn_not_kept(folder: Path, what: str, error: OSError) -> None:
+    """Warn that drawn images cannot be kept in a folder."""
+    warnings.warn(
+        f"{folder}: cannot keep the {what} here ({error.strerror or error}), so they are drawn again in every run: "
+        "set AIMAMBA_CACHE to a folder that can be written",
+        stacklevel=4,
+    )
 
 
 def load_images(path: Path, size: int) -> UInt8[np.ndarray, "n s s 3"] | None:

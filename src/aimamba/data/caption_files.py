@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, runtime_checkable
 
 from aimamba.data.caption_lines import LONGEST, CaptionLines
 from aimamba.data.files import require_file
+from aimamba.data.images import Images
 from aimamba.errors import DataError, counted, printable
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -31,6 +32,52 @@ _SHOWN = 100  # characters of a name in a message
 
 class CaptionWarning(UserWarning):
     """Some captions are missing, or belong to no image."""
+
+
+@runtime_checkable
+class CaptionSource(Protocol):
+    """Where the captions of images are."""
+
+    def __bool__(self) -> bool:
+        """Return whether there are captions."""
+
+    def read(self, names: Sequence[str]) -> CaptionLines:
+        """Return the captions of some images."""
+
+
+class FileImages(Images):
+    """Images in files that may have captions, which are read when the first one is asked for.
+
+    Attributes:
+        names: Path of every image in its folder, with ``/`` between folders.
+    """
+
+    names: Sequence[str]
+    _caption_source: CaptionSource
+    _caption_lines: CaptionLines | None = None
+
+    @property
+    def captioned(self) -> bool:  # type: ignore[override]
+        """Whether there are captions."""
+        return bool(self._caption_source)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of one image; of one that was found broken those of the image that replaces it.
+
+        Raises:
+            DataError: The captions cannot be read.
+            IndexError: ``index`` is out of range.
+        """
+        self._check(index)
+        if not self.captioned:
+            return ()
+        if self._caption_lines is None:
+            self._caption_lines = self._caption_source.read(self.names)
+        return self._caption_lines[self.stand_in(index)]
+
+    def stand_in(self, index: int) -> int:
+        """Return which image has replaced one that was found broken; an intact one stands for itself."""
+        return index
 
 
 class CaptionFiles:

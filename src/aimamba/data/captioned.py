@@ -146,10 +146,6 @@ class CaptionedAvatars(Images):
         style = self.class_names[self.labels[index]]
         return style, self._attributes[index], f"{self._seeds}/{self._numbers[index]}"
 
-    def _check(self, index: int) -> None:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-
 
 class _Parts:
     """The options of the avatars of a style and a split that decide their attributes, found out once and kept."""

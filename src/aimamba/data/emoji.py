@@ -7,7 +7,6 @@ once for each size and kept on disk.
 import io
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -20,9 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from aimamba.config import check
-from aimamba.data.cache import load_images, store_images
+from aimamba.data.cache import KeptImages, load_images, store_images, warn_not_kept
 from aimamba.data.emoji_names import NAMES_PACKAGE, Emoji, captions_of, choose_sides, plain_code, read_names
-from aimamba.data.images import Images
 from aimamba.data.npm import Package, find_packages, read_members
 from aimamba.data.splits import Split, first_of_each
 from aimamba.data.transforms import center_crop, to_array, to_rgb
@@ -65,7 +63,7 @@ _SVG = (
 )
 
 
-class EmojiImages(Images):
+class EmojiImages(KeptImages):
     """Emoji in several designs on a white background; each design is a class.
 
     ``"train"`` has the pictures to train on. Of the names in ``"held-out"`` only other designs are trained on; of those
@@ -163,10 +161,7 @@ class EmojiImages(Images):
             IndexError: ``index`` is out of range.
         """
         self._check(index)
-        image = self._drawn[self.labels[index]][self._rows[index]]
-        if self._flip and rng is not None and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return np.array(image)
+        return self._kept(int(self.labels[index]), self._rows[index], rng)
 
     def attributes(self, index: int) -> Mapping[str, str]:
         """Return the name and the design of an image.
@@ -174,7 +169,8 @@ class EmojiImages(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
-        return {"name": self.emoji[self._check(index)].label, "design": self.class_names[self.labels[index]]}
+        self._check(index)
+        return {"name": self.emoji[index].label, "design": self.class_names[self.labels[index]]}
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return the captions of an image, see ``emoji_names.captions_of``.
@@ -182,22 +178,8 @@ class EmojiImages(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
-        return captions_of(self.emoji[self._check(index)], self.class_names[self.labels[index]])
-
-    def _check(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        return index
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the paths of mapped files, not their content."""
-        drawn = [Path(str(part.filename)) if isinstance(part, np.memmap) else part for part in self._drawn]
-        return {**self.__dict__, "_drawn": drawn}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files again."""
-        self.__dict__.update(state)
-        self._drawn = [np.load(part, mmap_mode="r") if isinstance(part, Path) else part for part in self._drawn]
+        self._check(index)
+        return captions_of(self.emoji[index], self.class_names[self.labels[index]])
 
 
 def _check_designs(designs: Sequence[str]) -> None:
@@ -270,9 +252,5 @@ def _open(
     try:
         return store_images(path, images)
     except OSError as error:
-        warnings.warn(
-            f"{folder}: cannot keep the emoji here ({error.strerror or error}), so they are drawn again in every run: "
-            "set AIMAMBA_CACHE to a folder that can be written",
-            stacklevel=3,
-        )
+        warn_not_kept(folder, "emoji", error)
         return images

@@ -13,6 +13,7 @@ from aimamba.config import check
 from aimamba.data.images import Images
 from aimamba.data.spec import FASHION_SIDES
 from aimamba.data.splits import Split
+from aimamba.data.transforms import half_mirrored
 from aimamba.errors import DataError
 from aimamba.files import expand_home
 
@@ -127,11 +128,10 @@ class FashionMNIST(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check(index)
         image = np.pad(self._images[index], (self.size - _SIDE) // 2)
-        if self._flip and rng is not None and rng.random() < 0.5:
-            image = image[:, ::-1]
+        if self._flip and rng is not None:
+            image = half_mirrored(image, rng)
         return np.stack([image] * 3, axis=-1)
 
 

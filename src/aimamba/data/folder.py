@@ -7,15 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from aimamba.config import check
-from aimamba.data.caption_files import METADATA, CaptionFiles
-from aimamba.data.caption_lines import CaptionLines
+from aimamba.data.caption_files import METADATA, CaptionFiles, CaptionSource, FileImages
 from aimamba.data.files import (
     KINDS,
     check_class_folder,
@@ -27,7 +26,6 @@ from aimamba.data.files import (
     suggest_sibling,
     survey,
 )
-from aimamba.data.images import Images
 from aimamba.data.splits import FOLDER_SPLITS, HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, flip, random_crop, to_array, too_narrow
 from aimamba.errors import DataError, suggest
@@ -43,18 +41,7 @@ class BrokenImageWarning(UserWarning):
     """A file of the data set cannot be read and is skipped."""
 
 
-@runtime_checkable
-class CaptionSource(Protocol):
-    """Where the captions of images are."""
-
-    def __bool__(self) -> bool:
-        """Return whether there are captions."""
-
-    def read(self, names: Sequence[str]) -> CaptionLines:
-        """Return the captions of some images."""
-
-
-class ImageFolder(Images):
+class ImageFolder(FileImages):
     """Images in class sub-folders: ``root/cat/1.jpg``, ``root/dog/summer/7.png``.
 
     Classes are the sub-folders in the order of their names. PNG, JPEG, WebP, BMP, GIF (first frame), TIFF and, where
@@ -133,7 +120,6 @@ class ImageFolder(Images):
         self._stand_ins: dict[int, int] = {}
         self._max_broken = max(10, len(chosen) // 100) if max_broken is None else max_broken
         self._broken: set[str] = set()
-        self._captions: CaptionLines | None = None
         intact = self._inspect(chosen, names, upscale)
         self.names = tuple(names[index] for index in intact)
         self.labels: Int64[np.ndarray, "n"] = np.array([labels[index] for index in intact], np.int64)
@@ -170,24 +156,6 @@ class ImageFolder(Images):
         mirrored = self._flip and rng.random() < 0.5
         return to_array(flip(image) if mirrored else image)
 
-    @property
-    def captioned(self) -> bool:  # type: ignore[override]
-        """Whether there are captions."""
-        return bool(self._caption_files)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Return the captions of one image; of a broken one those of the image that replaces it, once that is known.
-
-        Raises:
-            DataError: The captions cannot be read.
-            IndexError: ``index`` is out of range.
-        """
-        if not self.captioned:
-            return super().captions(index)
-        if self._captions is None:
-            self._captions = self._caption_files.read(self.names)
-        return self._captions[self.stand_in(index)]
-
     def stand_in(self, index: int) -> int:
         """Return which image has replaced one that was found broken; an intact one stands for itself."""
         return self._stand_ins.get(index, index)
@@ -208,7 +176,7 @@ class ImageFolder(Images):
         """Find all images of the set: names, ordered by class, and labels."""
         self.class_names, folders = _classes(self.root, classes)
         names, labels, self._left_out = _find(self.root, folders)
-        self._caption_files: CaptionSource = CaptionFiles(self.root, names)
+        self._caption_source: CaptionSource = CaptionFiles(self.root, names)
         return names, labels
 
     def _sizes(self, names: Sequence[str]) -> list[tuple[int, int] | DataError]:
@@ -254,8 +222,7 @@ class ImageFolder(Images):
 
     def _decode(self, index: int) -> Image.Image:
         """Decode the image, or the next intact one of its class."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check(index)
         label = self.labels[index]
         first, last = np.searchsorted(self.labels, [label, label + 1])
         for candidate in chain(range(index, last), range(first, index)):

@@ -11,8 +11,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from aimamba.config import check
-from aimamba.data.caption_files import CaptionFiles
-from aimamba.data.caption_lines import CaptionLines
+from aimamba.data.caption_files import CaptionFiles, FileImages
 from aimamba.data.files import (
     KINDS,
     check_class_folder,
@@ -22,7 +21,6 @@ from aimamba.data.files import (
     read_sizes,
     survey,
 )
-from aimamba.data.images import Images
 from aimamba.data.splits import FOLDER_SPLITS, HELD_OUT, Split, first_of_each, select
 from aimamba.data.transforms import center_crop, to_array
 from aimamba.errors import DataError, suggest
@@ -33,7 +31,7 @@ _DECODED_AT_ONCE = 2  # the largest PNG takes 1.3 GB
 _DECODED_AT_LEAST = 64  # pixels, for checking alone: very large images are decoded smaller
 
 
-class ImageFiles(Images):
+class ImageFiles(FileImages):
     """The image files below a folder, ordered by path; sub-folders are classes, and loose images have no class.
 
     Where ``ImageFolder`` prepares images for training and passes over broken ones, this reads every file and reports
@@ -82,20 +80,19 @@ class ImageFiles(Images):
             check_no_loose_images(root, [path for path in found if not _class_of(path)], known)
         for class_name in known:
             check_class_folder(root, class_name)
-        self._caption_files = CaptionFiles(root, found)
-        self._captions: CaptionLines | None = None
-        self._names = _choose(root, found, split, classes, per_class)
-        if not self._names:
+        self._caption_source = CaptionFiles(root, found)
+        self.names = _choose(root, found, split, classes, per_class)
+        if not self.names:
             detail = f"; {describe_left_out(self.left_out)}" if self.left_out else ""
             raise DataError(f"{self.name}: there are no images ({KINDS}){detail}; give another folder")
         self._remedy = "; --skip-broken leaves such files out" if skip_broken is False else ""
         self.broken: tuple[str, ...] = ()
         if skip_broken:
             self._leave_broken_out(progress)
-        self._paths = [root / path for path in self._names]
+        self._paths = [root / path for path in self.names]
         self._cropped = size is not None
         self.size = self._check_sizes(size)
-        folders = [_class_of(path) for path in self._names]
+        folders = [_class_of(path) for path in self.names]
         self.class_names = ()
         self.labels = None
         if "" not in folders:
@@ -104,12 +101,12 @@ class ImageFiles(Images):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._names)
+        return len(self.names)
 
     @property
     def identity(self) -> dict[str, Any]:
         """The folder, and names, lengths and times of the files."""
-        stats = [(name, (self._root / name).stat()) for name in self._names]
+        stats = [(name, (self._root / name).stat()) for name in self.names]
         files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         return {"folder": str(self._root.resolve()), "size": self.size, "cropped": self._cropped, "files": files}
 
@@ -120,8 +117,7 @@ class ImageFiles(Images):
             DataError: The file is broken.
             IndexError: ``index`` is out of range.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check(index)
         path = self._paths[index]
         try:
             image = open_image(path, least=self.size if self._cropped else None)
@@ -130,24 +126,6 @@ class ImageFiles(Images):
         if not self._cropped and image.size != (self.size, self.size):
             raise DataError(f"{path}: the image has changed since it was found; give the command again")
         return to_array(center_crop(image, self.size) if self._cropped else image)
-
-    @property
-    def captioned(self) -> bool:  # type: ignore[override]
-        """Whether there are captions, see ``caption_files``."""
-        return bool(self._caption_files)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Return the captions of one image.
-
-        Raises:
-            DataError: The captions cannot be read.
-            IndexError: ``index`` is out of range.
-        """
-        if not self.captioned:
-            return super().captions(index)
-        if self._captions is None:
-            self._captions = self._caption_files.read(self._names)
-        return self._captions[index]
 
     def _leave_broken_out(self, progress: bool) -> None:
         """Decode every image, and keep those that can be."""
@@ -160,16 +138,16 @@ class ImageFiles(Images):
             return None
 
         with ThreadPoolExecutor(_DECODED_AT_ONCE) as pool:
-            bar = tqdm(total=len(self._names), desc=f"checking {self.name}", unit="image", disable=not progress)
+            bar = tqdm(total=len(self.names), desc=f"checking {self.name}", unit="image", disable=not progress)
             with bar:
                 faults = {}
-                for name, reason in zip(self._names, pool.map(fault, self._names), strict=True):
+                for name, reason in zip(self.names, pool.map(fault, self.names), strict=True):
                     faults[name] = reason
                     bar.update()
         self.broken = tuple(reason for reason in faults.values() if reason is not None)
         self.left_out += Counter(broken=len(self.broken))
-        self._names = [name for name, reason in faults.items() if reason is None]
-        if not self._names:
+        self.names = [name for name, reason in faults.items() if reason is None]
+        if not self.names:
             raise DataError(f"{self.name}: none of its {len(self.broken)} images can be read: {self.broken[0]}")
 
     def _check_sizes(self, wanted: int | None) -> int:

@@ -79,9 +79,12 @@ class Images(ABC):
         Raises:
             IndexError: ``index`` is out of range.
         """
+        self._check(index)
+        return ()
+
+    def _check(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return ()
 
     @property
     def identity(self) -> dict[str, Any] | None:

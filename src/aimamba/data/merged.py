@@ -65,8 +65,7 @@ class MergedImages(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check(index)
         number = self._number(index)
         return self._sets[number].image(index - (int(self._ends[number - 1]) if number else 0), rng)
 

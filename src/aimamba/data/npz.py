@@ -115,8 +115,7 @@ class NpzImages(Images):
         Raises:
             IndexError: ``index`` is out of range.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check(index)
         return self.take([index])[0]
 
     def read(self, units: Iterable[range]) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:

@@ -140,6 +140,11 @@ def flip(image: Image.Image) -> Image.Image:
     return image.transpose(Transpose.FLIP_LEFT_RIGHT)
 
 
+def half_mirrored(image: UInt8[np.ndarray, "s s ..."], rng: np.random.Generator) -> UInt8[np.ndarray, "s s ..."]:
+    """Mirror an image left to right half of the time."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
 def ten_crop(image: Image.Image, size: int, *, crop_range: float = 1.1) -> list[Image.Image]:
     """Return the ten views that LlamaGen's generators train on: four corners and the centre, plain and mirrored.
 

@@ -68,7 +68,7 @@ class TarImages(ImageFolder):
         self._tar_of = np.repeat(np.arange(len(indices)), [len(index.names) for index in indices])
         self._rows = {name: row for row, name in enumerate(names)}
         self._left_out = Counter()
-        self._caption_files = _Captions(self)
+        self._caption_source = _Captions(self)
         return [names[row] for row in order], labels[order].tolist()
 
     def text(self, name: str) -> bytes | None:
