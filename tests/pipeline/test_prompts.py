@@ -43,8 +43,16 @@ def saved(pipeline, tmp_path_factory):
     return folder
 
 
-def test_prompts_stand_beside_classes_and_each_image_is_its_own(pipeline):
-    drawn = pipeline(["cats", Prompt(ROCKET)], 2, GUIDED, prompts=[CAT], **TENSOR)
+def test_with_classes_each_prompt_is_drawn_in_each(pipeline):
+    drawn = pipeline(["cats", "shells"], 1, GUIDED, prompts=[ROCKET, CAT], **TENSOR)
+    each = [Prompt(text, label) for text in (ROCKET, CAT) for label in ("cats", "shells")]
+    assert torch.equal(drawn, pipeline(each, 1, GUIDED, **TENSOR))
+    with one_line_error(ConfigError, "beside classes"):
+        pipeline([Prompt(ROCKET)], prompts=[CAT])
+
+
+def test_each_image_is_its_own(pipeline):
+    drawn = pipeline(["cats", Prompt(ROCKET), Prompt(CAT)], 2, GUIDED, **TENSOR)
     assert len(drawn) == 6
     assert torch.equal(drawn[2:4], pipeline(prompts=ROCKET, n=2, config=GUIDED, **TENSOR))
     assert torch.equal(drawn[:2], pipeline(["cats"], 2, GUIDED, **TENSOR))

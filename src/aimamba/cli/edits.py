@@ -154,19 +154,6 @@ class Drawn(NamedTuple):
     prompt: str | None = None
 
 
-def label_of(pipeline: "Pipeline", given: "int | Prompt") -> int:
-    """Return the label of a class or of what stands beside a prompt, by default the null class."""
-    from aimamba.pipeline import Prompt
-
-    beside = given.label if isinstance(given, Prompt) else given
-    return pipeline.label(beside) if isinstance(beside, str | int) else pipeline.generator.condition.null_class
-
-
-def class_name(pipeline: "Pipeline", label: int) -> str:
-    """Return the name of a class; the null class has none."""
-    return "" if label == pipeline.generator.condition.null_class else pipeline.class_name(label)
-
-
 def write(begun: Begun, command: str, drawn: Sequence[Drawn]) -> None:
     """Write images, each with its settings."""
     from aimamba.config import from_mapping
@@ -176,7 +163,7 @@ def write(begun: Begun, command: str, drawn: Sequence[Drawn]) -> None:
     begun.out.mkdir(parents=True, exist_ok=True)
     for each in drawn:
         record = SampleRecord(
-            class_name=class_name(begun.pipeline, each.label),
+            class_name=begun.pipeline.class_name(each.label),
             label=each.label,
             prompt=each.prompt,
             sampling=replace(begun.config, seed=each.seed),
@@ -234,7 +221,7 @@ def write_edits(begun: Begun, command: str, edits: Edits, shown: str, title: str
     before, kept = to_pil(edits.pixels), to_pil(edits.pixels.masked_fill(edits.hidden, _GREY))
     drawn, rows, row_names = [], [], []
     for index, (name, given) in enumerate(zip(names, edits.given, strict=True)):
-        label, prompt = label_of(begun.pipeline, given), getattr(given, "text", None)
+        label, prompt = begun.pipeline.label_of(given), getattr(given, "text", None)
         images = edits.images[index * n : (index + 1) * n]
         digest = hashlib.sha256(json.dumps(edits.codes[index].tolist()).encode()).hexdigest()
         about = {"image": edits.paths[index].name, "image_codes": digest, **edits.about[index]}
@@ -243,7 +230,7 @@ def write_edits(begun: Begun, command: str, edits: Edits, shown: str, title: str
             for seed, image in zip(seeds, images, strict=True)
         ]
         rows.append([before[index], kept[index], *images])
-        row_names.append(", ".join(filter(None, [name, prompt, class_name(begun.pipeline, label)])))
+        row_names.append(", ".join(filter(None, [name, prompt, begun.pipeline.class_name(label)])))
     write(begun, command, drawn)
     finish(begun, rows, row_names, ["image", shown, *(f"seed {seed}" for seed in seeds)], title, len(drawn))
 

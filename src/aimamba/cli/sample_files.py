@@ -73,11 +73,9 @@ def plan(
         stems = [every[label] for label in wanted if not isinstance(label, Prompt)]
     rows = []
     for each, stem in zip(wanted, stems, strict=True):
-        text, label = (each.text, each.label) if isinstance(each, Prompt) else (None, each)
-        number = pipeline.generator.condition.null_class if label is None else label
-        assert isinstance(number, int)
-        name = "" if label is None else pipeline.class_name(number)
-        known = SampleRecord(class_name=name, label=number, prompt=text, sampling=config, model=model)
+        text, label = each.text if isinstance(each, Prompt) else None, pipeline.label_of(each)
+        name = pipeline.class_name(label)
+        known = SampleRecord(class_name=name, label=label, prompt=text, sampling=config, model=model)
         rows.append(
             [
                 SampleFile(out / f"{stem}-seed{seed}.png", replace(known, sampling=replace(config, seed=seed)))
@@ -91,11 +89,10 @@ def shown_names(pipeline: Pipeline, wanted: Sequence[int | Prompt]) -> list[str]
     """Return what stands beside the samples of each class or prompt."""
     names = []
     for each in wanted:
-        if not isinstance(each, Prompt):
-            names.append(pipeline.class_name(each))
-            continue
-        beside = f" ({pipeline.class_name(each.label)})" if isinstance(each.label, int) else ""
-        names.append(f"{' '.join(each.text.split())}{beside}")
+        name = pipeline.class_name(pipeline.label_of(each))
+        if isinstance(each, Prompt):
+            name = " ".join(each.text.split()) + (f" ({name})" if name else "")
+        names.append(name)
     return names
 
 

@@ -139,6 +139,21 @@ class Conditions:
         openings = {one: self.opening(Prompt(one) if isinstance(one, str) else one) for one in set(negatives)}
         return [replace(config, negative=None) for config in each], torch.stack([openings[one] for one in negatives])
 
+    def label_of(self, given: ClassName | Prompt) -> int:
+        """Return the label of a class, or of the one beside a prompt; the null class where a prompt stands alone.
+
+        Raises:
+            ConfigError: There is no such class, or a mixture stands beside the prompt.
+        """
+        beside = given.label if isinstance(given, Prompt) else given
+        if beside is None:
+            return self.generator.condition.null_class
+        if isinstance(beside, Mapping):
+            raise ConfigError("a mixture of classes has no single label; name one class beside the prompt")
+        return self.label(beside)
+
     def class_name(self, label: int) -> str:
-        """Return the name of a class, or ``class-<number>`` if names are not known."""
+        """Return the name of a class, or ``class-<number>`` if names are not known; the null class has none."""
+        if label == self.generator.condition.null_class:
+            return ""
         return self.class_names[label] if self.class_names else f"class-{label}"

@@ -214,7 +214,8 @@ class Pipeline(Editing):
 
         Args:
             labels: Class names or numbers, mixtures such as ``{"planets": 0.7, "clay": 0.3}``, or ``Prompt``.
-            prompts: Sentences, for a generator that is trained on captions; after ``labels``.
+            prompts: Sentences, for a generator that is trained on captions; with ``labels``, each of them in each of
+                these classes.
             n: Images of each class. Image j of every class has the seed ``config.seed + j``. Settings of sampling may
                 stand in its place; ``n`` is 1 then.
             config: Settings of sampling, or a mapping of them; for all classes, or one for each.
@@ -238,7 +239,10 @@ class Pipeline(Editing):
         if not isinstance(each, int) or each < 1 or batch_size < 1:
             raise ConfigError(f"expected n and batch size to be at least 1, got n {each}, batch size {batch_size}")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        wanted = self.labels([*labels, *map(Prompt, texts)] if texts else labels)
+        if texts and any(isinstance(label, Prompt) for label in labels):
+            raise ConfigError("prompts stand beside classes; give all prompts as prompts, or all as labels")
+        beside: Sequence[Any] = labels or (None,)
+        wanted = self.labels([Prompt(text, label) for text in texts for label in beside] if texts else labels)
         given = wanted.repeat_interleave(each, dim=0)
         configs, seeds = self.each_image(config, len(wanted), each)
 

@@ -154,9 +154,6 @@ async def interpolations(
     for step in range(steps):
         share = step / (steps - 1)
         edit = EditRecord(command="interpolate", classes=names, share=share, path=path)
-        end = ends[share > 0.5]
-        label = pipeline.generator.condition.null_class if isinstance(end, Prompt) else end
-        jobs += [
-            replace(job, label=label, opening=openings[step], edit=edit) for job in service.jobs_for(label, [config])
-        ]
+        [job] = service.jobs_for(ends[share > 0.5], [config])
+        jobs.append(replace(job, prompt=None, opening=openings[step], edit=edit))
     return jobs

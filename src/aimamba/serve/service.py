@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from fastapi import Request as HttpRequest
@@ -197,17 +197,13 @@ class Service:
 
     def jobs_for(self, given: Given, configs: Sequence[SamplingConfig], **options: Any) -> list[Job]:
         """Return an image for each of some settings; ``options`` are fields of ``Job``."""
-        label, opening, prompt = given, None, None
-        if isinstance(given, Prompt):
-            prompt, opening = given.text, self.pipeline.opening(given)
-            null_class = self.pipeline.generator.condition.null_class
-            label = null_class if given.label is None else self.pipeline.label(cast("int", given.label))
+        opening = self.pipeline.opening(given) if isinstance(given, Prompt) else None
         negatives = self.pipeline.negatives(configs, len(configs))[1]
         return [
             Job(
-                label=cast("int", label),
+                label=self.pipeline.label_of(given),
                 config=config,
-                prompt=prompt,
+                prompt=given.text if isinstance(given, Prompt) else None,
                 opening=opening,
                 negative=None if negatives is None else negatives[number],
                 **options,
@@ -293,8 +289,7 @@ class Service:
 
     def class_name(self, job: Job) -> str:
         """Return the name of a job's class; the null class, as of a prompt alone, has none."""
-        null_class = self.pipeline.generator.condition.null_class
-        return "" if job.label == null_class else self.pipeline.class_name(job.label)
+        return self.pipeline.class_name(job.label)
 
     async def events(
         self, receive: Callable[[], Awaitable[object]], jobs: Sequence[Job], *, preview_every: int = 0
