@@ -1,5 +1,6 @@
 """Codes on disk."""
 
+import errno
 import json
 import os
 import re
@@ -498,3 +499,14 @@ def test_the_ends_of_every_shard_of_a_large_set_are_checked_at_once(many):
     shard.flush()
     with one_line_error(DataError, match=r"codes-00000\.npy: codes must lie in 0 to 16383, got 16384"):
         open_codes(many)
+
+
+def test_a_disk_that_does_not_answer_is_not_called_damage(tokenizer, images, tmp_path, monkeypatch):
+    encode_to_shards(tokenizer, images, tmp_path / "codes")
+
+    def load(path, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(np, "load", load)
+    with one_line_error(DataError, "cannot be read .Too many open files"):
+        open_codes(tmp_path / "codes")

@@ -137,11 +137,19 @@ def open_codes(folder: Path, tokenizer: VQModel | None = None) -> tuple[CodesMet
 
 
 def load_array(path: Path) -> np.ndarray | None:
-    """Map an array into memory; None if the file is missing or damaged."""
+    """Map an array into memory; None if the file is missing or damaged.
+
+    Raises:
+        DataError: The system does not let it be read.
+    """
     if not path.is_file():  # opening a pipe would wait for ever
         return None
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # too many open files, no permission, a disk that fails: encoding again would not help
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception:  # a header is Python source, and damaged it raises whatever Python's parser does
         return None
     return array if isinstance(array, np.ndarray) else None
