@@ -15,7 +15,7 @@ from aimamba.models.text import TextConfig
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
-from aimamba.train.reading import learn_to_read
+from aimamba.train.reading import Reading
 from aimamba.train.toml import to_toml
 from aimamba.train.tuning import with_captions
 from refusals import one_line_error
@@ -165,7 +165,8 @@ def test_a_frozen_encoder_reads_in_place_of_a_vocabulary(make, make_aim, make_vq
     monkeypatch.setenv("AIMAMBA_CACHE", str(tmp_path / "cache"))
     write_encoder(tmp_path / "bert")
     task, said = make(text_encoder=str(tmp_path / "bert")), []
-    reading = learn_to_read(TextConfig(**TEXT), task.train, task.config, "images", said.append)
+    encoder = task.config.text_encoder
+    reading = Reading(TextConfig(**TEXT), encoder, captioned=True, source="images").learn(task.train, said.append)
     assert len(said) == 1
     vectors = reading.readers[1]
     assert (reading.text.vocabulary, reading.text.features) == (0, vectors.encoder.width)
@@ -188,16 +189,13 @@ def test_a_frozen_encoder_reads_in_place_of_a_vocabulary(make, make_aim, make_vq
         Pipeline.from_pretrained(tmp_path / "saved", text_encoder=tmp_path / "other").labels(prompt)
 
 
-def test_what_cannot_be_read_is_refused(make):
-    task = make()
-    bare = CodeSet(task.train.shards, task.train.labels)
+def test_what_cannot_be_read_is_refused():
     with one_line_error(ConfigError, "photos has none"):
-        learn_to_read(TextConfig(), bare, task.config, "photos", print)
-    frozen = make(text_encoder="minilm").config
+        Reading(TextConfig(), "", captioned=False, source="photos")
     with one_line_error(ConfigError, "takes none"):
-        learn_to_read(None, task.train, frozen, "photos", print)
+        Reading(None, "minilm", captioned=True, source="photos")
     with one_line_error(ConfigError, "task.text_encoder"):
-        learn_to_read(TextConfig(vocabulary=0, features=4), task.train, task.config, "photos", print)
+        Reading(TextConfig(vocabulary=0, features=4), "", captioned=True, source="photos")
 
 
 @torch.no_grad()

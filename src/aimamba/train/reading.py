@@ -12,14 +12,13 @@ from aimamba.models.text import TextConfig
 from aimamba.networks.caption_vectors import CaptionVectors
 from aimamba.networks.sentence import MINILM, SentenceEncoder
 from aimamba.pipeline.loading import saved_vocabulary
-from aimamba.train.generator import GeneratorTaskConfig
 
 
-class Reading(NamedTuple):
-    """How a generator reads captions.
+class Learned(NamedTuple):
+    """How a generator reads.
 
     Attributes:
-        text: Its config; None if it takes none.
+        text: Its config, with the size of the vocabulary or what the frozen encoder decides; None if it does not read.
         readers: The vocabulary or the frozen encoder's vectors, as ``GeneratorTask`` takes them.
     """
 
@@ -27,66 +26,66 @@ class Reading(NamedTuple):
     readers: tuple[Vocabulary | None, CaptionVectors | None]
 
 
-def learn_to_read(
-    text: TextConfig | None, train: CodeSet, task: GeneratorTaskConfig, source: str, log: Callable[[str], None]
-) -> Reading:
-    """Prepare the captions of a generator that knows none yet.
+class Reading:
+    """How a generator is to read, before its images are encoded, which takes long."""
 
-    Args:
-        text: How it takes captions; the size of the vocabulary, or what a frozen encoder decides, is filled in.
-        train: What it will be trained on.
-        task: Names the frozen encoder, if there is one.
-        source: Name of the images, for messages.
-        log: Called with a line about each step that takes long.
+    def __init__(
+        self,
+        text: TextConfig | None,
+        text_encoder: str,
+        *,
+        captioned: bool,
+        source: str,
+        init: Checkpoint | None = None,
+    ) -> None:
+        """Check what can be checked, and load what reads already.
 
-    Raises:
-        ConfigError: The images have no captions, or the encoder is not there.
-        CheckpointError: The encoder is damaged.
-    """
-    if text is None:
-        check(not task.text_encoder, "task.text_encoder reads captions, and this generator takes none: set model.text")
-        return Reading(None, (None, None))
-    check_captions("model.text", train.captions is not None, source)
-    if task.text_encoder:
-        encoder = SentenceEncoder.load(task.text_encoder)
-        text = replace(text, vocabulary=0, features=encoder.width, encoder=encoder.fingerprint)
-        return Reading(text, (None, _vectors(encoder, text, train, log)))
-    check(text.features == 0, "model.text.features follows from the encoder: name that in task.text_encoder")
-    vocabulary = Vocabulary.train(_texts(train), text.vocabulary)
-    return Reading(replace(text, vocabulary=len(vocabulary)), (vocabulary, None))
+        Args:
+            text: How the generator takes captions, if it does.
+            text_encoder: Names the frozen encoder, see ``GeneratorTaskConfig``.
+            captioned: Whether the images have captions.
+            source: Name of the images, for messages.
+            init: The generator that it starts from, if that reads already.
 
+        Raises:
+            ConfigError: The images have no captions, the settings do not fit, or the encoder is not there.
+            CheckpointError: The encoder or the vocabulary is damaged, or another than ``init`` has.
+        """
+        self._text, self._vocabulary = text, None
+        self._encoder: SentenceEncoder | None = None
+        if text is None:
+            check(not text_encoder, "task.text_encoder reads captions, and this generator takes none: set model.text")
+            return
+        what = "model.text" if init is None else init.source
+        check(captioned, f"{what} is for images with captions, and {source} has none; see docs/captions.md")
+        if init is None:
+            free = bool(text_encoder) or text.features == 0
+            check(free, "model.text.features follows from the encoder: name that in task.text_encoder")
+            self._encoder = SentenceEncoder.load(text_encoder) if text_encoder else None
+        elif text.features:
+            self._encoder = SentenceEncoder.load(text_encoder or MINILM, fingerprint=text.encoder)
+        else:
+            check(not text_encoder, f"{init.source} has a vocabulary of its own; leave task.text_encoder out")
+            self._vocabulary = saved_vocabulary(init)
 
-def read_as(
-    text: TextConfig,
-    opened: Checkpoint,
-    train: CodeSet,
-    task: GeneratorTaskConfig,
-    source: str,
-    log: Callable[[str], None],
-) -> Reading:
-    """Prepare the captions of a generator that reads already, see ``learn_to_read``."""
-    check_captions(opened.source, train.captions is not None, source)
-    if not text.features:
-        check(not task.text_encoder, f"{opened.source} has a vocabulary of its own; leave task.text_encoder out")
-        return Reading(text, (saved_vocabulary(opened), None))
-    encoder = SentenceEncoder.load(task.text_encoder or MINILM, fingerprint=text.encoder)
-    return Reading(text, (None, _vectors(encoder, text, train, log)))
+    def learn(self, train: CodeSet, log: Callable[[str], None]) -> Learned:
+        """Learn the vocabulary from captions, or let the frozen encoder read them.
 
-
-def check_captions(what: str, captioned: bool, source: str) -> None:
-    """Check that images have the captions that ``what`` needs.
-
-    Raises:
-        ConfigError: They have none.
-    """
-    check(captioned, f"{what} is for images with captions, and {source} has none; see docs/captions.md")
-
-
-def _vectors(encoder: SentenceEncoder, text: TextConfig, train: CodeSet, log: Callable[[str], None]) -> CaptionVectors:
-    vectors = CaptionVectors(encoder, text.tokens)
-    log("reading captions with the frozen sentence encoder; each is read once")
-    vectors.prepare(_texts(train))
-    return vectors
+        Args:
+            train: What the generator will be trained on.
+            log: Called with a line about what takes long.
+        """
+        if self._text is None:
+            return Learned(None, (None, None))
+        if self._encoder is not None:
+            log("reading captions with the frozen sentence encoder; each is read once")
+            vectors = CaptionVectors(self._encoder, self._text.tokens)
+            vectors.prepare(_texts(train))
+            width, fingerprint = self._encoder.width, self._encoder.fingerprint
+            text = replace(self._text, vocabulary=0, features=width, encoder=fingerprint)
+            return Learned(text, (None, vectors))
+        vocabulary = self._vocabulary or Vocabulary.train(_texts(train), self._text.vocabulary)
+        return Learned(replace(self._text, vocabulary=len(vocabulary)), (vocabulary, None))
 
 
 def _texts(train: CodeSet) -> Iterator[str]:

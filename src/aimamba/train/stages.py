@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,13 +23,12 @@ from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.files import expand_home, write_atomically
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.models.text import TextConfig
-from aimamba.networks.sentence import SentenceEncoder
 from aimamba.pipeline import saved_class_names
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
 from aimamba.train.generator import Classes, GeneratorTask, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
-from aimamba.train.reading import check_captions, learn_to_read, read_as
+from aimamba.train.reading import Reading
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
@@ -173,36 +173,35 @@ def _generator_task(
         "num_classes": len(source.class_names),
         "tokenizer": tokenizer.code_fingerprint(),
     }
-    if task.text_encoder:
-        SentenceEncoder.load(task.text_encoder)  # what is wrong with it is said before images are encoded
-    if "text" in recipe.model:
-        check_captions("model.text", source.captioned, recipe.data.source)
+    read = partial(Reading, captioned=source.captioned, source=recipe.data.source)
     names, seed = source.class_names, recipe.fit.seed
     if recipe.init is None:
         config = _new_config(recipe, fixed)
+        reading = read(config.text, task.text_encoder)
         train, held_out = source.load()
-        reading = learn_to_read(config.text, train, task, recipe.data.source, log)
-        model = AiM(dataclasses.replace(config, text=reading.text))
+        learned = reading.learn(train, log)
+        model = AiM(dataclasses.replace(config, text=learned.text))
         model.init_weights(seeded(seed))
-        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, *reading.readers, seed=seed)
+        return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, *learned.readers, seed=seed)
     opened = open_checkpoint(recipe.init)
     given, model, table = _initial_generator(opened, task, fixed, names)
     log(table.described)
+    reads = model.config.text is not None
+    text = model.config.text if reads else _new_text(recipe)
+    reading = read(text, task.text_encoder, init=opened if reads else None)
+    check(
+        reads or text is None or "captions" in task.parts,
+        "task.train leaves out 'captions', of which the model knows nothing yet; add it",
+    )
     train, held_out = source.load()
-    if (text := model.config.text) is not None:
-        reading = read_as(text, opened, train, task, recipe.data.source, log)
-    else:
-        reading = learn_to_read(_new_text(recipe), train, task, recipe.data.source, log)
-        model = model if reading.text is None else with_captions(model, reading.text, seed=seed)
-        check(
-            reading.text is None or "captions" in task.parts,
-            "task.train leaves out 'captions', of which the model knows nothing yet; add it",
-        )
+    learned = reading.learn(train, log)
+    if learned.text is not None and not reads:
+        model = with_captions(model, learned.text, seed=seed)
     parts = choose_trained(model, task, seed=seed)
     adapter = Adapter.of(recipe.init, given.state_dict(), parts) if task.lora_rank else None
     if table.labels != tuple(range(len(names))):
         train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
-    readers = reading.readers
+    readers = learned.readers
     return GeneratorTask(
         model, tokenizer.cpu(), train, held_out, table.names, task, *readers, seed=seed, adapter=adapter
     )
