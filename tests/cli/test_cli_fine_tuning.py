@@ -3,6 +3,7 @@
 import pytest
 
 from aimamba.models import AiM
+from aimamba.train.recipe import recipe_text
 from photo_folders import write_photos
 
 TINY = ["--init", "avatars-64", "--data", "photos", "--device", "cpu", "--steps", "1", "--batch-size", "1", "--quiet"]
@@ -12,6 +13,13 @@ TINY = ["--init", "avatars-64", "--data", "photos", "--device", "cpu", "--steps"
 def photos(here):
     """Two classes of 64 pixels, of which the packaged weights know one."""
     return write_photos(here / "photos", ("planets", "houses"), 3, width=64, height=64)
+
+
+def test_other_images_are_not_limited_as_those_of_the_recipe(aimamba, photos, here):
+    recipe = recipe_text("aim-finetune").replace("[data]\n", "[data]\nskip_per_class = 2\nvariants = 3\n")
+    (here / "own.toml").write_text(recipe)
+    status, _, err = aimamba("train", "own.toml", *TINY, "--out", "run", "--set", "task.train=classes")
+    assert status == 0, err
 
 
 def test_from_a_folder_to_samples(aimamba, photos, here):

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -158,3 +159,22 @@ def test_without_a_network_the_message_says_which_files_to_put_where(packages, t
 )
 def test_codes(code, plain):
     assert plain_code(code) == plain
+
+
+def test_few_variants_of_a_concept_are_taken_in_each_design(packages):
+    every, few = EmojiImages(8, "train"), EmojiImages(8, "train", variants=2)
+    counted = [
+        Counter((label, each.concept) for label, each in zip(images.labels.tolist(), images.emoji, strict=True))
+        for images in (every, few)
+    ]
+    assert counted[1] == {concept: min(2, count) for concept, count in counted[0].items()}
+    assert max(counted[0].values()) > 2
+    assert set(few.names) < set(every.names)
+    assert few.identity != every.identity
+    train, held_out = open_splits("emoji", size=8, variants=1)
+    assert len(train) == len(counted[0])
+    assert len(held_out) <= len(EmojiImages(8, "held-out"))
+    with pytest.raises(ConfigError, match="variants must be at least 1, got 0"):
+        EmojiImages(8, variants=0)
+    with pytest.raises(ConfigError, match="variants is for emoji alone, got 2 for avatars:thumbs"):
+        open_images("avatars:thumbs", size=8, split="train", variants=2)

@@ -290,19 +290,18 @@ def test_a_thread_finishes_what_is_there_and_then_ends(model):
 def test_recorded_rows_take_few_numbers_and_shrink_again(model):
     recorder = Recorder()
     engine = RecordedEngine(RecordedStep(model), recorder)
-    rows = make_rows(model, engine)
-    openings = model.openings(torch.zeros(20, dtype=torch.long))
-    for count, opening in enumerate(openings):
+    rows, begun = make_rows(engine), model.begun(torch.zeros(1, dtype=torch.long))
+    for count in range(20):
         rows.append()
-        rows.restart(count, opening)
+        rows.restart(count, begun)
     with torch.inference_mode():
         assert rows.step(torch.full((20,), BEGUN)).shape == (20, 24)
         for _ in range(15):
             rows.pop()
-        plain = make_rows(model, make(model, "plain"))
+        plain = make_rows(make(model, "plain"))
         for count in range(5):
             plain.append()
-            plain.restart(count, openings[count])
+            plain.restart(count, begun)
         plain.step(torch.full((5,), BEGUN))
         inputs = torch.arange(5)
         assert torch.allclose(rows.step(inputs), plain.step(inputs), atol=1e-4)

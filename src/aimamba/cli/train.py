@@ -151,7 +151,12 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return settings by dotted name: those of the flags, overridden by ``--set``."""
     given = {key: value for flag, key in _FLAGS.items() if (value := getattr(arguments, flag)) is not None}
     if arguments.data is not None:  # a recipe's limits are for its own images
-        given |= {"data.per_class": None, "data.held_out_per_class": None}
+        given |= {
+            "data.per_class": None,
+            "data.held_out_per_class": None,
+            "data.skip_per_class": 0,
+            "data.variants": None,
+        }
     overrides = {key: _quoted(value) if isinstance(value, str) else value for key, value in given.items()}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")

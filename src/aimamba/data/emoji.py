@@ -88,6 +88,7 @@ class EmojiImages(KeptImages):
         per_class: int | None = None,
         designs: Sequence[str] = tuple(DESIGNS),
         *,
+        variants: int | None = None,
         flip: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         progress: bool = False,
@@ -100,6 +101,8 @@ class EmojiImages(KeptImages):
             split: ``"train"``, ``"held-out"`` or ``"held-out-names"``; there is no ``"all"``.
             per_class: Take at most this many pictures of each design (a fixed choice by hash).
             designs: Which designs, in the order of their labels.
+            variants: Take at most this many pictures of one concept in each design (a fixed choice by hash). More than
+                half of all pictures are people and hands in other skin tones, sexes and directions.
             flip: Mirror a random view half of the time. Off by default: many emoji hold letters, or point somewhere.
             cache_dir: Where to keep the pictures; by default ``emoji`` in ``cache_folder()``. If it cannot be written,
                 they are kept in memory, with a warning.
@@ -113,6 +116,7 @@ class EmojiImages(KeptImages):
         check(_SMALLEST <= size <= _LARGEST, f"size must be {_SMALLEST} to {_LARGEST} pixels for emoji, got {size}")
         check(split in SPLITS, f"emoji have no split {split!r}; use one of {', '.join(SPLITS)}")
         check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
+        check(variants is None or variants >= 1, f"variants must be at least 1, got {variants}")
         _check_designs(designs)
         self.name = f"emoji-{size}:{split}" if name is None else name
         self.size = size
@@ -125,6 +129,9 @@ class EmojiImages(KeptImages):
         known = [(label, design, code) for label, design in enumerate(designs) for code in codes[design]]
         names = [f"{design}/{code}" for _, design, code in known]
         chosen = [place for place, (_, *picture) in enumerate(known) if sides[picture[0], picture[1]] == split]
+        if variants is not None:
+            concepts = [(label, emoji[code].concept) for label, _, code in known]
+            chosen = first_of_each(chosen, names, concepts, variants)
         if per_class is not None:
             chosen = first_of_each(chosen, names, [label for label, *_ in known], per_class)
         if not chosen:
@@ -133,7 +140,7 @@ class EmojiImages(KeptImages):
         self.emoji: tuple[Emoji, ...] = tuple(emoji[known[place][2]] for place in chosen)
         self.labels: Int64[np.ndarray, "n"] = np.array([known[place][0] for place in chosen], np.int64)
         self._rows = [codes[known[place][1]].index(known[place][2]) for place in chosen]
-        self._about = [size, split, per_class, *designs]
+        self._about = [size, split, per_class, *([] if variants is None else [f"variants {variants}"]), *designs]
         self._flip = flip
         folder = cache_folder() / FOLDER if cache_dir is None else expand_home(cache_dir)
         self._drawn = [_open(folder, design, paths[design], codes[design], size, progress) for design in designs]

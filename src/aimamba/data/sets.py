@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from aimamba.config import check
 from aimamba.data.avatar_words import STYLES as CAPTIONED_STYLES
-from aimamba.data.avatars import AVATARS_PER_CLASS, STYLES, Avatars
+from aimamba.data.avatars import STYLES, Avatars
 from aimamba.data.captioned import CaptionedAvatars
 from aimamba.data.emoji import DESIGNS, EmojiImages
 from aimamba.data.fashion_mnist import FashionMNIST
@@ -16,7 +16,7 @@ from aimamba.data.folder import Crop, ImageFolder
 from aimamba.data.image_files import ImageFiles
 from aimamba.data.images import Images, ImageSet
 from aimamba.data.npz import NpzImages
-from aimamba.data.spec import ImageSpec, parse_spec
+from aimamba.data.spec import NAMES, ImageSpec, parse_spec
 from aimamba.data.splits import Split
 from aimamba.data.webdataset import TarImages
 from aimamba.errors import DataError, counted, printable
@@ -33,6 +33,7 @@ def open_images(
     flip: bool = False,
     per_class: int | None = None,
     skip_per_class: int = 0,
+    variants: int | None = None,
     upscale: bool = False,
     max_broken: int | None = None,
     strict: bool = False,
@@ -50,6 +51,7 @@ def open_images(
         per_class: Take at most this many images of each class; by default all, and of the avatars 3,000 to train on or
             500 held out.
         skip_per_class: How many avatars of each class to skip first.
+        variants: Of emoji: take at most this many variants of one thing (skin tone, sex, direction) in each design.
         upscale: Enlarge a folder's images that are smaller than ``size`` instead of refusing them.
         max_broken: How many broken files of a folder to skip; by default 1 %, but at least 10.
         strict: Raise an error for a folder's first broken file instead of skipping it with a warning.
@@ -65,25 +67,14 @@ def open_images(
             f"{source}: training and encoding choose the split themselves; "
             f"leave out ':{spec.split}' and what follows (--per-class or data.per_class limits the number of images)"
         )
-    if spec.kind == "avatars":
-        styles = STYLES if spec.which is None else spec.which
-        return Avatars(
-            _drawn_size(spec, size), split, per_class, styles, skip=skip_per_class, flip=flip, progress=progress
-        )
-    check(skip_per_class == 0, f"skip_per_class is for avatars alone, got {skip_per_class} for {source}")
-    if spec.kind == "fashion-mnist":
-        pixels = spec.resolve_size(size)
-        assert pixels is not None
-        return FashionMNIST(spec.path, size=pixels, split=split, per_class=per_class, flip=flip)
-    if (captioned := _CAPTIONED.get(spec.kind)) is not None:
-        side = _drawn_size(spec, size)
-        return captioned.images(
-            side,
-            split,
-            per_class,
-            captioned.classes if spec.which is None else spec.which,
-            flip=flip,
-            progress=progress,
+    if spec.kind != "avatars":
+        check(skip_per_class == 0, f"skip_per_class is for avatars alone, got {skip_per_class} for {source}")
+    if spec.kind != "emoji":
+        check(variants is None, f"variants is for emoji alone, got {variants} for {source}")
+    if spec.kind in NAMES:
+        side = _side(spec, size)
+        return _named(
+            spec, side, split, per_class, skip=skip_per_class, variants=variants, flip=flip, progress=progress
         )
     assert spec.path is not None
     if spec.kind not in ("folder", "tars"):
@@ -107,19 +98,6 @@ def open_images(
     )
 
 
-class _Captioned(NamedTuple):
-    """A named set with captions, and its classes."""
-
-    images: type[EmojiImages] | type[CaptionedAvatars]
-    classes: tuple[str, ...]
-
-
-_CAPTIONED: dict[str, _Captioned] = {
-    "emoji": _Captioned(EmojiImages, tuple(DESIGNS)),
-    "captioned-avatars": _Captioned(CaptionedAvatars, tuple(CAPTIONED_STYLES)),
-}
-
-
 class Splits(NamedTuple):
     """The two parts of a set of labelled images."""
 
@@ -136,6 +114,7 @@ def open_splits(
     per_class: int | None = None,
     held_out_per_class: int | None = None,
     skip_per_class: int = 0,
+    variants: int | None = None,
     upscale: bool = False,
     max_broken: int | None = None,
     strict: bool = False,
@@ -151,6 +130,7 @@ def open_splits(
         per_class: Take at most this many training images of each class.
         held_out_per_class: Take at most this many held-out images of each class.
         skip_per_class: How many training avatars of each class to skip first.
+        variants: As in ``open_images``, of both parts.
         upscale: As in ``open_images``, like the following; applied to each split.
         max_broken: As in ``open_images``.
         strict: As in ``open_images``.
@@ -168,6 +148,7 @@ def open_splits(
         flip=flip,
         per_class=per_class,
         skip_per_class=skip_per_class,
+        variants=variants,
         upscale=upscale,
         max_broken=max_broken,
         strict=strict,
@@ -178,6 +159,7 @@ def open_splits(
         size=size,
         split="held-out",
         per_class=held_out_per_class,
+        variants=variants,
         upscale=upscale,
         max_broken=max_broken,
         strict=strict,
@@ -215,19 +197,9 @@ def open_source(
     check(size is None or size >= 1, f"--size must be at least 1 pixel, got {size}")
     spec = parse_spec(source)
     split = spec.split or ("all" if spec.kind in ("folder", "tars") else "held-out")
-    if spec.kind == "avatars":
-        styles = STYLES if spec.which is None else spec.which
-        amount = AVATARS_PER_CLASS.get(split) if spec.per_class is None else spec.per_class
-        side = _drawn_size(spec, size, default_size)
-        return Avatars(side, split, amount, styles, progress=progress, name=source)
-    if spec.kind == "fashion-mnist":
-        pixels = spec.resolve_size(size, default=default_size)
-        assert pixels is not None
-        return FashionMNIST(spec.path, size=pixels, split=split, per_class=spec.per_class, name=source)
-    if (captioned := _CAPTIONED.get(spec.kind)) is not None:
-        side = _drawn_size(spec, size, default_size)
-        classes = captioned.classes if spec.which is None else spec.which
-        return captioned.images(side, split, spec.per_class, classes, progress=progress, name=source)
+    if spec.kind in NAMES:
+        side = _side(spec, size, default_size)
+        return _named(spec, side, split, spec.per_class, progress=progress, name=source)
     assert spec.path is not None
     if spec.kind == "folder":
         pixels = spec.resolve_size(size, default=default_size)
@@ -276,7 +248,32 @@ def _tell(what: str, class_names: Sequence[str], left_out: Counter[str]) -> None
     print(printable(line), file=sys.stderr)
 
 
-def _drawn_size(spec: ImageSpec, size: int | None, default: int | None = None) -> int:
+def _named(
+    spec: ImageSpec,
+    side: int,
+    split: Split,
+    per_class: int | None,
+    *,
+    skip: int = 0,
+    variants: int | None = None,
+    flip: bool = False,
+    progress: bool = False,
+    name: str | None = None,
+) -> Images:
+    """Open one split of a set that has a name."""
+    if spec.kind == "fashion-mnist":
+        return FashionMNIST(spec.path, size=side, split=split, per_class=per_class, flip=flip, name=name)
+    if spec.kind == "emoji":
+        designs = tuple(DESIGNS) if spec.which is None else spec.which
+        return EmojiImages(side, split, per_class, designs, variants=variants, flip=flip, progress=progress, name=name)
+    if spec.kind == "captioned-avatars":
+        styles = tuple(CAPTIONED_STYLES) if spec.which is None else spec.which
+        return CaptionedAvatars(side, split, per_class, styles, flip=flip, progress=progress, name=name)
+    styles = STYLES if spec.which is None else spec.which
+    return Avatars(side, split, per_class, styles, skip=skip, flip=flip, progress=progress, name=name)
+
+
+def _side(spec: ImageSpec, size: int | None, default: int | None = None) -> int:
     side = spec.resolve_size(size, default=default)
     if side is None:
         named = spec.text.replace(spec.kind, f"{spec.kind}-64", 1)

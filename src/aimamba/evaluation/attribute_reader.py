@@ -1,7 +1,8 @@
 """A small network that reads the attributes of avatars from their pixels, trained on real ones.
 
 It is trained when it is first needed and kept in the cache. For every attribute of every style it has a head; a head
-learns from the images of its style alone, and is read where the network sees that style.
+learns from the images of its style alone, and is read where the network sees that style. Most of the images are shown
+blurred and noisy: it is to read what can be seen on the soft images of a decoder too.
 
 Shape letters: B images, s side of an image, K values of all heads.
 """
@@ -28,8 +29,12 @@ TRAINED_ON = 2000
 _SIDE = 64  # of the images that the network takes
 _WIDTH = 16
 _EPOCHS, _BATCH, _RATE, _DECAY = 8, 64, 3e-3, 1e-2
+_SOFT = 0.7  # share of the images that are shown blurred and noisy
+_BLURRED_TO = 20  # pixels a side, at least
+_NOISE, _STAINS = 0.1, 0.15  # most of each, of a pixel and of 4 x 4 pixels; values run from -1 to 1
 _READ_AT_ONCE = 64
 _SETTINGS = {"side": _SIDE, "width": _WIDTH, "epochs": _EPOCHS, "batch": _BATCH, "rate": _RATE, "decay": _DECAY}
+_SETTINGS |= {"soft": _SOFT, "blurred to": _BLURRED_TO, "noise": _NOISE, "stains": _STAINS}
 
 Head = tuple[str, str]
 """A style and the name of an attribute."""
@@ -78,10 +83,11 @@ class AttributeReader:
             torch.manual_seed(0)
             _init(self.network)
             optimiser = torch.optim.AdamW(self.network.parameters(), lr=_RATE, weight_decay=_DECAY)
-            batches = list(_batches(len(images)))
+            batches, generator = list(_batches(len(images))), seeded(1)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, len(batches), pct_start=0.2)
             for chosen in tqdm(batches, desc="learning to read attributes", unit="step", disable=not progress):
-                scores = self.network.train()(_prepared(to_channels_first(images.take(chosen.tolist()))))
+                shown = _softened(_prepared(to_channels_first(images.take(chosen.tolist()))), generator)
+                scores = self.network.train()(shown)
                 loss = self._loss(scores, targets[chosen])
                 optimiser.zero_grad()
                 loss.backward()
@@ -161,6 +167,26 @@ def _prepared(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 h w"]:
     if floats.shape[-1] != _SIDE:
         floats = F.interpolate(floats, _SIDE, mode="bilinear", antialias=True)
     return floats.contiguous(memory_format=torch.channels_last)
+
+
+def _softened(images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """Return images most of which are blurred and noisy, each to another degree."""
+
+    def draw(most: float) -> float:
+        return most * torch.rand((), generator=generator).item()
+
+    def noise(side: int) -> Float[Tensor, "1 3 h w"]:
+        return F.interpolate(torch.randn(1, 3, side, side, generator=generator), _SIDE, mode="bilinear")
+
+    soft = images.clone()
+    for image in soft.split(1):
+        if draw(1.0) < _SOFT:
+            small = F.interpolate(
+                image, _BLURRED_TO + int(draw(float(_SIDE - _BLURRED_TO))), mode="bilinear", antialias=True
+            )
+            image.copy_(F.interpolate(small, _SIDE, mode="bicubic"))
+            image.add_(draw(_STAINS) * noise(_SIDE // 4)).add_(draw(_NOISE) * noise(_SIDE)).clamp_(-1, 1)
+    return soft.contiguous(memory_format=torch.channels_last)
 
 
 def _batches(count: int) -> Iterator[Int[Tensor, " b"]]:

@@ -26,6 +26,7 @@ from aimamba.ops.sampling.logits import guided_sample, uniform_dtype
 _SETTINGS = ("top_k", "top_p", "min_p")
 _NOWHERE = -1
 _FREE = -1  # in place of a code that is to be sampled
+_KEPT = 64  # classes whose conditions are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +152,11 @@ class Batch:
 
     def clear(self) -> None:
         """Remove all images, also after a step that failed."""
-        self._rows = make_rows(self._model, self._engine)
+        self._rows = make_rows(self._engine)
         self._images: list[Running] = []  # in the order of their conditional rows
         self._guided: list[Running] = []  # in the order of their unconditional rows
         self._alone: dict[Running, Iterator[Tensor]] = {}  # images with loops of their own
+        self._kept: dict[int, dict[str, Tensor]] = {}  # conditions of classes
         self._free = list(range(self.most))
         self._settled: _Settled | None = None
 
@@ -192,21 +194,26 @@ class Batch:
         if self._guided:  # the first unconditional row gives way
             self._rows.move(boundary, len(self._rows) - 1)
             self._guided.append(self._guided.pop(0))
-        self._rows.restart(boundary, self._opening(job.label, job.opening))
+        self._rows.restart(boundary, self._begun(job.label, job.opening))
         self._images.append(image)
         if last_guided:
             self._rows.append()
             null_class = self._model.condition.null_class
             unguided = null_class if job.negative is not None else negative_label(self._model, config)
-            self._rows.restart(len(self._rows) - 1, self._opening(unguided, job.negative))
+            self._rows.restart(len(self._rows) - 1, self._begun(unguided, job.negative))
             self._guided.append(image)
         self._settled = None
         return image
 
-    def _opening(self, label: int, given: Float[Tensor, "p1 d"] | None) -> Float[Tensor, "p1 d"]:
-        if given is not None:
-            return given.to(self._device)
-        return self._model.openings(torch.tensor([label], device=self._device))[0]
+    def _begun(self, label: int, opening: Float[Tensor, "p1 d"] | None) -> dict[str, Tensor]:
+        """Return the condition of an image. Those of a few classes are kept: the null class comes with every image."""
+        if opening is not None:
+            return self._model.begun(opening[None].to(self._device))
+        if label not in self._kept:
+            if len(self._kept) == _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[label] = self._model.begun(torch.tensor([label], device=self._device))
+        return self._kept[label]
 
     @torch.inference_mode()
     def leave(self, image: Running) -> None:

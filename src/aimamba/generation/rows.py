@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aimamba.generation.engines import Engine
 from aimamba.generation.engines.recorded import RecordedEngine
-from aimamba.models import AiM, AiMState
+from aimamba.models import AiMState
 
 _FEWEST = 8  # rows that memory is made for
 
@@ -29,8 +29,8 @@ class Rows(Protocol):
         """Add a row at the end, to be put at position 0 by ``restart``."""
         ...
 
-    def restart(self, row: int, opening: Float[Tensor, "p1 d"]) -> None:
-        """Put a row at position 0, with the opening that it takes before codes."""
+    def restart(self, row: int, begun: Mapping[str, Tensor]) -> None:
+        """Put a row at position 0, with the condition of one image, see ``AiM.begun``."""
         ...
 
     def move(self, source: int, target: int) -> None:
@@ -50,22 +50,22 @@ class Rows(Protocol):
         ...
 
 
-def make_rows(model: AiM, engine: Engine) -> Rows:
+def make_rows(engine: Engine) -> Rows:
     """Return an empty batch of an engine's rows."""
-    return RecordedRows(engine) if isinstance(engine, RecordedEngine) else PackedRows(model, engine)
+    return RecordedRows(engine) if isinstance(engine, RecordedEngine) else PackedRows(engine)
 
 
 @torch.no_grad()
-def _begin(model: AiM, tensors: Mapping[str, Tensor], row: int, opening: Float[Tensor, "p1 d"]) -> None:
-    for name, value in model.begun(opening[None]).items():
+def _begin(tensors: Mapping[str, Tensor], row: int, begun: Mapping[str, Tensor]) -> None:
+    for name, value in begun.items():
         tensors[name][row] = value[0]
 
 
 class PackedRows:
     """Rows of an engine that computes any number of them: the first ones of a memory that grows when it is full."""
 
-    def __init__(self, model: AiM, engine: Engine) -> None:
-        self._model, self._engine = model, engine
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._count = 0
         self._memory = self._made(_FEWEST)
 
@@ -78,10 +78,10 @@ class PackedRows:
             self._memory = self._memory.join([self._made(self._count)])
         self._count += 1
 
-    def restart(self, row: int, opening: Float[Tensor, "p1 d"]) -> None:
+    def restart(self, row: int, begun: Mapping[str, Tensor]) -> None:
         """See ``Rows``."""
         self._memory.restart(row)
-        _begin(self._model, self._memory.tensors(), row, opening)
+        _begin(self._memory.tensors(), row, begun)
 
     def move(self, source: int, target: int) -> None:
         """See ``Rows``."""
@@ -134,12 +134,12 @@ class RecordedRows:
         self._places.append(min(set(range(self._state.rows)) - set(self._places)))
         self._positions.append(0)
 
-    def restart(self, row: int, opening: Float[Tensor, "p1 d"]) -> None:
+    def restart(self, row: int, begun: Mapping[str, Tensor]) -> None:
         """See ``Rows``."""
         self._positions[row] = 0
         tensors, place = self._state.tensors(), self._places[row]
         tensors["position"][place] = 0
-        _begin(self._engine.model, tensors, place, opening)
+        _begin(tensors, place, begun)
 
     def move(self, source: int, target: int) -> None:
         """See ``Rows``."""

@@ -27,6 +27,7 @@ from aimamba.models import AiM
 _log = logging.getLogger(__name__)
 
 _RECENT = 32  # images whose times give the rate
+_AT_ONCE = 4  # images that a CPU decodes together; clients get them, and ask anew, while the others are decoded
 _MOST_CREDIT = 1.0  # seconds that previews may take at once; besides, they take as long as steps at most
 
 Decode = Callable[[Int[Tensor, "b l"]], UInt8[Tensor, "b s s 3"]]
@@ -95,6 +96,7 @@ class Scheduler:
         self._model, self._decode, self._clock = model, decode, clock
         device = model.word_embedding.weight.device
         self._blank = torch.zeros((), dtype=torch.long, device=device) if blank is None else blank.to(device)
+        self._at_once = _AT_ONCE if device.type == "cpu" else config.images
         self._batch = Batch(model, engine, config.images)
         self._requests: list[Request] = []  # all that have not ended, oldest first
         self._changed = threading.Condition()  # held for what requests from other threads touch
@@ -245,22 +247,24 @@ class Scheduler:
                     ready.append((request, index, image))
         if not ready:
             return
-        begun = self._clock()
-        codes = torch.stack([self._shown(image) for _, _, image in ready])
-        images = self._decode(codes)
-        unfinished = sum(image not in finished for _, _, image in ready)
-        self._credit -= (self._clock() - begun) * unfinished / len(ready)
-        for (request, index, image), of_image, pixels in zip(ready, codes.cpu(), images, strict=True):
-            if image not in finished:
-                self._send(request, Preview(index, image.tokens, pixels))
-                continue
-            self._batch.leave(image)
-            del request.running[index]
-            self.images += 1
-            self._finished.append(self._clock())
-            self._send(request, Made(index, of_image, pixels))
-            if not request.waiting and not request.running:
-                request.ended = True
+        for first in range(0, len(ready), self._at_once):
+            some = ready[first : first + self._at_once]
+            begun = self._clock()
+            codes = torch.stack([self._shown(image) for _, _, image in some])
+            images = self._decode(codes)
+            unfinished = sum(image not in finished for _, _, image in some)
+            self._credit -= (self._clock() - begun) * unfinished / len(some)
+            for (request, index, image), of_image, pixels in zip(some, codes.cpu(), images, strict=True):
+                if image not in finished:
+                    self._send(request, Preview(index, image.tokens, pixels))
+                    continue
+                self._batch.leave(image)
+                del request.running[index]
+                self.images += 1
+                self._finished.append(self._clock())
+                self._send(request, Made(index, of_image, pixels))
+                if not request.waiting and not request.running:
+                    request.ended = True
 
     def _shown(self, image: Running) -> Int[Tensor, " l"]:
         """Return the codes of an image; in place of tokens that are not there yet, what is known of them, or blank."""

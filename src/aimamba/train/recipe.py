@@ -31,6 +31,8 @@ class DataConfig:
         per_class: Images of each class to train on; by default all.
         skip_per_class: Avatars of each class to skip first, for example those that an earlier run was trained on.
         held_out_per_class: Images of each class to evaluate on; by default all.
+        variants: Of emoji: at most this many variants of one thing (skin tone, sex, direction) in each design. More
+            than half of the pictures are such, and a model otherwise learns little else.
         crop: Whether to train on the centre of an image or on a random crop.
         flip: Whether to mirror half of the training images.
         moved: Of a generator's images: views of each, beside the centre, that are moved and scaled a little. A small
@@ -46,6 +48,7 @@ class DataConfig:
     size: int = 64
     per_class: int | None = None
     skip_per_class: int = 0
+    variants: int | None = None
     held_out_per_class: int | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
@@ -57,7 +60,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self.size >= 0, f"data.size must not be negative, got {self.size}")
-        for name in ("per_class", "held_out_per_class"):
+        for name in ("per_class", "held_out_per_class", "variants"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"data.{name} must be at least 1, got {value}")
         check(0 <= self.moved <= 64, f"data.moved must be from 0 to 64, got {self.moved}")
