@@ -259,7 +259,7 @@ def _named(
     flip: bool = False,
     progress: bool = False,
     name: str | None = None,
-) -> Images:
+) -> Avatars | CaptionedAvatars | EmojiImages | FashionMNIST:
     """Open one split of a set that has a name."""
     if spec.kind == "fashion-mnist":
         return FashionMNIST(spec.path, size=side, split=split, per_class=per_class, flip=flip, name=name)
