@@ -13,7 +13,7 @@ from aimamba.generation.inpainting import inpaint
 from aimamba.models import AiM, AiMConfig
 from aimamba.models.aim import BEGUN
 from aimamba.models.bounds import count_generator
-from aimamba.models.text import TextConfig
+from aimamba.models.text import TextConfig, TextEncoder
 from refusals import one_line_error
 from tests.decoding import Recorder
 
@@ -255,3 +255,12 @@ def test_a_saved_model_takes_the_same_captions(native_model, tmp_path):
     given, codes = captions(native_model), codes_of(native_model, 6)
     with torch.no_grad():
         assert torch.equal(again(codes[:, :-1], LABELS, given), native_model(codes[:, :-1], LABELS, given))
+
+
+def test_a_new_encoder_tells_words_apart():
+    encoder = TextEncoder(TextConfig(tokens=8, vocabulary=64, width=128), 96)
+    encoder.init_weights(torch.Generator().manual_seed(0))
+    vectors, prefixes = encoder(torch.tensor([[5, 6, 7, 8, 9, 10, 0, 0], [5, 6, 20, 8, 9, 10, 0, 0]]))
+    assert torch.cosine_similarity(prefixes[0, 2], prefixes[1, 2], dim=0) < 0.5
+    assert torch.cosine_similarity(prefixes[0, 1], prefixes[1, 1], dim=0) > 0.9
+    assert torch.cosine_similarity(vectors[0], vectors[1], dim=0) < 0.95

@@ -30,6 +30,7 @@ Captions = Int[Tensor, "b t"] | Float[Tensor, "b t f"]
 
 MOST_TOKENS = 32
 _HEAD_WIDTH = 32
+_EPS = 1e-5
 _LARGEST = {"vocabulary": 1 << 17, "features": 1 << 13, "width": 1 << 13, "blocks": 1 << 6}
 
 
@@ -118,7 +119,11 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill matrices and embeddings from N(0, 0.02^2), biases with 0 and norms with 1."""
+        """Fill matrices from N(0, 0.02^2), words from N(0, 1), places from N(0, 0.3^2), biases with 0, norms with 1.
+
+        Words of 0.02 would be lost: the mean over a caption, which the first layers add, is as large. The summary
+        begins as 0, so that it is that mean and nothing else.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(std=0.02, generator=generator)
@@ -126,6 +131,9 @@ class TextEncoder(nn.Module):
                     module.bias.zero_()
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
+        if isinstance(self.words, nn.Embedding):
+            self.words.weight.normal_(generator=generator)
+        self.places.weight.normal_(std=0.3, generator=generator)[0] = 0
 
     def forward(self, captions: Captions) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b p d"] | None]:
         """Return what each caption adds to the condition vector, and its prefix tokens; None where there is none.
@@ -142,6 +150,7 @@ class TextEncoder(nn.Module):
             )
         seen = (captions != 0).any(dim=-1) if frozen else captions != 0
         words = self.words(captions.to(self.places.weight.dtype) if frozen else captions)
+        words = F.rms_norm(words, words.shape[-1:], eps=_EPS)
         summary = words.new_zeros(len(words), 1, config.width)
         hidden = torch.cat([summary, words], dim=1) + self.places.weight
         visible = F.pad(seen, (1, 0), value=True)
