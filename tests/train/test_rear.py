@@ -142,7 +142,7 @@ def test_a_stopped_run_continues_exactly_and_saves_no_heads(tmp_path, metrics):
     assert read_tensors(saved).keys() == plain.model.state_dict().keys()
     line = metrics(tmp_path / "whole", "train")[0]
     assert {"loss", "vector_recovery", "vector_prediction", "vector_heads_gradient_norm"} <= line.keys()
-    assert metrics(tmp_path / "whole", "held-out")[0].keys() == {"step", "split", "loss", "bits_per_token"}
+    assert metrics(tmp_path / "whole", "held-out")[0].keys() == {"step", "loss", "bits_per_token"}
 
 
 def test_a_recorded_step_has_the_noise_of_its_number():
@@ -154,7 +154,8 @@ def test_a_recorded_step_has_the_noise_of_its_number():
             Learner(network, adamw(network, lr=1e-9, betas=(0.9, 0.95), weight_decay=0.0), 1e-9)
             for network in (task.model.train(), task.heads)
         ]
-        recorder = {"record": Recorder(SimpleNamespace(model=task.model))} if kind is RecordedStep else {}
+        trained = SimpleNamespace(model=torch.nn.ModuleList([task.model, task.heads]))
+        recorder = {"record": Recorder(trained)} if kind is RecordedStep else {}
         step = kind(task.loss, task.model, learners, config, torch.device("cpu"), "float32", **recorder)
         for number in range(6):
             values, (report,) = step.take([batch_of()], number, 1e-9)
