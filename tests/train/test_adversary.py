@@ -17,7 +17,7 @@ from aimamba.train import tokenizer as tokenizer_module
 from aimamba.train.checkpoint import read_checkpoint
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.interruption import Interrupted
-from aimamba.train.task import Adversary
+from aimamba.train.task import Auxiliary
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 SHAPE = VQConfig(
@@ -159,7 +159,7 @@ def test_metrics_name_every_loss(tmp_path, metrics):
 
 def test_without_perceptual_and_adversarial_losses_there_is_no_trace_of_them(tmp_path, metrics):
     task = make_task()
-    assert task.adversary() is None
+    assert task.auxiliary() is None
     assert task.perceptual is None
     result = fit(task, settings(), tmp_path)
     assert metrics(tmp_path, "train")[0].keys() == {"step", "loss", "gradient_norm", "l1", "l2", "quantizer", "lr"}
@@ -174,7 +174,7 @@ def test_a_small_codebook_on_few_images_is_used(tmp_path):
 
 def test_the_discriminator_has_its_own_optimiser(tmp_path):
     task = make_task(**ALL_ON | {"adversarial_start": 0})
-    assert task.adversary() == Adversary(network=task.discriminator, lr=2e-3)
+    assert task.auxiliary() == Auxiliary(name="adversary", network=task.discriminator, lr=2e-3)
     before = {name: tensor.clone() for name, tensor in task.discriminator.named_parameters() if tensor.ndim > 1}
     fit(task, settings(lr=1e-4, warmup_steps=6, steps=3 + 3, clip_norm=0.0), tmp_path)
     assert not any(torch.equal(task.discriminator.get_parameter(name), before[name]) for name in before)

@@ -75,7 +75,7 @@ class ToyTask:
     def basis(self) -> dict[str, str]:
         return {"table of sums": "ab" * 32}
 
-    def adversary(self) -> None:
+    def auxiliary(self) -> None:
         return None
 
     def no_weight_decay(self, name: str) -> bool:

@@ -204,6 +204,7 @@ class AiM(PretrainedModel[AiMConfig]):
         token_mask: Float[Tensor, "b l1 d"] | None = None,
         head: bool = True,
         checkpointing: bool = False,
+        states: dict[int, Tensor | None] | None = None,
     ) -> Float[Tensor, "b l v"]:
         """Return the logits of every code given the condition and the codes before it.
 
@@ -216,6 +217,7 @@ class AiM(PretrainedModel[AiMConfig]):
             token_mask: Multiplied with the word embeddings, for dropout.
             head: Whether to apply the tied head, ``word_embedding.weight``.
             checkpointing: Whether to keep only the input of each block for the backward pass and recompute the rest.
+            states: Its keys are numbers of blocks from 1 on; set to the hidden states (B, L, D) after so many.
 
         Returns:
             Logits (B, L, V), of which index t predicts code t. Without the head, its input (B, L, D).
@@ -235,7 +237,8 @@ class AiM(PretrainedModel[AiMConfig]):
         hidden = torch.cat([opening, self.embed(codes, place, token_mask)], dim=1)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         mixed = gate = None
-        for block, of_block in zip(self.blocks, modulation.unbind(1), strict=True):
+        prefix, wanted = self.config.prefix_tokens, {} if states is None else states
+        for before, (block, of_block) in enumerate(zip(self.blocks, modulation.unbind(1), strict=True)):
             shift, scale, next_gate = of_block.unbind(1)  # each (B, D)
             given = residual, mixed, gate, shift, scale
             if checkpointing:
@@ -244,9 +247,13 @@ class AiM(PretrainedModel[AiMConfig]):
             else:
                 residual, mixed = block(*given)
             gate = next_gate
+            if before in wanted:  # to which this block has added the output of the one before
+                wanted[before] = residual[:, prefix:]
         if mixed is not None and gate is not None:
             residual = residual + gate[:, None] * mixed
-        residual = residual[:, self.config.prefix_tokens :]
+        residual = residual[:, prefix:]
+        if len(self.blocks) in wanted:
+            wanted[len(self.blocks)] = residual
         return (self._logits if head else self._final)(residual, final_modulation[:, None])
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:

@@ -25,8 +25,10 @@ from aimamba.networks.caption_vectors import CaptionVectors
 from aimamba.networks.sentence import MINILM
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline, Prompt
+from aimamba.seeds import seeded
 from aimamba.train.parts import MODULES, Adapter, Part
-from aimamba.train.task import Amount, Example, Objective
+from aimamba.train.rear import CodeNoise, HiddenStates, VectorHeads
+from aimamba.train.task import Amount, Auxiliary, Example, Objective
 
 Classes = Literal["match", "extend", "number", "new"]
 _IMAGES_AT_ONCE = 64
@@ -65,6 +67,17 @@ class GeneratorTaskConfig:
         code_noise: Fraction of the codes that the model reads which are replaced by random ones; it still predicts the
             right ones. It learns to recover from its own mistakes, to rely on the condition, and memorises later
             (a part of reAR, arXiv 2510.04450).
+        code_noise_until: Step, counted from 0, until which that fraction falls linearly to ``code_noise_end``; 0 keeps
+            it constant. reAR takes three quarters of the steps, from 1.0 to 0.
+        code_noise_end: Fraction from that step on.
+        code_noise_varied: Whether each image has a fraction of its own, uniform between 0 and that of the step, as in
+            reAR.
+        rear_weight: Weight of the other part of reAR: heads on two hidden states, which no saved model has, recover the
+            tokenizer's vector of the code just read, and predict that of the next one. The weight is that of the sum
+            of their cosine distances; 0 is no heads, and reAR takes 1.
+        rear_recover_after: Number of blocks after which the vector of the code just read is recovered.
+        rear_predict_after: Number of blocks after which that of the next code is predicted; 0 is the block at three
+            quarters of the depth.
         checkpointing: Whether to store only the inputs of the blocks for the backward pass and compute the rest again.
             It takes less memory and the time of a second forward pass; the result is the same.
         sheet_pictures: Images of each class on a sample sheet.
@@ -85,13 +98,26 @@ class GeneratorTaskConfig:
     caption_dropout: float = 0.1
     token_dropout: float = 0.0
     code_noise: float = 0.0
+    code_noise_until: int = 0
+    code_noise_end: float = 0.0
+    code_noise_varied: bool = False
+    rear_weight: float = 0.0
+    rear_recover_after: int = 1
+    rear_predict_after: int = 0
     checkpointing: bool = False
     sheet_pictures: int = 4
     sheet_cfg_scale: float = 2.0
     sheet_top_k: int = 0
 
     def __post_init__(self) -> None:
-        check(0 <= self.code_noise < 1, f"task.code_noise must lie in [0, 1), got {self.code_noise}")
+        self.noise.check()
+        check(0 <= self.rear_weight < math.inf, f"task.rear_weight must not be negative, got {self.rear_weight}")
+        check(
+            self.rear_recover_after >= 1, f"task.rear_recover_after must be at least 1, got {self.rear_recover_after}"
+        )
+        check(
+            self.rear_predict_after >= 0, f"task.rear_predict_after must not be negative, got {self.rear_predict_after}"
+        )
         for name in ("label_dropout", "class_dropout", "caption_dropout"):
             check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
         check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
@@ -121,6 +147,11 @@ class GeneratorTaskConfig:
         if self.train == "all":
             return tuple(MODULES)
         return self.train if isinstance(self.train, tuple) else (self.train,)
+
+    @property
+    def noise(self) -> CodeNoise:
+        """The codes that the model reads and that are random ones."""
+        return CodeNoise(self.code_noise, self.code_noise_end, self.code_noise_until, self.code_noise_varied)
 
     @property
     def alpha(self) -> float:
@@ -171,6 +202,11 @@ class GeneratorTask:
         self.config = config
         self.seed = seed
         self.adapter = adapter
+        self.heads = None
+        if config.rear_weight:
+            after = {"recover_after": config.rear_recover_after, "predict_after": config.rear_predict_after}
+            self.heads = VectorHeads.of(model.config, tokenizer, **after)
+            self.heads.init_weights(seeded(seed))
 
     def companions(self) -> dict[str, nn.Module]:
         """Return no modules: training changes only the model."""
@@ -185,8 +221,9 @@ class GeneratorTask:
             base["sentence encoder"] = self.vectors.encoder.fingerprint
         return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint(), **base}
 
-    def adversary(self) -> None:
-        """Return None: a generator has no adversary."""
+    def auxiliary(self) -> Auxiliary | None:
+        """Return the heads that learn codebook vectors, if there are any."""
+        return None if self.heads is None else Auxiliary(name="vector_heads", network=self.heads, recordable=True)
 
     def no_weight_decay(self, name: str) -> bool:
         """Skip adaLN's table of offsets, which is added rather than multiplied."""
@@ -221,11 +258,12 @@ class GeneratorTask:
         return [Example(index, int(labels[index]), self.class_names[labels[index]]) for index in indices]
 
     def loss(
-        self, model: AiM, batch: CodeBatch | CaptionedBatch, rng: torch.Generator, step: int = 0
+        self, model: AiM, batch: CodeBatch | CaptionedBatch, rng: torch.Generator, step: int | Tensor = 0
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return the mean cross entropy of a code, in nats, with some classes and captions left out.
 
-        There are no other metrics, and ``step`` has no effect.
+        With heads it is the metric ``loss``, the distances of ``VectorHeads.losses`` are further ones, and the scalar
+        is the weighted sum. Without, there are no metrics. ``step`` decides how many codes are replaced.
         """
         dropped = self._chosen(batch.labels, self.config.label_dropout, rng)
         captions = None
@@ -235,18 +273,16 @@ class GeneratorTask:
             dropped = dropped | self._chosen(batch.labels, self.config.class_dropout, rng)
         labels = torch.where(dropped, model.condition.null_class, batch.labels)
         mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
-        read = self._noisy(batch.codes[:, :-1], rng)
-        loss = code_cross_entropy(model, batch.codes, labels, mask, captions, read=read, checkpointing=checkpointing)
-        return loss, {}
-
-    def _noisy(self, codes: Tensor, rng: torch.Generator) -> Tensor:
-        """Return codes of which some are random ones."""
-        if self.config.code_noise == 0:
-            return codes
-        shape = tuple(codes.shape)
-        replaced = distributed.uniform(shape, rng, codes.device) < self.config.code_noise
-        others = (distributed.uniform(shape, rng, codes.device) * self.model.config.vocab_size).long()
-        return torch.where(replaced, others, codes)
+        read = self.config.noise.replace(batch.codes[:, :-1], self.model.config.vocab_size, rng, step)
+        states = None if self.heads is None else self.heads.empty_states()
+        loss = code_cross_entropy(
+            model, batch.codes, labels, mask, captions, read=read, checkpointing=checkpointing, states=states
+        )
+        if self.heads is None or states is None:
+            return loss, {}
+        distances = self.heads.losses(states, batch.codes)
+        total = loss + self.config.rear_weight * sum(distances.values())
+        return total, {name: value.detach() for name, value in {"loss": loss, **distances}.items()}
 
     @staticmethod
     def _chosen(labels: Tensor, share: float, rng: torch.Generator) -> Tensor:
@@ -321,6 +357,7 @@ def code_cross_entropy(
     *,
     read: Tensor | None = None,
     checkpointing: bool = False,
+    states: HiddenStates | None = None,
 ) -> Tensor:
     """Return the mean cross entropy, in nats, of each code given the condition and the codes before it.
 
@@ -332,8 +369,10 @@ def code_cross_entropy(
         captions: Of a generator that takes them, see ``aimamba.models.text``.
         read: What the model reads in place of the codes before each (B, L - 1).
         checkpointing: Whether to compute the blocks again in the backward pass instead of storing their activations.
+        states: Hidden states to fill in, see ``AiM.forward``.
     """
     before = codes[:, :-1] if read is None else read
-    hidden = model(before, labels, captions, token_mask=token_mask, head=False, checkpointing=checkpointing)
+    options = {"token_mask": token_mask, "checkpointing": checkpointing, "states": states}
+    hidden = model(before, labels, captions, head=False, **options)
     head = model.word_embedding.weight
     return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten())

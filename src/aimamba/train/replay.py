@@ -78,6 +78,6 @@ def replay(bad: BadBatch, task: Task[Any, Any] | None = None, *, device: torch.d
 
 def _modules_of(task: Task[Any, Any]) -> dict[str, nn.Module]:
     """Return the modules that a step of a task depends on, by their name in a checkpoint."""
-    adversary = task.adversary()
-    found = {"model": task.model} | ({} if adversary is None else {"adversary": adversary.network})
+    auxiliary = task.auxiliary()
+    found = {"model": task.model} | ({} if auxiliary is None else {auxiliary.name: auxiliary.network})
     return found | {f"companion {name}": module for name, module in task.companions().items()}

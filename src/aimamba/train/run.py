@@ -34,7 +34,7 @@ from aimamba.train.result import (
 )
 from aimamba.train.settings import FitConfig
 from aimamba.train.step import Combine, Loss, RecordedStep, TrainingStep, alone, is_recorded
-from aimamba.train.task import Adversary, Batch, Model, Task
+from aimamba.train.task import Auxiliary, Batch, Model, Task
 from aimamba.train.tracking import Progress, RunningMeans
 
 Value = TypeVar("Value")
@@ -80,10 +80,10 @@ class Run(Generic[Model, Batch]):
             self.precision = "bfloat16" if self.once(lambda: bfloat16_pays(device)) else "float32"
         steps = RecordedStep if is_recorded(task, config, device) else TrainingStep
         self.model = task.model.to(device).train()
-        adversary = task.adversary()
-        if adversary is not None:
-            adversary.network.to(device)
-        loss, combine = self.prepare(adversary)
+        auxiliary = task.auxiliary()
+        if auxiliary is not None:
+            auxiliary.network.to(device)
+        loss, combine = self.prepare(auxiliary)
         optimizer = adamw(
             self.model,
             lr=config.lr,
@@ -101,11 +101,13 @@ class Run(Generic[Model, Batch]):
         if self.average is not None:
             self.parts["average"] = self.average
         self.parts |= {f"companion {name}": module.to(device) for name, module in task.companions().items()}
-        if adversary is not None:
-            network, lr = adversary.network, adversary.lr
-            optimizer = adamw(network, lr=lr, betas=adversary.betas, weight_decay=adversary.weight_decay)
+        self.norms = ["gradient_norm"]
+        if auxiliary is not None:
+            network, name, lr = auxiliary.network, auxiliary.name, auxiliary.lr or config.lr
+            optimizer = adamw(network, lr=lr, betas=auxiliary.betas, weight_decay=auxiliary.weight_decay)
             self.learners.append(Learner(network, optimizer, lr))
-            self.parts |= {"adversary": network, "adversary optimizer": optimizer}
+            self.parts |= {name: network, f"{name} optimizer": optimizer}
+            self.norms.append(f"{name}_gradient_norm")
         self.basis = task.basis()
         check(
             not config.patience or task.objective() is not None,
@@ -133,7 +135,7 @@ class Run(Generic[Model, Batch]):
     writes = True
     """Whether this process writes the files of the run; of several, the first does."""
 
-    def prepare(self, adversary: Adversary | None) -> tuple[Loss[Model, Batch], Combine]:
+    def prepare(self, auxiliary: Auxiliary | None) -> tuple[Loss[Model, Batch], Combine]:
         """Prepare the networks for this process, before there are optimisers; return their loss."""
         return self.task.loss, alone
 
@@ -256,8 +258,7 @@ class Run(Generic[Model, Batch]):
         if math.isfinite(mean) and math.isfinite(norm):
             if self.average is not None:
                 self.average.update(self.model)
-            names = ("gradient_norm", "adversary_gradient_norm")
-            self.means.add({"loss": mean, **dict(zip(names, norms, strict=False))})
+            self.means.add({"loss": mean, **dict(zip(self.norms, norms, strict=True))})
             for report in reports:
                 self.means.add(report)
         return mean, norm

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from aimamba.train.task import Batch, Model, Task, map_tensors
 Reports = list[dict[str, Tensor | float]]
 """What ``Task.loss`` reports, for each part of a batch."""
 
-Loss = Callable[[Model, Batch, torch.Generator, int], tuple[Tensor, dict[str, Tensor | float]]]
+Loss = Callable[[Model, Batch, torch.Generator, Any], tuple[Tensor, dict[str, Tensor | float]]]
 """See ``Task.loss``."""
 
 Combine = Callable[[list[Tensor], Reports], tuple[list[Tensor], Reports]]
@@ -91,7 +91,7 @@ class TrainingStep(Generic[Model, Batch]):
         for learner in self.learners:
             learner.set_lr(lr * (learner.peak / self.config.lr))
 
-    def _run(self, parts: Iterable[Batch], rng: torch.Generator, step: int) -> tuple[Tensor, Reports]:
+    def _run(self, parts: Iterable[Batch], rng: torch.Generator, step: int | Tensor) -> tuple[Tensor, Reports]:
         reports: Reports = []
         losses = []
         for batch in parts:
@@ -113,8 +113,8 @@ class TrainingStep(Generic[Model, Batch]):
 class RecordedStep(TrainingStep[Model, Batch]):
     """Takes the first two steps as they are written, records the third, and replays it from then on.
 
-    Batches are copied into the tensors that were recorded. Random numbers are those of ``TrainingStep``, because the
-    generator belongs to the recording and is seeded before every step.
+    Batches and the number of the step are copied into the tensors that were recorded. Random numbers are those of
+    ``TrainingStep``, because the generator belongs to the recording and is seeded before every step.
 
     Attributes:
         record: Turns a step on fixed tensors, with its generator, into one that repeats it.
@@ -124,6 +124,7 @@ class RecordedStep(TrainingStep[Model, Batch]):
 
     def __post_init__(self) -> None:
         self._rng = torch.Generator(self.device)
+        self._number = torch.zeros((), dtype=torch.long, device=self.device)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._batch: Batch | None = None
         self._replay: Run | None = None
@@ -140,6 +141,7 @@ class RecordedStep(TrainingStep[Model, Batch]):
         """
         self._set_lr(lr)
         self._rng.manual_seed(step_seed(self.config.seed, step))
+        self._number.fill_(step)
         [batch] = parts
         if not self._fill(batch):
             return self._aside(batch)
@@ -164,12 +166,12 @@ class RecordedStep(TrainingStep[Model, Batch]):
 
     def _run_fixed(self) -> tuple[Tensor, Reports]:
         assert self._batch is not None
-        return self._run([self._batch], self._rng, 0)
+        return self._run([self._batch], self._rng, self._number)
 
     def _aside(self, batch: Batch | None = None) -> tuple[Tensor, Reports]:
         """Take a step on the stream that will be recorded, or on the only one."""
         self._forget_gradients()
-        run = self._run_fixed if batch is None else partial(self._run, [batch], self._rng, 0)
+        run = self._run_fixed if batch is None else partial(self._run, [batch], self._rng, self._number)
         if self._stream is None:
             return run()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -219,12 +221,13 @@ def is_recorded(task: Task[Model, Batch], config: FitConfig, device: torch.devic
 
 def check_recordable(task: Task[Model, Batch], device: torch.device) -> None:
     """Raise a ``ConfigError`` if the steps of a task cannot be recorded as a CUDA graph on this device."""
+    auxiliary = task.auxiliary()
     check(
         device.type == "cuda",
         f"fit.cuda_graph needs a CUDA device, and the run is on {device.type}; set it to false",
     )
     check(
-        task.adversary() is None and not task.companions(),
+        (auxiliary is None or auxiliary.recordable) and not task.companions(),
         "fit.cuda_graph replays one step, and the steps of this stage differ (a discriminator, or a codebook that is "
         "refilled); set it to false",
     )

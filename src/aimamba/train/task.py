@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -15,20 +15,24 @@ Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adversary:
-    """A network that is trained against the model, such as the discriminator of a GAN; it has its own AdamW.
+class Auxiliary:
+    """A network that is trained beside the model and not saved with it, such as a discriminator; it has its own AdamW.
 
     Attributes:
+        name: What checkpoints and metrics call it.
         network: The network, in training mode; ``fit`` moves it to the device.
-        lr: Highest learning rate; it follows the same schedule as the model's.
+        lr: Highest learning rate, by default the model's; it follows the same schedule.
         betas: Decay of the first and second moment.
         weight_decay: Weight decay of matrices.
+        recordable: Whether every step trains it alike, so that a step with it can be recorded as a CUDA graph.
     """
 
+    name: str
     network: nn.Module
-    lr: float
+    lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
+    recordable: bool = False
 
 
 class Objective(NamedTuple):
@@ -118,26 +122,26 @@ class Task(Protocol[Model, Batch]):
         ...
 
     def loss(
-        self, model: Model, batch: Batch, rng: torch.Generator, step: int
+        self, model: Model, batch: Batch, rng: torch.Generator, step: Any
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Compute the loss of a batch and the metrics to report.
 
-        With an adversary, the loss is the sum of the model's loss and the adversary's. Neither part may have gradients
-        with respect to the other network. A network that gets no gradient in a step is not updated.
+        With a discriminator, the loss is the sum of the model's loss and the discriminator's, and neither part may have
+        gradients with respect to the other network. A network that gets no gradient in a step is not updated.
 
-        With ``fit.cuda_graph`` this is called in the first steps only, and what it did on the device is replayed: it
-        must not depend on ``step``, nor on numbers that it reads from the device.
+        With ``fit.cuda_graph`` this is called in the first steps only, and what it did on the device is replayed:
+        ``step`` is then a scalar tensor on the device, and nothing may depend on numbers that are read from there.
 
         Args:
             model: The model in training.
             batch: The examples, on the model's device.
             rng: The only source of randomness, on the same device; it is seeded again for every step. Numbers for the
                 rows of a batch are drawn with ``distributed.uniform``.
-            step: Number of the step, counted from 0.
+            step: Number of the step, counted from 0: an int, or a tensor where the step is recorded.
 
         Returns:
             The scalar to minimise, and metrics by name, each a mean over the batch. A metric called ``loss`` is
-            reported instead of the scalar: the model's loss without the adversary's.
+            reported instead of the scalar: the model's loss without what an auxiliary network adds.
         """
         ...
 
@@ -156,8 +160,8 @@ class Task(Protocol[Model, Batch]):
         """
         ...
 
-    def adversary(self) -> Adversary | None:
-        """Return the network that is trained against ``model``, the same one in every call, or None."""
+    def auxiliary(self) -> Auxiliary | None:
+        """Return the network that is trained beside ``model``, the same one in every call, or None."""
         ...
 
     def no_weight_decay(self, name: str) -> bool:

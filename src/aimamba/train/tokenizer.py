@@ -30,7 +30,7 @@ from aimamba.models.gan import (
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.seeds import seeded
 from aimamba.train.codebook import CodebookUse
-from aimamba.train.task import Adversary, Amount, Example, Objective
+from aimamba.train.task import Amount, Auxiliary, Example, Objective
 
 _IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
@@ -170,11 +170,11 @@ class TokenizerTask:
         lpips = "" if self.perceptual is None else self.perceptual.fingerprint
         return images | ({"perceptual network": lpips} if lpips else {})
 
-    def adversary(self) -> Adversary | None:
+    def auxiliary(self) -> Auxiliary | None:
         """Return the discriminator, if there is one."""
         if self.discriminator is None:
             return None
-        return Adversary(network=self.discriminator, lr=self.config.discriminator_lr)
+        return Auxiliary(name="adversary", network=self.discriminator, lr=self.config.discriminator_lr)
 
     def no_weight_decay(self, name: str) -> bool:
         """Skip the codebook, because only the direction of its vectors matters."""

@@ -80,11 +80,15 @@ def test_parts_of_a_batch_are_those_of_one_process(tmp_path, metrics):
     assert losses(tmp_path / "two", metrics) == pytest.approx(losses(tmp_path / "one", metrics), abs=1e-5)
 
 
-def test_bfloat16_and_activation_checkpointing(tmp_path, metrics):
-    changes, options = {"precision": "bfloat16"}, {"checkpointing": True}
+def test_bfloat16_activation_checkpointing_and_heads_on_hidden_states(tmp_path, metrics):
+    changes = {"precision": "bfloat16"}
+    options = {"checkpointing": True, "rear_weight": 0.5, "code_noise": 0.2, "code_noise_until": 9}
     alone("generator", tmp_path / "one", changes, options)
     together(2, train, "generator", tmp_path / "two", (1, 2), changes, None, options, logs=tmp_path)
-    assert losses(tmp_path / "two", metrics) == pytest.approx(losses(tmp_path / "one", metrics), abs=2e-3)
+    for name in ("loss", "vector_recovery", "vector_prediction"):
+        many, one = (losses(tmp_path / run, metrics, name) for run in ("two", "one"))
+        assert many == pytest.approx(one, abs=2e-3)
+    assert {"vector_heads", "vector_heads optimizer"} <= newest(tmp_path / "two").parts.keys()
 
 
 def test_lora_and_frozen_weights(tmp_path, metrics):

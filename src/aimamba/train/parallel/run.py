@@ -24,7 +24,7 @@ from aimamba.train.parallel.spread import ShardedAverage, SpreadLoss, combined, 
 from aimamba.train.run import Average, Run, Value
 from aimamba.train.settings import FitConfig
 from aimamba.train.step import Combine, Loss, Reports
-from aimamba.train.task import Adversary, Batch, Model, Task
+from aimamba.train.task import Auxiliary, Batch, Model, Task
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -64,14 +64,14 @@ class ManyRun(Run[Model, Batch]):
         super().__init__(task, config, out, recipe, team.device, found)
         self._writer = ShardedWriter(out, count=config.checkpoints)
 
-    def prepare(self, adversary: Adversary | None) -> tuple[Loss[Model, Batch], Combine]:
+    def prepare(self, auxiliary: Auxiliary | None) -> tuple[Loss[Model, Batch], Combine]:
         """Spread the networks over the processes."""
         if self.writes:
             self._whole = copy.deepcopy(self.model).cpu().eval().requires_grad_(False)
         loss = SpreadLoss(
             self.task.loss,
             self.model,
-            None if adversary is None else adversary.network,
+            None if auxiliary is None else auxiliary.network,
             device=self.device,
             layout=self.layout,
             precision=self.precision,

@@ -1,8 +1,8 @@
 """Spread a model over processes from outside it, as torchtitan does: PyTorch's DeviceMesh and FSDP2.
 
-All layouts are one mesh, copies x shards. The model and its adversary hang in one module whose forward pass is the loss
-of the task: that is the one call which FSDP sees, so a task may call any method of its networks in any order. Inside it
-parameters are whole tensors; outside it they are DTensors, of which a process holds its shard.
+All layouts are one mesh, copies x shards. The model and its auxiliary network hang in one module whose forward pass is
+the loss of the task: that is the one call which FSDP sees, so a task may call any method of its networks in any order.
+Inside it parameters are whole tensors; outside it they are DTensors, of which a process holds its shard.
 """
 
 import warnings
@@ -28,9 +28,9 @@ from aimamba.train.task import Batch, Model
 class _LossModule(nn.Module, Generic[Model, Batch]):
     """The loss of a task as the forward pass of its networks."""
 
-    def __init__(self, loss: Loss[Model, Batch], model: Model, adversary: nn.Module | None) -> None:
+    def __init__(self, loss: Loss[Model, Batch], model: Model, auxiliary: nn.Module | None) -> None:
         super().__init__()
-        self.loss, self.model, self.adversary = loss, model, adversary
+        self.loss, self.model, self.auxiliary = loss, model, auxiliary
 
     def forward(self, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         return self.loss(self.model, batch, rng, step)
@@ -43,14 +43,14 @@ class SpreadLoss(Generic[Model, Batch]):
         self,
         loss: Loss[Model, Batch],
         model: Model,
-        adversary: nn.Module | None,
+        auxiliary: nn.Module | None,
         *,
         device: torch.device,
         layout: Layout,
         precision: str,
         accumulation: int,
     ) -> None:
-        """Spread ``model`` and ``adversary``, whose parameters become DTensors.
+        """Spread ``model`` and ``auxiliary``, whose parameters become DTensors.
 
         Every process must hold the same weights. Gradients are summed in float32, after the last part of a batch only.
         With ``precision`` bfloat16 the matrices of a generator's blocks are exchanged in bfloat16, to which autocast
@@ -59,7 +59,7 @@ class SpreadLoss(Generic[Model, Batch]):
         Args:
             loss: The loss of the task.
             model: The model, on ``device``.
-            adversary: The network that is trained against it, on ``device``.
+            auxiliary: The network that is trained beside it, on ``device``.
             device: Device of this process.
             layout: Numbers of copies and of shards.
             precision: ``float32`` or ``bfloat16``.
@@ -69,8 +69,8 @@ class SpreadLoss(Generic[Model, Batch]):
         self.mesh = init_device_mesh(device.type, (layout.replicate, layout.shard), mesh_dim_names=("copies", "shards"))
         # A block returns its residual as a view in places; nothing is ever written into it.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
-        module = _LossModule(loss, model, adversary)
-        for network in (model, adversary):
+        module = _LossModule(loss, model, auxiliary)
+        for network in (model, auxiliary):
             if network is not None:
                 share_batch_norms(network)
         narrow = MixedPrecisionPolicy(

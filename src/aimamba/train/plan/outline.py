@@ -25,6 +25,7 @@ from aimamba.networks.perceptual import VGG16, PerceptualLoss
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.generator import GeneratorTaskConfig
 from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
+from aimamba.train.rear import VectorHeads
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
 from aimamba.train.stages import model_config
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
@@ -42,7 +43,8 @@ class Outline:
 
     Attributes:
         parameters: Number of parameters of the model.
-        trained: Numbers that are trained: those of the model that learn, and those of a discriminator.
+        trained: Numbers that are trained: those of the model that learn, and those of a discriminator
+            or of heads.
         averaged: Numbers of which there is a moving average.
         frozen: Bytes of networks that are not trained and never sharded.
         blocks: Numbers of the matrices of the blocks, which several processes exchange in bfloat16.
@@ -83,6 +85,7 @@ def _of_generator(recipe: Recipe) -> Outline:
     task.check_start(recipe.init)
     notes: list[str] = []
     config = _generator_config(recipe, task, notes)
+    heads = _heads(recipe, task, config)
 
     def trace(blocks: int, batch: int, place: Place, checkpointing: bool) -> Needs:
         model = _on_meta(dataclasses.replace(config, num_blocks=blocks), task)
@@ -95,10 +98,16 @@ def _of_generator(recipe: Recipe) -> Outline:
             mask = torch.empty(shape, device=META) if task.token_dropout else None
             condition = model.condition
             captions = condition.text.no_captions(batch) if isinstance(condition, TextCondition) else None
-            hidden = model(codes[:, :-1], labels, captions, token_mask=mask, head=False, checkpointing=checkpointing)
-            return cross_entropy(hidden.flatten(0, 1), model.word_embedding.weight, codes.flatten(), place)
+            states = None if heads is None else dict.fromkeys(min(after, blocks) for after in heads.empty_states())
+            options = {"token_mask": mask, "checkpointing": checkpointing, "states": states}
+            hidden = model(codes[:, :-1], labels, captions, head=False, **options)
+            found = cross_entropy(hidden.flatten(0, 1), model.word_embedding.weight, codes.flatten(), place)
+            if heads is not None and states is not None:
+                seen = {after: states[min(after, blocks)] for after in heads.empty_states()}
+                found = found + sum(heads.losses(seen, codes).values())
+            return found
 
-        return needs([model], loss, place)
+        return needs([model, *([] if heads is None else [heads])], loss, place)
 
     def trace_all(batch: int, place: Place, checkpointing: bool) -> Needs:
         if config.num_blocks <= _MORE:
@@ -109,13 +118,13 @@ def _of_generator(recipe: Recipe) -> Outline:
         return Needs(*(round(large + further * (large - small)) for small, large in pairs))
 
     model = _on_meta(config, task)
-    trained = _count(model, learning=True)
+    trained, of_heads = _count(model, learning=True), 0 if heads is None else _count(heads)
     blocks = [sum(w.numel() for w in block.mixer.parameters() if w.ndim == 2) for block in model.blocks]
     return Outline(
         parameters=_count(model),
-        trained=trained,
+        trained=trained + of_heads,
         averaged=trained,
-        frozen=0,
+        frozen=0 if heads is None else 4 * (of_heads + heads.vectors.numel()),
         blocks=sum(blocks),
         largest=max(blocks),
         tokens=config.num_tokens,
@@ -144,18 +153,34 @@ def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str
         shape = before.model if before is not None else shape
         if before is None:
             notes.append(f"{recipe.init} was not opened: its shape is taken from the recipe")
-    tokenizer = VQ_PRESETS["vq-f16"]
-    if _is_here(place):
-        tokenizer = VQModel.from_pretrained(place, device="meta").config
-    elif (its := _named(place, "tokenizer")) is not None:
-        tokenizer = _tokenizer_config(its, notes)
-    elif not {"vocab_size", "num_tokens"} <= shape.keys():
-        notes.append(f"{place} was not opened: a tokenizer like vq-f16 is assumed")
+    tokenizer = _shape_of_tokenizer(place, notes)
+    if tokenizer is None:
+        tokenizer = VQ_PRESETS["vq-f16"]
+        if not {"vocab_size", "num_tokens"} <= shape.keys():
+            notes.append(f"{place} was not opened: a tokenizer like vq-f16 is assumed")
     if "num_classes" not in shape:
         notes.append(f"classes were not counted: {AiMConfig().num_classes:,} are assumed")
     side = recipe.data.size // tokenizer.downsampling
     of_codes = {"vocab_size": tokenizer.codebook_size, "num_tokens": side * side}
     return model_config(AiMConfig, AIM_PRESETS, {**of_codes, **shape})
+
+
+def _shape_of_tokenizer(place: str, notes: list[str]) -> VQConfig | None:
+    """Return the shape of a tokenizer that is here or that a packaged recipe would make, or None."""
+    if _is_here(place):
+        return VQModel.from_pretrained(place, device="meta").config
+    its = _named(place, "tokenizer")
+    return None if its is None else _tokenizer_config(its, notes)
+
+
+def _heads(recipe: Recipe, task: GeneratorTaskConfig, config: AiMConfig) -> VectorHeads | None:
+    """Return the heads that learn codebook vectors, if the recipe has them."""
+    if not task.rear_weight:
+        return None
+    tokenizer = _shape_of_tokenizer(task.tokenizer or str(recipe.init), []) or VQ_PRESETS["vq-f16"]
+    after = {"recover_after": task.rear_recover_after, "predict_after": task.rear_predict_after}
+    vectors = torch.empty(config.vocab_size, tokenizer.codebook_dim, device=META)
+    return VectorHeads(vectors, width=config.width, blocks=config.num_blocks, **after)
 
 
 def _is_here(model: str) -> bool:
