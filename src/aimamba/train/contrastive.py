@@ -57,7 +57,7 @@ class Contrast(NamedTuple):
         right = self.positive > self.negative
         means = {"positive": self.positive, "negative": self.negative, "accuracy": right}
         means = {name: (each * self.paired).sum() / count for name, each in means.items()}
-        return {"loss": self.loss.mean(), **means}
+        return {"loss": self.loss.detach().mean(), **means}
 
 
 class ContrastiveTask(GeneratorTask):
