@@ -12,12 +12,12 @@ from torch.testing import assert_close
 
 from aimamba.data.codes import CaptionedBatch, CodeBatch, CodeSet
 from aimamba.data.vocabulary import Vocabulary
-from aimamba.errors import CheckpointError, ConfigError
+from aimamba.errors import ConfigError
 from aimamba.models.text import TextConfig
 from aimamba.ops.loss.log_likelihood import sliced_log_likelihood
 from aimamba.pipeline import Pipeline
 from aimamba.train.conditions import Conditions
-from aimamba.train.contrastive import ContrastiveTask
+from aimamba.train.contrastive import ContrastiveTask, check_contrast
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.generator import GeneratorTaskConfig
 from aimamba.train.plan.cards import find_card
@@ -76,7 +76,7 @@ def given(here, make_aim, make_vq):
     return model
 
 
-def row_of(task, model, codes, label, caption):
+def row_of(model, codes, label, caption):
     """The logarithm of the likelihood of the codes of one image, computed directly."""
     captions = None if caption is None else caption[None]
     logits = model(codes[None, :-1], torch.tensor([label]), captions)[0]
@@ -104,10 +104,14 @@ class TestLoss:
                 weight.add_(torch.randn(weight.shape, generator=rng(1)), alpha=0.05)
         batch = next(task.batches(0, 4))
         captions = batch.captions if kind == "captions" else [None] * 4
+        given = [(int(label), None if text is None else text.tolist())
+                 for label, text in zip(batch.labels, captions, strict=True)]  # fmt: skip
+        after = [[(i + further) % 4 for further in range(1, 4)] for i in range(4)]
+        other = [next(j for j in after[i] if given[j] != given[i]) for i in range(4)]
         with torch.no_grad():
             r = [
-                [row_of(task, task.model, codes, *other) - row_of(task, task.reference, codes, *other)
-                 for other in ((batch.labels[i], captions[i]), (batch.labels[(i + 1) % 4], captions[(i + 1) % 4]))]
+                [row_of(task.model, codes, batch.labels[j], captions[j])
+                 - row_of(task.reference, codes, batch.labels[j], captions[j]) for j in (i, other[i])]
                 for i, codes in enumerate(batch.codes)
             ]  # fmt: skip
         positive, negative = torch.tensor(r).unbind(1)
@@ -121,7 +125,7 @@ class TestLoss:
     def test_steps_raise_what_fits_and_lower_what_does_not(self, make, here, kind):
         task = make(kind, cca_lambda=1.0)
         before = copy.deepcopy(task.reference.state_dict())
-        fit(task, FitConfig(steps=4, batch_size=12, lr=2e-3, warmup_steps=0, ema_decay=0.0), here / "run")
+        fit(task, FitConfig(steps=8, batch_size=12, lr=5e-3, warmup_steps=0, ema_decay=0.0), here / "run")
         _, metrics = task.loss(task.model, next(task.batches(0, 12)), torch.Generator().manual_seed(0))
         assert metrics["positive"] > 0 > metrics["negative"]
         assert metrics["accuracy"] > 0.9
@@ -225,7 +229,7 @@ class TestRuns:
         vq = make_vq()
         other = make_aim(seed=1, num_tokens=64, num_classes=3, width=32, tokenizer=vq.code_fingerprint())
         Pipeline(vq, other, ("cats", "thumbs", "landscape")).save_pretrained(here / "given")
-        with one_line_error(CheckpointError, match="init"):
+        with one_line_error(ConfigError, match="holds a run on another init"):
             self.train(here / "parts", 6)
 
     def test_the_copy_shares_what_is_not_trained(self, given):
@@ -249,13 +253,18 @@ class TestRuns:
             ({"fit": {"compile": True}}, "fit.compile would not compile the frozen copy"),
             ({"fit": {"accumulation": 2}}, "fit.batch_size / fit.accumulation is 1; it must be at least 2"),
             ({"data": {"source": "avatars:thumbs"}}, "all training images have the same one; add images"),
-            ({"model": {"text": {"tokens": 4}}, "data": {"source": "captioned-avatars"}}, "does not know "),
         ],
     )
     def test_bad_settings(self, given, sections, message):
         sections = {**sections, "task": {**CCA, **sections.get("task", {})}}
         with one_line_error(ConfigError, match=message):
             make_task(recipe("generator", init="given", **sections), device=CPU)
+
+    def test_captions_that_the_model_cannot_read(self):
+        with one_line_error(ConfigError, match=r"^task.objective = 'cca' sharpens .* given does not know captions; "):
+            check_contrast(
+                FitConfig(steps=1, batch_size=2, lr=1.0), fresh_classes=(), fresh_captions=True, init="given"
+            )
 
     def test_it_needs_a_model_to_start_from(self):
         with one_line_error(ConfigError, match=r"^task.objective .* name that in 'init' or with --init"):
