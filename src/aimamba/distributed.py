@@ -291,6 +291,11 @@ def size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Return the number of this process, 0 if it is the only one."""
+    return dist.get_rank() if size() > 1 else 0
+
+
 def mean(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor over all processes, without a gradient."""
     return tensor if size() == 1 else total(tensor) / size()

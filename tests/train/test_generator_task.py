@@ -187,7 +187,7 @@ def test_settings_out_of_range(name, value):
 
 def test_without_token_dropout_there_is_no_mask_and_no_random_number(make, batch, rng):
     task, used, untouched = make(), rng(3), rng(3)
-    assert task._token_mask(task.model, batch.codes, used) is None
+    assert task.token_mask(task.model, batch.codes, used) is None
     assert torch.equal(used.get_state(), untouched.get_state())
 
 
@@ -195,14 +195,14 @@ def test_token_dropout_masks_the_word_embeddings_in_the_loss(make, batch, rng):
     task, random = make(label_dropout=0.0, token_dropout=0.5), rng(6)
     loss, _ = task.loss(task.model, batch, rng(6), 0)
     torch.rand(40, generator=random)  # for the labels
-    mask = task._token_mask(task.model, batch.codes, random)
+    mask = task.token_mask(task.model, batch.codes, random)
     assert torch.allclose(loss, expected(task.model, batch.codes, batch.labels, token_mask=mask))
     assert not torch.allclose(loss, expected(task.model, batch.codes, batch.labels))
 
 
 def test_token_dropout_drops_features_at_its_rate_and_scales_the_others_up(make, rng):
     task = make(token_dropout=0.25)
-    mask = task._token_mask(task.model, torch.zeros(400, 9, dtype=torch.long), rng())
+    mask = task.token_mask(task.model, torch.zeros(400, 9, dtype=torch.long), rng())
     assert mask.shape == (400, 8, task.model.config.width)
     assert mask.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert float((mask == 0).float().mean()) == pytest.approx(0.25, abs=0.01)

@@ -26,6 +26,7 @@ from aimamba.networks.sentence import MINILM
 from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.seeds import seeded
+from aimamba.train.conditions import Conditions
 from aimamba.train.parts import MODULES, Adapter, Part
 from aimamba.train.rear import CodeNoise, HiddenStates, VectorHeads
 from aimamba.train.task import Amount, Auxiliary, Example, Objective
@@ -40,6 +41,11 @@ class GeneratorTaskConfig:
     """Settings of the loss and of the sample sheets.
 
     Attributes:
+        objective: What is minimised. ``likelihood``: the cross entropy of the codes. ``cca``: condition contrastive
+            alignment (arXiv 2410.09347), which turns a model that needs guidance into one that does not; see
+            ``aimamba.train.contrastive``. It needs ``init``, which must know all conditions of the images.
+        cca_beta: Scale of the logarithm of the likelihood ratio of an image to ``init``.
+        cca_lambda: How much images with the condition of another one count, against those with their own.
         tokenizer: The tokenizer that makes the codes: a training run, a saved model, or a hub id. By default that of
             ``init``.
         foreign_tokenizer: Whether ``init`` may go on with another tokenizer than the one it was trained with.
@@ -85,6 +91,9 @@ class GeneratorTaskConfig:
         sheet_top_k: Top-k of the sample sheet; 0 samples from all codes.
     """
 
+    objective: Literal["likelihood", "cca"] = "likelihood"
+    cca_beta: float = 0.02
+    cca_lambda: float = 100.0
     tokenizer: str = ""
     foreign_tokenizer: bool = False
     classes: Classes = "match"
@@ -111,12 +120,14 @@ class GeneratorTaskConfig:
 
     def __post_init__(self) -> None:
         self.noise.check()
-        check(0 <= self.rear_weight < math.inf, f"task.rear_weight must not be negative, got {self.rear_weight}")
+        for name in ("cca_beta", "cca_lambda"):
+            check(0 < getattr(self, name) < math.inf, f"task.{name} must be positive, got {getattr(self, name)}")
+        for name, least in (("rear_weight", 0), ("rear_recover_after", 1), ("rear_predict_after", 0)):
+            value = getattr(self, name)
+            check(least <= value < math.inf, f"task.{name} must be at least {least}, got {value}")
         check(
-            self.rear_recover_after >= 1, f"task.rear_recover_after must be at least 1, got {self.rear_recover_after}"
-        )
-        check(
-            self.rear_predict_after >= 0, f"task.rear_predict_after must not be negative, got {self.rear_predict_after}"
+            self.objective == "likelihood" or not self.rear_weight,
+            "task.rear_weight goes with task.objective = 'likelihood'; set one of them alone",
         )
         for name in ("label_dropout", "class_dropout", "caption_dropout"):
             check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -164,7 +175,13 @@ class GeneratorTaskConfig:
         Raises:
             ConfigError: One of them is set, and there is no ``init``.
         """
-        defaults = {"classes": "match", "train": "auto", "lora_rank": 0, "foreign_tokenizer": False}
+        defaults = {
+            "objective": "likelihood",
+            "classes": "match",
+            "train": "auto",
+            "lora_rank": 0,
+            "foreign_tokenizer": False,
+        }
         for name, default in defaults.items():
             check(
                 init is not None or getattr(self, name) == default,
@@ -241,10 +258,11 @@ class GeneratorTask:
         if self.model.config.text is None:
             return self.train.batches(batch_size=batch_size, seed=self.seed, start=start, stride=stride)
         return self.train.captioned_batches(
-            self._read, batch_size=batch_size, seed=self.seed, start=start, stride=stride
+            self.read, batch_size=batch_size, seed=self.seed, start=start, stride=stride
         )
 
-    def _read(self, captions: Sequence[str]) -> Tensor:
+    def read(self, captions: Sequence[str]) -> Tensor:
+        """Return what the generator takes for some captions."""
         if self.vectors is not None:
             return self.vectors.take(captions)
         assert self.vocabulary is not None
@@ -265,24 +283,37 @@ class GeneratorTask:
         With heads it is the metric ``loss``, the distances of ``VectorHeads.losses`` are further ones, and the scalar
         is the weighted sum. Without, there are no metrics. ``step`` decides how many codes are replaced.
         """
-        dropped = self._chosen(batch.labels, self.config.label_dropout, rng)
-        captions = None
-        if isinstance(batch, CaptionedBatch):
-            hidden = dropped | self._chosen(batch.labels, self.config.caption_dropout, rng)
-            captions = batch.captions.masked_fill(hidden.view(-1, *[1] * (batch.captions.ndim - 1)), 0)
-            dropped = dropped | self._chosen(batch.labels, self.config.class_dropout, rng)
-        labels = torch.where(dropped, model.condition.null_class, batch.labels)
-        mask, checkpointing = self._token_mask(model, batch.codes, rng), self.config.checkpointing
-        read = self.config.noise.replace(batch.codes[:, :-1], self.model.config.vocab_size, rng, step)
+        given = Conditions.of(batch).without(*self.left_out(batch, rng), null_class=model.condition.null_class)
+        mask, checkpointing = self.token_mask(model, batch.codes, rng), self.config.checkpointing
+        read = self.noisy(batch.codes[:, :-1], rng, step)
         states = None if self.heads is None else self.heads.empty_states()
         loss = code_cross_entropy(
-            model, batch.codes, labels, mask, captions, read=read, checkpointing=checkpointing, states=states
+            model,
+            batch.codes,
+            given.labels,
+            mask,
+            given.captions,
+            read=read,
+            checkpointing=checkpointing,
+            states=states,
         )
         if self.heads is None or states is None:
             return loss, {}
         distances = self.heads.losses(states, batch.codes)
         total = loss + self.config.rear_weight * sum(distances.values())
         return total, {name: value.detach() for name, value in {"loss": loss, **distances}.items()}
+
+    def left_out(self, batch: CodeBatch | CaptionedBatch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return which rows of a batch are trained without their class, and which without a caption, (B,) booleans."""
+        bare = self._chosen(batch.labels, self.config.label_dropout, rng)
+        if not isinstance(batch, CaptionedBatch):
+            return bare, bare
+        mute = bare | self._chosen(batch.labels, self.config.caption_dropout, rng)
+        return bare | self._chosen(batch.labels, self.config.class_dropout, rng), mute
+
+    def noisy(self, codes: Tensor, rng: torch.Generator, step: int | Tensor) -> Tensor:
+        """Return codes of which some are random ones."""
+        return self.config.noise.replace(codes, self.model.config.vocab_size, rng, step)
 
     @staticmethod
     def _chosen(labels: Tensor, share: float, rng: torch.Generator) -> Tensor:
@@ -298,14 +329,18 @@ class GeneratorTask:
         device, total = model.word_embedding.weight.device, 0.0
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             chosen = range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out)))
-            codes = self.held_out.take(chosen, [0] * len(chosen)).to(device)
-            labels = torch.from_numpy(self.held_out.labels[chosen.start : chosen.stop]).to(device)
-            captions = None
-            if model.config.text is not None:
-                captions = self._read([self.held_out.caption(index) for index in chosen]).to(device)
-            total += float(code_cross_entropy(model, codes, labels, captions=captions)) * len(chosen)
+            codes, given = self.held_out_rows(model, chosen, device)
+            total += float(code_cross_entropy(model, codes, given.labels, captions=given.captions)) * len(chosen)
         loss = total / len(self.held_out)
         return {"loss": loss, "bits_per_token": loss / math.log(2)}
+
+    def held_out_rows(self, model: AiM, chosen: Sequence[int], device: torch.device) -> tuple[Tensor, Conditions]:
+        """Return the codes (B, L) of some held-out images, and their class and first caption."""
+        codes = self.held_out.take(chosen, [0] * len(chosen)).to(device)
+        labels = torch.from_numpy(self.held_out.labels[list(chosen)]).to(device)
+        if model.config.text is None:
+            return codes, Conditions(labels)
+        return codes, Conditions(labels, self.read([self.held_out.caption(index) for index in chosen]).to(device))
 
     def objective(self) -> Objective:
         """Return the bits per token; a model that knows nothing needs log2 of the codebook's size."""
@@ -333,7 +368,7 @@ class GeneratorTask:
         save_generator = None if self.adapter is None else self.adapter.saver(model)
         self.pipeline(model).save_pretrained(folder, save_generator=save_generator)
 
-    def _token_mask(self, model: AiM, codes: Tensor, rng: torch.Generator) -> Tensor | None:
+    def token_mask(self, model: AiM, codes: Tensor, rng: torch.Generator) -> Tensor | None:
         """Return factors for the word embeddings (B, L - 1, D), or None without token dropout."""
         rate = self.config.token_dropout
         if rate == 0:

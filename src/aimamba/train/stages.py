@@ -26,6 +26,7 @@ from aimamba.models.text import TextConfig
 from aimamba.pipeline import saved_class_names
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
+from aimamba.train.contrastive import ContrastiveTask, check_contrast
 from aimamba.train.generator import Classes, GeneratorTask, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
 from aimamba.train.reading import Reading
@@ -193,6 +194,11 @@ def _generator_task(
         reads or text is None or "captions" in task.parts,
         "task.train leaves out 'captions', of which the model knows nothing yet; add it",
     )
+    contrastive = task.objective == "cca"
+    if contrastive:
+        fresh = [name for name, row in zip(table.names, table.rows, strict=True) if row is None]
+        new_captions = text is not None and not reads
+        check_contrast(recipe.fit, fresh_classes=fresh, fresh_captions=new_captions, init=opened.source)
     train, held_out = source.load()
     learned = reading.learn(train, log)
     if learned.text is not None and not reads:
@@ -201,10 +207,8 @@ def _generator_task(
     adapter = Adapter.of(recipe.init, given.state_dict(), parts) if task.lora_rank else None
     if table.labels != tuple(range(len(names))):
         train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
-    readers = learned.readers
-    return GeneratorTask(
-        model, tokenizer.cpu(), train, held_out, table.names, task, *readers, seed=seed, adapter=adapter
-    )
+    sets, made = (train, held_out), ContrastiveTask if contrastive else GeneratorTask
+    return made(model, tokenizer.cpu(), *sets, table.names, task, *learned.readers, seed=seed, adapter=adapter)
 
 
 def _finite(model: Model, source: str) -> Model:

@@ -39,7 +39,7 @@ def sliced_cross_entropy(
             CUDA device as many as its memory has room for: thousands of tokens.
     """
     device = hidden.device.type
-    logits_at_once = logits_at_once or _logits_at_once(hidden.device)
+    logits_at_once = logits_at_once or most_logits(hidden.device)
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     rows = max(1, logits_at_once // weight.shape[0])
     with torch.autocast(device, enabled=False):
@@ -48,7 +48,8 @@ def sliced_cross_entropy(
         )
 
 
-def _logits_at_once(device: torch.device) -> int:
+def most_logits(device: torch.device) -> int:
+    """Return how many logits may exist at a time on a device."""
     if device.type != "cuda":
         return _ON_CPU
     return max(_ON_CPU, torch.cuda.get_device_properties(device).total_memory // _SHARE_OF_CUDA)

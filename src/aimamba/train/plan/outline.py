@@ -23,6 +23,8 @@ from aimamba.models.text import TextCondition
 from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0
 from aimamba.networks.perceptual import VGG16, PerceptualLoss
 from aimamba.train.codebook import CodebookUse
+from aimamba.train.conditions import Conditions
+from aimamba.train.contrastive import log_likelihood, reference_of
 from aimamba.train.generator import GeneratorTaskConfig
 from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
 from aimamba.train.rear import VectorHeads
@@ -34,6 +36,7 @@ from aimamba.train.tuning import choose_trained
 META = torch.device("meta")
 _FEW, _MORE = 4, 8  # blocks that are traced; the others are like them
 _OFFICIAL = {"hp-l33/aim-base": "aim-b", "hp-l33/aim-large": "aim-l", "hp-l33/aim-xlarge": "aim-xl"}
+_CONTRASTIVE_WORK = 8 / 3  # two rows of an image, and the forward pass of the frozen copy, a third of the work each
 _LATE = 1 << 40  # a step at which all losses have started
 
 
@@ -43,10 +46,12 @@ class Outline:
 
     Attributes:
         parameters: Number of parameters of the model.
-        trained: Numbers that are trained: those of the model that learn, and those of a discriminator
-            or of heads.
+        trained: Numbers that are trained: those of the model that learn, and those of a discriminator or
+            of heads.
         averaged: Numbers of which there is a moving average.
         frozen: Bytes of networks that are not trained and never sharded.
+        shared: Further bytes of them with several processes; one process shares them with the model.
+        work: Operations of a step, in those of a forward and a backward pass for each image.
         blocks: Numbers of the matrices of the blocks, which several processes exchange in bfloat16.
         largest: Those of the largest block.
         tokens: Codes of an image.
@@ -63,6 +68,8 @@ class Outline:
     largest: int
     tokens: int
     trace: Callable[[int, Place, bool], Needs]
+    shared: int = 0
+    work: float = 1.0
     notes: tuple[str, ...] = ()
 
 
@@ -85,19 +92,29 @@ def _of_generator(recipe: Recipe) -> Outline:
     task.check_start(recipe.init)
     notes: list[str] = []
     config = _generator_config(recipe, task, notes)
-    heads = _heads(recipe, task, config)
+    heads, contrastive = _heads(recipe, task, config), task.objective == "cca"
 
     def trace(blocks: int, batch: int, place: Place, checkpointing: bool) -> Needs:
         model = _on_meta(dataclasses.replace(config, num_blocks=blocks), task)
-        stand_in_for_mixers(model, place)
+        reference = reference_of(model) if contrastive else None
+        for each in (model, reference):
+            if each is not None:
+                stand_in_for_mixers(each, place)
 
         def loss() -> Tensor:
-            codes = torch.empty(batch, config.num_tokens, dtype=torch.long, device=META)
-            labels = torch.empty(batch, dtype=torch.long, device=META)
-            shape = (batch, config.num_tokens - 1, config.width)
+            rows = batch if reference is None else 2 * batch
+            codes = torch.empty(rows, config.num_tokens, dtype=torch.long, device=META)
+            labels = torch.empty(rows, dtype=torch.long, device=META)
+            shape = (rows, config.num_tokens - 1, config.width)
             mask = torch.empty(shape, device=META) if task.token_dropout else None
             condition = model.condition
-            captions = condition.text.no_captions(batch) if isinstance(condition, TextCondition) else None
+            captions = condition.text.no_captions(rows) if isinstance(condition, TextCondition) else None
+            if reference is not None:
+                inputs, slices = (Conditions(labels, captions), codes, mask, codes[:, :-1]), place.logits_at_once
+                with torch.no_grad():
+                    before = log_likelihood(reference, *inputs, logits_at_once=slices)
+                after = log_likelihood(model, *inputs, checkpointing=checkpointing, logits_at_once=slices)
+                return (after - before).sum()
             states = None if heads is None else dict.fromkeys(min(after, blocks) for after in heads.empty_states())
             options = {"token_mask": mask, "checkpointing": checkpointing, "states": states}
             hidden = model(codes[:, :-1], labels, captions, head=False, **options)
@@ -124,7 +141,9 @@ def _of_generator(recipe: Recipe) -> Outline:
         parameters=_count(model),
         trained=trained + of_heads,
         averaged=trained,
-        frozen=0 if heads is None else 4 * (of_heads + heads.vectors.numel()),
+        frozen=4 * trained if contrastive else 0 if heads is None else 4 * (of_heads + heads.vectors.numel()),
+        shared=4 * (_count(model) - trained) if contrastive else 0,
+        work=_CONTRASTIVE_WORK if contrastive else 1.0,
         blocks=sum(blocks),
         largest=max(blocks),
         tokens=config.num_tokens,

@@ -105,7 +105,7 @@ class Plan:
         """Hours of all steps, if no GPU ever waits for another one."""
         if self.rate is None:
             return None
-        tokens = self.steps * self.batch * self.outline.tokens
+        tokens = self.steps * self.batch * self.outline.tokens * self.outline.work
         slower = _AGAIN if self.chosen.checkpointing else 1.0
         return slower * tokens / self.rate.tokens_per_second / self.gpus / 3600
 
@@ -243,7 +243,7 @@ def step_memory(
         # Autocast rounds what is outside once more; and a block's gradients exist twice while they are summed up.
         gathered = width * held + (_WIDE + (_NARROW if narrow else 0)) * outside + (width + _WIDE) * trained.largest
     return Memory(
-        parameters=-(-_WIDE * trained.parameters // shard) + trained.frozen,
+        parameters=-(-_WIDE * trained.parameters // shard) + trained.frozen + (trained.shared if gpus > 1 else 0),
         gradients=-(-learning // shard) if whole else learning,
         optimizer=-(-2 * learning // shard),
         average=-(-_WIDE * trained.averaged // shard) if average else 0,
