@@ -5,6 +5,7 @@ generator is an ordinary model, and ``OrderedPipeline`` decodes its samples.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from aimamba.data.codes import CodeSet
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.models import AiM, VQModel
+from aimamba.networks.sentence import MINILM, SentenceEncoder
 from aimamba.pipeline import Pipeline
 from aimamba.studies.scans import ScanOrder, inverse_order, scan_order
 from aimamba.train.generator import GeneratorTask
@@ -21,16 +24,27 @@ from aimamba.train.generator import GeneratorTask
 class OrderedPipeline(Pipeline):
     """A pipeline whose generator produces tokens in a given scan order."""
 
-    def __init__(self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str], order: str) -> None:
+    def __init__(
+        self,
+        tokenizer: VQModel,
+        generator: AiM,
+        class_names: Sequence[str],
+        vocabulary: Vocabulary | None = None,
+        *,
+        order: str,
+        text_encoder: str | Path | SentenceEncoder = MINILM,
+    ) -> None:
         """Combine the parts.
 
         Args:
             tokenizer: Decodes the codes.
             generator: Produces the tokens of an image in ``order``.
             class_names: Names of the generator's classes.
+            vocabulary: Of a generator that takes captions.
             order: One of ``aimamba.studies.scans.SCAN_ORDERS``.
+            text_encoder: See ``Pipeline``.
         """
-        super().__init__(tokenizer, generator, class_names)
+        super().__init__(tokenizer, generator, class_names, vocabulary, text_encoder=text_encoder)
         self._inverse = torch.from_numpy(inverse_order(scan_order(order, self.grid)))
 
     def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
@@ -48,8 +62,15 @@ class OrderedTask(GeneratorTask):
 
     def pipeline(self, model: AiM) -> Pipeline:
         """Return a pipeline of ``model``, the tokenizer and the order."""
-        tokenizer = self.tokenizer.to(model.word_embedding.weight.device)
-        return OrderedPipeline(tokenizer, model, self.class_names, self._order)
+        made = super().pipeline(model)
+        return OrderedPipeline(
+            made.tokenizer,
+            made.generator,
+            made.class_names,
+            made.vocabulary,
+            order=self._order,
+            text_encoder=made.text_encoder,
+        )
 
 
 def reorder(codes: CodeSet, order: ScanOrder) -> CodeSet:
