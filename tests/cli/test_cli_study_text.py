@@ -76,6 +76,7 @@ class Pixels:
 def few(monkeypatch):
     monkeypatch.setattr(captioned, "AVATARS_PER_CLASS", {"train": 20, "held-out": 20})
     monkeypatch.setattr(text, "TRAINED_ON", 20)
+    monkeypatch.setattr(text, "BITS_OF", 4)
     for name, value in {"_SIDE": 16, "_WIDTH": 8, "_EPOCHS": 2, "_BATCH": 8}.items():
         monkeypatch.setattr(attribute_reader, name, value)
     monkeypatch.setattr("aimamba.studies.run.open_extractor", lambda name, device: Pixels())

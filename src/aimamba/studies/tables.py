@@ -117,7 +117,7 @@ def _of_set(name: str, found: Sequence[Row]) -> str:
         cells += [mean_and_range(row.in_set(name, "bits_per_token", key), 3) for key in _BITS]
         for key in _SHARES.values():
             values = (row.of_samples(name, index, "attributes", key) for index, _ in guidances)
-            cells += [mean_and_range(shares, 1, 100) for shares in values]
+            cells += [mean_and_range(shares, 1, 100.0) for shares in values]
         cells += [mean_and_range(row.of_samples(name, index, "frechet"), 1) for index, _ in guidances]
         body.append(cells)
     measured = found[0].runs[0]["sets"][name]
