@@ -5,7 +5,6 @@ generator is an ordinary model, and ``OrderedPipeline`` decodes its samples.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from aimamba.data.codes import CodeSet
 from aimamba.data.vocabulary import Vocabulary
 from aimamba.models import AiM, VQModel
-from aimamba.networks.sentence import MINILM, SentenceEncoder
 from aimamba.pipeline import Pipeline
 from aimamba.studies.scans import ScanOrder, inverse_order, scan_order
 from aimamba.train.generator import GeneratorTask
@@ -32,7 +30,7 @@ class OrderedPipeline(Pipeline):
         vocabulary: Vocabulary | None = None,
         *,
         order: str,
-        text_encoder: str | Path | SentenceEncoder = MINILM,
+        **options: Any,
     ) -> None:
         """Combine the parts.
 
@@ -42,9 +40,9 @@ class OrderedPipeline(Pipeline):
             class_names: Names of the generator's classes.
             vocabulary: Of a generator that takes captions.
             order: One of ``aimamba.studies.scans.SCAN_ORDERS``.
-            text_encoder: See ``Pipeline``.
+            options: Further arguments of ``Pipeline``.
         """
-        super().__init__(tokenizer, generator, class_names, vocabulary, text_encoder=text_encoder)
+        super().__init__(tokenizer, generator, class_names, vocabulary, **options)
         self._inverse = torch.from_numpy(inverse_order(scan_order(order, self.grid)))
 
     def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:

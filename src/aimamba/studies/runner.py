@@ -17,7 +17,6 @@ from aimamba.data.images import has_captions
 from aimamba.data.sets import open_splits
 from aimamba.data.shards import open_code_splits
 from aimamba.models import AiM, AiMConfig, VQModel
-from aimamba.networks.sentence import MINILM
 from aimamba.pipeline import Pipeline
 from aimamba.seeds import seeded
 from aimamba.studies.evaluator import Evaluator, evaluate
@@ -157,13 +156,14 @@ class StudyRunner:
         """Train a generator and sample it with every guidance setting; adds those of ``evaluate`` to the numbers."""
         found = self.train(name, variant, seed=seed, lr=lr)
         saved = Pipeline.from_pretrained(self._out / "runs" / name, device=self._device)
+        place = {**self.study.task, **variant.task}.get("text_encoder")
         pipeline = OrderedPipeline(
             self._tokenizer,
             saved.generator,
             saved.class_names,
             saved.vocabulary,
             order=variant.order,
-            text_encoder={**self.study.task, **variant.task}.get("text_encoder") or MINILM,
+            **({"text_encoder": place} if place else {}),
         )
         return {**found, **evaluate(pipeline, self.study.judging.samplings(), evaluator)}
 
