@@ -280,12 +280,12 @@ def test_tokens_in_another_order_are_decoded_in_their_places(make_aim, make_vq):
     codes = torch.arange(16)[None]
     [wanted] = Pipeline(*parts).decode(codes)
     for order in ("raster", "column", "hilbert"):
-        [decoded] = OrderedPipeline(*parts, order).decode(codes[:, torch.from_numpy(scan_order(order, 4))])
+        [decoded] = OrderedPipeline(*parts, order=order).decode(codes[:, torch.from_numpy(scan_order(order, 4))])
         assert torch.equal(decoded, wanted)
 
 
 REFUSALS = {
-    "": ["no study given", "ablation, baseline, guidance, scaling"],
+    "": ["no study given", "ablation, baseline, guidance, scaling, text"],
     "scalin": ["unknown study 'scalin'", "did you mean 'scaling'", "known studies: "],
     "nowhere/own.toml": ["cannot read nowhere/own.toml", "No such file"],
     "scaling --budget 0": ["--budget must be at least 1, got 0"],

@@ -26,7 +26,7 @@ from aimamba.evaluation.retrieval import cosine_to_subjects, retrieval
 from aimamba.evaluation.text import TextRequest, evaluate_text, judge_samples, make_judge
 from aimamba.evaluation.text_metrics import figure
 from aimamba.models.text import TextConfig
-from aimamba.pipeline import Pipeline
+from aimamba.pipeline import Pipeline, Prompt
 from emoji_packages import use_small_packages
 from refusals import one_line_error
 
@@ -211,7 +211,8 @@ def test_bits_of_a_model_that_has_learned_its_captions(make_aim, make_vq, vocabu
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    bits = caption_bits(pipeline, codes, texts, [*texts[1:], texts[0]])
+    prompts = [Prompt(text) for text in texts]
+    bits = caption_bits(pipeline, codes, prompts, [*prompts[1:], prompts[0]])
     assert bits.right < bits.none
     assert bits.right + 0.5 < bits.wrong
     assert bits.right == pytest.approx(float(loss.detach()) / np.log(2), abs=0.3)

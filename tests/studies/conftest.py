@@ -26,6 +26,27 @@ def sample_numbers(scale: float, schedule: str, frechet: float) -> dict[str, Any
     }
 
 
+SETS = {"captioned-avatars-64:held-out": 1717, "captioned-avatars-64:held-out-pairs": 283}
+
+
+def read(accuracy: float) -> dict[str, Any]:
+    return {"accuracy": accuracy, "binding": accuracy / 2, "by_attribute": {"colour": accuracy}, "images": 400}
+
+
+def caption_numbers(scale: float, bits: float) -> dict[str, Any]:
+    sets = {name: {"cfg_scale": scale, "attributes": read(scale / 4), "frechet": 100 * bits} for name in SETS}
+    return {**sample_numbers(scale, "constant", 0), "numbers": {"network": "lite0", "sets": sets}}
+
+
+def measured_sets(bits: float) -> dict[str, Any]:
+    per_token = {"right": bits - 0.5, "wrong": bits + 0.5, "none": bits, "images": 283}
+    bounds = {"ceiling": read(0.98), "reconstructed": read(0.9), "floor": read(0.2)}
+    return {
+        name: {"images": count, "bits_per_token": per_token, "attributes_of_real_images": bounds}
+        for name, count in SETS.items()
+    }
+
+
 @pytest.fixture
 def finished(tmp_path) -> Callable[..., Any]:
     """Results of a packaged study: bits and distances fall with the logarithm of the parameters, and vary by seed."""
@@ -62,6 +83,9 @@ def finished(tmp_path) -> Callable[..., Any]:
                     ],
                     "provenance": {**PROVENANCE, "date": "2026-11-26T10:00"},
                 }
+                if kind == "text":
+                    run["sets"], run["seconds"] = measured_sets(bits), 30.0
+                    run["samples"] = [caption_numbers(s.cfg_scale, bits) for s in study.judging.samplings()]
                 results.add(f"{variant.name}-seed-{seed}", run)
             if kind == "baseline":
                 lines = [

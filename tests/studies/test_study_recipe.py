@@ -26,7 +26,7 @@ def sizes(study):
 
 
 def test_names():
-    assert study_names() == ["ablation", "baseline", "guidance", "scaling"]
+    assert study_names() == ["ablation", "baseline", "guidance", "scaling", "text"]
     assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 
@@ -71,6 +71,25 @@ def test_ablation_has_the_rows_of_table_4_and_the_orders():
     assert {variant.order for variant in study.variants} == {"raster", "snake", "column", "hilbert"}
     assert 1 in study.judging.scales
     assert len(study.judging.scales) == 2
+
+
+def test_text_compares_what_reads_captions_and_how_they_reach_the_generator():
+    study = load_study("text")
+    shapes = {v.name: from_mapping(AiMConfig, {**study.model, **v.model, **GRID}, where="test") for v in study.variants}
+    assert {name: shape.text and shape.text.reach for name, shape in shapes.items()} == {
+        "joint": "both",
+        "prefix": "prefix",
+        "adaln": "adaln",
+        "frozen": "both",
+        "classes": None,
+    }
+    assert len(study.seeds) == 3
+    assert study.text_encoders == ("minilm",)
+    recipes = {v.name: training_recipe(study, v, tokenizer="t", budget=1, seed=0) for v in study.variants}
+    assert [name for name, recipe in recipes.items() if recipe.task.get("text_encoder")] == ["frozen"]
+    moved = study.with_text_encoder("folder")
+    assert moved.text_encoders == ("folder",)
+    assert [v.task for v in moved.variants if v.name != "frozen"] == [{}] * 4
 
 
 def test_guidance_has_every_scale_with_every_schedule():

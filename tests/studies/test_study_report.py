@@ -70,6 +70,23 @@ def test_the_baseline_names_a_better_model_only_if_all_runs_agree(finished):
     assert "With a single run each, that may be chance" in text
 
 
+def test_text_has_a_table_for_each_set(finished):
+    results = finished("text")
+    text = study_table(results)
+    run = results.runs["classes-seed-0"]
+    assert "### `captioned-avatars-64:held-out-pairs`" in text
+    lines = [line for line in text.splitlines() if line.startswith("| class names only")]
+    assert len(lines) == 2
+    bits = [results.runs[f"classes-seed-{seed}"]["held_out"]["bits_per_token"] for seed in range(3)]
+    assert f"| {bits[1] - 0.5:.3f} ({bits[0] - 0.5:.3f} to {bits[2] - 0.5:.3f}) |" in lines[0]
+    assert f"| {run['parameters']:,} |" in lines[0]
+    assert "| 25.0 (25.0 to 25.0) | 50.0 (50.0 to 50.0) | 12.5 (12.5 to 12.5) | 25.0 (25.0 to 25.0) |" in lines[0]
+    assert "Of 283 real images are read: 98.0% of the attributes and 49.0% bound as they are, 90.0%" in text
+    assert "20.0% of the attributes and 10.0% bound with captions of other images." in text
+    seconds = 15 * (300 + 30 + 2 * 60)
+    assert f"15 runs, {seconds / 3600:.1f} hours" in text
+
+
 def test_winner():
     titles = ("A", "B")
     assert _winner(titles, ([1.0, 2.0], [3.0]), "lower") == "A"

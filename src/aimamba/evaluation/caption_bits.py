@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from aimamba.generation.plan import Labels
 from aimamba.pipeline import Pipeline, Prompt
+from aimamba.pipeline.prompts import Class
 
 
 class CaptionBits(NamedTuple):
@@ -34,17 +35,16 @@ class CaptionBits(NamedTuple):
 def caption_bits(
     pipeline: Pipeline,
     codes: Int[Tensor, "b l"],
-    captions: Sequence[str],
-    wrong: Sequence[str],
+    right: Sequence[Class],
+    wrong: Sequence[Class],
     *,
     progress: bool = False,
 ) -> CaptionBits:
-    """Measure bits a token; ``captions`` are those of the images, ``wrong`` those of others."""
-    prompts = [[Prompt(text) for text in texts] for texts in (captions, wrong)]
-    given = [*map(pipeline.labels, prompts), pipeline.labels_of(None, len(codes))]
+    """Measure bits a token; ``right`` are the prompts or classes of the images, ``wrong`` those of others."""
+    given = [pipeline.labels(right), pipeline.labels(wrong), pipeline.labels_of(None, len(codes))]
     with tqdm(total=3 * len(codes), desc="bits with captions", unit="image", disable=not progress) as bar:
-        right, wrong_ones, none = (_bits(pipeline, codes, labels, bar) for labels in given)
-    return CaptionBits(right, wrong_ones, none, images=len(codes))
+        bits = [_bits(pipeline, codes, labels, bar) for labels in given]
+    return CaptionBits(*bits, images=len(codes))
 
 
 def caption_likelihoods(

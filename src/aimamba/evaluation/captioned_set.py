@@ -79,6 +79,10 @@ class CaptionedImages:
         images = len(self.chosen)
         return [self.caption(self.chosen[place % images], place // images + place % images) for place in range(count)]
 
+    def own(self) -> list[Caption]:
+        """Return a caption of each image, of the next its next one."""
+        return [self.caption(index, place) for place, index in enumerate(self.chosen)]
+
     def caption(self, image: int, number: int = 0) -> Caption:
         """Return a caption of an image; ``number`` counts on from the first when it is past the last."""
         texts = self.images.captions(image)

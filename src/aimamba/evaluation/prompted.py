@@ -1,4 +1,4 @@
-"""Samples of a model after prompts, generated when they are needed."""
+"""Samples of a model after prompts or classes, generated when they are needed."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,13 +11,16 @@ from aimamba.pipeline import Pipeline, Prompt
 
 
 class PromptedSource(ModelSource):
-    """Samples of a model after prompts: image i has prompt i and seed ``config.seed + i``; they have no classes."""
+    """Samples of a model after prompts: image i has prompt i and seed ``config.seed + i``; they have no classes.
+
+    The label of a class may stand in place of a prompt.
+    """
 
     def __init__(
         self,
         name: str,
         pipeline: Pipeline,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[int | Prompt],
         config: SamplingConfig,
         batch_size: int,
         *,
@@ -29,8 +32,8 @@ class PromptedSource(ModelSource):
         super().__init__(name, pipeline, null, config, batch_size, keep=keep)
 
     @property
-    def _wanted(self) -> Sequence[Prompt]:
+    def _wanted(self) -> Sequence[int | Prompt]:
         return self.prompts
 
-    def _given(self, index: int) -> Prompt:
+    def _given(self, index: int) -> int | Prompt:
         return self.prompts[index]

@@ -14,7 +14,7 @@ from aimamba.data.captioned import CaptionedAvatars
 from aimamba.errors import DataError
 from aimamba.evaluation.attribute_reader import TRAINED_ON, AttributeReader, trained_reader
 from aimamba.evaluation.attributes import attribute_accuracy
-from aimamba.evaluation.caption_bits import caption_bits, caption_likelihoods
+from aimamba.evaluation.caption_bits import CaptionBits, caption_bits, caption_likelihoods
 from aimamba.evaluation.captioned_set import Caption, CaptionedImages, Gallery, split_names
 from aimamba.evaluation.codes import Reconstructions, encode_source
 from aimamba.evaluation.compare import distances
@@ -214,17 +214,14 @@ def _measure(
     """Measure one set."""
     images = captioned.images
     codes = encode_source(images, pipeline, progress=progress)[:, 0]
-    own = [captioned.caption(index, place) for place, index in enumerate(captioned.chosen)]
-    shown, texts = _columns(own[:BITS_OF])
-    bits = caption_bits(pipeline, codes[shown], texts, [*texts[1:], texts[0]], progress=progress)
     shown, texts = _columns(captioned.distinct(CANDIDATES))
     likely = caption_likelihoods(pipeline, codes[shown], texts, progress=progress)
     judge = make_judge(captioned, extractor, progress=progress)
     bounds = None
     if judge.reader is not None:
-        bounds = _bounds(own, images, Reconstructions(images, codes, pipeline), judge.reader, progress=progress)
+        bounds = attribute_bounds(captioned, codes, pipeline, judge.reader, progress=progress)
     captions = captioned.captions(request.count)
-    prompts = [Prompt(caption.text) for caption in captions]
+    prompts = [_prompt(caption) for caption in captions]
     samples = PromptedSource(
         request.model,
         pipeline,
@@ -237,13 +234,36 @@ def _measure(
         name=images.name,
         images=len(captioned.chosen),
         samples=len(captions),
-        bits=bits,
+        bits=bits_of_set(captioned, codes, pipeline, _prompt, progress=progress),
         likeliest=retrieval(likely, torch.arange(len(shown))),
         bounds=bounds,
         guidance=tuple(
             judge_samples(samples.guided(scale), captions, judge, scale, progress=progress) for scale in request.scales
         ),
     )
+
+
+def bits_of_set(
+    captioned: CaptionedImages,
+    codes: Int[Tensor, "n l"],
+    pipeline: Pipeline,
+    asked: Callable[[Caption], int | Prompt],
+    *,
+    progress: bool = False,
+) -> CaptionBits:
+    """Measure bits a token of up to ``BITS_OF`` images of a set.
+
+    Args:
+        captioned: The set.
+        codes: Codes of all its images.
+        pipeline: The model.
+        asked: Returns the prompt or the class that stands for a caption.
+        progress: Show a bar on stderr.
+    """
+    own = captioned.own()[:BITS_OF]
+    right = [asked(caption) for caption in own]
+    shown = [caption.image for caption in own]
+    return caption_bits(pipeline, codes[shown], right, [*right[1:], right[0]], progress=progress)
 
 
 def make_judge(captioned: CaptionedImages, extractor: Extractor, *, progress: bool = False) -> Judge:
@@ -304,10 +324,25 @@ def judge_samples(
     )
 
 
-def _bounds(
-    own: Sequence[Caption], images: Source, reconstructed: Source, reader: AttributeReader, *, progress: bool
+def attribute_bounds(
+    captioned: CaptionedImages,
+    codes: Int[Tensor, "n l"],
+    pipeline: Pipeline,
+    reader: AttributeReader,
+    *,
+    progress: bool = False,
 ) -> AttributeBounds:
-    """Return what the reader sees on real images with their captions and with those of others."""
+    """Return what is read on the real images of a set with their captions and with those of others.
+
+    Args:
+        captioned: The set.
+        codes: Codes of all its images.
+        pipeline: Holds the tokenizer, which reconstructs the images.
+        reader: Reads attributes.
+        progress: Show bars on stderr.
+    """
+    own, images = captioned.own(), captioned.images
+    reconstructed = Reconstructions(images, codes, pipeline)
     shown, _ = _columns(own)
     right = [caption.mentions or {} for caption in own]
     real, blurred = (reader.read_all(each, progress=progress) for each in (images, reconstructed))
@@ -317,6 +352,10 @@ def _bounds(
         reconstructed=attribute_accuracy(blurred, right),
         floor=attribute_accuracy(real, [*right[1:], right[0]]),
     )
+
+
+def _prompt(caption: Caption) -> Prompt:
+    return Prompt(caption.text)
 
 
 def _columns(captions: Sequence[Caption]) -> tuple[list[int], list[str]]:

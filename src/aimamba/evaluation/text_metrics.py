@@ -26,6 +26,10 @@ class AttributeBounds(NamedTuple):
     reconstructed: AttributeAccuracy
     floor: AttributeAccuracy
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {name: part._asdict() for name, part in self._asdict().items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleMetrics:
@@ -44,6 +48,16 @@ class SampleMetrics:
     retrieval: Retrieval
     same_design: Retrieval | None = None
     attributes: AttributeAccuracy | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return _present(
+            cfg_scale=self.cfg_scale,
+            attributes=self.attributes and self.attributes._asdict(),
+            images_of_samples=self.retrieval._asdict(),
+            images_of_samples_same_design=self.same_design and self.same_design._asdict(),
+            **self.distances.to_dict(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +84,13 @@ class SetMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object."""
-        bounds = None if self.bounds is None else {key: part._asdict() for key, part in self.bounds._asdict().items()}
         return _present(
             images=self.images,
             samples=self.samples,
             bits_per_token=self.bits._asdict(),
             captions_of_real_images=self.likeliest._asdict(),
-            attributes_of_real_images=bounds,
-            guidance=[
-                _present(
-                    cfg_scale=each.cfg_scale,
-                    attributes=each.attributes and each.attributes._asdict(),
-                    images_of_samples=each.retrieval._asdict(),
-                    images_of_samples_same_design=each.same_design and each.same_design._asdict(),
-                    **each.distances.to_dict(),
-                )
-                for each in self.guidance
-            ],
+            attributes_of_real_images=self.bounds and self.bounds.to_dict(),
+            guidance=[each.to_dict() for each in self.guidance],
         )
 
     def rows(self, network: str) -> list[tuple[str, str]]:

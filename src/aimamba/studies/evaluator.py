@@ -1,6 +1,7 @@
 """Evaluation of a model of a study by its samples."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from aimamba.config import to_mapping
@@ -18,6 +19,10 @@ class Evaluator(Protocol):
 
     def __call__(self, pipeline: Pipeline, sampling: SamplingConfig) -> dict[str, Any]:
         """Sample and measure."""
+        ...
+
+    def without_samples(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Return what is measured of the model itself."""
         ...
 
 
@@ -53,6 +58,19 @@ class SampleEvaluator:
         source = ModelSource("samples", pipeline, labels, sampling, self._batch_size)
         found = compare(source, self._reference, self._extractor, progress=True)
         return {"network": found.network, **found.metrics.to_dict()}
+
+    def without_samples(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Return nothing: the held-out bits, which training measures, are enough."""
+        return {}
+
+
+def evaluate(pipeline: Pipeline, samplings: Sequence[SamplingConfig], evaluator: Evaluator) -> dict[str, Any]:
+    """Return what is measured of a model, and ``samples`` with every setting, see ``evaluate_sampling``."""
+    started = time.perf_counter()
+    found = evaluator.without_samples(pipeline)
+    seconds = time.perf_counter() - started
+    samples = [evaluate_sampling(pipeline, sampling, evaluator) for sampling in samplings]
+    return {**found, **({"seconds": seconds} if found else {}), "samples": samples}
 
 
 def evaluate_sampling(pipeline: Pipeline, sampling: SamplingConfig, evaluator: Evaluator) -> dict[str, Any]:

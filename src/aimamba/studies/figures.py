@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
 from aimamba.studies.results import Results
-from aimamba.studies.rows import METRICS, PAPER_R, Row, mean, metric, network, pearson, variant_rows, without_missing
+from aimamba.studies.rows import (
+    METRICS,
+    PAPER_R,
+    Row,
+    mean,
+    metric,
+    network,
+    pearson,
+    set_names,
+    variant_rows,
+    without_missing,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +48,13 @@ def write_figure(results: Results, path: Path) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
 
-    plotters = {"baseline": _baseline, "scaling": _scaling, "ablation": _ablation, "guidance": _guidance}
+    plotters = {
+        "baseline": _baseline,
+        "scaling": _scaling,
+        "ablation": _ablation,
+        "guidance": _guidance,
+        "text": _text,
+    }
     if any("samples" in run for run in results.runs.values()):
         figure = Figure(dpi=_DPI, layout="constrained")
         plotters[results.settings["recipe"]["kind"]](figure, results)
@@ -105,9 +122,48 @@ def _ablation(figure: "Figure", results: Results) -> None:
             distance.plot(values, [place] * len(values), "o", color=f"C{index}", label=label)
     distance.set_xlabel(name)
     distance.legend(frameon=False)
-    for axes, names in ((bits, [row.title for row in found]), (distance, [])):
-        axes.set_yticks(places, names or [""] * len(places))
+    _name_rows((bits, distance), found)
+
+
+def _name_rows(panels: "Sequence[Axes]", found: list[Row]) -> None:
+    """Give each model a line, and the lines their names in the first panel."""
+    for number, axes in enumerate(panels):
+        axes.set_yticks(range(len(found)), ["" if number else row.title for row in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
+
+
+def _text(figure: "Figure", results: Results) -> None:
+    found = variant_rows(results.settings, results.runs)
+    bits, *shares = panels = _panels(figure, 3, 1.8 + 0.42 * len(found))
+    names = set_names(found)
+    marks = dict(zip(names, ("o", "s", "^", "v") * len(names), strict=False))
+
+    def points(axes: "Axes", values: Callable[[Row], list[float]], label: str, color: str, mark: str) -> None:
+        for place, row in enumerate(found):
+            runs, known = values(row), None if place else label
+            axes.plot(runs, [place] * len(runs), mark, color=color, label=known, markersize=5, fillstyle="none")
+
+    for number, (key, what) in enumerate((("right", "own caption"), ("wrong", "another's"), ("none", "none"))):
+        points(bits, lambda row, key=key: row.in_set(names[0], "bits_per_token", key), what, f"C{number}", "o")  # type: ignore[misc]
+    bits.set(xlabel=f"bits per token, {names[0].rpartition(':')[2]}")
+    for axes, key in zip(shares, ("accuracy", "binding"), strict=True):
+        for name, mark in marks.items():
+            for index, guidance in enumerate(found[0].guidances()):
+                points(
+                    axes,
+                    lambda row, name=name, index=index, key=key: row.of_samples(name, index, "attributes", key),  # type: ignore[misc]
+                    f"{name.rpartition(':')[2]}, {_label(guidance)}",
+                    f"C{index}",
+                    mark,
+                )
+        bounds = found[0].runs[0]["sets"][names[0]]["attributes_of_real_images"]
+        for bound, style in (("reconstructed", "--"), ("floor", ":")):
+            axes.axvline(bounds[bound][key], linestyle=style, color="grey")
+        axes.set_xlabel({"accuracy": "attributes as mentioned", "binding": "all of a caption at once"}[key])
+    shares[0].set_title("dashed: reconstructions, dotted: captions of others", fontsize="small")
+    for axes in panels[:2]:
+        axes.legend(frameon=False, fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2)
+    _name_rows(panels, found)
 
 
 def _baseline(figure: "Figure", results: Results) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from aimamba.data.codes import CodeSet
+from aimamba.data.vocabulary import Vocabulary
 from aimamba.models import AiM, VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.studies.scans import ScanOrder, inverse_order, scan_order
@@ -21,16 +22,27 @@ from aimamba.train.generator import GeneratorTask
 class OrderedPipeline(Pipeline):
     """A pipeline whose generator produces tokens in a given scan order."""
 
-    def __init__(self, tokenizer: VQModel, generator: AiM, class_names: Sequence[str], order: str) -> None:
+    def __init__(
+        self,
+        tokenizer: VQModel,
+        generator: AiM,
+        class_names: Sequence[str],
+        vocabulary: Vocabulary | None = None,
+        *,
+        order: str,
+        **options: Any,
+    ) -> None:
         """Combine the parts.
 
         Args:
             tokenizer: Decodes the codes.
             generator: Produces the tokens of an image in ``order``.
             class_names: Names of the generator's classes.
+            vocabulary: Of a generator that takes captions.
             order: One of ``aimamba.studies.scans.SCAN_ORDERS``.
+            options: Further arguments of ``Pipeline``.
         """
-        super().__init__(tokenizer, generator, class_names)
+        super().__init__(tokenizer, generator, class_names, vocabulary, **options)
         self._inverse = torch.from_numpy(inverse_order(scan_order(order, self.grid)))
 
     def decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 s s"]:
@@ -48,8 +60,15 @@ class OrderedTask(GeneratorTask):
 
     def pipeline(self, model: AiM) -> Pipeline:
         """Return a pipeline of ``model``, the tokenizer and the order."""
-        tokenizer = self.tokenizer.to(model.word_embedding.weight.device)
-        return OrderedPipeline(tokenizer, model, self.class_names, self._order)
+        made = super().pipeline(model)
+        return OrderedPipeline(
+            made.tokenizer,
+            made.generator,
+            made.class_names,
+            made.vocabulary,
+            order=self._order,
+            text_encoder=made.text_encoder,
+        )
 
 
 def reorder(codes: CodeSet, order: ScanOrder) -> CodeSet:

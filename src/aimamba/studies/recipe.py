@@ -1,7 +1,7 @@
 """Recipes of studies: the settings that all generators of a study share, and how its variants differ."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
@@ -11,9 +11,10 @@ from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 
-Kind = Literal["ablation", "baseline", "guidance", "scaling"]
+Kind = Literal["ablation", "baseline", "guidance", "scaling", "text"]
 Schedule = Literal["constant", "linear", "power-cosine"]
 
+_TEXT_ENCODER = "text_encoder"  # a setting of task
 _PACKAGED = RecipeFiles("study", "studies", folder="recipes/studies")
 
 
@@ -27,6 +28,7 @@ class Variant:
         family: Kind of model, in a study that compares two kinds.
         size: Label of its size in such a study; models of the same size are compared with each other.
         model: Settings of the model; they override those of the study.
+        task: Settings of the loss, likewise.
         lr: Highest learning rate; by default that of the study.
         order: Order of the codes in the sequence, see ``aimamba.studies.scans``.
         seeds: Seeds, one for each run; by default those of the study.
@@ -37,6 +39,7 @@ class Variant:
     family: str = ""
     size: str = ""
     model: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
     lr: float | None = None
     order: str = "raster"
     seeds: tuple[int, ...] = ()
@@ -57,8 +60,9 @@ class EvaluationConfig:
     """How models are sampled and evaluated.
 
     Attributes:
-        reference: Real images, in the notation of ``aimamba evaluate --reference``.
-        samples: Samples of each model; the study ``guidance`` generates its budget instead.
+        reference: Real images, in the notation of ``aimamba evaluate --reference``; for ``text``, in that of
+            ``aimamba evaluate-text``.
+        samples: Samples of each model, for ``text`` of each set; ``guidance`` generates its budget instead.
         batch_size: Images per batch.
         scales: Guidance scales; 1 is no guidance.
         schedules: Guidance schedules.
@@ -159,6 +163,27 @@ class StudyRecipe:
     sweep: SweepConfig | None = None
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The frozen sentence encoders that variants name."""
+        named = ({**self.task, **variant.task}.get(_TEXT_ENCODER) for variant in self.variants)
+        return tuple(dict.fromkeys(str(name) for name in named if name))
+
+    def with_text_encoder(self, place: str) -> "StudyRecipe":
+        """Return the study with another sentence encoder in all variants that have one.
+
+        Raises:
+            ConfigError: None has.
+        """
+        check(bool(self.text_encoders), f"study {self.kind} has no frozen sentence encoder; leave --text-encoder out")
+        changed = {_TEXT_ENCODER: place}
+        variants = (
+            replace(variant, task={**variant.task, **changed}) if variant.task.get(_TEXT_ENCODER) else variant
+            for variant in self.variants
+        )
+        task = {**self.task, **changed} if self.task.get(_TEXT_ENCODER) else self.task
+        return replace(self, task=task, variants=tuple(variants))
+
     def __post_init__(self) -> None:
         check(self.budget >= 1, f"budget must be at least 1 image, got {self.budget}")
         check(len(self.seeds) > 0, "seeds must hold at least one number")
@@ -167,6 +192,9 @@ class StudyRecipe:
         twice = [name for name in names if names.count(name) > 1]
         check(not twice, f"variants: {', '.join(twice[:1])} appears twice; give each variant a different name")
         check(self.kind == "guidance" or bool(names), f"a study of kind {self.kind!r} needs variants")
+        if self.kind == "text":
+            moved = [variant.name for variant in self.variants if variant.order != "raster"]
+            check(not moved, f"order of {''.join(moved[:1])}: a study of kind 'text' needs the order 'raster'")
         if self.kind == "baseline":
             check(self.sweep is not None, "a study of kind 'baseline' needs the section sweep")
             families = list(dict.fromkeys(variant.family for variant in self.variants))
@@ -224,5 +252,5 @@ def training_recipe(
         data=study.data,
         model={**study.model, **variant.model},
         fit=from_mapping(FitConfig, settings, where=f"{study.kind}: fit"),
-        task={**study.task, "tokenizer": tokenizer},
+        task={**study.task, **variant.task, "tokenizer": tokenizer},
     )

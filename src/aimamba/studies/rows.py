@@ -77,6 +77,26 @@ class Row:
         """Return a metric of each run at the guidance setting number ``index``."""
         return without_missing(metric(run["samples"][index], key) for run in self.runs)
 
+    def in_set(self, name: str, *keys: str) -> list[float]:
+        """Return a number about a set of the study ``text`` of each run, such as ``bits_per_token`` and ``right``."""
+        return without_missing(nested(run["sets"][name], keys) for run in self.runs)
+
+    def of_samples(self, name: str, index: int, *keys: str) -> list[float]:
+        """Return a number about samples for a set at the guidance setting number ``index`` of each run."""
+        return without_missing(nested(run["samples"][index]["numbers"]["sets"][name], keys) for run in self.runs)
+
+
+def nested(values: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """Return what is under the first of some keys, in it under the second, and so on."""
+    for key in keys:
+        values = values[key]
+    return values
+
+
+def set_names(found: Sequence[Row]) -> list[str]:
+    """Return the sets of the study ``text``."""
+    return list(found[0].runs[0]["sets"])
+
 
 def variant_rows(settings: Mapping[str, Any], runs: Mapping[str, Run]) -> list[Row]:
     """Return the variants that have finished runs, in the order of the recipe.

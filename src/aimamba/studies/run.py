@@ -1,9 +1,8 @@
 """One study from a request to its results."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,9 +10,9 @@ from aimamba.config import check, to_mapping
 from aimamba.evaluation.features import open_extractor
 from aimamba.evaluation.sources import open_source
 from aimamba.models import VQModel
-from aimamba.models.pretrained import PretrainedModel
 from aimamba.pipeline import Pipeline
-from aimamba.studies.evaluator import SampleEvaluator
+from aimamba.studies.caption_evaluator import CaptionEvaluator
+from aimamba.studies.evaluator import Evaluator, SampleEvaluator
 from aimamba.studies.plan import guidance_jobs, run_jobs, training_jobs
 from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
@@ -37,6 +36,7 @@ class StudyRequest:
         budget: Images that every run trains on (``guidance``: generates); the recipe's budget by default.
         tokenizer: Name of the tokenizer whose codes the generators learn; not for ``guidance``.
         model: Name of the model that ``guidance`` samples; for no other study.
+        text_encoder: The frozen sentence encoder, where the study has one, instead of the one that it names.
 
     Raises:
         ConfigError: The budget is below 1, or the study does not use the kind of model that is given.
@@ -48,6 +48,7 @@ class StudyRequest:
     budget: int | None = None
     tokenizer: str | None = None
     model: str | None = None
+    text_encoder: str | None = None
 
     def __post_init__(self) -> None:
         check(self.budget is None or self.budget >= 1, f"--budget must be at least 1, got {self.budget}")
@@ -98,7 +99,7 @@ def run_training_study(request: StudyRequest, tokenizer: VQModel, *, device: tor
             settings.
         DataError: The reference cannot be opened, or its images have another size.
     """
-    study = request.study
+    study = request.study if request.text_encoder is None else request.study.with_text_encoder(request.text_encoder)
     runner = StudyRunner(
         study,
         request.out,
@@ -109,7 +110,7 @@ def run_training_study(request: StudyRequest, tokenizer: VQModel, *, device: tor
         log=log,
     )
     with locked(request.out):
-        results = _begin(request, [tokenizer])
+        results = _begin(request, [tokenizer.fingerprint(), *dict.fromkeys(runner.text_encoders.values())])
         evaluator = _evaluator(study, study.judging.samples, study.data.size, device)
         run_jobs(training_jobs(runner, evaluator, results.runs), results, device=device, log=log)
     return results
@@ -129,26 +130,31 @@ def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: tor
         DataError: The reference cannot be opened, or its images have another size.
     """
     with locked(request.out):
-        results = _begin(request, [pipeline.tokenizer, pipeline.generator])
+        results = _begin(request, [part.fingerprint() for part in (pipeline.tokenizer, pipeline.generator)])
         evaluator = _evaluator(request.study, request.images, pipeline.image_size, device)
         run_jobs(guidance_jobs(pipeline, request.study.judging, evaluator), results, device=device, log=log)
     return results
 
 
-def _begin(request: StudyRequest, parts: Iterable[PretrainedModel[Any]]) -> Results:
+def _begin(request: StudyRequest, weights: list[str]) -> Results:
     """Start or continue the results, with everything that they depend on."""
     recipe = to_mapping(request.study)
     recipe["data"].pop("workers")  # which decide nothing
+    for variant in recipe["variants"]:
+        if not variant["task"]:
+            del variant["task"]  # as in results of earlier versions
     settings = {
         "budget": request.images,
         "model": request.source,
-        "weights": [part.fingerprint() for part in parts],
+        "weights": weights,
         "recipe": recipe,
     }
     return Results.begin(request.out / RESULTS_FILE, request.name, settings)
 
 
-def _evaluator(study: StudyRecipe, samples: int, size: int, device: torch.device) -> SampleEvaluator:
-    reference = open_source(study.judging.reference, default_size=size, progress=True)
-    extractor = open_extractor(_NETWORK, device=device)
-    return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=study.judging.batch_size)
+def _evaluator(study: StudyRecipe, samples: int, size: int, device: torch.device) -> Evaluator:
+    judging, extractor = study.judging, open_extractor(_NETWORK, device=device)
+    if study.kind == "text":
+        return CaptionEvaluator(judging.reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)
+    reference = open_source(judging.reference, default_size=size, progress=True)
+    return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)

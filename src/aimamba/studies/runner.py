@@ -3,6 +3,7 @@
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +13,20 @@ import torch
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.data.codes import CodeSet
 from aimamba.data.encoding import encode_splits
+from aimamba.data.images import has_captions
 from aimamba.data.sets import open_splits
 from aimamba.data.shards import open_code_splits
 from aimamba.models import AiM, AiMConfig, VQModel
+from aimamba.pipeline import Pipeline
 from aimamba.seeds import seeded
-from aimamba.studies.evaluator import Evaluator, evaluate_sampling
+from aimamba.studies.evaluator import Evaluator, evaluate
 from aimamba.studies.ordered import OrderedPipeline, OrderedTask, reorder
 from aimamba.studies.recipe import StudyRecipe, Variant, training_recipe
 from aimamba.studies.scans import scan_order
 from aimamba.studies.speed import sampling_speed
 from aimamba.train.fit import fit
 from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.reading import Reading
 from aimamba.train.recipe import Recipe
 from aimamba.train.tracking import read_metrics
 
@@ -36,7 +40,11 @@ class StudyCodes(NamedTuple):
 
 
 class StudyRunner:
-    """Trains, evaluates and times the variants of a study."""
+    """Trains, evaluates and times the variants of a study.
+
+    Attributes:
+        text_encoders: Fingerprints of the frozen sentence encoders, by the names of their variants.
+    """
 
     def __init__(
         self,
@@ -61,7 +69,9 @@ class StudyRunner:
             log: Progress callback: called with a line before each step that takes long.
 
         Raises:
-            ConfigError: They do not fit, or a setting of a variant is unknown or out of range.
+            ConfigError: They do not fit, a setting of a variant is unknown or out of range, or a frozen sentence
+                encoder is not there.
+            CheckpointError: A frozen sentence encoder is damaged.
         """
         self.study = study
         self.budget = budget
@@ -76,10 +86,14 @@ class StudyRunner:
             f"data.size must be a multiple of the tokenizer's down-sampling {factor}, got {study.data.size}",
         )
         self._side = study.data.size // factor
+        self._captioned = False
+        self.text_encoders: dict[str, str] = {}
         for variant in study.variants:
             scan_order(variant.order, self._side)
-            self.model_config(variant, classes=1)
-            self._recipe(variant, budget, 0, None)
+            reading = self._reading(self._recipe(variant, budget, 0, None), self.model_config(variant, classes=1))
+            self._captioned |= reading.text is not None
+            if reading.encoder is not None:
+                self.text_encoders[variant.name] = reading.encoder.fingerprint
 
     def model_config(self, variant: Variant, *, classes: int) -> AiMConfig:
         """Return the generator's config: settings of study and variant, and sizes from tokenizer and images."""
@@ -125,7 +139,7 @@ class StudyRunner:
             "seed": seed,
             "order": variant.order,
             "lr": recipe.fit.lr,
-            **count_parameters(self.model_config(variant, classes=len(self.codes.class_names))),
+            **count_parameters(AiM.from_pretrained(folder, device="meta").config),
             "steps": result.steps,
             "pictures": result.steps * recipe.fit.batch_size,
             "held_out": result.metrics,
@@ -139,12 +153,19 @@ class StudyRunner:
     def train_and_evaluate(
         self, name: str, variant: Variant, evaluator: Evaluator, *, seed: int, lr: float | None = None
     ) -> dict[str, Any]:
-        """Train a generator and sample it with every guidance setting; adds ``samples`` to the numbers of ``train``."""
+        """Train a generator and sample it with every guidance setting; adds those of ``evaluate`` to the numbers."""
         found = self.train(name, variant, seed=seed, lr=lr)
-        generator = AiM.from_pretrained(self._out / "runs" / name, device=self._device)
-        pipeline = OrderedPipeline(self._tokenizer, generator, self.codes.class_names, variant.order)
-        samplings = self.study.judging.samplings()
-        return {**found, "samples": [evaluate_sampling(pipeline, sampling, evaluator) for sampling in samplings]}
+        saved = Pipeline.from_pretrained(self._out / "runs" / name, device=self._device)
+        place = {**self.study.task, **variant.task}.get("text_encoder")
+        pipeline = OrderedPipeline(
+            self._tokenizer,
+            saved.generator,
+            saved.class_names,
+            saved.vocabulary,
+            order=variant.order,
+            **({"text_encoder": place} if place else {}),
+        )
+        return {**found, **evaluate(pipeline, self.study.judging.samplings(), evaluator)}
 
     def measure_speed(self, variant: Variant) -> dict[str, Any]:
         """Return speed and memory of sampling with a generator of this shape."""
@@ -157,6 +178,10 @@ class StudyRunner:
         data = self.study.data
         folder = self._out / "codes"
         images = open_splits(**data.images(), progress=True)
+        check(
+            not self._captioned or has_captions(images.train),
+            f"model.text is for images with captions, and {data.source} has none; see docs/captions.md",
+        )
         for split, part in (("train", images.train), ("held-out", images.held_out)):
             self._log(f"codes of {len(part):,} {split} images in {folder / split}")
         views = data.views
@@ -167,9 +192,15 @@ class StudyRunner:
     def _recipe(self, variant: Variant, budget: int, seed: int, lr: float | None) -> Recipe:
         return training_recipe(self.study, variant, tokenizer=self._name, budget=budget, seed=seed, lr=lr)
 
+    def _reading(self, recipe: Recipe, config: AiMConfig) -> Reading:
+        task = from_mapping(GeneratorTaskConfig, recipe.task, where=f"{recipe.description}: task")
+        return Reading(config.text, task.text_encoder, captioned=True, source=recipe.data.source)
+
     def _task(self, recipe: Recipe, variant: Variant) -> OrderedTask:
         order = scan_order(variant.order, self._side)
-        model = AiM(self.model_config(variant, classes=len(self.codes.class_names)))
+        config = self.model_config(variant, classes=len(self.codes.class_names))
+        learned = self._reading(recipe, config).learn(self.codes.train, self._log)
+        model = AiM(replace(config, text=learned.text))
         model.init_weights(seeded(recipe.fit.seed))
         return OrderedTask(
             model,
@@ -178,6 +209,7 @@ class StudyRunner:
             reorder(self.codes.held_out, order),
             self.codes.class_names,
             from_mapping(GeneratorTaskConfig, recipe.task, where=f"{variant.name}: task"),
+            *learned.readers,
             seed=recipe.fit.seed,
             order=variant.order,
         )

@@ -15,17 +15,31 @@ from aimamba.studies.rows import (
     metric,
     network,
     pearson,
+    set_names,
     variant_rows,
     without_missing,
 )
 
 _SPEED_MARGIN = 0.1  # share by which speeds must differ to count as different
 _MISSING = "-"
+_BITS = {"right": "own caption", "wrong": "another's", "none": "none"}
+_SHARES = {"attributes %": "accuracy", "binding %": "binding"}
+_BOUNDS = {
+    "ceiling": "as they are",
+    "reconstructed": "as the tokenizer decodes them",
+    "floor": "with captions of other images",
+}
 
 
 def study_table(results: Results) -> str:
     """Return the Markdown text of a study: what was run and where, the table, and notes on how to read it."""
-    bodies = {"baseline": _baseline, "scaling": _scaling, "ablation": _ablation, "guidance": _guidance}
+    bodies = {
+        "baseline": _baseline,
+        "scaling": _scaling,
+        "ablation": _ablation,
+        "guidance": _guidance,
+        "text": _text,
+    }
     samples = [sample for run in results.runs.values() for sample in run.get("samples", [])]
     if not any("samples" in run for run in results.runs.values()):
         return f"{_head(results)}\n\nNo run with samples is finished yet.\n"
@@ -84,6 +98,38 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> str:
 
 def _ablation(results: Results) -> str:
     return _variants(variant_rows(results.settings, results.runs), learning_rate=False)
+
+
+def _text(results: Results) -> str:
+    found = variant_rows(results.settings, results.runs)
+    return "\n\n".join(_of_set(name, found) for name in set_names(found))
+
+
+def _of_set(name: str, found: Sequence[Row]) -> str:
+    """Return a table of what was measured on one set, and the bounds of what is read on samples."""
+    header = ["model", "parameters", *(f"bits, {what}" for what in _BITS.values())]
+    guidances = list(enumerate(found[0].guidances()))
+    for what in (*_SHARES, f"{found[0].network} Fréchet"):
+        header += [f"{what}, guidance {guidance}" for _, guidance in guidances]
+    body = []
+    for row in found:
+        cells = [row.title, f"{row.parameters:,}"]
+        cells += [mean_and_range(row.in_set(name, "bits_per_token", key), 3) for key in _BITS]
+        for key in _SHARES.values():
+            values = (row.of_samples(name, index, "attributes", key) for index, _ in guidances)
+            cells += [mean_and_range(shares, 1, 100.0) for shares in values]
+        cells += [mean_and_range(row.of_samples(name, index, "frechet"), 1) for index, _ in guidances]
+        body.append(cells)
+    measured = found[0].runs[0]["sets"][name]
+    bounds = [
+        f"{measured['attributes_of_real_images'][key]['accuracy']:.1%} of the attributes and "
+        f"{measured['attributes_of_real_images'][key]['binding']:.1%} bound {where}"
+        for key, where in _BOUNDS.items()
+    ]
+    return (
+        f"### `{name}`\n\n{markdown_table(header, body)}\n\nOf {measured['images']:,} real images are read: "
+        f"{', '.join(bounds)}."
+    )
 
 
 def _variants(found: Sequence[Row], *, learning_rate: bool) -> str:
@@ -206,7 +252,10 @@ def _head(results: Results) -> str:
     )
     commits = dict.fromkeys(place["commit"] for place in places if place.get("commit"))
     days = sorted({place["date"][:10] for place in places})
-    seconds = sum(run.get("train_seconds", 0) + sum(s["seconds"] for s in run.get("samples", [])) for run in runs)
+    seconds = sum(
+        run.get("train_seconds", 0) + run.get("seconds", 0) + sum(s["seconds"] for s in run.get("samples", []))
+        for run in runs
+    )
     if runs:
         sentences.append(f"{len(runs)} runs, {seconds / 3600:.1f} hours of training, sampling and measuring")
         sentences[-1] += f", on {'; '.join(machines)}; {' to '.join(dict.fromkeys([days[0], days[-1]]))}"
@@ -216,6 +265,15 @@ def _head(results: Results) -> str:
 
 def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
     judging, kind = results.settings["recipe"]["judging"], results.settings["recipe"]["kind"]
+    if kind == "text":
+        return (
+            f"Bits per token of real images, without their class; {judging['samples']:,} samples of each set. A model "
+            "of class names gets the style of the avatar in place of the caption, and that of another avatar in place "
+            "of another's caption. Attributes: share of the mentioned values that are read on samples; binding: share "
+            "of samples on which all that their caption mentions is read. Fréchet distances are by features of "
+            f"{network(samples)} and larger for fewer images: compare them only within one table. Several seeds: mean "
+            "(lowest to highest)."
+        )
     count = results.settings["budget"] if kind == "guidance" else judging["samples"]
     notes = [
         f"Distances compare {count:,} samples of a model with `{judging['reference']}` by features of "

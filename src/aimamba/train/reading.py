@@ -68,6 +68,16 @@ class Reading:
             check(not text_encoder, f"{init.source} has a vocabulary of its own; leave task.text_encoder out")
             self._vocabulary = saved_vocabulary(init)
 
+    @property
+    def text(self) -> TextConfig | None:
+        """How the generator takes captions, as far as that is known; None if it takes none."""
+        return self._text
+
+    @property
+    def encoder(self) -> SentenceEncoder | None:
+        """The frozen encoder, if one reads."""
+        return self._encoder
+
     def learn(self, train: CodeSet, log: Callable[[str], None]) -> Learned:
         """Learn the vocabulary from captions, or let the frozen encoder read them.
 
