@@ -21,7 +21,8 @@ from aimamba.generation import SamplingConfig
 from aimamba.models import AiM, AiMConfig, VQConfig, VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.train.fit import FitConfig, fit
-from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.generator import GeneratorTask
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 MORE = 8 * 2**20  # bytes that the last fifth may have more than the second

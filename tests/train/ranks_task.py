@@ -16,7 +16,8 @@ from aimamba.data.codes import CodeSet
 from aimamba.distributed import Team, find_place
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.train.fit import Result, fit
-from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.generator import GeneratorTask
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.parallel.fit import fit_many
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.settings import FitConfig

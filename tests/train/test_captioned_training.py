@@ -14,7 +14,8 @@ from aimamba.generation import SamplingConfig
 from aimamba.models.text import TextConfig
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.train.fit import FitConfig, fit
-from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.generator import GeneratorTask
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.reading import Reading
 from aimamba.train.toml import to_toml
 from aimamba.train.tuning import with_captions

@@ -19,7 +19,7 @@ from aimamba.pipeline import Pipeline
 from aimamba.train.conditions import Conditions
 from aimamba.train.contrastive import ContrastiveTask, check_contrast
 from aimamba.train.fit import FitConfig, fit
-from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.plan.cards import find_card
 from aimamba.train.plan.outline import outline
 from aimamba.train.plan.plan import make_plan

@@ -12,7 +12,8 @@ from aimamba.generation import SamplingConfig
 from aimamba.ops.loss import cross_entropy
 from aimamba.pipeline import Pipeline
 from aimamba.train import generator as generator_module
-from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.generator import GeneratorTask
+from aimamba.train.generator_settings import GeneratorTaskConfig
 
 NAMES = ("planets", "sprouts", "robots", "shells", "cats")
 

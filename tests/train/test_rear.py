@@ -15,7 +15,8 @@ from aimamba.data.codes import CodeBatch
 from aimamba.errors import ConfigError
 from aimamba.train.checkpoint import read_checkpoint
 from aimamba.train.fit import fit
-from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig, code_cross_entropy
+from aimamba.train.generator import GeneratorTask, code_cross_entropy
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.interruption import Interrupted
 from aimamba.train.optim import Learner, adamw
 from aimamba.train.plan.on_paper import Place
@@ -179,7 +180,7 @@ def test_a_plan_counts_the_heads():
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"rear_weight": -1.0}, "task.rear_weight must not be negative"),
+        ({"rear_weight": -1.0}, "task.rear_weight must be at least 0, got -1.0"),
         ({"rear_weight": math.inf}, "task.rear_weight"),
         ({"rear_recover_after": 0}, "task.rear_recover_after must be at least 1"),
         ({"rear_predict_after": -1}, "task.rear_predict_after"),

@@ -6,7 +6,7 @@ import pytest
 
 from aimamba.models import AiMConfig, VQConfig
 from aimamba.models.text import TextConfig
-from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.reference import describe_fields, settings_page
 from aimamba.train.settings import FitConfig

@@ -15,7 +15,8 @@ from aimamba.data.encoding import encode_to_shards
 from aimamba.errors import CheckpointError, ConfigError, DataError
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig, VQModel
 from aimamba.train import stages
-from aimamba.train.generator import GeneratorTask, GeneratorTaskConfig
+from aimamba.train.generator import GeneratorTask
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
 from aimamba.train.stages import make_task, resolved
 from aimamba.train.task import Task

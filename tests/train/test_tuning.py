@@ -17,7 +17,7 @@ from aimamba.pipeline import Pipeline
 from aimamba.train import generator
 from aimamba.train.ema import ExponentialAverage
 from aimamba.train.fit import FitConfig, fit
-from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.optim import adamw
 from aimamba.train.stages import make_task, resolved
 from aimamba.train.stopped import open_stopped

@@ -25,7 +25,7 @@ from aimamba.studies.recipe import StudyRecipe, Variant, training_recipe
 from aimamba.studies.scans import scan_order
 from aimamba.studies.speed import sampling_speed
 from aimamba.train.fit import fit
-from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.reading import Reading
 from aimamba.train.recipe import Recipe
 from aimamba.train.tracking import read_metrics

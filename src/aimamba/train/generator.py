@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +10,6 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from aimamba import distributed
-from aimamba.config import check
 from aimamba.data.codes import CaptionedBatch, CodeBatch, CodeSet
 from aimamba.data.order import ShuffledOrder
 from aimamba.data.shards import fingerprint
@@ -27,169 +24,13 @@ from aimamba.ops.loss.cross_entropy import sliced_cross_entropy
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.seeds import seeded
 from aimamba.train.conditions import Conditions
-from aimamba.train.parts import MODULES, Adapter, Part
-from aimamba.train.rear import CodeNoise, HiddenStates, VectorHeads
+from aimamba.train.generator_settings import GeneratorTaskConfig
+from aimamba.train.parts import Adapter
+from aimamba.train.rear import HiddenStates, VectorHeads
 from aimamba.train.task import Amount, Auxiliary, Example, Objective
 
-Classes = Literal["match", "extend", "number", "new"]
 _IMAGES_AT_ONCE = 64
 _SHEET_ROWS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorTaskConfig:
-    """Settings of the loss and of the sample sheets.
-
-    Attributes:
-        objective: What is minimised. ``likelihood``: the cross entropy of the codes. ``cca``: condition contrastive
-            alignment (arXiv 2410.09347), which turns a model that needs guidance into one that does not; see
-            ``aimamba.train.contrastive``. It needs ``init``, which must know all conditions of the images.
-        cca_beta: Scale of the logarithm of the likelihood ratio of an image to ``init``.
-        cca_lambda: How much images with the condition of another one count, against those with their own.
-        tokenizer: The tokenizer that makes the codes: a training run, a saved model, or a hub id. By default that of
-            ``init``.
-        foreign_tokenizer: Whether ``init`` may go on with another tokenizer than the one it was trained with.
-        classes: The classes of a generator that starts from ``init``. ``match``: those of the images; one that has the
-            name of a class of ``init`` starts with its vector, and others with that of the null class. ``extend``:
-            those of ``init`` stay, and those of the images that it does not have by name are added. ``number``: those
-            of the images, with the vectors of ``init`` by number. ``new``: those of the images, all starting with the
-            vector of the null class.
-        text_encoder: A frozen sentence encoder that reads the captions, in place of byte-pair tokens: ``minilm``, or a
-            folder, see ``aimamba.networks.sentence``. Only for a generator that takes captions.
-        train: The parts that are trained if there is ``init``; the others keep its weights. ``classes`` is the table of
-            class vectors, ``captions`` the encoder of captions, ``embeddings`` those of codes and positions, with the
-            head that is tied to them, ``adaln`` the projections of the condition vector, and ``blocks`` mixers and
-            norms. ``auto`` is all of them, and with LoRA the classes.
-        lora_rank: Rank of the matrices that LoRA adds to frozen layers; 0 is no LoRA. It needs ``init`` and the extra
-            ``aimamba[lora]``. The run then saves only the matrices and the other parts that are trained.
-        lora_alpha: The product of the two matrices of a layer counts ``lora_alpha / lora_rank``; by default 1.
-        lora_layers: The linear layers that get such matrices, by the last part of their names.
-        label_dropout: Fraction of examples that are trained with the null class instead of their own, and without a
-            caption, which classifier-free guidance needs. It applies to the class token and the condition together.
-        class_dropout: Of a generator that takes captions: fraction of the others that are trained without their class,
-            so that a prompt can stand alone.
-        caption_dropout: Likewise of those that are trained without their caption, so that a class can stand alone.
-        token_dropout: Fraction of the features of the word embeddings that are set to zero; the others are scaled up.
-        code_noise: Fraction of the codes that the model reads which are replaced by random ones; it still predicts the
-            right ones. It learns to recover from its own mistakes, to rely on the condition, and memorises later
-            (a part of reAR, arXiv 2510.04450).
-        code_noise_until: Step, counted from 0, until which that fraction falls linearly to ``code_noise_end``; 0 keeps
-            it constant. reAR takes three quarters of the steps, from 1.0 to 0.
-        code_noise_end: Fraction from that step on.
-        code_noise_varied: Whether each image has a fraction of its own, uniform between 0 and that of the step, as in
-            reAR.
-        rear_weight: Weight of the other part of reAR: heads on two hidden states, which no saved model has, recover the
-            tokenizer's vector of the code just read, and predict that of the next one. The weight is that of the sum
-            of their cosine distances; 0 is no heads, and reAR takes 1.
-        rear_recover_after: Number of blocks after which the vector of the code just read is recovered.
-        rear_predict_after: Number of blocks after which that of the next code is predicted; 0 is the block at three
-            quarters of the depth.
-        checkpointing: Whether to store only the inputs of the blocks for the backward pass and compute the rest again.
-            It takes less memory and the time of a second forward pass; the result is the same.
-        sheet_pictures: Images of each class on a sample sheet.
-        sheet_cfg_scale: Guidance scale of the sample sheet.
-        sheet_top_k: Top-k of the sample sheet; 0 samples from all codes.
-    """
-
-    objective: Literal["likelihood", "cca"] = "likelihood"
-    cca_beta: float = 0.02
-    cca_lambda: float = 100.0
-    tokenizer: str = ""
-    foreign_tokenizer: bool = False
-    classes: Classes = "match"
-    text_encoder: str = ""
-    train: Literal["auto", "all"] | Part | tuple[Part, ...] = "auto"
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_layers: tuple[str, ...] = ("in_proj", "out_proj")
-    label_dropout: float = 0.1
-    class_dropout: float = 0.5
-    caption_dropout: float = 0.1
-    token_dropout: float = 0.0
-    code_noise: float = 0.0
-    code_noise_until: int = 0
-    code_noise_end: float = 0.0
-    code_noise_varied: bool = False
-    rear_weight: float = 0.0
-    rear_recover_after: int = 1
-    rear_predict_after: int = 0
-    checkpointing: bool = False
-    sheet_pictures: int = 4
-    sheet_cfg_scale: float = 2.0
-    sheet_top_k: int = 0
-
-    def __post_init__(self) -> None:
-        self.noise.check()
-        for name in ("cca_beta", "cca_lambda"):
-            check(0 < getattr(self, name) < math.inf, f"task.{name} must be positive, got {getattr(self, name)}")
-        for name, least in (("rear_weight", 0), ("rear_recover_after", 1), ("rear_predict_after", 0)):
-            value = getattr(self, name)
-            check(least <= value < math.inf, f"task.{name} must be at least {least}, got {value}")
-        check(
-            self.objective == "likelihood" or not self.rear_weight,
-            "task.rear_weight goes with task.objective = 'likelihood'; set one of them alone",
-        )
-        for name in ("label_dropout", "class_dropout", "caption_dropout"):
-            check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
-        check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
-        check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
-        check(self.sheet_cfg_scale >= 0, f"task.sheet_cfg_scale must not be negative, got {self.sheet_cfg_scale}")
-        check(self.sheet_top_k >= 0, f"task.sheet_top_k must not be negative, got {self.sheet_top_k}")
-        check(self.lora_rank >= 0, f"task.lora_rank must not be negative, got {self.lora_rank}")
-        alpha = self.lora_alpha
-        check(alpha is None or 0 < alpha < math.inf, f"task.lora_alpha must be positive, got {alpha}")
-        check(bool(self.lora_layers), "task.lora_layers names no layer; leave it out for in_proj and out_proj")
-        check(
-            len(set(self.parts)) == len(self.parts) > 0,
-            f"task.train must name each part once, and one at least, got {list(self.parts)}",
-        )
-        whole = self.lora_rank > 0 and "blocks" in self.parts
-        check(
-            not whole,
-            "task.train trains the blocks whole, which LoRA is to spare; leave it out, or name other parts as in "
-            '["classes", "adaln"]',
-        )
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that are trained whole."""
-        if self.train == "auto":
-            return ("classes",) if self.lora_rank else tuple(MODULES)
-        if self.train == "all":
-            return tuple(MODULES)
-        return self.train if isinstance(self.train, tuple) else (self.train,)
-
-    @property
-    def noise(self) -> CodeNoise:
-        """The codes that the model reads and that are random ones."""
-        return CodeNoise(self.code_noise, self.code_noise_end, self.code_noise_until, self.code_noise_varied)
-
-    @property
-    def alpha(self) -> float:
-        """``lora_alpha``, or the rank where it is not set."""
-        return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
-
-    def check_start(self, init: str | None) -> None:
-        """Check the settings that only a generator with ``init`` has.
-
-        Raises:
-            ConfigError: One of them is set, and there is no ``init``.
-        """
-        defaults = {
-            "objective": "likelihood",
-            "classes": "match",
-            "train": "auto",
-            "lora_rank": 0,
-            "foreign_tokenizer": False,
-        }
-        for name, default in defaults.items():
-            check(
-                init is not None or getattr(self, name) == default,
-                f"task.{name} is for a generator that starts from another one; name that in 'init' or with --init",
-            )
-        check(
-            bool(self.tokenizer) or init is not None, "task.tokenizer is missing; give the tokenizer with --tokenizer"
-        )
 
 
 class GeneratorTask:

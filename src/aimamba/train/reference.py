@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiMConfig, VQConfig
 from aimamba.models.text import TextConfig
-from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.parallel.layout import ParallelConfig
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.settings import FitConfig

@@ -27,7 +27,8 @@ from aimamba.pipeline import saved_class_names
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
 from aimamba.train.contrastive import ContrastiveTask, check_contrast
-from aimamba.train.generator import Classes, GeneratorTask, GeneratorTaskConfig
+from aimamba.train.generator import GeneratorTask
+from aimamba.train.generator_settings import Classes, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
 from aimamba.train.reading import Reading
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names

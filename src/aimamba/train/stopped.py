@@ -22,7 +22,7 @@ from aimamba.models.text import TextConfig
 from aimamba.pipeline.loading import saved_vocabulary
 from aimamba.train.checkpoint import Checkpoint, newest_checkpoint
 from aimamba.train.checkpoint_files import checkpoint_files
-from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.recipe import Recipe
 from aimamba.train.stages import initial_classes, resolved
 

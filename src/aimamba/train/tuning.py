@@ -13,7 +13,7 @@ from aimamba.models import AiM, AiMConfig
 from aimamba.models.lora import add_lora
 from aimamba.models.text import TextConfig
 from aimamba.seeds import seeded
-from aimamba.train.generator import Classes, GeneratorTaskConfig
+from aimamba.train.generator_settings import Classes, GeneratorTaskConfig
 from aimamba.train.parts import MODULES, Part, module_at
 
 _TABLE = "condition.table.weight"

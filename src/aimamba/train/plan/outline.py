@@ -25,7 +25,7 @@ from aimamba.networks.perceptual import VGG16, PerceptualLoss
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.conditions import Conditions
 from aimamba.train.contrastive import log_likelihood, reference_of
-from aimamba.train.generator import GeneratorTaskConfig
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
 from aimamba.train.rear import VectorHeads
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
