@@ -22,7 +22,9 @@ from aimamba.train.optim import Learner, adamw
 from aimamba.train.plan.on_paper import Place
 from aimamba.train.plan.outline import outline
 from aimamba.train.rear import CodeNoise
-from aimamba.train.recipe import load_recipe
+from aimamba.train.recipe import DataConfig, Recipe, load_recipe
+from aimamba.train.settings import FitConfig
+from aimamba.train.stages import make_task
 from aimamba.train.step import RecordedStep, TrainingStep, check_recordable
 from refusals import one_line_error
 
@@ -203,3 +205,10 @@ def test_heads_that_do_not_fit_are_refused():
     task.tokenizer.codebook = torch.nn.Parameter(task.tokenizer.codebook[:5])
     with one_line_error(ConfigError, "has 5 codes, and the generator 16"):
         GeneratorTask(task.model, task.tokenizer, task.train, task.held_out, ("a", "b", "c"), config)
+
+
+def test_a_whole_compiled_model_is_refused(tmp_path):
+    fit = FitConfig(steps=1, batch_size=1, lr=1e-3, compile=True)
+    recipe = Recipe(stage="generator", data=DataConfig(), fit=fit, task={"tokenizer": "x", "rear_weight": 1.0})
+    with one_line_error(ConfigError, "task.rear_weight reads hidden states, which fit.compile = true"):
+        make_task(recipe, torch.device("cpu"))

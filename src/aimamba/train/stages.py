@@ -161,6 +161,10 @@ def _generator_task(
         recipe.data.crop == "center",
         "data.crop must be 'center' for a generator: its images are encoded once, before training",
     )
+    check(
+        not task.rear_weight or recipe.fit.compile is not True,
+        "task.rear_weight reads hidden states, which fit.compile = true was not tried with; set that to 'blocks' or false",
+    )
     tokenizer_recipe = Path(task.tokenizer).name
     if not Path(task.tokenizer).exists() and tokenizer_recipe in recipe_names():
         raise CheckpointError(
