@@ -163,7 +163,7 @@ def _generator_task(
     )
     check(
         not task.rear_weight or recipe.fit.compile is not True,
-        "task.rear_weight reads hidden states, which fit.compile = true was not tried with; set that to 'blocks' or false",
+        "task.rear_weight was not tried with fit.compile = true; set that to 'blocks' or false",
     )
     tokenizer_recipe = Path(task.tokenizer).name
     if not Path(task.tokenizer).exists() and tokenizer_recipe in recipe_names():
