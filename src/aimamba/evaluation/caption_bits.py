@@ -43,8 +43,8 @@ def caption_bits(
     """Measure bits a token; ``right`` are the prompts or classes of the images, ``wrong`` those of others."""
     given = [pipeline.labels(right), pipeline.labels(wrong), pipeline.labels_of(None, len(codes))]
     with tqdm(total=3 * len(codes), desc="bits with captions", unit="image", disable=not progress) as bar:
-        bits = [_bits(pipeline, codes, labels, bar) for labels in given]
-    return CaptionBits(*bits, images=len(codes))
+        own, anothers, none = (_bits(pipeline, codes, labels, bar) for labels in given)
+    return CaptionBits(own, anothers, none, images=len(codes))
 
 
 def caption_likelihoods(
