@@ -30,9 +30,9 @@ class DataConfig:
         size: Side of the square images in pixels; 0 takes that of the generator in ``init``.
         per_class: Images of each class to train on; by default all.
         skip_per_class: Avatars of each class to skip first, for example those that an earlier run was trained on.
-        held_out_per_class: Images of each class to evaluate on; by default all.
         variants: Of emoji: at most this many variants of one thing (skin tone, sex, direction) in each design. More
             than half of the pictures are such, and a model otherwise learns little else.
+        held_out_per_class: Images of each class to evaluate on; by default all.
         crop: Whether to train on the centre of an image or on a random crop.
         flip: Whether to mirror half of the training images.
         moved: Of a generator's images: views of each, beside the centre, that are moved and scaled a little. A small
