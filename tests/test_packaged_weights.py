@@ -69,3 +69,18 @@ def test_samples_show_their_class(pipeline, held_out):
     real = torch.cat([look(to_channels_first(some)).vectors for some in np.array_split(images, 15)])
     found = knn_accuracy(samples, labels, real, torch.from_numpy(held_out.labels), STYLES)
     assert found.majority >= 0.9, found
+
+
+def test_emoji_are_drawn_after_prompts():
+    folder = locate.packaged_models()["emoji-64"]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 25.1e6
+    emoji = Pipeline.from_pretrained("emoji-64")
+    assert emoji.class_names == ("noto", "fluent-flat", "fluent-3d")
+    card = (Path(__file__).parent.parent / "docs" / "models" / "emoji-64.md").read_text(encoding="utf-8")
+    assert f"| parameters | {emoji.tokenizer.num_parameters():,} | {emoji.generator.num_parameters():,} |" in card
+    prompts = ["a grinning face, noto style", "a keycap 5, 3d style", "a red heart, flat design"]
+    drawn = np.stack([np.asarray(image) for image in emoji(prompts=prompts, n=6, config={"cfg_scale": 2.5})])
+    face, key, heart = np.median(drawn[:, 16:48, 16:48].reshape(3, 6, -1, 3), axis=2).mean(axis=1)  # red, green, blue
+    assert min(face[:2]) > 150 > face[2]  # yellow
+    assert key[2] > max(key[:2])  # blue
+    assert heart[0] > max(heart[1:])  # red
