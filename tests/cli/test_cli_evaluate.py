@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aimamba.cli import output
-from aimamba.data import Avatars, sets
+from aimamba.data import Avatars, avatars, sets
 from aimamba.evaluation import protocol
 from aimamba.pipeline import Pipeline
 
@@ -45,7 +45,7 @@ def test_two_sets(aimamba, here):
 
 
 def test_a_model(aimamba, light, model, here, monkeypatch):
-    monkeypatch.setattr(sets, "AVATARS_PER_CLASS", {"train": 4, "held-out": 5})
+    monkeypatch.setattr(avatars, "AVATARS_PER_CLASS", {"train": 4, "held-out": 5})
     options = "--reference avatars-8:held-out -n 20 --cfg-scale 2 --top-k 5 --seed 3 --json found.json"
     status, out, err = aimamba("evaluate", "--model", model, *options.split())
     assert status == 0, err

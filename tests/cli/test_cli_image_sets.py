@@ -43,8 +43,7 @@ lr = 1e-3
 def few_images(monkeypatch, here, photos):
     """Two styles of few avatars, Fashion-MNIST of noise, an .npz file, and folders with and without classes."""
     monkeypatch.setattr(sets, "STYLES", STYLES)
-    for module in (sets, avatars):
-        monkeypatch.setattr(module, "AVATARS_PER_CLASS", PER_CLASS)
+    monkeypatch.setattr(avatars, "AVATARS_PER_CLASS", PER_CLASS)
     monkeypatch.setenv("AIMAMBA_DATA", str(here / "data"))
     rng = np.random.default_rng(0)
     folder = here / "data" / "fashion-mnist"
