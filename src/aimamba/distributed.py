@@ -333,7 +333,7 @@ def uniform(shape: tuple[int, ...], rng: torch.Generator, device: torch.device) 
     """
     if size() == 1:
         return torch.rand(shape, generator=rng, device=device)
-    count, first = shape[0], dist.get_rank() * shape[0]
+    count, first = shape[0], rank() * shape[0]
     whole = torch.rand((size() * count, *shape[1:]), generator=rng, device=device)
     return whole[first : first + count].clone()
 

@@ -8,13 +8,15 @@ import signal
 import pytest
 import torch
 from PIL import Image
+from small_studies import SMALL
 
 from aimamba.data import Avatars
 from aimamba.studies import figures
 from aimamba.studies.ordered import OrderedPipeline
 from aimamba.train.generator import GeneratorTask
 
-SHARED = """
+SHARED = (
+    """
 budget = 8
 
 [data]
@@ -22,28 +24,16 @@ source = "avatars:planets,sprouts"
 size = 16
 per_class = 10
 held_out_per_class = 5
-
-[model]
-width = 16
-num_blocks = 2
-state_size = 4
-head_width = 8
-adaln_groups = 2
-
-[task]
-sheet_pictures = 1
-sheet_cfg_scale = 1
-
-[fit]
-batch_size = 4
-lr = 1e-2
-checkpoint_every = 1
+"""
+    + SMALL
+    + """checkpoint_every = 1
 
 [judging]
 reference = "avatars-16:planets,sprouts:held-out:10"
 samples = 10
 scales = [1.0, 2.0]
 """
+)
 
 STUDIES = {
     "scaling": """

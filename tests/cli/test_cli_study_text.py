@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from small_studies import SMALL
 
 from aimamba.data import captioned
 from aimamba.evaluation import attribute_reader, text
@@ -16,7 +17,8 @@ from aimamba.studies.caption_evaluator import CaptionEvaluator
 from aimamba.train.generator import GeneratorTask
 from sentence_files import write_encoder
 
-RECIPE = """
+RECIPE = (
+    """
 kind = "text"
 budget = 8
 
@@ -25,22 +27,9 @@ source = "captioned-avatars:critters,planets"
 size = 16
 per_class = 12
 held_out_per_class = 5
-
-[model]
-width = 16
-num_blocks = 2
-state_size = 4
-head_width = 8
-adaln_groups = 2
-
-[task]
-sheet_pictures = 1
-sheet_cfg_scale = 1
-
-[fit]
-batch_size = 4
-lr = 1e-2
-
+"""
+    + SMALL
+    + """
 [judging]
 reference = "captioned-avatars-16:critters,planets"
 samples = 5
@@ -59,6 +48,7 @@ task = { text_encoder = "encoder" }
 [[variants]]
 name = "classes"
 """
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::aimamba.data.vocabulary.TruncatedCaptionWarning")
 

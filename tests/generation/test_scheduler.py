@@ -337,3 +337,30 @@ def test_loops_of_their_own_run_beside_the_batch_and_end_when_cancelled(model):
     assert torch.equal(shared.images()[0], alone(model, JOBS[1]))
     [event] = failing
     assert isinstance(event.error, CheckpointError)
+
+
+def test_images_that_end_together_are_sent_while_others_are_decoded(model):
+    events = []
+
+    def slowly(codes):
+        events.append(len(codes))
+        return decode(codes)
+
+    made = Scheduler(model, make(model, "plain"), slowly, SchedulerConfig(images=10, reserved=0))
+    made.submit([Job(label=0, config=SamplingConfig(seed=seed)) for seed in range(10)], events.append)
+    finish(made)
+    decoded = [event for event in events if isinstance(event, int)]
+    assert decoded == [4, 4, 2]
+    assert events[0] == 4
+    assert isinstance(events[1], Made)
+    assert [event.number for event in events if isinstance(event, Made)] == list(range(10))
+
+
+def test_conditions_of_classes_are_computed_once(model, monkeypatch):
+    computed, begun = [], model.begun
+    monkeypatch.setattr(model, "begun", lambda given: computed.append(given.tolist()) or begun(given))
+    made = scheduler(model, make(model, "plain"), images=4)
+    made.submit([Job(label=label, config=SamplingConfig(cfg_scale=2.0)) for label in (1, 2, 1, 2)], Sink())
+    finish(made)
+    null_class = model.condition.null_class
+    assert computed == [[1], [null_class], [2]]

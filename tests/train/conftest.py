@@ -12,6 +12,20 @@ import torch
 TIMINGS = ("seconds", "pictures_per_second")
 
 
+@pytest.fixture(scope="session")
+def cache(make_cache) -> Path:
+    """The cache folder of all tests of training."""
+    return make_cache()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, cache) -> Path:
+    """A folder of its own for a test to work in."""
+    monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture
 def rng() -> Callable[..., torch.Generator]:
     """Make a random generator, seeded with 0 by default."""

@@ -30,17 +30,7 @@ NAMES = ("thumbs", "clay", "moons", "cats", "dogs")
 WORDS = ("red", "green", "blue", "tall", "round", "flat")
 CCA = {"objective": "cca", "tokenizer": ""}
 
-
-@pytest.fixture(scope="module")
-def cache(make_cache):
-    return make_cache()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, cache):
-    monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(params=["classes", "captions"])

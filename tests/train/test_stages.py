@@ -39,17 +39,7 @@ VQ = {
 }
 AIM = {"width": 16, "num_blocks": 1, "state_size": 4, "head_width": 8}
 
-
-@pytest.fixture(scope="module")
-def cache(make_cache):
-    return make_cache()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, cache):
-    monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture

@@ -25,19 +25,9 @@ from aimamba.train.tuning import choose_trained, class_table
 from refusals import one_line_error
 
 LORA = {"lora_rank": 2}
+
+pytestmark = pytest.mark.usefixtures("here")
 TABLE = "condition.table.weight"
-
-
-@pytest.fixture(scope="module")
-def cache(make_cache):
-    return make_cache()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, cache):
-    monkeypatch.setenv("AIMAMBA_CACHE", str(cache))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

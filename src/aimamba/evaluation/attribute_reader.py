@@ -33,8 +33,18 @@ _SOFT = 0.7  # share of the images that are shown blurred and noisy
 _BLURRED_TO = 20  # pixels a side, at least
 _NOISE, _STAINS = 0.1, 0.15  # most of each, of a pixel and of 4 x 4 pixels; values run from -1 to 1
 _READ_AT_ONCE = 64
-_SETTINGS = {"side": _SIDE, "width": _WIDTH, "epochs": _EPOCHS, "batch": _BATCH, "rate": _RATE, "decay": _DECAY}
-_SETTINGS |= {"soft": _SOFT, "blurred to": _BLURRED_TO, "noise": _NOISE, "stains": _STAINS}
+_SETTINGS = {
+    "side": _SIDE,
+    "width": _WIDTH,
+    "epochs": _EPOCHS,
+    "batch": _BATCH,
+    "rate": _RATE,
+    "decay": _DECAY,
+    "soft": _SOFT,
+    "blurred to": _BLURRED_TO,
+    "noise": _NOISE,
+    "stains": _STAINS,
+}
 
 Head = tuple[str, str]
 """A style and the name of an attribute."""
