@@ -13,7 +13,7 @@ from aimamba.generation.inpainting import inpaint
 from aimamba.models import AiM, AiMConfig
 from aimamba.models.aim import BEGUN
 from aimamba.models.bounds import count_generator
-from aimamba.models.text import TextConfig, TextEncoder
+from aimamba.models.text import TextConfig, TextEncoder, runs_of
 from refusals import one_line_error
 from tests.decoding import Recorder
 
@@ -24,6 +24,7 @@ TEXTS = {
     "adaln": {"vocabulary": 20, "reach": "adaln"},
     "frozen": {"vocabulary": 0, "features": 7},
     "no-blocks": {"vocabulary": 20, "blocks": 0},
+    "ngrams": {"vocabulary": 20, "ngrams": 50},
 }
 LABELS = torch.tensor([5, 0, 3, 5, 1, 2])  # 5 is the null class
 
@@ -226,6 +227,31 @@ def test_what_does_not_fit_is_refused(model, make_aim):
         make_aim().openings(LABELS, given)
 
 
+def test_runs_are_those_of_one_two_and_three_tokens_without_padding():
+    h = 1_000_003
+    tokens = torch.tensor([[7, 2, 9, 0], [3, 0, 0, 0], [0, 0, 0, 0]])
+    found = runs_of(tokens, 1 << 60)
+    assert found.tolist() == [
+        [7, 2, 9, -1, 7 * h + 2, 2 * h + 9, -1, (7 * h + 2) * h + 9, -1],
+        [3, *[-1] * 8],
+        [-1] * 9,
+    ]
+    assert torch.equal(runs_of(tokens, 100), torch.where(found < 0, found, found % 100))
+    assert runs_of(tokens[:, :1], 100).tolist() == [[7], [3], [-1]]
+
+
+@torch.no_grad()
+def test_the_vector_adds_up_what_the_words_and_phrases_of_a_caption_have_in_the_table(make_aim):
+    model = make_aim(dtype=torch.float64, text=text(vocabulary=20, ngrams=50))
+    encoder, given = model.condition.text, captions(model)
+    with_table, _ = encoder(given)
+    table = encoder.ngrams.weight.clone()
+    encoder.ngrams.weight.zero_()
+    without, _ = encoder(given)
+    expected = [table[[row for row in rows if row >= 0]].sum(dim=0) for rows in runs_of(given, 50).tolist()]
+    assert_close(with_table - without, torch.stack(expected))
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -236,6 +262,9 @@ def test_what_does_not_fit_is_refused(model, make_aim):
         ({"vocabulary": 0}, "either a vocabulary"),
         ({"vocabulary": 1 << 20}, "text.vocabulary"),
         ({"blocks": -1}, "text.blocks"),
+        ({"ngrams": -1}, "text.ngrams"),
+        ({"ngrams": 8, "reach": "prefix"}, "text.ngrams"),
+        ({"ngrams": 8, "vocabulary": 0, "features": 4}, "text.ngrams"),
     ],
 )
 def test_impossible_shapes_are_refused(settings, named):

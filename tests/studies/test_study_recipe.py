@@ -76,11 +76,13 @@ def test_ablation_has_the_rows_of_table_4_and_the_orders():
 def test_text_compares_what_reads_captions_and_how_they_reach_the_generator():
     study = load_study("text")
     shapes = {v.name: from_mapping(AiMConfig, {**study.model, **v.model, **GRID}, where="test") for v in study.variants}
-    assert {name: shape.text and shape.text.reach for name, shape in shapes.items()} == {
-        "joint": "both",
-        "prefix": "prefix",
-        "adaln": "adaln",
-        "frozen": "both",
+    assert {name: shape.text and (shape.text.reach, shape.text.ngrams > 0) for name, shape in shapes.items()} == {
+        "joint": ("both", False),
+        "prefix": ("prefix", False),
+        "adaln": ("adaln", False),
+        "phrases": ("both", True),
+        "phrases-adaln": ("adaln", True),
+        "frozen": ("both", False),
         "classes": None,
     }
     assert len(study.seeds) == 3
@@ -89,7 +91,7 @@ def test_text_compares_what_reads_captions_and_how_they_reach_the_generator():
     assert [name for name, recipe in recipes.items() if recipe.task.get("text_encoder")] == ["frozen"]
     moved = study.with_text_encoder("folder")
     assert moved.text_encoders == ("folder",)
-    assert [v.task for v in moved.variants if v.name != "frozen"] == [{}] * 4
+    assert [v.task for v in moved.variants if v.name != "frozen"] == [{}] * 6
 
 
 def test_guidance_has_every_scale_with_every_schedule():

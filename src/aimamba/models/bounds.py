@@ -90,7 +90,7 @@ def _count_captions(text: Any, width: int) -> int:
     words = (text.features + 1) * inner if text.features else text.vocabulary * inner
     blocks = text.blocks * inner * (12 * inner + 5 + 2)
     ways = (inner + 1) * width * ((text.reach != "prefix") + (text.prefix > 0)) + text.prefix * width
-    return words + (text.tokens + 1) * inner + blocks + inner + ways
+    return words + (text.tokens + 1) * inner + blocks + inner + ways + text.ngrams * width
 
 
 def count_tokenizer(config: Any) -> int:

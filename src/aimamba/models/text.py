@@ -5,6 +5,9 @@ them and becomes a part of the condition vector; the others become prefix tokens
 vector takes its place in the prefix, so the prefix has the same length for every caption. A caption without any token
 is the unconditional case.
 
+With ``ngrams``, every word and phrase of a caption also adds a vector of its own to the condition vector, past the
+Transformer (a bag of n-grams: Joulin et al., arXiv 1607.01759). A rare attribute is learned that way as fast as a class.
+
 Shape letters: B batch, T tokens of a caption, P prefix tokens (T, or 0), F features of a frozen encoder, W width of
 the encoder, D width of the generator, C classes.
 """
@@ -31,7 +34,9 @@ Captions = Int[Tensor, "b t"] | Float[Tensor, "b t f"]
 MOST_TOKENS = 32
 _HEAD_WIDTH = 32
 _EPS = 1e-5
-_LARGEST = {"vocabulary": 1 << 17, "features": 1 << 13, "width": 1 << 13, "blocks": 1 << 6}
+_LONGEST_RUN = 3
+_HASH = 1_000_003
+_LARGEST = {"ngrams": 1 << 20, "vocabulary": 1 << 17, "features": 1 << 13, "width": 1 << 13, "blocks": 1 << 6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,8 @@ class TextConfig:
         blocks: Layers of the encoder.
         reach: How a caption reaches the generator: as tokens before the image (``prefix``), in the vector of the
             adaptive norms (``adaln``), or as ``both``.
+        ngrams: Rows of a table of one, two and three successive byte-pair tokens, which the condition vector adds up;
+            0 for none. Runs of tokens that share a row are not told apart.
     """
 
     tokens: int = 16
@@ -56,11 +63,12 @@ class TextConfig:
     width: int = 192
     blocks: int = 2
     reach: Reach = "both"
+    ngrams: int = 0
 
     def __post_init__(self) -> None:
         check(1 <= self.tokens <= MOST_TOKENS, f"text.tokens must be from 1 to {MOST_TOKENS}, got {self.tokens}")
         for name, most in _LARGEST.items():
-            value, least = getattr(self, name), 0 if name in ("vocabulary", "features", "blocks") else 1
+            value, least = getattr(self, name), 1 if name == "width" else 0
             check(least <= value <= most, f"text.{name} must be from {least} to {most:,}, got {value:,}")
         check(
             (self.vocabulary > 1) != (self.features > 0),
@@ -74,6 +82,11 @@ class TextConfig:
         check(self.width % _HEAD_WIDTH == 0, f"text.width must be a multiple of {_HEAD_WIDTH}, got {self.width}")
         choices = get_args(Reach)
         check(self.reach in choices, f"text.reach must be one of {', '.join(choices)}, got {self.reach!r}")
+        check(
+            not self.ngrams or (self.vocabulary > 1 and self.reach != "prefix"),
+            "text.ngrams are added to the vector of the adaptive norms and need a vocabulary: leave them out with "
+            "a frozen encoder, and with reach = 'prefix'",
+        )
 
     @property
     def prefix(self) -> int:
@@ -100,6 +113,23 @@ class TextBlock(nn.Module):
         return x + self.down(F.gelu(self.up(self.hidden_norm(x))))
 
 
+def runs_of(tokens: Int[Tensor, "b t"], rows: int) -> Int[Tensor, "b k"]:
+    """Return the rows of all runs of one, two and three successive tokens, and -1 where a run has padding.
+
+    Args:
+        tokens: Tokens of captions, 0 for padding.
+        rows: Rows of the table. The row of a run is a polynomial hash of its tokens, modulo this.
+    """
+    found = []
+    for length in range(1, min(_LONGEST_RUN, tokens.shape[1]) + 1):
+        run = tokens.unfold(1, length, 1)  # (B, T - length + 1, length)
+        row = torch.zeros_like(run[..., 0])
+        for token in run.unbind(-1):
+            row = row * _HASH + token
+        found.append(torch.where((run != 0).all(dim=-1), row % rows, -1))
+    return torch.cat(found, dim=1)
+
+
 class TextEncoder(nn.Module):
     """Turns captions into a part of the condition vector, and prefix tokens."""
 
@@ -116,6 +146,7 @@ class TextEncoder(nn.Module):
         self.to_vector = nn.Linear(inner, width) if config.reach != "prefix" else None
         self.to_prefix = nn.Linear(inner, width) if config.prefix else None
         self.padding = empty_embedding(config.tokens, width) if config.prefix else None
+        self.ngrams = empty_embedding(config.ngrams, width) if config.ngrams else None
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -158,6 +189,9 @@ class TextEncoder(nn.Module):
             hidden = block(hidden, visible)
         hidden = self.norm(hidden)
         vector = None if self.to_vector is None else self.to_vector(hidden[:, 0])
+        if self.ngrams is not None and vector is not None:
+            runs = runs_of(captions, config.ngrams)
+            vector = vector + (self.ngrams(runs.clamp(min=0)) * (runs >= 0)[..., None]).sum(dim=1)
         if self.to_prefix is None or self.padding is None:
             return vector, None
         return vector, torch.where(seen[..., None], self.to_prefix(hidden[:, 1:]), self.padding.weight)

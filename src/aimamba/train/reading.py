@@ -92,7 +92,7 @@ class Reading:
             vectors = CaptionVectors(self._encoder, self._text.tokens)
             vectors.prepare(_texts(train))
             width, fingerprint = self._encoder.width, self._encoder.fingerprint
-            text = replace(self._text, vocabulary=0, features=width, encoder=fingerprint)
+            text = replace(self._text, vocabulary=0, ngrams=0, features=width, encoder=fingerprint)
             return Learned(text, (None, vectors))
         vocabulary = self._vocabulary or Vocabulary.train(_texts(train), self._text.vocabulary)
         return Learned(replace(self._text, vocabulary=len(vocabulary)), (vocabulary, None))
