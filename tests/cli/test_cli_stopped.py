@@ -64,6 +64,17 @@ def test_a_stopped_tokenizer_reconstructs_and_does_not_sample(stopped, aimamba, 
     assert "trains a generator" in refusal("reconstruct", photos / "cats", "--model", stopped / "aim")
 
 
+def test_a_stopped_run_is_described(stopped, aimamba, refusal):
+    run = open_stopped(stopped / "aim")
+    status, out, err = aimamba("info", stopped / "aim")
+    assert (status, out.splitlines()[0]) == (0, f"generator   {run.model.num_parameters():,} parameters")
+    assert "after step 2 of 5" in err
+    assert aimamba("info", stopped / "aim", "--classes").out.splitlines() == ["0  planets", "1  sprouts"]
+    assert aimamba("info", stopped / "vq").out.startswith("tokenizer ")
+    assert "a tokenizer has no classes" in refusal("info", stopped / "vq", "--classes")
+    assert "no sums to verify" in refusal("info", stopped / "aim", "--verify")
+
+
 def test_a_damaged_checkpoint_and_missing_codes(stopped, refusal):
     shutil.move(stopped / "aim" / "codes", stopped / "codes")
     assert "there is no meta.json of the codes" in refusal("sample", "--model", stopped / "aim")

@@ -260,7 +260,7 @@ def load_tokenizer(arguments: argparse.Namespace, remedy: str) -> "tuple[VQModel
         run = open_stopped(Path(arguments.model), device=device, dtype=dtype)
         if not isinstance(run.model, VQModel):
             raise CheckpointError(f"{arguments.model}: trains a generator and holds no tokenizer; {remedy}")
-        _notice(arguments.model, run.described)
+        notice_of_stopped(arguments.model, run.described)
         return run.model, None
     checkpoint = open_model(arguments.model)
     checkpoint.require("tokenizer", remedy)
@@ -294,9 +294,10 @@ def _load_stopped(
         raise CheckpointError(f"{error}; give the tokenizer's place with --tokenizer") from error
     pipeline = Pipeline(vq, run.model, run.class_names, run.vocabulary, **options)
     if not quiet:
-        _notice(source, run.described)
+        notice_of_stopped(source, run.described)
     return pipeline
 
 
-def _notice(source: str, described: str) -> None:
+def notice_of_stopped(source: str, described: str) -> None:
+    """Tell that a run is not finished, and what its weights are."""
     print(printable(f"{source}: the run is not finished: these are {described}"), file=sys.stderr)

@@ -1,6 +1,7 @@
 """Describe a model: shape, parameters, classes.
 
-MODEL is a folder, an official checkpoint, a hub id, or the name of a preset (aim-b, aim-l, aim-xl, aim-1b, vq-f16).
+MODEL is a folder, also that of a run that is not finished, an official checkpoint, a hub id, or the name of a preset
+(aim-b, aim-l, aim-xl, aim-1b, vq-f16).
 """
 
 import argparse
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from aimamba.models import AiM, VQModel
 
 _CLASSES_SHOWN = 20
+_NO_CLASSES = "a tokenizer has no classes; give a pipeline or a generator"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -35,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.errors import CheckpointError, suggest
     from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, VQModel
     from aimamba.pipeline import Pipeline, saved_class_names
+    from aimamba.train.stopped import is_stopped
 
     source = arguments.model
     with torch.device("meta"):
@@ -44,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
             return _describe("generator", AiM(AIM_PRESETS[source]))
         if source in VQ_PRESETS and not arguments.classes:
             return _describe("tokenizer", VQModel(VQ_PRESETS[source]))
+    if is_stopped(source):
+        return _describe_stopped(source, classes=arguments.classes, verify=arguments.verify)
     try:
         checkpoint = open_checkpoint(source)
         parts = checkpoint.parts
@@ -54,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         _verify(checkpoint)
     if arguments.classes:
         if "generator" not in parts:
-            raise CheckpointError(f"{source}: a tokenizer has no classes; give a pipeline or a generator")
+            raise CheckpointError(f"{source}: {_NO_CLASSES}")
         count = AiM.from_pretrained(checkpoint, device="meta").config.num_classes
         return _list_classes(saved_class_names(checkpoint, count) or [f"class-{label}" for label in range(count)])
     if parts == {"generator"}:
@@ -71,6 +76,25 @@ def run(arguments: argparse.Namespace) -> None:
     shown = ", ".join(pipeline.class_name(label) for label in range(min(count, _CLASSES_SHOWN)))
     print_line(f"classes     {shown}" + (f", ... ({count} in all)" if count > _CLASSES_SHOWN else ""))
     return None
+
+
+def _describe_stopped(source: str, *, classes: bool, verify: bool) -> None:
+    """Describe the model of a run that is not finished."""
+    from aimamba.cli.arguments import notice_of_stopped
+    from aimamba.errors import CheckpointError
+    from aimamba.models import AiM
+    from aimamba.train.stopped import open_stopped
+
+    if verify:
+        raise CheckpointError(f"{source}: the run is not finished, so there are no sums to verify; leave out --verify")
+    run = open_stopped(Path(source))
+    if classes and not isinstance(run.model, AiM):
+        raise CheckpointError(f"{source}: {_NO_CLASSES}")
+    notice_of_stopped(source, run.described)
+    if classes:
+        _list_classes(run.class_names)
+    else:
+        _describe("generator" if isinstance(run.model, AiM) else "tokenizer", run.model)
 
 
 def _list_classes(names: "Sequence[str]") -> None:
