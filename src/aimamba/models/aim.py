@@ -201,6 +201,8 @@ class AiM(PretrainedModel[AiMConfig]):
         captions: Captions | None = None,
         *,
         position_shift: int = 0,
+        places: Int[Tensor, "b l1"] | None = None,
+        added: Float[Tensor, "b l d"] | None = None,
         token_mask: Float[Tensor, "b l1 d"] | None = None,
         head: bool = True,
         checkpointing: bool = False,
@@ -214,6 +216,8 @@ class AiM(PretrainedModel[AiMConfig]):
                 openings, see ``aimamba.models.condition``.
             captions: A caption for each image, see ``aimamba.models.text``; None for none.
             position_shift: Added to the place of every code. Models are trained with 0.
+            places: Place of each code in the image, where they are in another order than raster.
+            added: Added to the condition vector and the embeddings of the codes, of which each predicts one code.
             token_mask: Multiplied with the word embeddings, for dropout.
             head: Whether to apply the tied head, ``word_embedding.weight``.
             checkpointing: Whether to keep only the input of each block for the backward pass and recompute the rest.
@@ -233,8 +237,13 @@ class AiM(PretrainedModel[AiMConfig]):
             )
         opening = self.condition.opening(labels, captions)
         modulation, final_modulation = self.modulations(opening[:, -1])
-        place = torch.arange(position_shift, codes.shape[1] + position_shift, device=codes.device)
-        hidden = torch.cat([opening, self.embed(codes, place, token_mask)], dim=1)
+        raster = torch.arange(codes.shape[1], device=codes.device)
+        place = (raster if places is None else places) + position_shift
+        embedded = self.embed(codes, place, token_mask)
+        if added is None:
+            hidden = torch.cat([opening, embedded], dim=1)
+        else:
+            hidden = torch.cat([opening[:, :-1], torch.cat([opening[:, -1:], embedded], dim=1) + added], dim=1)
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         mixed = gate = None
         prefix, wanted = self.config.prefix_tokens, {} if states is None else states

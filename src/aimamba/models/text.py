@@ -6,7 +6,7 @@ vector takes its place in the prefix, so the prefix has the same length for ever
 is the unconditional case.
 
 With ``ngrams``, every word and phrase of a caption also adds a vector of its own to the condition vector, past the
-Transformer (a bag of n-grams: Joulin et al., arXiv 1607.01759). A rare attribute is learned that way as fast as a class.
+Transformer (a bag of n-grams: Joulin et al., arXiv 1607.01759). Attributes are then learned as fast as classes.
 
 Shape letters: B batch, T tokens of a caption, P prefix tokens (T, or 0), F features of a frozen encoder, W width of
 the encoder, D width of the generator, C classes.

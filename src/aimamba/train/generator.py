@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from aimamba import distributed
+from aimamba.config import check
 from aimamba.data.codes import CaptionedBatch, CodeBatch, CodeSet
 from aimamba.data.order import ShuffledOrder
 from aimamba.data.shards import fingerprint
@@ -26,6 +27,7 @@ from aimamba.seeds import seeded
 from aimamba.train.conditions import Conditions
 from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.parts import Adapter
+from aimamba.train.random_order import NextPlaces
 from aimamba.train.rear import HiddenStates, VectorHeads
 from aimamba.train.task import Amount, Auxiliary, Example, Objective
 
@@ -65,6 +67,16 @@ class GeneratorTask:
             after = {"recover_after": config.rear_recover_after, "predict_after": config.rear_predict_after}
             self.heads = VectorHeads.of(model.config, tokenizer, **after)
             self.heads.init_weights(seeded(seed))
+        self.next_places = None
+        if config.random_order:
+            check(
+                model.config.positions == "learned",
+                "task.random_order needs learned positions: set model.positions to 'learned', or random_order to 0",
+            )
+            self.next_places = NextPlaces(model.config.num_tokens, model.config.width)
+            self.next_places.init_weights(seeded(seed))
+        beside = {"vector_heads": self.heads, "next_places": self.next_places}
+        self._beside = nn.ModuleDict({name: network for name, network in beside.items() if network is not None})
 
     def companions(self) -> dict[str, nn.Module]:
         """Return no modules: training changes only the model."""
@@ -80,8 +92,10 @@ class GeneratorTask:
         return {"tokenizer": fingerprint(self.tokenizer), "set of codes": self.train.fingerprint(), **base}
 
     def auxiliary(self) -> Auxiliary | None:
-        """Return the heads that learn codebook vectors, if there are any."""
-        return None if self.heads is None else Auxiliary(name="vector_heads", network=self.heads, recordable=True)
+        """Return the heads that learn codebook vectors and the vectors of next places, if there are any."""
+        if len(self._beside) > 1:
+            return Auxiliary(name="auxiliary", network=self._beside, recordable=True)
+        return next((Auxiliary(name=name, network=one, recordable=True) for name, one in self._beside.items()), None)
 
     def no_weight_decay(self, name: str) -> bool:
         """Skip adaLN's table of offsets, which is added rather than multiplied."""
@@ -126,21 +140,26 @@ class GeneratorTask:
         """
         given = Conditions.of(batch).without(*self.left_out(batch, rng), null_class=model.condition.null_class)
         mask, checkpointing = self.token_mask(model, batch.codes, rng), self.config.checkpointing
-        read = self.noisy(batch.codes[:, :-1], rng, step)
+        codes, order = batch.codes, None
+        if self.next_places is not None:
+            order = self.config.order.draw(*codes.shape, rng, step)
+            codes = codes.gather(1, order)
         states = None if self.heads is None else self.heads.empty_states()
         loss = code_cross_entropy(
             model,
-            batch.codes,
+            codes,
             given.labels,
             mask,
             given.captions,
-            read=read,
+            read=self.noisy(codes[:, :-1], rng, step),
+            places=None if order is None else order[:, :-1],
+            added=None if order is None or self.next_places is None else self.next_places(order),
             checkpointing=checkpointing,
             states=states,
         )
         if self.heads is None or states is None:
             return loss, {}
-        distances = self.heads.losses(states, batch.codes)
+        distances = self.heads.losses(states, codes)
         total = loss + self.config.rear_weight * sum(distances.values())
         return total, {name: value.detach() for name, value in {"loss": loss, **distances}.items()}
 
@@ -232,6 +251,8 @@ def code_cross_entropy(
     captions: Tensor | None = None,
     *,
     read: Tensor | None = None,
+    places: Tensor | None = None,
+    added: Tensor | None = None,
     checkpointing: bool = False,
     states: HiddenStates | None = None,
 ) -> Tensor:
@@ -239,16 +260,18 @@ def code_cross_entropy(
 
     Args:
         model: The generator.
-        codes: All codes of the images (B, L).
+        codes: All codes of the images (B, L), in the order in which they are predicted.
         labels: Class labels (B).
         token_mask: Factors for the word embeddings (B, L - 1, D).
         captions: Of a generator that takes them, see ``aimamba.models.text``.
         read: What the model reads in place of the codes before each (B, L - 1).
+        places: Their places in the image (B, L - 1), see ``AiM.forward``, as the next.
+        added: Added to the condition vector and their embeddings (B, L, D).
         checkpointing: Whether to compute the blocks again in the backward pass instead of storing their activations.
         states: Hidden states to fill in, see ``AiM.forward``.
     """
     before = codes[:, :-1] if read is None else read
     options = {"token_mask": token_mask, "checkpointing": checkpointing, "states": states}
-    hidden = model(before, labels, captions, head=False, **options)
+    hidden = model(before, labels, captions, places=places, added=added, head=False, **options)
     head = model.word_embedding.weight
     return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten())

@@ -6,6 +6,7 @@ from typing import Literal
 
 from aimamba.config import check
 from aimamba.train.parts import MODULES, Part
+from aimamba.train.random_order import RandomOrder
 from aimamba.train.rear import CodeNoise
 
 Classes = Literal["match", "extend", "number", "new"]
@@ -59,6 +60,12 @@ class GeneratorTaskConfig:
         rear_recover_after: Number of blocks after which the vector of the code just read is recovered.
         rear_predict_after: Number of blocks after which that of the next code is predicted; 0 is the block at three
             quarters of the depth.
+        random_order: Fraction of the images whose codes are read and predicted in a random order, in the first steps;
+            each input is told which place comes next (RAR, arXiv 2411.00776). RAR begins with 1. Sampling is in raster
+            order in any case.
+        random_order_since: Step, counted from 0, from which on that fraction falls linearly; RAR takes half of the
+            steps.
+        random_order_until: Step from which on it is 0; RAR takes three quarters of the steps.
         checkpointing: Whether to store only the inputs of the blocks for the backward pass and compute the rest again.
             It takes less memory and the time of a second forward pass; the result is the same.
         sheet_pictures: Images of each class on a sample sheet.
@@ -88,6 +95,9 @@ class GeneratorTaskConfig:
     rear_weight: float = 0.0
     rear_recover_after: int = 1
     rear_predict_after: int = 0
+    random_order: float = 0.0
+    random_order_since: int = 0
+    random_order_until: int = 0
     checkpointing: bool = False
     sheet_pictures: int = 4
     sheet_cfg_scale: float = 2.0
@@ -95,15 +105,17 @@ class GeneratorTaskConfig:
 
     def __post_init__(self) -> None:
         self.noise.check()
+        self.order.check()
         for name in ("cca_beta", "cca_lambda"):
             check(0 < getattr(self, name) < math.inf, f"task.{name} must be positive, got {getattr(self, name)}")
         for name, least in (("rear_weight", 0), ("rear_recover_after", 1), ("rear_predict_after", 0)):
             value = getattr(self, name)
             check(least <= value < math.inf, f"task.{name} must be at least {least}, got {value}")
-        check(
-            self.objective == "likelihood" or not self.rear_weight,
-            "task.rear_weight goes with task.objective = 'likelihood'; set one of them alone",
-        )
+        for name in ("rear_weight", "random_order"):
+            check(
+                self.objective == "likelihood" or not getattr(self, name),
+                f"task.{name} goes with task.objective = 'likelihood'; set one of them alone",
+            )
         for name in ("label_dropout", "class_dropout", "caption_dropout"):
             check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
         check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
@@ -138,6 +150,11 @@ class GeneratorTaskConfig:
     def noise(self) -> CodeNoise:
         """The codes that the model reads and that are random ones."""
         return CodeNoise(self.code_noise, self.code_noise_end, self.code_noise_until, self.code_noise_varied)
+
+    @property
+    def order(self) -> RandomOrder:
+        """The images that are read in a random order."""
+        return RandomOrder(self.random_order, self.random_order_since, self.random_order_until)
 
     @property
     def alpha(self) -> float:

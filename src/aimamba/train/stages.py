@@ -161,10 +161,11 @@ def _generator_task(
         recipe.data.crop == "center",
         "data.crop must be 'center' for a generator: its images are encoded once, before training",
     )
-    check(
-        not task.rear_weight or recipe.fit.compile is not True,
-        "task.rear_weight was not tried with fit.compile = true; set that to 'blocks' or false",
-    )
+    for name in ("rear_weight", "random_order"):
+        check(
+            not getattr(task, name) or recipe.fit.compile is not True,
+            f"task.{name} was not tried with fit.compile = true; set that to 'blocks' or false",
+        )
     tokenizer_recipe = Path(task.tokenizer).name
     if not Path(task.tokenizer).exists() and tokenizer_recipe in recipe_names():
         raise CheckpointError(

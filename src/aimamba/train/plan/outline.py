@@ -27,6 +27,7 @@ from aimamba.train.conditions import Conditions
 from aimamba.train.contrastive import log_likelihood, reference_of
 from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
+from aimamba.train.random_order import NextPlaces
 from aimamba.train.rear import VectorHeads
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
 from aimamba.train.stages import model_config
@@ -93,6 +94,9 @@ def _of_generator(recipe: Recipe) -> Outline:
     notes: list[str] = []
     config = _generator_config(recipe, task, notes)
     heads, contrastive = _heads(recipe, task, config), task.objective == "cca"
+    with META:
+        next_places = NextPlaces(config.num_tokens, config.width) if task.random_order else None
+    beside = [network for network in (heads, next_places) if network is not None]
 
     def trace(blocks: int, batch: int, place: Place, checkpointing: bool) -> Needs:
         model = _on_meta(dataclasses.replace(config, num_blocks=blocks), task)
@@ -117,6 +121,8 @@ def _of_generator(recipe: Recipe) -> Outline:
                 return (after - before).sum()
             states = None if heads is None else dict.fromkeys(min(after, blocks) for after in heads.empty_states())
             options = {"token_mask": mask, "checkpointing": checkpointing, "states": states}
+            if next_places is not None:
+                options |= {"places": codes[:, :-1], "added": next_places(codes)}
             hidden = model(codes[:, :-1], labels, captions, head=False, **options)
             found = cross_entropy(hidden.flatten(0, 1), model.word_embedding.weight, codes.flatten(), place)
             if heads is not None and states is not None:
@@ -124,7 +130,7 @@ def _of_generator(recipe: Recipe) -> Outline:
                 found = found + sum(heads.losses(seen, codes).values())
             return found
 
-        return needs([model, *([] if heads is None else [heads])], loss, place)
+        return needs([model, *beside], loss, place)
 
     def trace_all(batch: int, place: Place, checkpointing: bool) -> Needs:
         if config.num_blocks <= _MORE:
@@ -135,13 +141,14 @@ def _of_generator(recipe: Recipe) -> Outline:
         return Needs(*(round(large + further * (large - small)) for small, large in pairs))
 
     model = _on_meta(config, task)
-    trained, of_heads = _count(model, learning=True), 0 if heads is None else _count(heads)
+    trained, of_others = _count(model, learning=True), sum(map(_count, beside))
+    vectors = 0 if heads is None else heads.vectors.numel()
     blocks = [sum(w.numel() for w in block.mixer.parameters() if w.ndim == 2) for block in model.blocks]
     return Outline(
         parameters=_count(model),
-        trained=trained + of_heads,
+        trained=trained + of_others,
         averaged=trained,
-        frozen=4 * trained if contrastive else 0 if heads is None else 4 * (of_heads + heads.vectors.numel()),
+        frozen=4 * (trained if contrastive else of_others + vectors),
         shared=4 * (_count(model) - trained) if contrastive else 0,
         work=_CONTRASTIVE_WORK if contrastive else 1.0,
         blocks=sum(blocks),
