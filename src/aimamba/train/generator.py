@@ -142,7 +142,7 @@ class GeneratorTask:
         mask, checkpointing = self.token_mask(model, batch.codes, rng), self.config.checkpointing
         codes, order = batch.codes, None
         if self.next_places is not None:
-            order = self.config.order.draw(*codes.shape, rng, step)
+            order = self.config.order.draw(len(codes), codes.shape[1], rng, step)
             codes = codes.gather(1, order)
         states = None if self.heads is None else self.heads.empty_states()
         loss = code_cross_entropy(
