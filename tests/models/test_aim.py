@@ -25,11 +25,13 @@ VARIANTS = [
     {"mixer": "attention", "adaln": "group", "positions": "learned"},
     {"mixer": "gated-deltanet", "adaln": "none", "positions": "none"},
     {"mixer": "gated-deltanet", "adaln": "group", "positions": "learned", "expand": 1.5},
+    {"mixer": "mamba3", "adaln": "none", "positions": "none", "state_size": 10},
+    {"mixer": "mamba3", "adaln": "group", "positions": "learned", "expand": 1.5},
     {"mixer": "mamba2", "adaln": "block", "positions": "rope", "hybrid_every": 2},
-    {"mixer": "gated-deltanet", "adaln": "none", "positions": "learned", "hybrid_every": 2, "hybrid_mixer": "mamba2"},
+    {"mixer": "gated-deltanet", "adaln": "none", "positions": "learned", "hybrid_every": 2, "hybrid_mixer": "mamba3"},
 ]
 
-MIXERS = ("mamba2", "gated-deltanet", "attention")
+MIXERS = ("mamba2", "mamba3", "gated-deltanet", "attention")
 
 
 def named(variant):
@@ -331,6 +333,7 @@ def test_rotary_depends_on_relative_places_alone():
         ({"positions": "rope"}, "rope"),
         ({"positions": "rope", "mixer": "attention", "head_width": 6, "width": 12}, "rope"),
         ({"mixer": "attention", "num_blocks": 3}, "even num_blocks"),
+        ({"mixer": "mamba3", "state_size": 3}, "mixer 'mamba3' needs a state_size of at least 4, .* got 3"),
         ({"decode_position_shift": 2}, "decode_position_shift"),
         ({"mixer": "attention", "feed_forward": 0.0}, "feed_forward"),
     ],

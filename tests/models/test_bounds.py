@@ -13,7 +13,7 @@ GENERATORS = [
         width=32, num_blocks=4, vocab_size=50, num_tokens=9, head_width=8, mixer=mixer, adaln=adaln, positions=positions
     )
     for mixer, adaln, positions in itertools.product(
-        ("mamba2", "gated-deltanet", "attention"), ("none", "block", "single", "group"), ("learned", "none")
+        ("mamba2", "mamba3", "gated-deltanet", "attention"), ("none", "block", "single", "group"), ("learned", "none")
     )
 ]
 GENERATORS += [

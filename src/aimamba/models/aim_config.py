@@ -12,7 +12,7 @@ from aimamba.models.adaln import AdaLNKind
 from aimamba.models.bounds import check_generator
 from aimamba.models.text import TextConfig
 
-MixerKind = Literal["mamba2", "gated-deltanet", "attention"]
+MixerKind = Literal["mamba2", "mamba3", "gated-deltanet", "attention"]
 BlockMixer = MixerKind | Literal["feed-forward"]
 PositionKind = Literal["learned", "rope", "none"]
 
@@ -34,8 +34,8 @@ class AiMConfig:
         vocab_size: Number of codes of the tokenizer (V).
         num_tokens: Codes of an image (L), e.g. 256 for a grid of 16 x 16.
         num_classes: Number of class labels. The class table has one more row, for the null class.
-        mixer: ``mamba2``; ``gated-deltanet`` (arXiv 2412.06464); or ``attention`` for the Transformer baseline, whose
-            blocks alternate between attention and feed-forward.
+        mixer: ``mamba2``; ``mamba3`` (arXiv 2603.15569); ``gated-deltanet`` (arXiv 2412.06464); or ``attention`` for
+            the Transformer baseline, whose blocks alternate between attention and feed-forward.
         hybrid_every: Makes every so many-th block one of another mixer, ``hybrid_mixer``; 0 is no such block.
         hybrid_mixer: The mixer of those blocks. Blocks of ``attention`` are attention alone, without feed-forward.
         adaln: How the condition reaches the blocks, see ``aimamba.models.adaln``.
@@ -45,7 +45,7 @@ class AiMConfig:
         state_size: State size of a head, for each of its features: in ``gated-deltanet`` the features of a key.
         head_width: Features of a head, in every mixer.
         expand: Inner width of the mixers except ``attention`` as a multiple of ``width``.
-        conv_width: Taps of the causal convolution.
+        conv_width: Taps of the causal convolution, which ``mamba3`` does not have.
         chunk_size: Tokens that the parallel forms process at once. It changes speed, not results.
         feed_forward: Hidden width of the feed-forward blocks as a multiple of ``width``.
         decode_position_shift: Added to the place of every code when decoding step by step. Official weights were
@@ -88,6 +88,10 @@ class AiMConfig:
                 inner % self.head_width == 0,
                 f"AiMConfig: head_width {self.head_width} must divide the mixer's inner width {inner}",
             )
+        check(
+            "mamba3" not in kinds or self.state_size >= 4,
+            f"AiMConfig: mixer 'mamba3' needs a state_size of at least 4, a pair to turn, got {self.state_size}",
+        )
         check(
             self.positions != "rope" or ("attention" in kinds and self.head_width % 4 == 0),
             "AiMConfig: positions 'rope' needs mixer 'attention' and a head_width divisible by 4",

@@ -97,6 +97,9 @@ def _count_mixer(kind: str, config: Any) -> int:
         convolved = inner + 2 * heads * config.state_size
         mixer = width * (inner + convolved + 2 * heads) + convolved * config.conv_width + 2 * heads + config.head_width
         return mixer + inner * width
+    if kind == "mamba3":
+        projected = 2 * inner + 2 * config.state_size + 3 * heads + config.state_size // 4
+        return width * (projected + inner) + 2 * (heads + 1) * (config.state_size + 1) - 2
     convolved = inner + 2 * config.state_size
     mixer = width * (inner + convolved + heads) + convolved * (config.conv_width + 1) + 3 * heads + inner
     return mixer + inner * width

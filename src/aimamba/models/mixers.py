@@ -6,8 +6,9 @@ from aimamba.models.aim_config import AiMConfig, BlockMixer
 from aimamba.models.attention import Attention, FeedForward
 from aimamba.models.gated_deltanet import GatedDeltaNet
 from aimamba.models.mamba2 import Mamba2
+from aimamba.models.mamba3 import Mamba3
 
-Mixer = Mamba2 | GatedDeltaNet | Attention | FeedForward
+Mixer = Mamba2 | Mamba3 | GatedDeltaNet | Attention | FeedForward
 
 
 def make_mixer(kind: BlockMixer, config: AiMConfig) -> Mixer:
@@ -21,6 +22,8 @@ def make_mixer(kind: BlockMixer, config: AiMConfig) -> Mixer:
     recurrent = {"inner": inner, "state_size": config.state_size, "head_width": config.head_width}
     if kind == "mamba2":
         return Mamba2(width, **recurrent, conv_width=config.conv_width, chunk_size=config.chunk_size)
+    if kind == "mamba3":
+        return Mamba3(width, **recurrent, chunk_size=config.chunk_size)
     if kind == "gated-deltanet":
         return GatedDeltaNet(width, **recurrent, conv_width=config.conv_width, chunk_size=config.chunk_size)
     if kind == "attention":

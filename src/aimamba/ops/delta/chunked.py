@@ -41,8 +41,8 @@ def delta_chunked(
         return delta_recurrent(q, k, v, log_decay, beta, initial_state)
     wide, chunk = accumulation_dtype(v), min(chunk_size, length)
     with torch.autocast("cpu" if v.is_meta else v.device.type, enabled=False):
-        parts = [_cut(tensor.to(wide), chunk) for tensor in (q, k, v, log_decay, beta)]
-        y, state = _chunks(*parts, None if initial_state is None else initial_state.to(wide))
+        tokens = [_cut(tensor.to(wide), chunk) for tensor in (q, k, v, log_decay, beta)]
+        y, state = _chunks(tokens, None if initial_state is None else initial_state.to(wide))
     return y.transpose(2, 3).flatten(1, 2)[:, :length].to(v.dtype), state
 
 
@@ -54,10 +54,9 @@ def _cut(tensor: Tensor, chunk: int) -> Tensor:
     return tensor.unflatten(1, (-1, chunk)).transpose(2, 3)
 
 
-def _chunks(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the outputs (B, K, H, Q, P) and the last state."""
+def _chunks(tokens: list[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the outputs (B, K, H, Q, P) and the last state, from tokens in chunks and the first state."""
+    q, k, v, log_decay, beta = tokens
     count, chunk, width = v.shape[1], v.shape[3], v.shape[4]
     total = log_decay.clamp(min=LOWEST_LOG_DECAY).cumsum(dim=-1)  # (B, K, H, Q): from the chunk's start to each token
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=v.device).tril()

@@ -81,7 +81,7 @@ class SpreadLoss(Generic[Model, Batch]):
         again = layout.shard > 1  # with whole copies there is nothing to gain by giving parameters back after a pass
         if isinstance(model, AiM):
             for block in model.blocks:
-                matrices = [block.mixer.in_proj, block.mixer.out_proj]  # other parameters must stay float32
+                matrices: list[nn.Module] = [block.mixer.in_proj, block.mixer.out_proj]  # the others must stay float32
                 fully_shard(matrices, mesh=self.mesh, mp_policy=narrow, reshard_after_forward=again)
                 fully_shard(block, mesh=self.mesh, mp_policy=wide, reshard_after_forward=again)
         fully_shard(module, mesh=self.mesh, mp_policy=wide)
