@@ -177,8 +177,8 @@ def _baseline(figure: "Figure", results: Results) -> None:
         for row, style in zip(kind, ("-", "--", ":", "-.") * len(kind), strict=False):
             speed = results.runs.get(f"speed-{row.variant['name']}", {}).get("speed", [])
             sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
-            look = {"marker": "o", "markersize": 4, "color": f"C{number}"}
-            state.plot(list(sizes), list(sizes.values()), style, **look, label=row.title)
+            color = f"C{number}"
+            state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
     bits.set_ylabel("held-out bits per token")
     distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")
     state.set(xlabel="tokens", ylabel="state of a row, KiB")
