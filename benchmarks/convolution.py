@@ -38,7 +38,7 @@ def measure_convolution(measurement: Measurement) -> dict[str, Any]:
         ``milliseconds`` with their spread.
     """
     device, config = torch.device(measurement.device), aim_config(measurement)
-    channels = config.width * config.expand + 2 * config.state_size
+    channels = config.inner + 2 * config.state_size
     shape, dtype = (measurement.batch, measurement.tokens, channels), getattr(torch, measurement.dtype)
     x, gradient = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
     weight, bias = (torch.randn(*size, device=device) for size in ((channels, config.conv_width), (channels,)))

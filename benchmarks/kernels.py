@@ -64,7 +64,7 @@ class Step:
     @property
     def inner(self) -> int:
         """Inner width of a mixer."""
-        return self.model.config.width * self.model.config.expand
+        return self.model.config.inner
 
     @property
     def heads(self) -> int:

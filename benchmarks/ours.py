@@ -55,7 +55,7 @@ def count_work(model: AiM) -> Work:
         memories = attention_memories(layers=layers, width=config.width, narrow=narrow)
         mixing = layers * attention_mixing(width=config.width, tokens=config.num_tokens)
     else:
-        inner, chunk = config.expand * config.width, min(config.chunk_size, config.num_tokens)
+        inner, chunk = config.inner, min(config.chunk_size, config.num_tokens)
         memories = mamba_memories(
             blocks=config.num_blocks,
             inner=inner,

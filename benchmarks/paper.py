@@ -61,7 +61,7 @@ class Shape:
         self.B, self.L, self.M = batch, config.num_tokens, batch * config.num_tokens
         self.D, self.E, self.P, self.N = (
             config.width,
-            config.width * config.expand,
+            config.inner,
             config.head_width,
             config.state_size,
         )

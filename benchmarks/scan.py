@@ -67,7 +67,7 @@ def open_backend(name: str) -> Scan:
 def make_inputs(measurement: Measurement, config: AiMConfig) -> tuple[Inputs, Tensor]:
     """Make inputs like those of a new model, slices of one tensor as in use, and a gradient of the outputs."""
     dtype, batch, tokens = getattr(torch, measurement.dtype), measurement.batch, measurement.tokens
-    inner, states = config.width * config.expand, config.state_size
+    inner, states = config.inner, config.state_size
     heads = inner // config.head_width
     generator = torch.Generator(measurement.device).manual_seed(0)
     made = functools.partial(torch.randn, generator=generator, device=measurement.device)

@@ -57,7 +57,7 @@ def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) ->
     from aimamba.ops.ssd.triton import quadratic, quadratic_backward  # noqa: PLC0415
 
     config = model.config
-    length, inner = config.num_tokens, config.width * config.expand
+    length, inner = config.num_tokens, config.inner
     heads, channels = inner // config.head_width, inner + 2 * config.state_size
     made = functools.partial(torch.randn, device=device)
     projected = made(batch, length, inner + channels + heads).to(DTYPE)

@@ -23,7 +23,7 @@ class TransformersMamba2(Subject):
         from transformers import Mamba2Config, Mamba2ForCausalLM  # noqa: PLC0415 - a peer, not a dependency
 
         config = aim_config(measurement)
-        inner = config.expand * config.width
+        inner = config.inner
         self.tokens, self.device = config.num_tokens, torch.device(measurement.device)
         self.shape = Mamba2Config(
             hidden_size=config.width,
@@ -31,7 +31,7 @@ class TransformersMamba2(Subject):
             state_size=config.state_size,
             head_dim=config.head_width,
             num_heads=inner // config.head_width,
-            expand=config.expand,
+            expand=int(config.expand),
             conv_kernel=config.conv_width,
             n_groups=1,
             vocab_size=config.vocab_size,

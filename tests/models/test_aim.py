@@ -23,7 +23,15 @@ VARIANTS = [
     {"mixer": "attention", "adaln": "block", "positions": "rope"},
     {"mixer": "attention", "adaln": "single", "positions": "none"},
     {"mixer": "attention", "adaln": "group", "positions": "learned"},
+    {"mixer": "gated-deltanet", "adaln": "none", "positions": "none"},
+    {"mixer": "gated-deltanet", "adaln": "group", "positions": "learned", "expand": 1.5},
+    {"mixer": "mamba3", "adaln": "none", "positions": "none", "state_size": 10},
+    {"mixer": "mamba3", "adaln": "group", "positions": "learned", "expand": 1.5},
+    {"mixer": "mamba2", "adaln": "block", "positions": "rope", "hybrid_every": 2},
+    {"mixer": "gated-deltanet", "adaln": "none", "positions": "learned", "hybrid_every": 2, "hybrid_mixer": "mamba3"},
 ]
+
+MIXERS = ("mamba2", "mamba3", "gated-deltanet", "attention")
 
 
 def named(variant):
@@ -65,7 +73,7 @@ def test_steps_equal_the_parallel_form_at_every_length(make_aim, variant, length
         assert_close(steps[:, : prefix + 1], model(codes[:, :prefix], labels), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("mixer", ["mamba2", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_position_shift_moves_both_forms_alike(make_aim, mixer):
     model = make_aim(dtype=torch.float64, mixer=mixer, decode_position_shift=1)
     codes, labels = random_codes(model, 2, 8), torch.tensor([1, 2])
@@ -226,7 +234,7 @@ def test_every_parameter_is_trained(make_aim):
             assert parameter.grad.abs().max() > 0, (named(variant), name)
 
 
-@pytest.mark.parametrize("mixer", ["mamba2", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 @torch.no_grad()
 def test_bfloat16_keeps_what_is_sensitive_wide(make_aim, mixer):
     model = make_aim(mixer=mixer)
@@ -235,7 +243,7 @@ def test_bfloat16_keeps_what_is_sensitive_wide(make_aim, mixer):
     model.cast(torch.bfloat16)
     wide = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert all(name.split(".")[-1] in ("A_log", "D", "dt_bias") or "norm" in name for name in wide)
-    assert ("blocks.0.mixer.A_log" in wide) == (mixer == "mamba2")
+    assert ("blocks.0.mixer.A_log" in wide) == (mixer != "attention")
     assert "norm.weight" in wide
     assert model.word_embedding.weight.dtype == torch.bfloat16
     logits = model(codes, labels)
@@ -260,7 +268,7 @@ def test_step_sizes_are_computed_in_float32(make_aim, monkeypatch):
     assert set(seen) == {(torch.bfloat16, torch.float32, torch.float32)}
 
 
-@pytest.mark.parametrize("mixer", ["mamba2", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_training_under_autocast(make_aim, mixer):
     model = make_aim(mixer=mixer)
     codes, labels = random_codes(model, 2, 8), torch.tensor([0, 5])
@@ -272,13 +280,7 @@ def test_training_under_autocast(make_aim, mixer):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "mixer",
-    [
-        "mamba2",
-        "attention",
-    ],
-)
+@pytest.mark.parametrize("mixer", MIXERS)
 @torch.no_grad()
 def test_decoding_under_autocast(make_aim, mixer):
     model = make_aim(mixer=mixer)
@@ -317,12 +319,21 @@ def test_rotary_depends_on_relative_places_alone():
         ({"state_size": 0}, "state_size"),
         ({"head_width": 0}, "head_width"),
         ({"expand": 0}, "expand"),
+        ({"expand": 1.3}, "expand times width 768 must be a whole number, got 998.4"),
+        ({"expand": 1.5, "width": 96}, "head_width 64 must divide the mixer's inner width 144"),
+        ({"hybrid_every": 1}, "hybrid_every must be 0, or from 2 to num_blocks .24., got 1"),
+        ({"hybrid_every": 25}, "hybrid_every must be 0, or from 2 to num_blocks .24., got 25"),
+        ({"hybrid_every": 2, "hybrid_mixer": "mamba2"}, "a hybrid_mixer that differs from mixer"),
+        ({"hybrid_every": 2, "hybrid_mixer": "mamba2", "mixer": "attention"}, "another mixer than 'attention'"),
+        ({"hybrid_mixer": "gated-deltanet"}, "hybrid_mixer 'gated-deltanet' has no block; set hybrid_every"),
+        ({"hybrid_every": 2, "head_width": 512}, "head_width 512 must divide the mixer's inner width 768"),
         ({"conv_width": 0}, "conv_width"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"width": 100}, "head_width 64 must divide"),
         ({"positions": "rope"}, "rope"),
         ({"positions": "rope", "mixer": "attention", "head_width": 6, "width": 12}, "rope"),
         ({"mixer": "attention", "num_blocks": 3}, "even num_blocks"),
+        ({"mixer": "mamba3", "state_size": 3}, "mixer 'mamba3' needs a state_size of at least 4, .* got 3"),
         ({"decode_position_shift": 2}, "decode_position_shift"),
         ({"mixer": "attention", "feed_forward": 0.0}, "feed_forward"),
     ],

@@ -13,7 +13,15 @@ GENERATORS = [
         width=32, num_blocks=4, vocab_size=50, num_tokens=9, head_width=8, mixer=mixer, adaln=adaln, positions=positions
     )
     for mixer, adaln, positions in itertools.product(
-        ("mamba2", "attention"), ("none", "block", "single", "group"), ("learned", "none")
+        ("mamba2", "mamba3", "gated-deltanet", "attention"), ("none", "block", "single", "group"), ("learned", "none")
+    )
+]
+GENERATORS += [
+    AiMConfig(width=32, num_blocks=5, vocab_size=50, num_tokens=9, head_width=8, expand=1.5, **hybrid)
+    for hybrid in (
+        {"hybrid_every": 2},
+        {"hybrid_every": 5, "hybrid_mixer": "gated-deltanet"},
+        {"mixer": "gated-deltanet", "hybrid_every": 3},
     )
 ]
 TOKENIZERS = [

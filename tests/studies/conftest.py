@@ -87,7 +87,7 @@ def finished(tmp_path) -> Callable[..., Any]:
                     run["sets"], run["seconds"] = measured_sets(bits), 30.0
                     run["samples"] = [caption_numbers(s.cfg_scale, bits) for s in study.judging.samplings()]
                 results.add(f"{variant.name}-seed-{seed}", run)
-            if kind == "baseline":
+            if study.kind == "baseline":
                 lines = [
                     {"tokens": tokens, "batch": batch, "pictures_per_second": 1000 / tokens}
                     | {"state_bytes": state_bytes(from_mapping(AiMConfig, {**study.model, **variant.model, **SHAPE,

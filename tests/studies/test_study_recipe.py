@@ -26,14 +26,14 @@ def sizes(study):
 
 
 def test_names():
-    assert study_names() == ["ablation", "baseline", "guidance", "scaling", "text"]
+    assert study_names() == ["ablation", "baseline", "guidance", "mixer", "scaling", "text"]
     assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 
 @pytest.mark.parametrize("name", study_names())
 def test_every_packaged_study_makes_training_recipes(name):
     study = load_study(name)
-    assert (study.kind, bool(study.description)) == (name, True)
+    assert (study.kind, bool(study.description)) == ({"mixer": "baseline"}.get(name, name), True)
     for variant in study.variants:
         recipe = training_recipe(study, variant, tokenizer="avatars-64", budget=study.budget, seed=3)
         assert recipe.fit.steps * recipe.fit.batch_size == study.budget
@@ -54,6 +54,22 @@ def test_the_models_of_the_baseline_have_the_same_parameters_within_2_percent():
         assert pair["attention"] == pytest.approx(pair["AiM"], rel=0.02)
     smaller = [v for v in study.variants if v.size == next(iter(by_size))]
     assert all(len(variant.seeds or study.seeds) >= 3 for variant in smaller)
+
+
+def test_the_mixers_of_a_study_have_the_same_parameters_within_2_percent():
+    study = load_study("mixer")
+    counted = [found["parameters"] for found in sizes(study).values()]
+    assert max(counted) < 1.02 * min(counted)
+    shapes = [from_mapping(AiMConfig, {**study.model, **v.model, **GRID}, where="test") for v in study.variants]
+    assert [(shape.mixer, shape.hybrid_every) for shape in shapes] == [
+        ("mamba2", 0),
+        ("attention", 0),
+        ("gated-deltanet", 0),
+        ("mamba3", 0),
+        ("mamba2", 3),
+    ]
+    assert len({(shape.width, shape.num_blocks) for shape in shapes}) == 1
+    assert len(study.seeds) >= 3
 
 
 def test_scaling_spans_one_and_a_half_orders_of_magnitude():
@@ -120,7 +136,14 @@ def test_a_budget_scales_the_steps_and_their_schedule():
         ({"variants": [{"name": "a/b"}]}, "a name may contain letters, digits, dots and dashes, got 'a/b'"),
         ({"variants": [{"name": "a", "order": "zigzag"}]}, "order of a must be one of raster, .* got 'zigzag'"),
         ({"variants": [{"name": "a", "color": 1}]}, "unknown key 'color'"),
-        ({"variants": BASELINE["variants"][:1]}, "needs two families of variants with the same sizes and seeds"),
+        (
+            {"variants": BASELINE["variants"][:1]},
+            "needs two or more families of variants with the same sizes and seeds",
+        ),
+        (
+            {"variants": [*BASELINE["variants"], {"name": "third", "family": "third", "size": "other"}]},
+            "needs two or more families of variants with the same sizes and seeds, got .*third other",
+        ),
         ({"sweep": None}, "a study of kind 'baseline' needs the section sweep"),
         ({"sweep": {"lrs": []}}, "sweep.lrs must hold at least one learning rate"),
         ({"sweep": {"lrs": [1e-3], "share": 0.0}}, r"sweep.share must lie in \(0, 1\], got 0.0"),

@@ -6,7 +6,6 @@ there are any, come before it, and the codes follow in raster order; the output 
 Shape letters: B batch, L tokens of an image, P prefix tokens, D width, V vocabulary, N blocks.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,10 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from aimamba.checkpoints.official import aim_from_official
 from aimamba.errors import ConfigError
 from aimamba.models.adaln import make_adaln
-from aimamba.models.aim_config import AiMConfig
-from aimamba.models.attention import Attention, FeedForward
+from aimamba.models.aim_config import AiMConfig, BlockMixer
 from aimamba.models.condition import ClassCondition, Given, empty_embedding
-from aimamba.models.mamba2 import Mamba2
+from aimamba.models.mixers import make_mixer
 from aimamba.models.norm import RMSNorm
 from aimamba.models.pretrained import PretrainedModel
 from aimamba.models.state import AiMState, MixerState
@@ -38,28 +36,10 @@ BEGUN = -1
 class Block(nn.Module):
     """Compute ``mixer(norm(residual) * (1 + scale) + shift)``, to be added to the residual times a gate."""
 
-    def __init__(self, config: AiMConfig, index: int) -> None:
+    def __init__(self, kind: BlockMixer, config: AiMConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config.width)
-        self.mixer: Mamba2 | Attention | FeedForward
-        if config.mixer == "mamba2":
-            self.mixer = Mamba2(
-                config.width,
-                state_size=config.state_size,
-                head_width=config.head_width,
-                expand=config.expand,
-                conv_width=config.conv_width,
-                chunk_size=config.chunk_size,
-            )
-        elif index % 2 == 0:
-            self.mixer = Attention(
-                config.width,
-                head_width=config.head_width,
-                rotary=config.positions == "rope",
-                grid_width=math.isqrt(config.num_tokens - 1) + 1,
-            )
-        else:
-            self.mixer = FeedForward(config.width, hidden=round(config.feed_forward * config.width))
+        self.mixer = make_mixer(kind, config)
 
     def forward(
         self,
@@ -98,7 +78,7 @@ class Block(nn.Module):
 
 
 class AiM(PretrainedModel[AiMConfig]):
-    """Autoregressive image generator on Mamba-2 (or, for comparison, on attention)."""
+    """Autoregressive image generator on Mamba-2, or on other mixers."""
 
     config_class = AiMConfig
     folder_in_pipeline = "generator"
@@ -121,7 +101,7 @@ class AiM(PretrainedModel[AiMConfig]):
         )
         self.adaln = make_adaln(config.adaln, width=width, blocks=config.num_blocks, groups=config.adaln_groups)
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(config, index) for index in range(config.num_blocks)
+            Block(kind, config) for kind in config.block_mixers
         )
         self.norm = RMSNorm(width)
         self.final_norm = RMSNorm(width)
@@ -160,9 +140,8 @@ class AiM(PretrainedModel[AiMConfig]):
         """Set the dtype of the weights. Norms, decays and step sizes stay float32 or wider."""
         wide = torch.promote_types(dtype, torch.float32)
         for module in self.modules():
-            sensitive = isinstance(module, RMSNorm)
             for name, parameter in module.named_parameters(recurse=False):
-                kept = sensitive or (isinstance(module, Mamba2) and name in ("A_log", "D", "dt_bias"))
+                kept = name in getattr(module, "WIDE", ())
                 parameter.data = parameter.data.to(wide if kept else dtype)
         return self
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aimamba.models.initial import fill_uniform
 from aimamba.models.state import MixerState
 from aimamba.ops.cache import Position, seen, write
 from aimamba.ops.linear.linear import linear
@@ -49,16 +50,12 @@ class Attention(nn.Module):
     @torch.no_grad()
     def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
         """Fill uniformly within +- 1 / sqrt(fan in); the output projection is also scaled by ``residual_scale``."""
-        bound = self.in_proj.in_features**-0.5
-        self.in_proj.weight.uniform_(-bound, bound, generator=generator)
-        bound *= residual_scale
-        self.out_proj.weight.uniform_(-bound, bound, generator=generator)
+        fill_uniform(self.in_proj.weight, generator)
+        fill_uniform(self.out_proj.weight, generator, scale=residual_scale)
 
-    def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project x (B, L, D) to queries, keys and values, each (B, L, H, P)."""
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_width)) for part in linear(x, self.in_proj.weight).chunk(3, dim=-1)
-        )
+    def _split(self, projected: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split the input projection (B, L, 3 D) into queries, keys and values, each (B, L, H, P)."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_width)) for part in projected.chunk(3, dim=-1))
         if self.rotary:
             q, k = (rotary_2d(part, position, grid_width=self.grid_width) for part in (q, k))
         return q, k, v
@@ -66,7 +63,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix all tokens in parallel."""
         position = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        q, k, v = (part.transpose(1, 2) for part in self._project(x, position))  # (B, H, L, P)
+        q, k, v = (part.transpose(1, 2) for part in self._split(self.in_proj(x), position))  # (B, H, L, P)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(y.transpose(1, 2).flatten(-2))
 
@@ -92,7 +89,8 @@ class Attention(nn.Module):
         else:
             each = position
             visible = (torch.arange(places, device=x.device) <= position[:, None])[:, None, None]  # (B, 1, 1, T)
-        q, k, v = (part.squeeze(1) for part in self._project(x[:, None], each[:, None]))  # (B, H, P)
+        projected = linear(x, self.in_proj.weight)
+        q, k, v = (part.squeeze(1) for part in self._split(projected[:, None], each[:, None]))  # (B, H, P)
         keys, values = state["keys"], state["values"]
         write(keys, k, position, axis=2)
         write(values, v, position, axis=2)
@@ -113,15 +111,13 @@ class FeedForward(nn.Module):
     @torch.no_grad()
     def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
         """Fill uniformly within +- 1 / sqrt(fan in); the output projection is also scaled by ``residual_scale``."""
-        bound = self.in_proj.in_features**-0.5
-        self.in_proj.weight.uniform_(-bound, bound, generator=generator)
-        bound = self.out_proj.in_features**-0.5 * residual_scale
-        self.out_proj.weight.uniform_(-bound, bound, generator=generator)
+        fill_uniform(self.in_proj.weight, generator)
+        fill_uniform(self.out_proj.weight, generator, scale=residual_scale)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Apply the layer to each token."""
-        gate, value = linear(x, self.in_proj.weight).chunk(2, dim=-1)
-        return linear(F.silu(gate) * value, self.out_proj.weight)
+        gate, value = self.in_proj(x).chunk(2, dim=-1)
+        return self.out_proj(F.silu(gate) * value)
 
     def init_state(self, batch: int, length: int) -> MixerState:
         """Return an empty state."""
@@ -129,4 +125,5 @@ class FeedForward(nn.Module):
 
     def step(self, x: Float[Tensor, "b d"], state: MixerState, position: Position) -> Float[Tensor, "b d"]:
         """Apply the layer to one token of each row."""
-        return self.forward(x)
+        gate, value = linear(x, self.in_proj.weight).chunk(2, dim=-1)
+        return linear(F.silu(gate) * value, self.out_proj.weight)

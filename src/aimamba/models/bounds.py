@@ -1,6 +1,7 @@
 """Bounds on the shapes of models: a config from anywhere is checked before anything is built or allocated."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,6 @@ _GENERATOR = {
     "adaln_groups": 1 << 10,
     "state_size": 1 << 12,
     "head_width": 1 << 16,
-    "expand": 1 << 6,
     "conv_width": 1 << 6,
     "chunk_size": 1 << 16,
 }
@@ -30,6 +30,7 @@ _TOKENIZER = {
     "codebook_dim": 1 << 14,
     "norm_groups": 1 << 14,
 }
+_WHOLE = 1e-6
 _MOST_LEVELS, _LARGEST_MULTIPLE = 12, 1 << 8
 
 
@@ -40,6 +41,12 @@ def check_generator(config: Any) -> None:
         ConfigError: One does not; the message names the field.
     """
     _check_sizes(config, _GENERATOR)
+    check(config.expand > 0, f"AiMConfig: expand must be above 0, got {config.expand}")
+    check(config.expand <= 1 << 6, f"AiMConfig: expand must be at most {1 << 6}, got {config.expand}")
+    check(
+        config.inner >= 1 and abs(config.expand * config.width - config.inner) < _WHOLE,
+        f"AiMConfig: expand times width {config.width} must be a whole number, got {config.expand * config.width:g}",
+    )
     check(
         0 < config.feed_forward <= 1 << 6,
         f"AiMConfig: feed_forward must be above 0 and at most {1 << 6}, got {config.feed_forward}",
@@ -70,19 +77,32 @@ def check_tokenizer(config: Any) -> None:
 def count_generator(config: Any) -> int:
     """Return the number of parameters of an ``AiM`` of this config, without building it."""
     width, blocks = config.width, config.num_blocks
-    if config.mixer == "mamba2":
-        inner = config.expand * width
-        heads, convolved = inner // config.head_width, inner + 2 * config.state_size
-        mixer = width * (inner + convolved + heads) + convolved * (config.conv_width + 1) + 3 * heads + inner
-        mixers = blocks * (mixer + inner * width)
-    else:
-        mixers = blocks // 2 * (4 * width**2 + 3 * width * round(config.feed_forward * width))
+    mixers = sum(count * _count_mixer(kind, config) for kind, count in Counter(config.block_mixers).items())
     projection = 3 * width * (width + 1)
     groups = config.adaln_groups if config.adaln == "group" else 1
     modulation = {"none": 0, "block": blocks * projection}.get(config.adaln, groups * projection + 3 * blocks * width)
     rows = config.vocab_size + config.num_classes + 1 + (config.num_tokens + 1 if config.positions == "learned" else 0)
     captions = 0 if config.text is None else _count_captions(config.text, width)
     return mixers + modulation + width * (rows + blocks + 2) + 2 * width * (width + 1) + captions
+
+
+def _count_mixer(kind: str, config: Any) -> int:
+    width, inner = config.width, config.inner
+    heads = inner // config.head_width
+    if kind == "attention":
+        return 4 * width**2
+    if kind == "feed-forward":
+        return 3 * width * round(config.feed_forward * width)
+    if kind == "gated-deltanet":
+        convolved = inner + 2 * heads * config.state_size
+        mixer = width * (inner + convolved + 2 * heads) + convolved * config.conv_width + 2 * heads + config.head_width
+        return mixer + inner * width
+    if kind == "mamba3":
+        projected = 2 * inner + 2 * config.state_size + 3 * heads + config.state_size // 4
+        return width * (projected + inner) + 2 * (heads + 1) * (config.state_size + 1) - 2
+    convolved = inner + 2 * config.state_size
+    mixer = width * (inner + convolved + heads) + convolved * (config.conv_width + 1) + 3 * heads + inner
+    return mixer + inner * width
 
 
 def _count_captions(text: Any, width: int) -> int:

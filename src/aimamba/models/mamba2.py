@@ -1,16 +1,17 @@
 """The Mamba-2 mixer (Dao and Gu, arXiv 2405.21060), one group of B and C for all heads.
 
-Shape letters: B batch, L tokens, D width, E = expand * D inner width, H = E / P heads, P head width, N state size,
+Shape letters: B batch, L tokens, D width, E inner width, H = E / P heads, P head width, N state size,
 C = E + 2N convolved channels.
 """
 
-import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aimamba.models.initial import fill_dt_bias, fill_uniform
 from aimamba.models.norm import RMSNorm
 from aimamba.models.state import MixerState
 from aimamba.ops.cache import Position
@@ -21,30 +22,31 @@ from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.norm.rms import gated_rms_norm
 from aimamba.ops.ssd.reference import ssd_step, ssd_step_dual
 
-_SLOWEST_DT, _FASTEST_DT = 1e-3, 0.1
 _LARGEST_A = 16.0
 
 
 class Mamba2(nn.Module):
     """Projection, causal convolution, SSD, gated norm, projection."""
 
+    WIDE: ClassVar[frozenset[str]] = frozenset({"A_log", "D", "dt_bias"})
+
     def __init__(
-        self, width: int, *, state_size: int, head_width: int, expand: int, conv_width: int, chunk_size: int
+        self, width: int, *, inner: int, state_size: int, head_width: int, conv_width: int, chunk_size: int
     ) -> None:
         super().__init__()
-        self.inner = expand * width
+        self.inner = inner
         self.heads = self.inner // head_width
         self.state_size = state_size
         self.chunk_size = chunk_size
-        convolved = self.inner + 2 * state_size
-        self.in_proj = nn.Linear(width, self.inner + convolved + self.heads, bias=False)  # z, (x, B, C), dt
+        convolved = inner + 2 * state_size
+        self.in_proj = nn.Linear(width, inner + convolved + self.heads, bias=False)  # z, (x, B, C), dt
         self.conv_weight = nn.Parameter(torch.empty(convolved, conv_width))
         self.conv_bias = nn.Parameter(torch.empty(convolved))
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.empty(self.heads))
-        self.norm = RMSNorm(self.inner)
-        self.out_proj = nn.Linear(self.inner, width, bias=False)
+        self.norm = RMSNorm(inner)
+        self.out_proj = nn.Linear(inner, width, bias=False)
 
     @torch.no_grad()
     def init_weights(self, *, residual_scale: float, generator: torch.Generator | None = None) -> None:
@@ -58,18 +60,15 @@ class Mamba2(nn.Module):
         dt_bias          inverse softplus of log-uniform [0.001, 0.1]
         ===============  =====================================================
         """
-        bound = self.in_proj.in_features**-0.5
-        self.in_proj.weight.uniform_(-bound, bound, generator=generator)
+        fill_uniform(self.in_proj.weight, generator)
+        fill_uniform(self.conv_weight, generator)
         bound = self.conv_weight.shape[1] ** -0.5
-        self.conv_weight.uniform_(-bound, bound, generator=generator)
         self.conv_bias.uniform_(-bound, bound, generator=generator)
-        bound = self.out_proj.in_features**-0.5 * residual_scale
-        self.out_proj.weight.uniform_(-bound, bound, generator=generator)
+        fill_uniform(self.out_proj.weight, generator, scale=residual_scale)
         self.A_log.uniform_(1.0, _LARGEST_A, generator=generator).log_()
         self.D.fill_(1.0)
         self.norm.weight.fill_(1.0)
-        dt = self.dt_bias.uniform_(math.log(_SLOWEST_DT), math.log(_FASTEST_DT), generator=generator).exp_()
-        dt.add_(torch.log(-torch.expm1(-dt)))
+        fill_dt_bias(self.dt_bias, generator)
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split the input projection into the gate z, the convolved part (x, B, C) and the step size dt."""

@@ -1,5 +1,7 @@
 """Root-mean-square normalisation as a module."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from aimamba.ops.norm.rms import rms_norm
 
 class RMSNorm(nn.Module):
     """RMSNorm with a learned scale (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    WIDE: ClassVar[frozenset[str]] = frozenset({"weight"})
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -4,6 +4,8 @@ Each folder holds one operation:
 
 =============  =====================================================================================================
 ``ssd``        the state-space duality operator of Mamba-2
+``delta``      the gated delta rule of Gated DeltaNet
+``trapezoid``  the recurrence of Mamba-3
 ``mixer``      the part of a Mamba-2 mixer between its projections: whole sequences and decoding steps
 ``conv``       the causal convolution over tokens, and 3 x 3 convolutions over images
 ``linear``     matrix products with few rows, for decoding

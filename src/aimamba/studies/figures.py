@@ -170,14 +170,14 @@ def _baseline(figure: "Figure", results: Results) -> None:
     found = variant_rows(results.settings, results.runs)
     bits, distance, state = _panels(figure, 3)
     key, name = _distance(found[0].runs[0]["samples"])
-    for family in dict.fromkeys(row.variant["family"] for row in found):
+    for number, family in enumerate(dict.fromkeys(row.variant["family"] for row in found)):
         kind = [row for row in found if row.variant["family"] == family]
         _points(bits, kind, Row.bits, family)
         _points(distance, kind, lambda row: row.metric(key, 0), family)
         for row, style in zip(kind, ("-", "--", ":", "-.") * len(kind), strict=False):
             speed = results.runs.get(f"speed-{row.variant['name']}", {}).get("speed", [])
             sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
-            color = "C0" if kind[0] is found[0] else "C1"
+            color = f"C{number}"
             state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
     bits.set_ylabel("held-out bits per token")
     distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")

@@ -25,7 +25,7 @@ class Variant:
     Attributes:
         name: Letters, digits, dots and dashes; the folders of its runs begin with it.
         title: Title in the table; by default the name.
-        family: Kind of model, in a study that compares two kinds.
+        family: Kind of model, in a study that compares kinds.
         size: Label of its size in such a study; models of the same size are compared with each other.
         model: Settings of the model; they override those of the study.
         task: Settings of the loss, likewise.
@@ -200,8 +200,8 @@ class StudyRecipe:
             families = list(dict.fromkeys(variant.family for variant in self.variants))
             sizes = [{v.size: v.seeds for v in self.variants if v.family == family} for family in families]
             check(
-                len(families) == 2 and sizes[0] == sizes[1],
-                "a study of kind 'baseline' needs two families of variants with the same sizes and seeds, got "
+                len(families) >= 2 and all(those == sizes[0] for those in sizes),
+                "a study of kind 'baseline' needs two or more families of variants with the same sizes and seeds, got "
                 f"{', '.join(f'{v.family} {v.size}' for v in self.variants)}",
             )
 

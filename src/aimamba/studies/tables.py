@@ -163,9 +163,9 @@ def _baseline(results: Results) -> str:
     found = variant_rows(results.settings, results.runs)
     parts = []
     for size in dict.fromkeys(row.variant["size"] for row in found):
-        pair = [row for row in found if row.variant["size"] == size]
-        if len(pair) == 2:
-            parts.append(f"### {size}\n\n{_comparison(pair, results.runs)}")
+        rows = [row for row in found if row.variant["size"] == size]
+        if len(rows) > 1:
+            parts.append(f"### {size}\n\n{_comparison(rows, results.runs)}")
     return "\n\n".join([*parts, *_sweep(results)])
 
 
@@ -189,51 +189,53 @@ def _sweep(results: Results) -> Iterator[str]:
             yield f"{text}; a better one may lie beyond."
 
 
-def _comparison(pair: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a table that compares two models of one size, quantity by quantity."""
-    one, other = pair
-    body = [["parameters", *(f"{row.parameters:,}" for row in pair), ""]]
-    body.append(["learning rate", *(f"{row.runs[0]['lr']:g}" for row in pair), ""])
+def _comparison(rows: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table that compares models of one size, quantity by quantity."""
+    one, titles = rows[0], [row.title for row in rows]
+    body = [["parameters", *(f"{row.parameters:,}" for row in rows), ""]]
+    body.append(["learning rate", *(f"{row.runs[0]['lr']:g}" for row in rows), ""])
 
     def line(
         name: str, values: Sequence[Sequence[float]], better: str, digits: int, factor: float = 1.0, margin: float = 0.0
     ) -> None:
         cells = [mean_and_range(some, digits, factor) for some in values]
-        body.append([name, *cells, _winner([row.title for row in pair], values, better, margin)])
+        body.append([name, *cells, _winner(titles, values, better, margin)])
 
-    line("held-out bits per token", [row.bits() for row in pair], "lower", 4)
+    line("held-out bits per token", [row.bits() for row in rows], "lower", 4)
     for index, guidance in enumerate(one.guidances()):
-        for key in known_metrics(sample for row in pair for run in row.runs for sample in run["samples"]):
+        for key in known_metrics(sample for row in rows for run in row.runs for sample in run["samples"]):
             shown = METRICS[key]
-            values = [row.metric(key, index) for row in pair]
+            values = [row.metric(key, index) for row in rows]
             line(f"{_name(key, one.network)}, guidance {guidance}", values, shown.better, shown.digits, shown.factor)
     tokens = [run["speed"][0]["tokens"] for run in runs.values() if "speed" in run][:1]
     for length in tokens:
-        rates = [[run["train_pictures_per_second"] * length for run in row.runs] for row in pair]
+        rates = [[run["train_pictures_per_second"] * length for run in row.runs] for row in rows]
         line("training, tokens per second", rates, "higher", 0, margin=_SPEED_MARGIN)
-    if all("train_peak_bytes" in run for row in pair for run in row.runs):
-        peaks = [[run["train_peak_bytes"] / 2**20 for run in row.runs] for row in pair]
+    if all("train_peak_bytes" in run for row in rows for run in row.runs):
+        peaks = [[run["train_peak_bytes"] / 2**20 for run in row.runs] for row in rows]
         line("training, peak GPU memory in MiB", peaks, "lower", 0)
-    timed = [runs.get(f"speed-{row.variant['name']}", {}).get("speed", []) for row in pair]
-    for first, second in zip(*timed, strict=False):
-        name = f"sampling {first['tokens']} tokens, batch {first['batch']}, images per second"
-        speeds = [[timing["pictures_per_second"]] for timing in (first, second)]
+    timed = [runs.get(f"speed-{row.variant['name']}", {}).get("speed", []) for row in rows]
+    for each in zip(*timed, strict=False):
+        name = f"sampling {each[0]['tokens']} tokens, batch {each[0]['batch']}, images per second"
+        speeds = [[timing["pictures_per_second"]] for timing in each]
         line(name, speeds, "higher", 2, margin=_SPEED_MARGIN)
-    for first, second in zip(*timed, strict=False):
-        if first["batch"] == timed[0][0]["batch"]:
-            name = f"state of a row after {first['tokens']} tokens, KiB"
-            line(name, [[timing["state_bytes"] / 1024] for timing in (first, second)], "lower", 1)
-    return markdown_table(["quantity", one.title, other.title, "better"], body)
+    for each in zip(*timed, strict=False):
+        if each[0]["batch"] == timed[0][0]["batch"]:
+            name = f"state of a row after {each[0]['tokens']} tokens, KiB"
+            line(name, [[timing["state_bytes"] / 1024] for timing in each], "lower", 1)
+    return markdown_table(["quantity", *titles, "better" if len(rows) == 2 else "best"], body)
 
 
 def _winner(titles: Sequence[str], values: Sequence[Sequence[float]], better: str, margin: float = 0.0) -> str:
-    """Return the title of the model that is better in all runs, by more than the share ``margin``."""
-    one, other = values
-    if not one or not other:
+    """Return the title of the model that is better than all others in all runs, by more than the share ``margin``."""
+    if not all(values):
         return _MISSING
-    if max(one) * (1 + margin) < min(other) or min(one) > max(other) * (1 + margin):
-        return titles[(max(one) < min(other)) != (better == "lower")]
-    return "equal" if set(one) == set(other) and len(set(one)) == 1 else "no clear difference"
+    for index, (title, own) in enumerate(zip(titles, values, strict=True)):
+        others = [value for place, those in enumerate(values) if place != index for value in those]
+        low, high = (own, others) if better == "lower" else (others, own)
+        if max(low) * (1 + margin) < min(high):
+            return title
+    return "equal" if len({value for those in values for value in those}) == 1 else "no clear difference"
 
 
 def _head(results: Results) -> str:
@@ -282,8 +284,10 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
     if kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
     if kind == "baseline":
+        two = len({variant["family"] for variant in results.settings["recipe"]["variants"]}) == 2
+        rank, those = ("better", "the other's") if two else ("best", "the others'")
         notes.append(
-            "A model counts as better if each of its runs is better than all of the other's; speeds must differ by "
+            f"A model counts as {rank} if each of its runs is better than all of {those}; speeds must differ by "
             "more than 10 %. With a single run each, that may be chance."
         )
     return " ".join(notes)

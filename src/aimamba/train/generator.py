@@ -98,8 +98,8 @@ class GeneratorTask:
         return next((Auxiliary(name=name, network=one, recordable=True) for name, one in self._beside.items()), None)
 
     def no_weight_decay(self, name: str) -> bool:
-        """Skip adaLN's table of offsets, which is added rather than multiplied."""
-        return name == "adaln.table"
+        """Skip adaLN's table of offsets and biases of heads, which are added rather than multiplied."""
+        return name == "adaln.table" or name.endswith("_bias")
 
     def amount(self) -> Amount:
         """Return the numbers of images and of their codes."""

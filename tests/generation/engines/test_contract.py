@@ -191,7 +191,7 @@ def test_tensors_of_other_names_are_refused(engine):
 
 def expected_bytes(name, config):
     """Bytes that the mixers remember of a row, by hand."""
-    inner, tokens = config.expand * config.width, config.num_tokens
+    inner, tokens = config.inner, config.num_tokens
     heads, state = inner // config.head_width, config.state_size
     convolved = inner + 2 * state
     if "attention" in name:  # keys and values, in every other block

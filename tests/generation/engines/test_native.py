@@ -200,6 +200,7 @@ def test_generated_codes_equal_those_of_the_plain_model(make):
     ("settings", "reason"),
     [
         ({"mixer": "attention", "num_blocks": 2}, "it decodes the mixer mamba2, not attention"),
+        ({"hybrid_every": 2}, "it decodes the mixer mamba2, not attention"),
         ({"width": 24, "head_width": 16}, "multiples of 16"),
         ({"dtype": torch.float64}, "the model is in float64"),
     ],

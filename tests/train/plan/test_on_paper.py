@@ -52,7 +52,7 @@ def test_sizes_of_the_parts_of_aim_b():
 def test_blocks_that_are_not_traced_are_like_those_that_are(checkpointing, monkeypatch):
     of = of_preset("aim-b", **{"model.num_blocks": 14})
     few = of.trace(8, H200, checkpointing)
-    monkeypatch.setattr("aimamba.train.plan.outline._MORE", 14)  # all of them
+    monkeypatch.setattr("aimamba.train.plan.outline._FEW", 7)  # all of them
     every = of.trace(8, H200, checkpointing)
     assert dataclasses.astuple(few) == pytest.approx(dataclasses.astuple(every), rel=0.01)
 

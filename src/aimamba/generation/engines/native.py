@@ -66,8 +66,8 @@ def unsupported(model: AiM) -> str | None:
         return f"it runs on the CPU, and the model is on {weight.device.type}"
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return f"it takes float32 or bfloat16, and the model is in {str(weight.dtype).removeprefix('torch.')}"
-    if config.mixer != "mamba2":
-        return f"it decodes the mixer mamba2, not {config.mixer}"
+    if others := sorted(set(config.block_mixers) - {"mamba2"}):
+        return f"it decodes the mixer mamba2, not {' and '.join(others)}"
     if any(size % _LANES for size in (config.width, config.head_width, config.state_size)):
         return f"width, head_width and state_size must be multiples of {_LANES}"
     if config.head_width > _WIDEST_HEAD:
@@ -113,7 +113,7 @@ class NativeEngine:
         self._first = 2 * config.state_size
         self._slots = min(config.steps, max(self._first, _FOLD_EVERY))
         mixers = [block.mixer for block in model.blocks]
-        inner, heads = config.expand * config.width, config.expand * config.width // config.head_width
+        inner, heads = config.inner, config.inner // config.head_width
         sizes = (len(mixers), config.width, inner, heads, config.state_size, config.conv_width, config.vocab_size)
         shape = (ctypes.c_int * 10)(*sizes, self._first, _FOLD_EVERY, self._slots)
         self._handle = kernel.aim_create(shape, _KINDS[chosen], threads or torch.get_num_threads())
@@ -146,7 +146,7 @@ class NativeEngine:
 
     def _init_mixer(self, config: AiMConfig, batch: int) -> MixerState:
         """Return the memory of one block."""
-        inner = config.expand * config.width
+        inner = config.inner
         heads = inner // config.head_width
         long = config.steps > self._first
         state = (batch, heads, config.state_size, config.head_width) if long else (batch, 0)

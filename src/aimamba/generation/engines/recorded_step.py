@@ -56,6 +56,9 @@ class Operators:
 def unsupported(model: AiM) -> str | None:
     """Return the reason why the Triton kernels cannot decode the model, or None."""
     config = model.config
+    kinds = dict.fromkeys(config.block_mixers)
+    if set(kinds) not in ({"mamba2"}, {"attention", "feed-forward"}):
+        return f"it decodes the mixer mamba2 or attention, not {' with '.join(kinds)}"
     for name in ("state_size", "head_width"):
         size = getattr(config, name)
         if config.mixer == "mamba2" and size & (size - 1):
@@ -90,7 +93,7 @@ def triton_operators(*, overlap: bool = True) -> Operators:
 def bytes_per_row(model: AiM, form: Form, tokens: int, cache: Cache = "model") -> int:
     """Return the bytes that a Mamba-2 block reads and writes for one token of a row, after ``tokens`` tokens."""
     config, narrow = model.config, model.word_embedding.weight.element_size()
-    inner = config.width * config.expand
+    inner = config.inner
     if form == "state":
         return 2 * 4 * inner * config.state_size
     # A token's weight decays in place, so it is read and written. The scale of an 8-bit x is part of it.

@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from aimamba import distributed
 from aimamba.config import check
 from aimamba.models import AiM
-from aimamba.models.mamba2 import Mamba2
 from aimamba.train.ema import decay_now
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.step import Loss, Reports
@@ -82,9 +81,7 @@ class SpreadLoss(Generic[Model, Batch]):
         again = layout.shard > 1  # with whole copies there is nothing to gain by giving parameters back after a pass
         if isinstance(model, AiM):
             for block in model.blocks:
-                matrices: Any = block.mixer
-                if isinstance(block.mixer, Mamba2):  # its other parameters must stay float32
-                    matrices = [block.mixer.in_proj, block.mixer.out_proj]
+                matrices: list[nn.Module] = [block.mixer.in_proj, block.mixer.out_proj]  # the others must stay float32
                 fully_shard(matrices, mesh=self.mesh, mp_policy=narrow, reshard_after_forward=again)
                 fully_shard(block, mesh=self.mesh, mp_policy=wide, reshard_after_forward=again)
         fully_shard(module, mesh=self.mesh, mp_policy=wide)

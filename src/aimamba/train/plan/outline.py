@@ -35,7 +35,7 @@ from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
 from aimamba.train.tuning import choose_trained
 
 META = torch.device("meta")
-_FEW, _MORE = 4, 8  # blocks that are traced; the others are like them
+_FEW = 4  # of so many blocks and of twice as many a step is traced; the others are like them
 _OFFICIAL = {"hp-l33/aim-base": "aim-b", "hp-l33/aim-large": "aim-l", "hp-l33/aim-xlarge": "aim-xl"}
 _CONTRASTIVE_WORK = 8 / 3  # two rows of an image, and the forward pass of the frozen copy, a third of the work each
 _LATE = 1 << 40  # a step at which all losses have started
@@ -133,10 +133,13 @@ def _of_generator(recipe: Recipe) -> Outline:
         return needs([model, *beside], loss, place)
 
     def trace_all(batch: int, place: Place, checkpointing: bool) -> Needs:
-        if config.num_blocks <= _MORE:
+        every = config.hybrid_every or 1
+        least = -(-_FEW // every) * every  # so that the mixers of a hybrid have their shares
+        most = 2 * least
+        if config.num_blocks <= most:
             return trace(config.num_blocks, batch, place, checkpointing)
-        few, more = (trace(blocks, batch, place, checkpointing) for blocks in (_FEW, _MORE))
-        further = (config.num_blocks - _MORE) / (_MORE - _FEW)
+        few, more = (trace(blocks, batch, place, checkpointing) for blocks in (least, most))
+        further = (config.num_blocks - most) / (most - least)
         pairs = zip(dataclasses.astuple(few), dataclasses.astuple(more), strict=True)
         return Needs(*(round(large + further * (large - small)) for small, large in pairs))
 
