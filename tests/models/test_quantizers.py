@@ -19,16 +19,8 @@ from aimamba.models.bounds import count_tokenizer
 from aimamba.models.quantizers import Relaxation
 from aimamba.ops.quantize import nearest_code, relaxed_one_hot, sign_entropies
 from aimamba.train.rear import VectorHeads
+from quantizer_settings import KINDS, SETTINGS
 from refusals import one_line_error
-
-SETTINGS = {
-    "learned": {},
-    "ema": {"quantizer": "ema"},
-    "fsq": {"quantizer": "fsq", "levels": (4, 3, 5), "codebook_dim": 3, "codebook_size": 60},
-    "lfq": {"quantizer": "lfq", "codebook_size": 16, "codebook_dim": 4},
-    "gumbel": {"quantizer": "gumbel"},
-}
-KINDS = list(SETTINGS)
 
 
 @pytest.fixture
