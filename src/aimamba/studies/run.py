@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from aimamba.config import check, to_mapping
 from aimamba.evaluation.features import open_extractor
+from aimamba.evaluation.lpips import lite0_distance
 from aimamba.evaluation.sources import open_source
+from aimamba.evaluation.tokenizer import compare_tokenizer
 from aimamba.models import VQModel
-from aimamba.networks.perceptual import perceptual_loss
 from aimamba.pipeline import Pipeline
 from aimamba.studies.caption_evaluator import CaptionEvaluator
 from aimamba.studies.evaluator import Evaluator, SampleEvaluator
@@ -148,14 +150,13 @@ def run_tokenizer_study(request: StudyRequest, *, device: torch.device, log: Log
         f"tokenizer.reference {images.name} has images of {images.size} pixels, and data.size is {size}; name a set of "
         f"{size} pixels",
     )
+    pairs = lite0_distance(study.tokenizer.perceptual_side).to(device)
     with locked(request.out):
         study_of_tokenizers = TokenizerStudy(
             study,
             request.out,
             budget=request.images,
-            images=images,
-            extractor=extractor,
-            perceptual=perceptual_loss("lite0", smallest_side=study.tokenizer.perceptual_side).to(device),
+            compare=partial(compare_tokenizer, images=images, extractor=extractor, lpips=pairs, progress=True),
             evaluator=_evaluator(study, study.judging.samples, size, device),
             device=device,
             log=log,

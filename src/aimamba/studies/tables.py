@@ -307,9 +307,8 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
             "(lowest to highest)."
         )
     if kind == "tokenizer":
-        first = next(iter(results.runs.values()))["tokenizer"]
         return (
-            f"PSNR, SSIM, perceptual distance (features of lite0) and codes used: {first['images']:,} images of "
+            "PSNR, SSIM, perceptual distance (features of lite0) and codes used: the images of "
             f"`{results.settings['recipe']['tokenizer']['reference']}` and their reconstructions. Samples: "
             f"{judging['samples']:,} against `{judging['reference']}`. Fréchet distances are by features of "
             f"{network(samples)} and larger for fewer images: compare them only within one column. Bits a code are "

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 
 from aimamba.config import check, from_mapping, to_mapping
-from aimamba.evaluation.features import Extractor
-from aimamba.evaluation.sources import Source
-from aimamba.evaluation.tokenizer import compare_tokenizer
+from aimamba.evaluation.tokenizer import TokenizerComparison
 from aimamba.models import VQ_PRESETS, AiMConfig, VQConfig, VQModel
-from aimamba.networks.perceptual import PerceptualLoss
 from aimamba.studies.evaluator import Evaluator
 from aimamba.studies.plan import Job
 from aimamba.studies.recipe import StudyRecipe, Variant, tokenizer_recipe, training_recipe
@@ -34,9 +31,7 @@ class TokenizerStudy:
         out: Path,
         *,
         budget: int,
-        images: Source,
-        extractor: Extractor,
-        perceptual: PerceptualLoss,
+        compare: Callable[[VQModel], TokenizerComparison],
         evaluator: Evaluator,
         device: torch.device,
         log: Callable[[str], None],
@@ -47,9 +42,7 @@ class TokenizerStudy:
             study: The study.
             out: Its folder; each run gets a folder there, with ``tokenizer``, ``codes`` and ``runs``.
             budget: Images that every generator trains on; a tokenizer trains on ``tokenizer.share`` of it.
-            images: Held-out images to reconstruct.
-            extractor: Computes the features for the distance between them and their reconstructions.
-            perceptual: Compares each of them with its reconstruction.
+            compare: Measures the reconstructions of a tokenizer; what it calls LPIPS is of lite0's features.
             evaluator: Measures samples of the generators.
             device: Where everything runs.
             log: Progress callback: called with a line before each step that takes long.
@@ -58,7 +51,7 @@ class TokenizerStudy:
             ConfigError: A setting is unknown or out of range, or does not fit the images.
         """
         self._study, self._out, self._budget, self._device, self._log = study, out, budget, device, log
-        self._images, self._extractor, self._perceptual, self._evaluator = images, extractor, perceptual, evaluator
+        self._compare, self._evaluator = compare, evaluator
         for variant in study.variants:
             recipe = tokenizer_recipe(study, variant, budget=budget, seed=0)
             generator = training_recipe(study, variant, tokenizer="", budget=budget, seed=0)
@@ -101,15 +94,14 @@ class TokenizerStudy:
             recipe=to_mapping(recipe),
         )
         model = VQModel.from_pretrained(folder, device=self._device)
-        self._log(f"reconstructions of {len(self._images):,} images")
-        found = compare_tokenizer(model, self._images, self._extractor, lpips=self._perceptual, progress=True)
+        found = self._compare(model)
         numbers = found.reconstruction.to_dict()
-        numbers["perceptual"] = numbers.pop("lpips")  # of another network
+        numbers["perceptual"] = numbers.pop("lpips")
         shape = {"parameters": model.num_parameters(), "codes": model.config.codebook_size}
         shape["decoder"] = sum(weight.numel() for weight in model.decoder.parameters())
         distance = found.distances
         frechet = distance.rfid if distance.frechet is None else distance.frechet
-        return model, {**shape, **numbers, "frechet": frechet, "network": found.network, "images": len(self._images)}
+        return model, {**shape, **numbers, "frechet": frechet, "network": found.network}
 
 
 def _check_settings(name: str, tokenizer: Recipe, generator: Recipe) -> None:
