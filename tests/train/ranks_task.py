@@ -113,7 +113,7 @@ def train_quantizers(_rank: int, out: Path, changes: dict[str, Any], options: di
     """Train a tokenizer with each of two quantisers, one after the other."""
     place = find_place()
     assert place is not None
-    with Team(place, CPU, timeout=TIMEOUT, advice="") as team:
+    with Team(place, CPU, timeout=60.0, advice="") as team:
         for kind in ("ema", "lfq"):
             task = Tokenizer(quantizer=kind, **options)
             fit(task, settings(**changes), out / kind, team=team, layout=Layout(1, 2))
