@@ -343,6 +343,11 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor if size() == 1 else _Summed.apply(tensor)  # type: ignore[no-untyped-call]
 
 
+def averaged(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes, with a gradient; see ``summed``."""
+    return tensor if size() == 1 else summed(tensor) / size()
+
+
 class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: FunctionCtx, tensor: Tensor) -> Any:

@@ -275,7 +275,7 @@ def test_tokens_in_another_order_are_decoded_in_their_places(make_aim, make_vq):
 
 
 REFUSALS = {
-    "": ["no study given", "ablation, baseline, guidance, mixer, scaling, text"],
+    "": ["no study given", "ablation, baseline, guidance, mixer, scaling, text, tokenizer"],
     "scalin": ["unknown study 'scalin'", "did you mean 'scaling'", "known studies: "],
     "nowhere/own.toml": ["cannot read nowhere/own.toml", "No such file"],
     "scaling --budget 0": ["--budget must be at least 1, got 0"],

@@ -47,6 +47,12 @@ def measured_sets(bits: float) -> dict[str, Any]:
     }
 
 
+def tokenizer_numbers(bits: float) -> dict[str, Any]:
+    errors = {"psnr": 20 + bits, "ssim": 0.9, "ssim_llamagen": 0.9, "perceptual": 0.1, "frechet": 10 * bits}
+    use = {"codes_used": 0.75, "perplexity": 300.0}
+    return {"parameters": 700000, "decoder": 400000, "codes": 512, **errors, **use, "network": "lite0"}
+
+
 @pytest.fixture
 def finished(tmp_path) -> Callable[..., Any]:
     """Results of a packaged study: bits and distances fall with the logarithm of the parameters, and vary by seed."""
@@ -83,6 +89,8 @@ def finished(tmp_path) -> Callable[..., Any]:
                     ],
                     "provenance": {**PROVENANCE, "date": "2026-11-26T10:00"},
                 }
+                if kind == "tokenizer":
+                    run["tokenizer"], run["tokens"], run["seconds"] = tokenizer_numbers(bits), 64, 90.0
                 if kind == "text":
                     run["sets"], run["seconds"] = measured_sets(bits), 30.0
                     run["samples"] = [caption_numbers(s.cfg_scale, bits) for s in study.judging.samplings()]

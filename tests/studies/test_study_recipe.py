@@ -26,7 +26,7 @@ def sizes(study):
 
 
 def test_names():
-    assert study_names() == ["ablation", "baseline", "guidance", "mixer", "scaling", "text"]
+    assert study_names() == ["ablation", "baseline", "guidance", "mixer", "scaling", "text", "tokenizer"]
     assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ class Generator(GeneratorTask):
 
 
 class Tokenizer(TokenizerTask):
-    def __init__(self, act: Act | None = None, **options: Any) -> None:
-        model = VQModel(SHAPE)
+    def __init__(self, act: Act | None = None, quantizer: str = "learned", **options: Any) -> None:
+        model = VQModel(replace(SHAPE, quantizer=quantizer))
         model.init_weights(torch.Generator().manual_seed(0))
         super().__init__(model, Blots(24), Blots(6, seed=1), TokenizerTaskConfig(**{**ADVERSARY, **options}), seed=5)
 
@@ -106,6 +107,16 @@ def train(
     advice = f"the same command goes on from the last checkpoint in {out}"
     with Team(place, CPU, timeout=TIMEOUT, advice=advice) as team:
         return fit(task, settings(**changes), out, team=team, layout=Layout(*layout))
+
+
+def train_quantizers(_rank: int, out: Path, changes: dict[str, Any], options: dict[str, Any]) -> None:
+    """Train a tokenizer with each of two quantisers, one after the other."""
+    place = find_place()
+    assert place is not None
+    with Team(place, CPU, timeout=60.0, advice="") as team:
+        for kind in ("ema", "lfq"):
+            task = Tokenizer(quantizer=kind, **options)
+            fit(task, settings(**changes), out / kind, team=team, layout=Layout(1, 2))
 
 
 def train_compiled(rank: int, *arguments: Any) -> Result:

@@ -1,6 +1,7 @@
 """reAR: random codes that become fewer, and heads that learn codebook vectors from hidden states."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 from aimamba.checkpoints.weights import read_tensors
 from aimamba.data.codes import CodeBatch
 from aimamba.errors import ConfigError
+from aimamba.models import VQModel
 from aimamba.train.checkpoint import read_checkpoint
 from aimamba.train.fit import fit
 from aimamba.train.generator import GeneratorTask, code_cross_entropy
@@ -202,9 +204,9 @@ def test_heads_that_do_not_fit_are_refused():
     with one_line_error(ConfigError, "task.rear_predict_after must be at most 2"):
         Generator(rear_weight=1.0, rear_predict_after=3)
     task, config = Generator(), GeneratorTaskConfig(rear_weight=1.0)
-    task.tokenizer.codebook = torch.nn.Parameter(task.tokenizer.codebook[:5])
+    tokenizer = VQModel(replace(task.tokenizer.config, codebook_size=5))
     with one_line_error(ConfigError, "has 5 codes, and the generator 16"):
-        GeneratorTask(task.model, task.tokenizer, task.train, task.held_out, ("a", "b", "c"), config)
+        GeneratorTask(task.model, tokenizer, task.train, task.held_out, ("a", "b", "c"), config)
 
 
 def test_a_whole_compiled_model_is_refused(tmp_path):

@@ -69,6 +69,9 @@ class ToyTask:
         error = (model(self.seen(batch.x) * kept) - batch.y).square().mean()
         return error * factor, {"kept": kept.mean(), "one": 1.0}
 
+    def end_step(self, skip: Tensor) -> None:
+        pass
+
     def companions(self) -> dict[str, nn.Module]:
         return {"seen": self.seen}
 

@@ -1,8 +1,8 @@
 """Run a study: several trainings or settings, compared in one table and figure.
 
-NAME is the name of a packaged study (ablation, baseline, guidance, mixer, scaling, text) or the path of a .toml file.
-The study's folder gets the runs, results.json with their raw numbers, table.md and figure.png. The same command
-continues a study that was stopped; finished runs are not repeated.
+NAME is the name of a packaged study (ablation, baseline, guidance, mixer, scaling, text, tokenizer) or the path of a
+.toml file. The study's folder gets the runs, results.json with their raw numbers, table.md and figure.png. The same
+command continues a study that was stopped; finished runs are not repeated.
 """
 
 import argparse
@@ -69,8 +69,10 @@ def _run(request: "StudyRequest", device: "torch.device") -> "Results":
     """Load the model of the study and do the missing runs."""
     from aimamba.models import VQModel
     from aimamba.pipeline import Pipeline
-    from aimamba.studies.run import run_guidance_study, run_training_study
+    from aimamba.studies.run import run_guidance_study, run_tokenizer_study, run_training_study
 
+    if request.trains_tokenizers:
+        return run_tokenizer_study(request, device=device, log=_log)
     if request.samples_one_model:
         pipeline = Pipeline.from_pretrained(request.source, device=device)
         return run_guidance_study(request, pipeline, device=device, log=_log)

@@ -249,7 +249,7 @@ def encode_views(tokenizer: VQModel, images: ImageSet, chosen: range, views: str
     """
     size = tokenizer.config.codebook_size
     check(size <= LARGEST_CODEBOOK, f"codes are kept in two bytes: at most {LARGEST_CODEBOOK} codes, got {size}")
-    device, dtype = tokenizer.codebook.device, tokenizer.codebook.dtype
+    device, dtype = tokenizer.device, tokenizer.dtype
     seen = np.stack([np.stack(_views(images, index, views)) for index in chosen])  # (B, v, S, S, 3)
     columns = []
     for view in range(seen.shape[1]):

@@ -173,15 +173,15 @@ class Reconstructions:
 def _encode(images: UInt8[np.ndarray, "b s s 3"], pipeline: Pipeline) -> Int[Tensor, "b l"]:
     tokenizer = pipeline.tokenizer
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    codes = tokenizer.encode(to_float(pixels).to(tokenizer.codebook))
+    codes = tokenizer.encode(to_float(pixels).to(tokenizer.device, tokenizer.dtype))
     return codes.flatten(1).cpu().to(torch.int32)
 
 
 def _tokenizer(pipeline: Pipeline) -> dict[str, str]:
     """Return what codes and reconstructions depend on besides the images."""
-    weights = pipeline.tokenizer.codebook
-    place = {"dtype": str(weights.dtype), "device": weights.device.type}
-    return {"tokenizer": pipeline.tokenizer.fingerprint(), **place}
+    tokenizer = pipeline.tokenizer
+    place = {"dtype": str(tokenizer.dtype), "device": tokenizer.device.type}
+    return {"tokenizer": tokenizer.fingerprint(), **place}
 
 
 def _are_codes(codes: np.ndarray, pipeline: Pipeline) -> bool:

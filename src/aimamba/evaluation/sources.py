@@ -232,7 +232,7 @@ class ModelSource:
 
     def _decode(self, indices: Sequence[int]) -> UInt8[np.ndarray, "b s s 3"]:
         self._generate(indices)
-        device = self.pipeline.tokenizer.codebook.device
+        device = self.pipeline.tokenizer.device
         codes = torch.from_numpy(self._codes[list(indices)]).long().to(device)
         return self.pipeline.decode(codes).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

@@ -9,4 +9,5 @@ def weight_versions(module: nn.Module) -> list[tuple[int, int]]:
     It misses changes through ``Parameter.data`` that leave a weight at its address, and changes of tensors made in
     inference mode, which count none.
     """
-    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in module.parameters()]
+    weights = [*module.parameters(), *module.buffers()]
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]

@@ -3,7 +3,8 @@
 from aimamba.models.aim import AiM
 from aimamba.models.aim_config import AIM_PRESETS, AiMConfig
 from aimamba.models.state import AiMState, DecodingState
-from aimamba.models.vq import VQ_PRESETS, VQConfig, VQModel, VQOutput
+from aimamba.models.vq import VQModel, VQOutput
+from aimamba.models.vq_config import VQ_PRESETS, VQConfig
 
 __all__ = [
     "AIM_PRESETS",

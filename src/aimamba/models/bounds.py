@@ -32,6 +32,7 @@ _TOKENIZER = {
 }
 _WHOLE = 1e-6
 _MOST_LEVELS, _LARGEST_MULTIPLE = 12, 1 << 8
+_MOST_BITS, _MOST_LEVELS_OF_A_CHANNEL, _MOST_SHOWN = 20, 1 << 10, 20
 
 
 def check_generator(config: Any) -> None:
@@ -71,7 +72,41 @@ def check_tokenizer(config: Any) -> None:
         0 <= config.commitment_weight < math.inf,
         f"VQConfig: commitment_weight must be 0 or a positive number, got {config.commitment_weight}",
     )
+    if config.decoder_channels is not None:
+        _check_sizes(config, {"decoder_channels": _TOKENIZER["channels"]})
+    _check_codes(config)
     _check_total(config, count_tokenizer(config))
+
+
+def _check_codes(config: Any) -> None:
+    """Check that the number of codes is that of the quantiser."""
+    size, width, levels = config.codebook_size, config.codebook_dim, config.levels
+    if config.quantizer == "lfq":
+        check(
+            width <= _MOST_BITS and size == 1 << width,
+            f"VQConfig: quantizer 'lfq' with codebook_dim {width} has 2^{width} codes, but codebook_size is {size:,}; "
+            f"codebook_dim must be its logarithm to the base 2, at most {_MOST_BITS}",
+        )
+    if config.quantizer != "fsq":
+        check(levels is None, f"VQConfig: levels are of the quantizer 'fsq', not {config.quantizer!r}; leave them out")
+        return
+    check(levels is not None, "VQConfig: quantizer 'fsq' needs levels, such as [8, 5, 5, 5] for 1,000 codes")
+    check(
+        len(levels) == width,
+        f"VQConfig: levels need one number for each of the codebook_dim {width} channels, got {len(levels)}; set "
+        f"codebook_dim to {len(levels)}",
+    )
+    check(
+        all(3 <= count <= _MOST_LEVELS_OF_A_CHANNEL for count in levels),
+        f"VQConfig: levels must lie between 3 and {_MOST_LEVELS_OF_A_CHANNEL} (two are those of 'lfq'), got "
+        f"{list(levels[:_MOST_SHOWN])}",
+    )
+    total = math.prod(levels)
+    check(
+        total == size,
+        f"VQConfig: levels {list(levels[:_MOST_SHOWN])} make {total:,} codes, but codebook_size is {size:,}; set it to "
+        "their product",
+    )
 
 
 def count_generator(config: Any) -> int:
@@ -115,16 +150,15 @@ def _count_captions(text: Any, width: int) -> int:
 
 def count_tokenizer(config: Any) -> int:
     """Return the number of parameters of a ``VQModel`` of this config, without building it."""
-    widths = [config.channels * mult for mult in config.channel_mult]
-    pixels = 3 * config.patch_size**2
-    coarse, latent, code = widths[-1], config.z_channels, config.codebook_dim
-    attention = 4 * _convolution(coarse, coarse, 1) + 2 * coarse if config.attention else 0
-    total = _convolution(latent, code, 1) + _convolution(code, latent, 1) + config.codebook_size * code
-    for blocks, way, ends in (
-        (config.num_res_blocks, widths, (pixels, config.channels, latent)),
-        (config.num_res_blocks + 1, widths[::-1], (latent, coarse, pixels)),
-    ):
-        first, stem, last = ends
+    latent, code, pixels = config.z_channels, config.codebook_dim, 3 * config.patch_size**2
+    logits = config.codebook_size if config.quantizer == "gumbel" else code
+    total = _convolution(latent, logits, 1) + _convolution(code, latent, 1)
+    total += config.codebook_size * code if config.quantizer in ("learned", "gumbel") else 0
+    for number, channels in enumerate(config.widths):
+        way = [channels * mult for mult in config.channel_mult][:: -1 if number else 1]
+        blocks, coarse = config.num_res_blocks + number, channels * config.channel_mult[-1]
+        first, stem, last = (latent, coarse, pixels) if number else (pixels, channels, latent)
+        attention = 4 * _convolution(coarse, coarse, 1) + 2 * coarse if config.attention else 0
         total += _convolution(first, stem, 3) + _convolution(way[-1], last, 3) + 2 * way[-1]
         for inputs, outputs in zip([stem, *way], way, strict=False):
             total += _residual(inputs, outputs) + (blocks - 1) * _residual(outputs, outputs)

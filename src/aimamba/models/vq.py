@@ -2,13 +2,12 @@
 
 A convolutional encoder halves the image at every level but the last. Each cell of the resulting grid is replaced by
 the nearest entry of an L2-normalised codebook (ViT-VQGAN, arXiv 2110.04627), and a mirrored decoder reconstructs the
-image.
+image. Other quantisers stand behind the same interface, see ``aimamba.models.quantizers``.
 
 Shape letters: B batch, C channels, H W image, h w code grid, E width of a codebook vector, V codebook size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,63 +19,12 @@ from aimamba.checkpoints.official import vq_from_official
 from aimamba.config import check
 from aimamba.devices import without_autocast
 from aimamba.errors import CheckpointError
-from aimamba.models.bounds import check_tokenizer
 from aimamba.models.pretrained import PretrainedModel
-from aimamba.ops.quantize import nearest_code
+from aimamba.models.quantizers import Average, Quantized, Relaxation, make_quantizer
+from aimamba.models.vq_config import VQConfig
 
 _NORM_EPS = 1e-6
 _DECIDE_CODES = ("encoder.", "to_code.", "codebook")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQConfig:
-    """Shape of a tokenizer.
-
-    Attributes:
-        channels: Width of the first level.
-        channel_mult: Width of each level as a multiple of ``channels``. Every level but the last halves the image,
-            so the downsampling factor is ``patch_size * 2 ** (len(channel_mult) - 1)``.
-        patch_size: Side of the squares of pixels that the first convolution reads as the channels of one cell, and
-            that the last convolution returns. The published model uses 1 and convolves at full resolution, where a
-            small model would spend most of its time.
-        num_res_blocks: Residual blocks of an encoder level; a decoder level has one more.
-        z_channels: Channels between the convolutions and the projections to and from codebook vectors.
-        codebook_size: Number of codes (V).
-        codebook_dim: Width of a codebook vector (E).
-        attention: Self-attention at the coarsest level, as in the published model.
-        norm_groups: Groups of every group norm; they must divide every width.
-        commitment_weight: Weight of the commitment loss relative to the codebook loss.
-    """
-
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    patch_size: int = 1
-    num_res_blocks: int = 2
-    z_channels: int = 256
-    codebook_size: int = 16384
-    codebook_dim: int = 8
-    attention: bool = True
-    norm_groups: int = 32
-    commitment_weight: float = 0.25
-
-    def __post_init__(self) -> None:
-        check_tokenizer(self)
-        for mult in (1, *self.channel_mult):
-            check(
-                self.channels * mult % self.norm_groups == 0,
-                f"VQConfig: norm_groups {self.norm_groups} must divide channels and every level's width, "
-                f"got {self.channels * mult}",
-            )
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per cell of the code grid, along one side."""
-        return self.patch_size << (len(self.channel_mult) - 1)
-
-
-VQ_PRESETS: dict[str, VQConfig] = {
-    "vq-f16": VQConfig(),  # 71,883,403 parameters; LlamaGen's rFID on ImageNet 256: 2.19
-}
 
 
 class VQOutput(NamedTuple):
@@ -99,7 +47,9 @@ class VQOutput(NamedTuple):
 class VQModel(PretrainedModel[VQConfig]):
     """Encoder, codebook and decoder; images are (B, 3, H, W) in [-1, 1]."""
 
+    codebook: Tensor | None
     config_class = VQConfig
+    since = ("quantizer",)
     folder_in_pipeline = "tokenizer"
     official_reader = staticmethod(vq_from_official)
 
@@ -107,13 +57,22 @@ class VQModel(PretrainedModel[VQConfig]):
         super().__init__()
         self.config = config
         self._saved_fingerprint: tuple[str, int] | None = None  # with the changes of the weights before it
+        self.quantizer = make_quantizer(config)
         self.encoder = Encoder(config)
-        self.to_code = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
-        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
+        self.to_code = nn.Conv2d(config.z_channels, self.quantizer.channels, 1)
+        self._add_codebook()
         self.from_code = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
-        if not self.codebook.is_meta:  # see AiM.__init__
+        if self.device.type != "meta":  # see AiM.__init__
             self.init_weights()
+
+    def _add_codebook(self) -> None:
+        """Give the model the vectors of the quantiser, unless they are computed: ``codebook`` is None then."""
+        kind, shape = self.quantizer.codebook, (self.config.codebook_size, self.config.codebook_dim)
+        if kind == "buffer":
+            self.register_buffer("codebook", torch.empty(shape))
+        else:
+            self.register_parameter("codebook", nn.Parameter(torch.empty(shape)) if kind == "parameter" else None)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -130,8 +89,9 @@ class VQModel(PretrainedModel[VQConfig]):
                 bound = module.weight[0].numel() ** -0.5
                 for parameter in module.parameters():
                     parameter.uniform_(-bound, bound, generator=generator)
-        self.codebook.normal_(generator=generator)
-        self.codebook.copy_(F.normalize(self.codebook, dim=-1))
+        if self.codebook is not None:
+            self.codebook.normal_(generator=generator)
+            self.codebook.copy_(F.normalize(self.codebook, dim=-1))
 
     def code_fingerprint(self, *, now: bool = False) -> str:
         """Return the SHA-256 of the config and of the float32 weights that decide an image's codes, as 64 hex digits.
@@ -151,7 +111,8 @@ class VQModel(PretrainedModel[VQConfig]):
 
     def _changes(self) -> int:
         """Return how often weights were changed in place; casting and moving them do not count."""
-        return sum(0 if weight.is_inference() else weight._version for weight in self.parameters())
+        weights = [*self.parameters(), *self.buffers()]
+        return sum(0 if weight.is_inference() else weight._version for weight in weights)
 
     def latents(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b e h w"]:
         """Encode images without rounding to codes."""
@@ -162,26 +123,32 @@ class VQModel(PretrainedModel[VQConfig]):
         )
         return self.to_code(self.encoder(images))
 
-    def quantize(
-        self, latents: Float[Tensor, "b e h w"]
-    ) -> tuple[Float[Tensor, "b e h w"], Int[Tensor, "b h w"], Tensor]:
-        """Replace latents, scaled to unit length, by their nearest codebook vectors.
+    def quantize(self, latents: Float[Tensor, "b e h w"], relaxation: Relaxation | None = None) -> Quantized:
+        """Replace latents by the vectors of codes.
 
         Computed in float32 or wider, even under autocast: codes must not depend on the rounding of bfloat16.
 
+        Args:
+            latents: Output of ``latents``.
+            relaxation: For the quantiser ``gumbel`` in training.
+
         Returns:
-            Codebook vectors with a straight-through gradient; their indices; and the codebook and commitment losses,
-            stacked, the latter not yet weighted.
+            Vectors (B, E, h, w) with a straight-through gradient; their codes (B, h, w); and the codebook and
+            commitment losses, stacked, the latter not yet weighted.
         """
         with without_autocast(latents.device):
             wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
-            unit = F.normalize(wide.movedim(1, -1), dim=-1)  # (B, h, w, E)
-            codebook = F.normalize(self.codebook.to(wide.dtype), dim=-1)
-            codes = nearest_code(unit.detach().flatten(0, 2), codebook.detach()).view(unit.shape[:-1])
-            nearest = F.embedding(codes, codebook)
-            losses = torch.stack([F.mse_loss(nearest, unit.detach()), F.mse_loss(unit, nearest.detach())])
-            straight = unit + (nearest - unit).detach()
-        return straight.movedim(-1, 1).to(latents.dtype), codes, losses
+            codebook = None if self.codebook is None else self.codebook.to(wide.dtype)
+            vectors, codes, losses = self.quantizer.quantize(wide.movedim(1, -1), codebook, relaxation)
+        return Quantized(vectors.movedim(-1, 1).to(latents.dtype), codes, losses)
+
+    def penalties(
+        self, latents: Float[Tensor, "b e h w"], temperature: float, average: Average = lambda tensor: tensor
+    ) -> dict[str, Tensor]:
+        """Return further terms of the loss by name, see ``Quantizer.penalties``."""
+        with without_autocast(latents.device):
+            wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+            return self.quantizer.penalties(wide.movedim(1, -1), temperature, average)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
@@ -191,18 +158,26 @@ class VQModel(PretrainedModel[VQConfig]):
             ConfigError: A side of the images is not a multiple of the downsampling factor.
             CheckpointError: Latents or codebook contain NaN or infinity, as with damaged weights.
         """
-        _, codes, losses = self.quantize(self.latents(images))
-        if not bool(losses.isfinite().all()):  # distances of latents and codebook: one number that is not finite shows
+        latents = self.latents(images)
+        vectors, codes, _ = self.quantize(latents)
+        if not bool(latents.isfinite().all() & vectors.isfinite().all()):
             raise CheckpointError(
                 "the tokenizer's latents contain NaN or infinity: its weights are damaged, or its dtype is too narrow; "
                 "give other weights, or the dtype float32"
             )
         return codes
 
+    def vectors(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b e"]:
+        """Return the codebook vectors of codes, as ``decode`` reads them."""
+        return self.quantizer.vectors(codes, self.codebook, self.dtype)
+
+    def all_vectors(self) -> Float[Tensor, "v e"]:
+        """Return the codebook vectors of all codes in their order, whatever the quantiser is."""
+        return self.vectors(torch.arange(self.config.codebook_size, device=self.device))
+
     def decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:
         """Convert codes to images. Values may lie slightly outside [-1, 1]."""
-        codebook = F.normalize(self.codebook, dim=-1)
-        return self.decode_latents(F.embedding(codes, codebook).movedim(-1, 1))
+        return self.decode_latents(self.vectors(codes).movedim(-1, 1))
 
     def decode_latents(self, latents: Float[Tensor, "b e h w"]) -> Float[Tensor, "b 3 H W"]:
         """Convert codebook vectors to images."""
@@ -212,10 +187,10 @@ class VQModel(PretrainedModel[VQConfig]):
         """Encode, quantise and decode, and return both quantiser losses too."""
         return self.reconstruct(self.latents(images))
 
-    def reconstruct(self, latents: Float[Tensor, "b e h w"]) -> VQOutput:
-        """Quantise and decode the output of ``latents``."""
-        latents, codes, (codebook_loss, distance) = self.quantize(latents)
-        return VQOutput(self.decode_latents(latents), codes, codebook_loss, self.config.commitment_weight * distance)
+    def reconstruct(self, latents: Float[Tensor, "b e h w"], relaxation: Relaxation | None = None) -> VQOutput:
+        """Quantise and decode the output of ``latents``; see ``quantize``."""
+        vectors, codes, (codebook_loss, distance) = self.quantize(latents, relaxation)
+        return VQOutput(self.decode_latents(vectors), codes, codebook_loss, self.config.commitment_weight * distance)
 
 
 class Encoder(nn.Module):
@@ -255,7 +230,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        widths = [config.channels * mult for mult in reversed(config.channel_mult)]
+        widths = [config.widths[1] * mult for mult in reversed(config.channel_mult)]
         last = len(widths) - 1
         self.stem = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
         self.middle = _middle(widths[0], config)

@@ -252,10 +252,10 @@ class PipelineCore(Conditions):
             DataError: An image has another type, shape, range or size.
             CheckpointError: The tokenizer's weights are damaged.
         """
-        weight = self.tokenizer.codebook
-        pixels = to_float(read_images(images, self.image_size, fit)).to(device=weight.device, dtype=weight.dtype)
-        parts = pixels.split(1 if weight.device.type == "cpu" else _ENCODED_AT_ONCE)
-        codes = torch.cat([self.tokenizer.encode(part) for part in parts]).flatten(1)
+        tokenizer = self.tokenizer
+        pixels = to_float(read_images(images, self.image_size, fit)).to(tokenizer.device, tokenizer.dtype)
+        parts = pixels.split(1 if tokenizer.device.type == "cpu" else _ENCODED_AT_ONCE)
+        codes = torch.cat([tokenizer.encode(part) for part in parts]).flatten(1)
         with torch.inference_mode(mode=False):  # so that the caller may train on them
             return codes.clone()
 

@@ -166,6 +166,6 @@ class Drawing(Scoring):
     @torch.inference_mode()
     def blank_codes(self) -> Int[Tensor, "1 l"]:
         """Return the codes of a grey image, which stand for tokens that are not there yet."""
-        weight = self.tokenizer.codebook
+        tokenizer = self.tokenizer
         grey = to_float(torch.full((1, 3, self.image_size, self.image_size), 127, dtype=torch.uint8))
-        return self.tokenizer.encode(grey.to(device=weight.device, dtype=weight.dtype)).flatten(1)
+        return tokenizer.encode(grey.to(tokenizer.device, tokenizer.dtype)).flatten(1)

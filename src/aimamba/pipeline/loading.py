@@ -108,7 +108,7 @@ def open_tokenizer(
 
 def check_tokenizer(config: AiMConfig, tokenizer: VQModel) -> None:
     """Check that a tokenizer is the one that the generator's config names; one on the meta device has no weights."""
-    if config.tokenizer is None or tokenizer.codebook.is_meta:
+    if config.tokenizer is None or tokenizer.device.type == "meta":
         return
     if (given := tokenizer.code_fingerprint()) != config.tokenizer:
         raise ConfigError(

@@ -133,7 +133,7 @@ class Service:
 
     @torch.no_grad()
     def _decode(self, codes: Int[Tensor, "b l"]) -> UInt8[Tensor, "b s s 3"]:
-        device = self.pipeline.tokenizer.codebook.device
+        device = self.pipeline.tokenizer.device
         return self.pipeline.decode(codes.to(device)).permute(0, 2, 3, 1).cpu().contiguous()
 
     def label(self, name: str | int, field: str) -> int:

@@ -54,6 +54,7 @@ def write_figure(results: Results, path: Path) -> None:
         "ablation": _ablation,
         "guidance": _guidance,
         "text": _text,
+        "tokenizer": _tokenizer,
     }
     if any("samples" in run for run in results.runs.values()):
         figure = Figure(dpi=_DPI, layout="constrained")
@@ -123,6 +124,28 @@ def _ablation(figure: "Figure", results: Results) -> None:
     distance.set_xlabel(name)
     distance.legend(frameon=False)
     _name_rows((bits, distance), found)
+
+
+def _tokenizer(figure: "Figure", results: Results) -> None:
+    found = variant_rows(results.settings, results.runs)
+    psnr, distance, bits = panels = _panels(figure, 3, 1.4 + 0.42 * len(found))
+    for place, row in enumerate(found):
+        psnr.plot(row.of_tokenizer("psnr"), [place] * len(row.runs), "o", color="C0")
+        label = None if place else "reconstructions"
+        values = row.of_tokenizer("frechet")
+        distance.plot(values, [place] * len(values), "s", color="C1", label=label)
+        for index, guidance in enumerate(row.guidances()):
+            values, label = row.metric("frechet", index), None if place else f"samples, {_label(guidance)}"
+            distance.plot(values, [place] * len(values), "o", color=f"C{index + 2}", label=label)
+        bits.plot(row.bits(), [place] * len(row.bits()), "o", color="C0", label=None if place else "of the generator")
+        most = math.log2(row.runs[0]["tokenizer"]["codes"])
+        bits.plot([most], [place], "|", color="grey", markersize=12, label=None if place else "of equal codes")
+    psnr.set_xlabel("PSNR of reconstructions, dB")
+    distance.set_xlabel(f"{found[0].network} Fréchet distance")
+    bits.set_xlabel("bits a code")
+    for axes in (distance, bits):
+        axes.legend(frameon=False, fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=2)
+    _name_rows(panels, found)
 
 
 def _name_rows(panels: "Sequence[Axes]", found: list[Row]) -> None:

@@ -1,6 +1,8 @@
 """Recipes of studies: the settings that all generators of a study share, and how its variants differ."""
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 
-Kind = Literal["ablation", "baseline", "guidance", "scaling", "text"]
+Kind = Literal["ablation", "baseline", "guidance", "scaling", "text", "tokenizer"]
 Schedule = Literal["constant", "linear", "power-cosine"]
 
 _TEXT_ENCODER = "text_encoder"  # a setting of task
@@ -32,6 +34,8 @@ class Variant:
         lr: Highest learning rate; by default that of the study.
         order: Order of the codes in the sequence, see ``aimamba.studies.scans``.
         seeds: Seeds, one for each run; by default those of the study.
+        tokenizer: Settings of the model of its tokenizer, in the study ``tokenizer``; they override those of the study.
+        tokenizer_task: Settings of the loss of its tokenizer, likewise.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Variant:
     lr: float | None = None
     order: str = "raster"
     seeds: tuple[int, ...] = ()
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    tokenizer_task: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(
@@ -130,6 +136,31 @@ class SpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What the tokenizers of the study ``tokenizer`` share.
+
+    Attributes:
+        share: Images that each trains on, as a multiple of the budget.
+        reference: Held-out images to reconstruct, in the notation of ``aimamba evaluate --reference``.
+        perceptual_side: The perceptual distance enlarges smaller images to at least this many pixels.
+        model: Settings of the model.
+        task: Settings of the loss.
+        fit: Settings of the training loop, without ``steps``, ``warmup_steps`` and ``seed``.
+    """
+
+    share: float = 1.0
+    reference: str = "avatars-64:held-out:100"
+    perceptual_side: int = 64
+    model: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(0 < self.share < math.inf, f"tokenizer.share must be a positive number, got {self.share}")
+        check(self.perceptual_side >= 1, f"tokenizer.perceptual_side must be at least 1, got {self.perceptual_side}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyRecipe:
     """All settings of a study.
 
@@ -147,6 +178,7 @@ class StudyRecipe:
         judging: How they are sampled and evaluated.
         sweep: How ``baseline`` finds learning rates.
         speed: At which sizes ``baseline`` measures speed.
+        tokenizer: What the tokenizers of ``tokenizer`` share.
     """
 
     kind: Kind
@@ -162,6 +194,7 @@ class StudyRecipe:
     judging: EvaluationConfig = field(default_factory=EvaluationConfig)
     sweep: SweepConfig | None = None
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    tokenizer: TokenizerConfig | None = None
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -192,6 +225,13 @@ class StudyRecipe:
         twice = [name for name in names if names.count(name) > 1]
         check(not twice, f"variants: {', '.join(twice[:1])} appears twice; give each variant a different name")
         check(self.kind == "guidance" or bool(names), f"a study of kind {self.kind!r} needs variants")
+        own = self.kind == "tokenizer"
+        settings = [variant.name for variant in self.variants if variant.tokenizer or variant.tokenizer_task]
+        check(
+            own == (self.tokenizer is not None) and (own or not settings),
+            "a study of kind 'tokenizer' needs the section tokenizer, and no other kind has it or variants with "
+            f"settings of a tokenizer; this one is of kind {self.kind!r}",
+        )
         if self.kind == "text":
             moved = [variant.name for variant in self.variants if variant.order != "raster"]
             check(not moved, f"order of {''.join(moved[:1])}: a study of kind 'text' needs the order 'raster'")
@@ -239,18 +279,46 @@ def training_recipe(
     Raises:
         ConfigError: A setting of ``fit`` is unknown or out of range.
     """
-    settings = dict(study.fit)
     chosen = variant.lr if lr is None else lr
-    if chosen is not None:
-        settings["lr"] = chosen
-    steps = max(1, budget // max(1, settings.get("batch_size", 1)))
-    settings |= {"steps": steps, "warmup_steps": round(study.warmup * steps), "seed": seed}
-    settings.setdefault("keep", "last")  # all variants are compared after the same number of images
+    settings = study.fit if chosen is None else {**study.fit, "lr": chosen}
     return Recipe(
         stage="generator",
         description=f"{variant.name} of the study {study.kind}",
         data=study.data,
         model={**study.model, **variant.model},
-        fit=from_mapping(FitConfig, settings, where=f"{study.kind}: fit"),
+        fit=_fit(study, settings, budget, seed, f"{study.kind}: fit"),
         task={**study.task, **variant.task, "tokenizer": tokenizer},
     )
+
+
+def tokenizer_recipe(study: StudyRecipe, variant: Variant, *, budget: int, seed: int) -> Recipe:
+    """Return the training recipe of the tokenizer of a variant of the study ``tokenizer``.
+
+    Args:
+        study: The study.
+        variant: One of its variants.
+        budget: Images that the generators train on.
+        seed: Seed of the weights and of the order of the images.
+
+    Raises:
+        ConfigError: A setting of ``tokenizer.fit`` is unknown or out of range.
+    """
+    shared = study.tokenizer
+    assert shared is not None
+    return Recipe(
+        stage="tokenizer",
+        description=f"tokenizer of {variant.name} of the study {study.kind}",
+        data=study.data,
+        model={**shared.model, **variant.tokenizer},
+        fit=_fit(study, shared.fit, round(shared.share * budget), seed, f"{study.kind}: tokenizer.fit"),
+        task={**shared.task, **variant.tokenizer_task},
+    )
+
+
+def _fit(study: StudyRecipe, values: Mapping[str, Any], budget: int, seed: int, where: str) -> FitConfig:
+    """Return the settings of a loop that takes as many steps as the budget has batches."""
+    size = values.get("batch_size", 1)
+    steps = max(1, budget // max(1, size if isinstance(size, int) else 1))
+    fixed = {"steps": steps, "warmup_steps": round(study.warmup * steps), "seed": seed}
+    # All variants are compared after the same number of images.
+    return from_mapping(FitConfig, {"keep": "last", **values, **fixed}, where=where)

@@ -77,6 +77,14 @@ class Row:
         """Return a metric of each run at the guidance setting number ``index``."""
         return without_missing(metric(run["samples"][index], key) for run in self.runs)
 
+    def of_tokenizer(self, key: str) -> list[float]:
+        """Return a number about the tokenizer of each run of the study ``tokenizer``."""
+        return without_missing(run["tokenizer"][key] for run in self.runs)
+
+    def bits_of_image(self) -> list[float]:
+        """Return the held-out bits of all codes of an image of each run."""
+        return [bits * run["tokens"] for bits, run in zip(self.bits(), self.runs, strict=False)]
+
     def in_set(self, name: str, *keys: str) -> list[float]:
         """Return a number about a set of the study ``text`` of each run, such as ``bits_per_token`` and ``right``."""
         return without_missing(nested(run["sets"][name], keys) for run in self.runs)

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from aimamba.config import check, to_mapping
 from aimamba.evaluation.features import open_extractor
+from aimamba.evaluation.lpips import lite0_distance
 from aimamba.evaluation.sources import open_source
+from aimamba.evaluation.tokenizer import compare_tokenizer
 from aimamba.models import VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.studies.caption_evaluator import CaptionEvaluator
@@ -17,6 +20,7 @@ from aimamba.studies.plan import guidance_jobs, run_jobs, training_jobs
 from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
+from aimamba.studies.tokenizers import TokenizerStudy
 from aimamba.train.lock import locked
 
 DEFAULT_MODEL = "avatars-64"
@@ -57,6 +61,10 @@ class StudyRequest:
             "study guidance samples a whole model: give it with --model instead of --tokenizer",
         )
         check(
+            not self.trains_tokenizers or (self.tokenizer is None and self.model is None),
+            "study tokenizer trains its own tokenizers; leave --tokenizer and --model out",
+        )
+        check(
             self.samples_one_model or self.model is None,
             f"study {self.study.kind} trains its models: give their tokenizer with --tokenizer, not --model",
         )
@@ -67,9 +75,14 @@ class StudyRequest:
         return self.study.kind == "guidance"
 
     @property
+    def trains_tokenizers(self) -> bool:
+        """Whether the study trains a tokenizer for each of its generators."""
+        return self.study.kind == "tokenizer"
+
+    @property
     def source(self) -> str:
-        """Name of the model, or of the tokenizer, to load for the study."""
-        return self.model or self.tokenizer or DEFAULT_MODEL
+        """Name of the model, or of the tokenizer, to load for the study; of one that trains its own, nothing."""
+        return "" if self.trains_tokenizers else self.model or self.tokenizer or DEFAULT_MODEL
 
     @property
     def images(self) -> int:
@@ -116,6 +129,43 @@ def run_training_study(request: StudyRequest, tokenizer: VQModel, *, device: tor
     return results
 
 
+def run_tokenizer_study(request: StudyRequest, *, device: torch.device, log: Log) -> Results:
+    """Run what is missing of a study that trains tokenizers, and a generator on the codes of each.
+
+    Args:
+        request: The study.
+        device: Where everything runs.
+        log: Progress callback: called with a line before each step that takes long.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range, or the folder holds results of other settings.
+        DataError: A reference cannot be opened, or its images have another size.
+    """
+    study = request.study
+    assert study.tokenizer is not None
+    size, extractor = study.data.size, open_extractor(_NETWORK, device=device)
+    images = open_source(study.tokenizer.reference, default_size=size, progress=True)
+    check(
+        images.size == size,
+        f"tokenizer.reference {images.name} has images of {images.size} pixels, and data.size is {size}; name a set of "
+        f"{size} pixels",
+    )
+    pairs = lite0_distance(study.tokenizer.perceptual_side).to(device)
+    with locked(request.out):
+        study_of_tokenizers = TokenizerStudy(
+            study,
+            request.out,
+            budget=request.images,
+            compare=partial(compare_tokenizer, images=images, extractor=extractor, lpips=pairs, progress=True),
+            evaluator=_evaluator(study, study.judging.samples, size, device),
+            device=device,
+            log=log,
+        )
+        results = _begin(request, [])
+        run_jobs(study_of_tokenizers.jobs(), results, device=device, log=log)
+    return results
+
+
 def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: torch.device, log: Log) -> Results:
     """Run what is missing of a study that samples one model with every guidance setting.
 
@@ -141,8 +191,9 @@ def _begin(request: StudyRequest, weights: list[str]) -> Results:
     recipe = to_mapping(request.study)
     recipe["data"].pop("workers")  # which decide nothing
     for variant in recipe["variants"]:
-        if not variant["task"]:
-            del variant["task"]  # as in results of earlier versions
+        for name in ("task", "tokenizer", "tokenizer_task"):
+            if not variant[name]:
+                del variant[name]  # as in results of earlier versions
     settings = {
         "budget": request.images,
         "model": request.source,

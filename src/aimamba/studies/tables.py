@@ -39,6 +39,7 @@ def study_table(results: Results) -> str:
         "ablation": _ablation,
         "guidance": _guidance,
         "text": _text,
+        "tokenizer": _tokenizer,
     }
     samples = [sample for run in results.runs.values() for sample in run.get("samples", [])]
     if not any("samples" in run for run in results.runs.values()):
@@ -103,6 +104,34 @@ def _ablation(results: Results) -> str:
 def _text(results: Results) -> str:
     found = variant_rows(results.settings, results.runs)
     return "\n\n".join(_of_set(name, found) for name in set_names(found))
+
+
+_OF_TOKENIZER = {  # key: heading, factor, digits
+    "psnr": ("PSNR", 1.0, 2),
+    "ssim": ("SSIM", 1.0, 3),
+    "perceptual": ("perceptual", 1.0, 4),
+    "frechet": ("Fréchet, reconstructions", 1.0, 1),
+    "codes_used": ("codes used %", 100.0, 1),
+    "perplexity": ("perplexity", 1.0, 0),
+}
+
+
+def _tokenizer(results: Results) -> str:
+    found = variant_rows(results.settings, results.runs)
+    guidances = list(enumerate(found[0].guidances()))
+    header = ["tokenizer", "parameters", "codes", *(heading for heading, *_ in _OF_TOKENIZER.values())]
+    header += ["bits a code", "bits an image", *(f"Fréchet, samples, guidance {guidance}" for _, guidance in guidances)]
+    body = []
+    for row in found:
+        shape = row.runs[0]["tokenizer"]
+        cells = [row.title, f"{shape['parameters']:,}", f"{shape['codes']:,}"]
+        for key, (_, factor, digits) in _OF_TOKENIZER.items():
+            cells.append(mean_and_range(row.of_tokenizer(key), digits, factor))
+        cells.append(mean_and_range(row.bits(), 3))
+        cells.append(mean_and_range(row.bits_of_image(), 1))
+        cells += [mean_and_range(row.metric("frechet", index), 1) for index, _ in guidances]
+        body.append(cells)
+    return markdown_table(header, body)
 
 
 def _of_set(name: str, found: Sequence[Row]) -> str:
@@ -244,6 +273,9 @@ def _head(results: Results) -> str:
     budget = f"{settings['budget']:,} images"
     if settings["recipe"]["kind"] == "guidance":
         what = f"every setting generates {budget} with the generator of {settings['model']}."
+    elif settings["recipe"]["kind"] == "tokenizer":
+        share = settings["recipe"]["tokenizer"]["share"]
+        what = f"every generator trains on {budget}, and its tokenizer on {round(share * settings['budget']):,}."
     else:
         what = f"every run trains on {budget}, as codes of the tokenizer of {settings['model']}."
     sentences = [f"`aimamba study {results.study} --budget {settings['budget']}`: {what}"]
@@ -275,6 +307,15 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
             "of samples on which all that their caption mentions is read. Fréchet distances are by features of "
             f"{network(samples)} and larger for fewer images: compare them only within one table. Several seeds: mean "
             "(lowest to highest)."
+        )
+    if kind == "tokenizer":
+        return (
+            "PSNR, SSIM, perceptual distance (features of lite0) and codes used: the images of "
+            f"`{results.settings['recipe']['tokenizer']['reference']}` and their reconstructions. Samples: "
+            f"{judging['samples']:,} against `{judging['reference']}`. Fréchet distances are by features of "
+            f"{network(samples)} and larger for fewer images: compare them only within one column. Bits a code are "
+            "held-out ones of the generator, and depend on the number of codes. Several seeds: mean (lowest to "
+            "highest)."
         )
     count = results.settings["budget"] if kind == "guidance" else judging["samples"]
     notes = [

@@ -78,6 +78,9 @@ class GeneratorTask:
         beside = {"vector_heads": self.heads, "next_places": self.next_places}
         self._beside = nn.ModuleDict({name: network for name, network in beside.items() if network is not None})
 
+    def end_step(self, skip: Tensor) -> None:
+        """Do nothing: optimisers change all there is."""
+
     def companions(self) -> dict[str, nn.Module]:
         """Return no modules: training changes only the model."""
         return {}

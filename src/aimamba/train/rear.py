@@ -121,13 +121,13 @@ class VectorHeads(nn.Module):
         Raises:
             ConfigError: The generator has fewer blocks, or the tokenizer other codes.
         """
-        codebook = tokenizer.codebook.detach()
+        size = tokenizer.config.codebook_size
         check(
-            len(codebook) == model.vocab_size,
-            f"task.rear_weight needs the codebook of the tokenizer, which has {len(codebook)} codes, and the generator "
+            size == model.vocab_size,
+            f"task.rear_weight needs the codebook of the tokenizer, which has {size} codes, and the generator "
             f"{model.vocab_size}; give the tokenizer of its codes, or set it to 0",
         )
-        vectors = F.normalize(codebook.float(), dim=-1)
+        vectors = tokenizer.all_vectors().detach().float()
         after = {"recover_after": recover_after, "predict_after": predict_after}
         return cls(vectors, width=model.width, blocks=model.num_blocks, **after)
 

@@ -14,7 +14,7 @@ from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.parallel.layout import ParallelConfig
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.settings import FitConfig
-from aimamba.train.tokenizer import TokenizerTaskConfig
+from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 from aimamba.train.toml import to_toml
 
 _WIDTH = 120

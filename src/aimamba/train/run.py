@@ -125,7 +125,7 @@ class Run(Generic[Model, Batch]):
             self.step, self.seconds = saved.step, saved.seconds
             self.kept = saved.step if found.path.name == CHECKPOINT_FILE else None
         self.parts["best"] = self.best
-        self.taken = steps(loss, self.model, self.learners, config, device, self.precision, combine)
+        self.taken = steps(loss, self.model, self.learners, config, device, self.precision, combine, task.end_step)
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         self.costs = Costs(task.amount(), config, parameters=trained, start=self.step, device=device)
         if self.writes:

@@ -33,7 +33,8 @@ from aimamba.train.parts import Adapter
 from aimamba.train.reading import Reading
 from aimamba.train.recipe import DataConfig, Recipe, recipe_names
 from aimamba.train.task import Model, Task
-from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+from aimamba.train.tokenizer import TokenizerTask
+from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
 from aimamba.train.tuning import ClassTable, choose_trained, class_table, with_captions, with_classes
 
@@ -143,6 +144,12 @@ def _tokenizer_task(recipe: Recipe, log: Callable[[str], None], progress: bool) 
     for name in ("perceptual", "adversarial"):
         if getattr(task, f"{name}_weight") and (start := getattr(task, f"{name}_start")) >= recipe.fit.steps:
             log(f"note: the {name} loss never starts: task.{name}_start = {start}, fit.steps = {recipe.fit.steps}")
+    if config.quantizer == "gumbel" and task.gumbel_until > recipe.fit.steps:
+        lowest = task.temperature(recipe.fit.steps)
+        log(
+            f"note: the temperature ends at {lowest:.3g}, not at task.gumbel_last_temperature: task.gumbel_until = "
+            f"{task.gumbel_until}, fit.steps = {recipe.fit.steps}"
+        )
     train, held_out = _open(recipe.data, progress=progress)
     if initial is not None:
         model = initial

@@ -31,6 +31,9 @@ Loss = Callable[[Model, Batch, torch.Generator, Any], tuple[Tensor, dict[str, Te
 Combine = Callable[[list[Tensor], Reports], tuple[list[Tensor], Reports]]
 """Average the losses and reports of the parts of a batch over processes."""
 
+EndStep = Callable[[Tensor], None]
+"""See ``Task.end_step``."""
+
 Run = Callable[[], tuple[Tensor, Reports]]
 """A step on fixed tensors."""
 
@@ -41,6 +44,10 @@ _WARM_UP_STEPS = 2  # compile kernels and allocate what libraries keep, which a 
 def alone(losses: list[Tensor], reports: Reports) -> tuple[list[Tensor], Reports]:
     """Return what it is given, because one process has nothing to average."""
     return losses, reports
+
+
+def _nothing(_skip: Tensor) -> None:
+    """Change nothing that no optimiser changes."""
 
 
 def _capture(run: Run, rng: torch.Generator) -> Run:
@@ -59,6 +66,7 @@ class TrainingStep(Generic[Model, Batch]):
         device: Where to train.
         precision: ``float32`` or ``bfloat16``, for the forward pass.
         combine: Averages losses and reports over processes; one process has nothing to average.
+        end: ``Task.end_step``.
     """
 
     loss: Loss[Model, Batch]
@@ -68,6 +76,7 @@ class TrainingStep(Generic[Model, Batch]):
     device: torch.device
     precision: str
     combine: Combine = alone
+    end: EndStep = _nothing
 
     def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
         """Take step number ``step``; if its loss or gradient is not finite, weights and moments stay as they are.
@@ -106,6 +115,7 @@ class TrainingStep(Generic[Model, Batch]):
         skip = values.isfinite().all().logical_not().float()
         for learner in self.learners:
             learner.step(skip)
+        self.end(skip)
         return values, reports
 
 

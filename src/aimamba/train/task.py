@@ -145,8 +145,16 @@ class Task(Protocol[Model, Batch]):
         """
         ...
 
+    def end_step(self, skip: Tensor) -> None:
+        """Change what no optimiser does, after the optimisers of a step: in ``model`` buffers, and companions.
+
+        Args:
+            skip: A float32 scalar on the device: 1 if the step is skipped and must leave no trace.
+        """
+        ...
+
     def companions(self) -> dict[str, nn.Module]:
-        """Return the modules other than ``model`` that ``loss`` changes, by name.
+        """Return the modules other than ``model`` that ``loss`` or ``end_step`` changes, by name.
 
         ``fit`` moves them to the device and stores them in checkpoints. A task must keep no other state from step to
         step; otherwise a stopped run could not continue exactly.

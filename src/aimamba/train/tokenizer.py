@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,85 +25,17 @@ from aimamba.models.gan import (
     adversarial_losses,
     discriminator_losses,
 )
+from aimamba.models.quantizers import Relaxation
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.seeds import seeded
-from aimamba.train.codebook import CodebookUse
+from aimamba.train.codebook import CodebookAverages, CodebookUse
 from aimamba.train.task import Amount, Auxiliary, Example, Objective
+from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 
 _IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
 _OF_DISCRIMINATOR = ("discriminator", "real_logits", "drawn_logits")  # metrics
 _LONGEST_LISTED = 80  # characters of the names of the classes in a message
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerTaskConfig:
-    """Weights and settings of the losses.
-
-    LlamaGen uses ``perceptual_weight = 1`` with ``perceptual = "lpips"``, and ``adversarial_weight = 0.5``. VQGAN's
-    adversarial weight is 0.8, with ``adversarial_adaptive = true``.
-
-    Attributes:
-        l1_weight: Weight of the mean absolute error of pixels in [-1, 1].
-        l2_weight: Weight of the mean squared error of pixels in [-1, 1].
-        codebook_weight: Weight of the sum of the codebook and commitment losses.
-        perceptual_weight: Weight of the perceptual loss, a distance between features of a trained network; 0 is none.
-        perceptual_start: First step, counted from 0, with a perceptual loss. Steps without it are several times faster.
-        perceptual: The network: ``lite0``; ``lpips``, whose weights are a package of their own; or the file or folder
-            with the weights of VGG16 and LPIPS.
-        perceptual_side: ``lite0`` enlarges smaller images to at least this many pixels; its time grows with the square.
-        adversarial_weight: Weight of the adversarial loss; 0 is no discriminator.
-        adversarial_start: First step, counted from 0, with an adversarial loss.
-        discriminator_start: First step in which the discriminator learns; by default ``adversarial_start``. It starts
-            from random weights, also with ``init``, so with a trained tokenizer it should learn for some hundred steps
-            before its verdict counts.
-        adversarial_adaptive: Whether to scale the adversarial loss in every step so that its gradient at the last layer
-            is as large as that of the pixel and perceptual losses.
-        discriminator_lr: Highest learning rate of the discriminator; it follows the same schedule as the model's.
-        discriminator_channels: Width of the discriminator's first layer.
-        discriminator_layers: Number of the discriminator's layers that halve the image.
-        decoder_only: Whether to train the decoder only. The codes of images stay the same, so generators trained on
-            them stay valid. Needs ``init`` in the recipe.
-        revive_codes: Whether to move codes that are not used to latents that are badly served. Without it, those of a
-            codebook that was trained before stay as they are.
-    """
-
-    l1_weight: float = 0.0
-    l2_weight: float = 1.0
-    codebook_weight: float = 1.0
-    perceptual_weight: float = 0.0
-    perceptual_start: int = 0
-    perceptual: str = "lite0"
-    perceptual_side: int = 128
-    adversarial_weight: float = 0.0
-    adversarial_start: int = 20000
-    discriminator_start: int | None = None
-    adversarial_adaptive: bool = False
-    discriminator_lr: float = 1e-4
-    discriminator_channels: int = 64
-    discriminator_layers: int = 3
-    decoder_only: bool = False
-    revive_codes: bool = True
-
-    def __post_init__(self) -> None:
-        weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
-        for name in (*weights, "perceptual_start", "adversarial_start"):
-            check(getattr(self, name) >= 0, f"task.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("perceptual_side", "discriminator_channels", "discriminator_layers"):
-            check(getattr(self, name) >= 1, f"task.{name} must be at least 1, got {getattr(self, name)}")
-        check(
-            0 < self.discriminator_lr < math.inf, f"task.discriminator_lr must be positive, got {self.discriminator_lr}"
-        )
-        check(
-            0 <= self.first_of_discriminator <= self.adversarial_start,
-            f"task.discriminator_start must be 0 to task.adversarial_start = {self.adversarial_start}, "
-            f"got {self.discriminator_start}",
-        )
-
-    @property
-    def first_of_discriminator(self) -> int:
-        """The first step in which the discriminator learns."""
-        return self.adversarial_start if self.discriminator_start is None else self.discriminator_start
 
 
 class TokenizerTask:
@@ -143,7 +73,11 @@ class TokenizerTask:
         self.config = config
         self.seed = seed
         self.workers = workers
-        self.use = CodebookUse(model.config.codebook_size, trained=trained)
+        self.use = (
+            CodebookAverages(model.codebook, config.codebook_decay, trained=trained)
+            if model.quantizer.codebook == "buffer" and model.codebook is not None
+            else CodebookUse(model.config.codebook_size, trained=trained)
+        )
         self.perceptual = (
             perceptual_loss(config.perceptual, smallest_side=config.perceptual_side)
             if config.perceptual_weight
@@ -156,8 +90,13 @@ class TokenizerTask:
                 part.requires_grad_(True)
 
     def companions(self) -> dict[str, nn.Module]:
-        """Return the moving average of how often each code is used."""
+        """Return the moving averages of how often each code is used, and of the quantiser ``ema``."""
         return {"codebook_use": self.use}
+
+    def end_step(self, skip: Tensor) -> None:
+        """Update a codebook that is a moving average."""
+        if not self.config.decoder_only:
+            self.use.end_step(self.model.codebook, skip)
 
     def basis(self) -> dict[str, str]:
         """Return the classes, a fingerprint of the names and labels of the training images, and LPIPS's."""
@@ -205,19 +144,23 @@ class TokenizerTask:
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return the weighted sum of all losses, and each loss without its weight.
 
-        The sum has the pixel losses, the two quantiser losses (van den Oord et al., arXiv 1711.00937, eq. 3) and the
-        perceptual loss. From ``adversarial_start`` on it also has the adversarial loss, and from
-        ``discriminator_start`` on, with weight 1, the discriminator's own loss.
+        The sum has the pixel losses, the two quantiser losses (van den Oord et al., arXiv 1711.00937, eq. 3), those of
+        ``lfq`` and ``gumbel`` (``VQModel.penalties``) and the perceptual loss. From ``adversarial_start`` on it also
+        has the adversarial loss, and from ``discriminator_start`` on, with weight 1, the discriminator's own loss.
         """
+        config = self.config
         images = to_float(batch.images)
         latents = model.latents(images)
-        if model.training and self.config.revive_codes and not self.config.decoder_only:
-            self.use.revive(model.codebook, latents.detach().movedim(1, -1).flatten(0, -2), rng)
-        output = model.reconstruct(latents)
+        learns, rows = model.training and not self.config.decoder_only, latents.detach().movedim(1, -1)
+        if learns and self.config.revive_codes and model.quantizer.nearest and model.codebook is not None:
+            self.use.revive(model.codebook, rows.flatten(0, -2), rng)
+        relaxation = None
+        if learns and model.config.quantizer == "gumbel":
+            relaxation = Relaxation(distributed.uniform(tuple(rows.shape), rng, rows.device), config.temperature(step))
+        output = model.reconstruct(latents, relaxation)
         if model.training:
-            self.use.observe(output.codes)
+            self.use.observe(output.codes, rows)
         reconstructions = output.images.float()
-        config = self.config
         l1, l2 = F.l1_loss(reconstructions, images), F.mse_loss(reconstructions, images)
         quantizer = output.codebook_loss + output.commitment_loss
         parts: dict[str, Tensor | float] = {"l1": l1.detach(), "l2": l2.detach(), "quantizer": quantizer.detach()}
@@ -227,6 +170,12 @@ class TokenizerTask:
             reconstruction_loss = reconstruction_loss + config.perceptual_weight * perceptual
             parts["perceptual"] = perceptual.detach()
         total = reconstruction_loss + config.codebook_weight * quantizer
+        weights = config.weights(step)
+        for name, value in model.penalties(latents, config.entropy_temperature, distributed.averaged).items():
+            total = total + weights[name] * value
+            parts[name] = value.detach()
+        if relaxation is not None:
+            parts["temperature"] = relaxation.temperature
         if self.discriminator is not None and model.training and step >= config.first_of_discriminator:
             if step >= config.adversarial_start:
                 loss, more = self._adversarial_loss(
@@ -326,7 +275,7 @@ class TokenizerTask:
 
     def _held_out_images(self, model: VQModel, indices: "range | list[int]") -> Tensor:
         stacked = np.stack([self.held_out.image(index, None) for index in indices])
-        return to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2)).to(model.codebook.device)
+        return to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2)).to(model.device)
 
 
 def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discriminator:

@@ -80,6 +80,22 @@ def test_parts_of_a_batch_are_those_of_one_process(tmp_path, metrics):
     assert losses(tmp_path / "two", metrics) == pytest.approx(losses(tmp_path / "one", metrics), abs=1e-5)
 
 
+def test_quantizers_that_ask_for_the_whole_batch(tmp_path, metrics):
+    """The sums of moving averages, over parts of a batch and processes, and the entropy of the mean distribution."""
+    changes = {"accumulation": 2, "steps": 6, "checkpoint_every": 6}
+    options = {"adversarial_weight": 0.0, "entropy_weight": 0.5}
+    together(2, ranks_task.train_quantizers, tmp_path / "two", changes, options, logs=tmp_path)
+    for kind in ("ema", "lfq"):
+        one, two = tmp_path / "one" / kind, tmp_path / "two" / kind
+        alone("tokenizer", one, changes, {"quantizer": kind, **options})
+        assert losses(two, metrics) == pytest.approx(losses(one, metrics), abs=1e-5)
+        for part in ("model", "companion codebook_use"):
+            assert_close(newest(two).parts[part], newest(one).parts[part], rtol=0, atol=2e-4)
+    mean = losses(tmp_path / "two/lfq", metrics, "mean_entropy")
+    assert mean == pytest.approx(losses(tmp_path / "one/lfq", metrics, "mean_entropy"), abs=1e-4)
+    assert newest(tmp_path / "two/ema").parts["companion codebook_use"].keys() == {"use", "count", "total"}
+
+
 def test_bfloat16_activation_checkpointing_and_heads_on_hidden_states(tmp_path, metrics):
     changes = {"precision": "bfloat16"}
     options = {"checkpointing": True, "rear_weight": 0.5, "code_noise": 0.2, "code_noise_until": 9}

@@ -2,11 +2,15 @@
 
 import pytest
 
+from aimamba.config import from_mapping
 from aimamba.errors import ConfigError
+from aimamba.models import VQConfig, VQModel
 from aimamba.train.plan.on_paper import Place
 from aimamba.train.plan.outline import outline
 from aimamba.train.plan.plan import step_memory
-from aimamba.train.recipe import load_recipe, recipe_names
+from aimamba.train.recipe import DataConfig, Recipe, load_recipe, recipe_names
+from aimamba.train.settings import FitConfig
+from quantizer_settings import KINDS, SETTINGS
 from refusals import one_line_error
 
 
@@ -94,3 +98,18 @@ def test_frozen_weights_have_no_gradient_moments_and_average(settings, whole, ad
     memory = step_memory(part, needed, average=True, narrow=True)
     assert needed.gradients == memory.gradients == memory.average == 4 * trained
     assert memory.optimizer == 8 * trained
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokenizers_with_every_quantizer(kind):
+    shape = {"channels": 16, "channel_mult": [1, 2], "z_channels": 16, "norm_groups": 8, "codebook_size": 512}
+    recipe = Recipe(
+        stage="tokenizer",
+        data=DataConfig(size=32),
+        model={**shape, **SETTINGS[kind]},
+        fit=FitConfig(steps=5, batch_size=4, lr=1e-3),
+    )
+    found = outline(recipe)
+    assert found.parameters == VQModel(from_mapping(VQConfig, recipe.model, where="test")).num_parameters()
+    small, large = (found.trace(batch, Place(), False).peak for batch in (2, 8))
+    assert 0 < small < large

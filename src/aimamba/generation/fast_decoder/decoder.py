@@ -70,10 +70,10 @@ class FastDecoder:
             record: Converts a full slice's computation to one that repeats it. By default a CUDA graph on CUDA, and
                 nothing elsewhere.
         """
-        self._device = model.codebook.device
+        self._device = model.device
         batch_size = _BATCH_ON_CPU if self._device.type == "cpu" else _BATCH_ELSEWHERE
         self._versions = weight_versions(model)
-        vectors = F.normalize(model.codebook, dim=-1)[..., None, None]  # (V, E, 1, 1)
+        vectors = model.all_vectors()[..., None, None]  # (V, E, 1, 1)
         self._table = model.from_code(vectors).flatten(1)  # (V, z_channels)
         self.is_native = native and native_decoder.unsupported(model.decoder) is None
         self._decoder: Callable[[Tensor], Tensor] = (

@@ -31,7 +31,8 @@ from aimamba.train.random_order import NextPlaces
 from aimamba.train.rear import VectorHeads
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
 from aimamba.train.stages import model_config
-from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig
+from aimamba.train.tokenizer import TokenizerTask
+from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 from aimamba.train.tuning import choose_trained
 
 META = torch.device("meta")
@@ -300,6 +301,9 @@ class _NoUse(CodebookUse):
         """Do nothing."""
 
     def observe(self, *_: Any) -> None:
+        """Do nothing."""
+
+    def end_step(self, *_: Any) -> None:
         """Do nothing."""
 
 

@@ -1,0 +1,125 @@
+"""Settings of the training of a tokenizer."""
+
+import math
+from dataclasses import dataclass
+
+from aimamba.config import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTaskConfig:
+    """Weights and settings of the losses.
+
+    LlamaGen uses ``perceptual_weight = 1`` with ``perceptual = "lpips"``, and ``adversarial_weight = 0.5``. VQGAN's
+    adversarial weight is 0.8, with ``adversarial_adaptive = true``.
+
+    Attributes:
+        l1_weight: Weight of the mean absolute error of pixels in [-1, 1].
+        l2_weight: Weight of the mean squared error of pixels in [-1, 1].
+        codebook_weight: Weight of the sum of the codebook and commitment losses.
+        perceptual_weight: Weight of the perceptual loss, a distance between features of a trained network; 0 is none.
+        perceptual_start: First step, counted from 0, with a perceptual loss. Steps without it are several times faster.
+        perceptual: The network: ``lite0``; ``lpips``, whose weights are a package of their own; or the file or folder
+            with the weights of VGG16 and LPIPS.
+        perceptual_side: ``lite0`` enlarges smaller images to at least this many pixels; its time grows with the square.
+        adversarial_weight: Weight of the adversarial loss; 0 is no discriminator.
+        adversarial_start: First step, counted from 0, with an adversarial loss.
+        discriminator_start: First step in which the discriminator learns; by default ``adversarial_start``. It starts
+            from random weights, also with ``init``, so with a trained tokenizer it should learn for some hundred steps
+            before its verdict counts.
+        adversarial_adaptive: Whether to scale the adversarial loss in every step so that its gradient at the last layer
+            is as large as that of the pixel and perceptual losses.
+        discriminator_lr: Highest learning rate of the discriminator; it follows the same schedule as the model's.
+        discriminator_channels: Width of the discriminator's first layer.
+        discriminator_layers: Number of the discriminator's layers that halve the image.
+        decoder_only: Whether to train the decoder only. The codes of images stay the same, so generators trained on
+            them stay valid. Needs ``init`` in the recipe.
+        revive_codes: Whether to move codes that are not used to latents that are badly served. Without it, those of a
+            codebook that was trained before stay as they are. Only of the quantisers ``learned`` and ``ema``.
+        codebook_decay: Of the quantiser ``ema``: share of its moving averages that stays in each step.
+        entropy_weight: Of ``lfq``: weight of the entropy of a latent's code, less ``mean_entropy_weight`` times that of
+            the mean distribution over codes, both in nats. The first makes codes sure, the second makes all be used.
+        mean_entropy_weight: See ``entropy_weight``.
+        entropy_temperature: Temperature of the distributions of which these are entropies.
+        kl_weight: Of ``gumbel``: weight of the divergence, in nats, of a latent's distribution over codes from the
+            uniform one. DALL-E's 6.6 is 0.034 here, beside a loss per pixel value.
+        kl_until: Step from which on it has that weight; before, it rises from 0 along half a cosine.
+        gumbel_temperature: Of ``gumbel``: temperature of the first step.
+        gumbel_last_temperature: Temperature from step ``gumbel_until`` on; in between it falls along half a cosine.
+        gumbel_until: See ``gumbel_last_temperature``.
+    """
+
+    l1_weight: float = 0.0
+    l2_weight: float = 1.0
+    codebook_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    perceptual_start: int = 0
+    perceptual: str = "lite0"
+    perceptual_side: int = 128
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 20000
+    discriminator_start: int | None = None
+    adversarial_adaptive: bool = False
+    discriminator_lr: float = 1e-4
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    decoder_only: bool = False
+    revive_codes: bool = True
+    codebook_decay: float = 0.99
+    entropy_weight: float = 0.1
+    mean_entropy_weight: float = 1.0
+    entropy_temperature: float = 1.0
+    kl_weight: float = 5e-4
+    kl_until: int = 0
+    gumbel_temperature: float = 1.0
+    gumbel_last_temperature: float = 0.0625
+    gumbel_until: int = 20000
+
+    def __post_init__(self) -> None:
+        weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
+        of_quantizers = ("entropy_weight", "mean_entropy_weight", "kl_weight")
+        for name in (*weights, *of_quantizers, "perceptual_start", "adversarial_start", "kl_until", "gumbel_until"):
+            check(getattr(self, name) >= 0, f"task.{name} must not be negative, got {getattr(self, name)}")
+        for name in of_quantizers:
+            check(math.isfinite(getattr(self, name)), f"task.{name} must be finite, got {getattr(self, name)}")
+        for name in ("entropy_temperature", "gumbel_temperature", "gumbel_last_temperature"):
+            check(0 < getattr(self, name) < math.inf, f"task.{name} must be positive, got {getattr(self, name)}")
+        check(
+            self.gumbel_last_temperature <= self.gumbel_temperature,
+            f"task.gumbel_last_temperature must be at most task.gumbel_temperature = {self.gumbel_temperature:g}, got "
+            f"{self.gumbel_last_temperature:g}",
+        )
+        check(0 <= self.codebook_decay < 1, f"task.codebook_decay must lie in [0, 1), got {self.codebook_decay}")
+        for name in ("perceptual_side", "discriminator_channels", "discriminator_layers"):
+            check(getattr(self, name) >= 1, f"task.{name} must be at least 1, got {getattr(self, name)}")
+        check(
+            0 < self.discriminator_lr < math.inf, f"task.discriminator_lr must be positive, got {self.discriminator_lr}"
+        )
+        check(
+            0 <= self.first_of_discriminator <= self.adversarial_start,
+            f"task.discriminator_start must be 0 to task.adversarial_start = {self.adversarial_start}, "
+            f"got {self.discriminator_start}",
+        )
+
+    @property
+    def first_of_discriminator(self) -> int:
+        """The first step in which the discriminator learns."""
+        return self.adversarial_start if self.discriminator_start is None else self.discriminator_start
+
+    def temperature(self, step: int) -> float:
+        """Return the temperature of ``gumbel`` in a step, counted from 0."""
+        first, last = self.gumbel_temperature, self.gumbel_last_temperature
+        return first + (last - first) * _risen(step, self.gumbel_until)
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Return the weights of what ``VQModel.penalties`` returns, by name."""
+        return {
+            "code_entropy": self.entropy_weight,
+            "mean_entropy": -self.entropy_weight * self.mean_entropy_weight,
+            "kl": self.kl_weight * _risen(step, self.kl_until),
+        }
+
+
+def _risen(step: int, until: int) -> float:
+    """Return a share that rises from 0 to 1 along half a cosine, and is 1 from step ``until`` on."""
+    return (1 - math.cos(math.pi * step / until)) / 2 if step < until else 1.0

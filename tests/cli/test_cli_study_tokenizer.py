@@ -1,0 +1,149 @@
+"""``aimamba study`` of kind tokenizer at a tiny size: every quantiser, what is measured, resumption, refusals."""
+
+import json
+
+import pytest
+from small_studies import SMALL
+from test_cli_study import Sums
+
+from aimamba.train.stages import make_task
+
+RECIPE = (
+    """
+kind = "tokenizer"
+budget = 8
+
+[data]
+source = "avatars:planets,sprouts"
+size = 16
+per_class = 10
+held_out_per_class = 5
+
+[tokenizer]
+share = 2.0
+reference = "avatars-16:planets,sprouts:held-out:10"
+perceptual_side = 16
+task = { gumbel_until = 4 }
+fit = { batch_size = 4, lr = 1e-2, checkpoint_every = 1 }
+
+[tokenizer.model]
+channels = 8
+channel_mult = [1, 1, 2]
+num_res_blocks = 1
+z_channels = 8
+norm_groups = 4
+codebook_size = 27
+"""
+    + SMALL
+    + """checkpoint_every = 1
+
+[judging]
+reference = "avatars-16:planets,sprouts:held-out:10"
+samples = 10
+scales = [1.0, 2.0]
+
+[[variants]]
+name = "ema"
+title = "averages"
+tokenizer = { quantizer = "ema" }
+
+[[variants]]
+name = "fsq"
+tokenizer = { quantizer = "fsq", levels = [3, 3, 3], codebook_dim = 3, decoder_channels = 16 }
+
+[[variants]]
+name = "lfq"
+tokenizer = { quantizer = "lfq", codebook_size = 16, codebook_dim = 4 }
+tokenizer_task = { entropy_weight = 0.2 }
+
+[[variants]]
+name = "gumbel"
+tokenizer = { quantizer = "gumbel" }
+"""
+)
+CODES = {"ema": 27, "fsq": 27, "lfq": 16, "gumbel": 27}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr("aimamba.studies.run.open_extractor", lambda name, device: Sums())
+
+
+@pytest.fixture
+def study(here, aimamba):
+    (here / "tokenizer.toml").write_text(RECIPE)
+    return lambda *options: aimamba("study", "tokenizer.toml", "--device", "cpu", *options)
+
+
+def test_the_study(study, aimamba, here, monkeypatch):
+    status, out, err = study()
+    assert status == 0, err
+    assert out.startswith("4 runs in studies/tokenizer/results.json")
+    folder = here / "studies/tokenizer"
+    content = json.loads((folder / "results.json").read_text())
+    runs = content["runs"]
+    assert list(runs) == [f"{name}-seed-0" for name in CODES]
+    for name, size in CODES.items():
+        run = runs[f"{name}-seed-0"]
+        measured = run["tokenizer"]
+        assert measured["codes"] == size
+        assert measured.keys() >= {"psnr", "ssim", "perceptual", "frechet", "codes_used", "perplexity", "parameters"}
+        assert 1 / size <= measured["codes_used"] <= 1
+        assert run["tokens"] == 16
+        assert run["held_out"]["bits_per_token"] > 0
+        assert [sample["sampling"]["cfg_scale"] for sample in run["samples"]] == [1.0, 2.0]
+        kept = json.loads((folder / f"{name}-seed-0/tokenizer/model/config.json").read_text())
+        assert kept["quantizer"] == name
+    assert runs["fsq-seed-0"]["tokenizer"]["decoder"] > runs["lfq-seed-0"]["tokenizer"]["decoder"]
+    assert "steps = 4" in (folder / "ema-seed-0/tokenizer/recipe.toml").read_text(), "twice the budget"
+    assert "entropy_weight = 0.2" in (folder / "lfq-seed-0/tokenizer/recipe.toml").read_text()
+    table = (folder / "table.md").read_text()
+    bits = runs["ema-seed-0"]["held_out"]["bits_per_token"]
+    [line] = [line for line in table.splitlines() if line.startswith("| averages |")]
+    assert f"| {bits:.3f} | {16 * bits:.1f} |" in line
+    assert "and its tokenizer on 16" in table
+    figure = (folder / "figure.png").read_bytes()
+
+    # A run that is missing in the results is measured again and not trained again.
+    lost = content["runs"].pop("fsq-seed-0")
+    (folder / "results.json").write_text(json.dumps(content))
+    monkeypatch.setattr("aimamba.studies.tokenizers.make_task", None)
+    assert study()[0] == 0
+    again = json.loads((folder / "results.json").read_text())["runs"]["fsq-seed-0"]
+    assert again["tokenizer"] == lost["tokenizer"]
+    assert again["held_out"] == lost["held_out"]
+    assert [sample["numbers"] for sample in again["samples"]] == [sample["numbers"] for sample in lost["samples"]]
+    monkeypatch.setattr("aimamba.studies.tokenizers.make_task", make_task)
+
+    (folder / "table.md").unlink()
+    (folder / "figure.png").unlink()
+    assert study("--report-only")[0] == 0
+    lines = (folder / "table.md").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 6
+    assert len((folder / "figure.png").read_bytes()) == pytest.approx(len(figure), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("levels = [3, 3, 3]", "levels = [3, 3, 4]", "make 36 codes, but codebook_size is 27"),
+        ('quantizer = "ema"', 'quantizer = "emma"', "did you mean 'ema'"),
+        ("entropy_weight = 0.2", "entropy_wait = 0.2", "entropy_weight"),
+        ("share = 2.0", "share = 0", "tokenizer.share must be a positive number, got 0"),
+        ("size = 16\n", "size = 18\n", "has images of 16 pixels, and data.size is 18"),
+        ("num_blocks = 2", "num_block = 2", "ema: model: unknown key 'num_block'"),
+        ('kind = "tokenizer"', 'kind = "scaling"', "no other kind has it"),
+        ("fit = { batch_size = 4, lr", "fit = { batch_size = 4, rl", "tokenizer.fit: unknown key 'rl'"),
+    ],
+)
+def test_refusals(refusal, here, before, after, message):
+    assert before in RECIPE
+    (here / "own.toml").write_text(RECIPE.replace(before, after))
+    assert message in refusal("study", "own.toml", "--device", "cpu")
+    assert not (here / "studies/own/ema-seed-0").exists()
+
+
+def test_its_tokenizers_are_its_own(refusal, here):
+    (here / "own.toml").write_text(RECIPE)
+    for option in ("--tokenizer", "--model"):
+        assert "leave --tokenizer and --model out" in refusal("study", "own.toml", option, "avatars-64")
