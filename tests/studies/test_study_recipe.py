@@ -26,7 +26,7 @@ def sizes(study):
 
 
 def test_names():
-    assert study_names() == ["ablation", "baseline", "guidance", "scaling", "text"]
+    assert study_names() == ["ablation", "baseline", "guidance", "guidance-free", "scaling", "text"]
     assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 
@@ -100,6 +100,17 @@ def test_guidance_has_every_scale_with_every_schedule():
     assert drawn == [(1, "constant"), *((scale, s) for s in schedules for scale in (1.25, 1.5, 2, 3, 4))]
 
 
+def test_guidance_free_has_intervals_a_control_and_models_that_are_contrasted():
+    study = load_study("guidance-free")
+    drawn = study.judging.samplings()
+    within = [s for s in drawn if (s.cfg_start, s.cfg_end) != (0, 1)]
+    assert [[s.cfg_scale, s.cfg_start, s.cfg_end] for s in within] == [list(one) for one in study.judging.intervals]
+    assert drawn[-len(within) :] == within
+    objectives = [variant.task.get("objective", "likelihood") for variant in study.variants]
+    assert objectives[0] == "likelihood"
+    assert set(objectives[1:]) == {"cca"}
+
+
 def test_a_budget_scales_the_steps_and_their_schedule():
     study = load_study("scaling")
     small, large = (
@@ -132,6 +143,17 @@ def test_a_budget_scales_the_steps_and_their_schedule():
             r"schedules\[0\] must be one of .*, got 'cosine'",
         ),
         ({"judging": {"scales": [-1]}}, "cfg-scale must be 0 or more"),
+        (
+            {"judging": {"intervals": [[2.0, 0.5]]}},
+            r"judging.intervals holds lists of scale, start and end, as in \[2.0, 0.0, 0.5\]; got \[2.0, 0.5\]",
+        ),
+        ({"judging": {"intervals": [[2.0, 0.5, 0.2]]}}, "cfg-start and cfg-end must be shares"),
+        ({"kind": "guidance-free", "variants": []}, "a study of kind 'guidance-free' needs variants"),
+        (
+            {"kind": "guidance-free", "variants": [{"name": "a", "model": {"width": 8}}]},
+            "'guidance-free' keeps shape and order of its model; leave out model and order of a",
+        ),
+        ({"kind": "guidance-free", "model": {"width": 8}}, "keeps shape and order of its model"),
         ({"kind": "scalin"}, "did you mean 'scaling'"),
     ],
 )

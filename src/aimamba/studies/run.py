@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from aimamba.evaluation.sources import open_source
 from aimamba.models import VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.studies.caption_evaluator import CaptionEvaluator
-from aimamba.studies.evaluator import Evaluator, SampleEvaluator
-from aimamba.studies.plan import guidance_jobs, run_jobs, training_jobs
+from aimamba.studies.evaluator import Evaluator, QualityAndSpeed, SampleEvaluator
+from aimamba.studies.fine_tuner import FineTuner
+from aimamba.studies.plan import fine_tuning_jobs, guidance_jobs, run_jobs, training_jobs
 from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
@@ -34,8 +36,8 @@ class StudyRequest:
         study: Its recipe.
         out: Its folder.
         budget: Images that every run trains on (``guidance``: generates); the recipe's budget by default.
-        tokenizer: Name of the tokenizer whose codes the generators learn; not for ``guidance``.
-        model: Name of the model that ``guidance`` samples; for no other study.
+        tokenizer: Name of the tokenizer whose codes the generators learn; not for studies of one model.
+        model: Name of the model that ``guidance`` samples and ``guidance-free`` fine-tunes; for no other study.
         text_encoder: The frozen sentence encoder, where the study has one, instead of the one that it names.
 
     Raises:
@@ -54,7 +56,7 @@ class StudyRequest:
         check(self.budget is None or self.budget >= 1, f"--budget must be at least 1, got {self.budget}")
         check(
             not self.samples_one_model or self.tokenizer is None,
-            "study guidance samples a whole model: give it with --model instead of --tokenizer",
+            f"study {self.study.kind} samples a whole model: give it with --model instead of --tokenizer",
         )
         check(
             self.samples_one_model or self.model is None,
@@ -63,8 +65,8 @@ class StudyRequest:
 
     @property
     def samples_one_model(self) -> bool:
-        """Whether the study samples one model instead of training several."""
-        return self.study.kind == "guidance"
+        """Whether the study samples one model, and perhaps what is fine-tuned from it, instead of training several."""
+        return self.study.kind in ("guidance", "guidance-free")
 
     @property
     def source(self) -> str:
@@ -117,7 +119,7 @@ def run_training_study(request: StudyRequest, tokenizer: VQModel, *, device: tor
 
 
 def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: torch.device, log: Log) -> Results:
-    """Run what is missing of a study that samples one model with every guidance setting.
+    """Run what is missing of a study that samples one model with every guidance setting, and fine-tunes of it.
 
     Args:
         request: The study.
@@ -126,13 +128,18 @@ def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: tor
         log: Progress callback: called with a line when a run begins.
 
     Raises:
-        ConfigError: The folder holds results of other settings, or another process is writing to it.
+        ConfigError: The folder holds results of other settings, or another process is writing to it; or a setting of
+            fine-tuning is unknown or out of range.
         DataError: The reference cannot be opened, or its images have another size.
     """
+    study, fine_tuned = request.study, request.study.kind == "guidance-free"
+    tuner = FineTuner(study, request.out, init=request.source, budget=request.images, device=device, log=log)
     with locked(request.out):
         results = _begin(request, [part.fingerprint() for part in (pipeline.tokenizer, pipeline.generator)])
-        evaluator = _evaluator(request.study, request.images, pipeline.image_size, device)
-        run_jobs(guidance_jobs(pipeline, request.study.judging, evaluator), results, device=device, log=log)
+        samples = study.judging.samples if fine_tuned else request.images
+        evaluator = _evaluator(study, samples, pipeline.image_size, device)
+        jobs = chain(guidance_jobs(pipeline, study.judging, evaluator), fine_tuning_jobs(tuner, evaluator))
+        run_jobs(jobs, results, device=device, log=log)
     return results
 
 
@@ -143,6 +150,8 @@ def _begin(request: StudyRequest, weights: list[str]) -> Results:
     for variant in recipe["variants"]:
         if not variant["task"]:
             del variant["task"]  # as in results of earlier versions
+    if not recipe["judging"]["intervals"]:
+        del recipe["judging"]["intervals"]
     settings = {
         "budget": request.images,
         "model": request.source,
@@ -157,4 +166,5 @@ def _evaluator(study: StudyRecipe, samples: int, size: int, device: torch.device
     if study.kind == "text":
         return CaptionEvaluator(judging.reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)
     reference = open_source(judging.reference, default_size=size, progress=True)
-    return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)
+    kind = QualityAndSpeed if study.kind == "guidance-free" else SampleEvaluator
+    return kind(reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)

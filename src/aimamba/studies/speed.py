@@ -1,14 +1,17 @@
-"""Speed and memory of sampling by length of the sequence. They do not depend on the weights, so these are random."""
+"""Speed and memory of sampling: of random weights by length of the sequence, and of a pipeline by guidance."""
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from aimamba.evaluation.sources import ModelSource, make_labels
 from aimamba.generation import SamplingConfig, generate
 from aimamba.models import AiM, AiMConfig
+from aimamba.pipeline import Pipeline
 from aimamba.studies.recipe import SpeedConfig
 
 _LONG_ENOUGH = 2.0  # seconds of sampling after which a measurement is not repeated
@@ -40,16 +43,48 @@ def state_bytes(config: AiMConfig) -> int:
         return AiM(config).init_state(1).nbytes
 
 
+def pipeline_speed(pipeline: Pipeline, sampling: SamplingConfig, batch: int) -> dict[str, float]:
+    """Measure a pipeline, decoding to images included.
+
+    Args:
+        pipeline: The model.
+        sampling: How tokens are sampled.
+        batch: Images that are generated at once.
+
+    Returns:
+        ``pictures_per_second``, and ``rows``, the mean number of rows of an image over its tokens: without guidance it
+        is 1, and 2 if the last token is guided.
+    """
+    labels = make_labels("balanced", batch, pipeline.generator.config.num_classes)
+
+    def draw() -> None:
+        source = ModelSource("speed", pipeline, labels, sampling, batch)
+        deque(source.read(source.units()), maxlen=0)
+
+    length = pipeline.generator.config.num_tokens
+    last = max((t + 1 for t in range(length) if sampling.guidance_at(t, length) != 1), default=0)
+    return {"pictures_per_second": batch / _fastest(draw), "rows": 1 + last / length}
+
+
 def _speed(model: AiM, batch: int) -> float:
-    """Return images per second: the fastest of several measurements, after a short run to warm up."""
+    """Return images per second, after a short run to warm up."""
     labels = torch.zeros(batch, dtype=torch.long)
     warming_up = generate(model, labels, SamplingConfig(), engine="plain")
     next(warming_up)
+
+    def sample() -> None:
+        [codes] = deque(generate(model, labels, SamplingConfig(), engine="plain"), maxlen=1)
+        codes.cpu()  # waits for the device
+
+    return batch / _fastest(sample)
+
+
+def _fastest(work: Callable[[], None]) -> float:
+    """Return the seconds that some work takes: the fastest of several measurements."""
     fastest, spent = float("inf"), 0.0
     while spent < _LONG_ENOUGH:
         started = time.perf_counter()
-        [codes] = deque(generate(model, labels, SamplingConfig(), engine="plain"), maxlen=1)
-        codes.cpu()  # waits for the device
+        work()
         seconds = time.perf_counter() - started
         fastest, spent = min(fastest, seconds), spent + seconds
-    return batch / fastest
+    return fastest

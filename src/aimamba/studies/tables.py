@@ -9,6 +9,7 @@ from aimamba.studies.rows import (
     METRICS,
     PAPER_R,
     Row,
+    against_reconstructions,
     guidance_label,
     known_metrics,
     mean,
@@ -16,6 +17,7 @@ from aimamba.studies.rows import (
     network,
     pearson,
     set_names,
+    titled_samples,
     variant_rows,
     without_missing,
 )
@@ -38,6 +40,7 @@ def study_table(results: Results) -> str:
         "scaling": _scaling,
         "ablation": _ablation,
         "guidance": _guidance,
+        "guidance-free": _guidance_free,
         "text": _text,
     }
     samples = [sample for run in results.runs.values() for sample in run.get("samples", [])]
@@ -159,6 +162,23 @@ def _guidance(results: Results) -> str:
     return markdown_table(["guidance", *(_name(key, network(samples)) for key in keys)], body)
 
 
+def _guidance_free(results: Results) -> str:
+    found = titled_samples(results)
+    keys = known_metrics(sample for _, sample in found)
+    decoded = [key for key in keys if key != "recognition"]
+    name = network(found[0][1:])
+    header = ["model", "guidance", "rows", "images per second", *(_name(key, name) for key in keys)]
+    header += [f"{_name(key, name)}, reconstructions" for key in decoded]
+    body = []
+    for title, sample in found:
+        numbers = sample["numbers"]
+        cells = [title, guidance_label(sample), f"{numbers['rows']:.2f}", f"{numbers['pictures_per_second']:.1f}"]
+        for some, of in ((keys, sample), (decoded, against_reconstructions(sample))):
+            cells += [_shown(without_missing([metric(of, key)]), key) for key in some]
+        body.append(cells)
+    return markdown_table(header, body)
+
+
 def _baseline(results: Results) -> str:
     found = variant_rows(results.settings, results.runs)
     parts = []
@@ -242,6 +262,8 @@ def _head(results: Results) -> str:
     budget = f"{settings['budget']:,} images"
     if settings["recipe"]["kind"] == "guidance":
         what = f"every setting generates {budget} with the generator of {settings['model']}."
+    elif settings["recipe"]["kind"] == "guidance-free":
+        what = f"{settings['model']} as it is with every setting, and trained further on {budget}."
     else:
         what = f"every run trains on {budget}, as codes of the tokenizer of {settings['model']}."
     sentences = [f"`aimamba study {results.study} --budget {settings['budget']}`: {what}"]
@@ -279,7 +301,13 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
         f"Distances compare {count:,} samples of a model with `{judging['reference']}` by features of "
         f"{network(samples)}. Fréchet distances are larger for fewer images: compare them only within this table."
     ]
-    if kind != "guidance":
+    if kind == "guidance-free":
+        notes.append(
+            "Reconstructions: the same against what the tokenizer makes of these images, which no sample can surpass. "
+            "Rows: of a decoding step for an image, on average. Images per second: generated and decoded "
+            f"{judging['batch_size']} at once, the fastest of several times."
+        )
+    elif kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
     if kind == "baseline":
         notes.append(
