@@ -27,13 +27,18 @@ def sample_numbers(scale: float, schedule: str, frechet: float) -> dict[str, Any
 
 
 def priced_numbers(sampling: Any, frechet: float) -> dict[str, Any]:
-    """Numbers of the study ``guidance-free``: against reconstructions too, and the speed."""
+    """Numbers of the study ``guidance-free``: against reconstructions too."""
     found = sample_numbers(sampling.cfg_scale, sampling.cfg_schedule, frechet)
     found["sampling"] |= {"cfg_start": sampling.cfg_start, "cfg_end": sampling.cfg_end}
-    rows = 1 + sampling.cfg_end * (sampling.cfg_scale != 1)
-    decoded = {**found["numbers"], "frechet": frechet / 2, "precision": 0.75}
-    found["numbers"] |= {"reconstructions": decoded, "rows": rows, "pictures_per_second": 20 / rows}
+    found["numbers"]["reconstructions"] = {**found["numbers"], "frechet": frechet / 2, "precision": 0.75}
     return found
+
+
+def timed(sampling: Any) -> dict[str, Any]:
+    names = ("cfg_scale", "cfg_schedule", "cfg_start", "cfg_end")
+    rows = 1 + sampling.cfg_end * (sampling.cfg_scale != 1)
+    settings = {name: getattr(sampling, name) for name in names}
+    return {"sampling": settings, "rows": rows, "pictures_per_second": 20 / rows}
 
 
 SETS = {"captioned-avatars-64:held-out": 1717, "captioned-avatars-64:held-out-pairs": 283}
@@ -79,6 +84,9 @@ def finished(tmp_path) -> Callable[..., Any]:
             numbers = sample_numbers(scale, schedule, frechet)
             numbers = priced_numbers(sampling, frechet) if kind == "guidance-free" else numbers
             results.add(f"{schedule}-{scale:g}-{sampling.cfg_end:g}", {"samples": [numbers], "provenance": place})
+        if kind == "guidance-free":
+            lines = [timed(sampling) for sampling in study.judging.samplings()]
+            results.add("speed", {"speed": lines, "provenance": place})
         for variant in study.variants if kind == "guidance-free" else ():
             run = {"variant": variant.name, "seed": 0, "train_seconds": 300.0, "held_out": {"bits_per_token": 2.5}}
             samples = [priced_numbers(SamplingConfig(), 80.0)]

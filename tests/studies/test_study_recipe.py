@@ -107,8 +107,8 @@ def test_guidance_free_has_intervals_a_control_and_models_that_are_contrasted():
     assert [[s.cfg_scale, s.cfg_start, s.cfg_end] for s in within] == [list(one) for one in study.judging.intervals]
     assert drawn[-len(within) :] == within
     objectives = [variant.task.get("objective", "likelihood") for variant in study.variants]
-    assert objectives[0] == "likelihood"
-    assert set(objectives[1:]) == {"cca"}
+    assert objectives.count("likelihood") == 1
+    assert objectives.count("cca") == len(objectives) - 1 >= 1
 
 
 def test_a_budget_scales_the_steps_and_their_schedule():

@@ -15,7 +15,6 @@ from aimamba.evaluation.measure import measure_set
 from aimamba.evaluation.sources import ModelSource, Source, make_labels
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
-from aimamba.studies.speed import pipeline_speed
 
 
 @runtime_checkable
@@ -71,16 +70,15 @@ class SampleEvaluator:
         return ModelSource("samples", pipeline, labels, sampling, self._batch_size)
 
 
-class QualityAndSpeed(SampleEvaluator):
-    """Compares samples with real images and with their reconstructions, and measures the speed of sampling.
+class QualityBesideReconstructions(SampleEvaluator):
+    """Compares samples with real images and with their reconstructions.
 
     All models have the tokenizer of the first one. No sample is better than what it can decode, so the distance to
     real images says little about the generator.
     """
 
     def __call__(self, pipeline: Pipeline, sampling: SamplingConfig) -> dict[str, Any]:
-        """Return the metrics of ``SampleEvaluator``, the same against ``reconstructions``, and ``pipeline_speed``."""
-        speed = pipeline_speed(pipeline, sampling, self._batch_size)
+        """Return the metrics of ``SampleEvaluator``, and the same against ``reconstructions``."""
         source, extractor = self._source(pipeline, sampling), self._extractor
         generated = measure_set(source, extractor, keep=False, progress=True)
         codes = encode_source(self._reference, pipeline, progress=True)[:, 0]
@@ -91,7 +89,7 @@ class QualityAndSpeed(SampleEvaluator):
             return all_metrics(source, generated, reference, real, device=torch.device("cpu")).to_dict()
 
         found = against(self._reference)
-        return {"network": extractor.name, **found, "reconstructions": against(decoded), **speed}
+        return {"network": extractor.name, **found, "reconstructions": against(decoded)}
 
 
 def evaluate(pipeline: Pipeline, samplings: Sequence[SamplingConfig], evaluator: Evaluator) -> dict[str, Any]:

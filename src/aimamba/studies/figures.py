@@ -20,6 +20,7 @@ from aimamba.studies.rows import (
     network,
     pearson,
     set_names,
+    speeds,
     titled_samples,
     variant_rows,
     without_missing,
@@ -217,7 +218,7 @@ def _guidance(figure: "Figure", results: Results) -> None:
 
 
 def _guidance_free(figure: "Figure", results: Results) -> None:
-    found = titled_samples(results)
+    found, timed = titled_samples(results), speeds(results)
     key, title = _distance([sample for _, sample in found])
     panels = _panels(figure, 3, 4.2)
     names = {key: f"{title} to reconstructions", "precision": "precision", "recall": "recall"}
@@ -232,8 +233,9 @@ def _guidance_free(figure: "Figure", results: Results) -> None:
         for number, (group, members) in enumerate(groups.items()):
             shown = [(label, metric(against_reconstructions(sample), metric_key), sample) for label, sample in members]
             for index, (label, value, sample) in enumerate(shown):
-                if value is not None:
-                    place = sample["numbers"]["pictures_per_second"], value
+                rate = timed.get(guidance_label(sample), {}).get("pictures_per_second")
+                if value is not None and rate is not None:
+                    place = rate, value
                     known = group if index == 0 else None
                     axes.plot(*place, "osD^vP*X<>"[number % 10], color=f"C{number % 10}", label=known)
                     axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize="x-small")

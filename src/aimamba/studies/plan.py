@@ -13,6 +13,7 @@ from aimamba.studies.provenance import provenance
 from aimamba.studies.recipe import EvaluationConfig, StudyRecipe, Variant
 from aimamba.studies.results import Results
 from aimamba.studies.runner import StudyRunner
+from aimamba.studies.speed import guidance_speed
 
 
 class Job(NamedTuple):
@@ -88,6 +89,11 @@ def best_lr(study: StudyRecipe, variant: Variant, runs: Mapping[str, Mapping[str
         return float("inf") if found is None else float(found)
 
     return min(study.sweep.lrs, key=bits)
+
+
+def guidance_speed_job(pipeline: Pipeline, judging: EvaluationConfig) -> Job:
+    """Return the job that measures the speed of a model with every guidance setting."""
+    return Job("speed", lambda: {"speed": guidance_speed(pipeline, judging.samplings(), judging.batch_size)})
 
 
 def fine_tuning_jobs(tuner: FineTuner, evaluator: Evaluator) -> Iterator[Job]:

@@ -146,14 +146,17 @@ def guidance_label(sample: Mapping[str, Any]) -> str:
 
 
 def titled_samples(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return all samples of a study of one model, each with the title of the model that they are of."""
+    """Return all samples of a study of one model with the title of theirs: first the model itself, then fine-tuned."""
     settings = results.settings
     titles = {each["name"]: each.get("title") or each["name"] for each in settings["recipe"]["variants"]}
-    return [
-        (titles.get(run.get("variant"), settings["model"]), sample)
-        for run in results.runs.values()
-        for sample in run["samples"]
-    ]
+    runs = sorted(results.runs.values(), key=lambda run: "variant" in run)
+    return [(titles.get(run.get("variant"), settings["model"]), s) for run in runs for s in run.get("samples", [])]
+
+
+def speeds(results: Results) -> dict[str, Mapping[str, Any]]:
+    """Return rows and images per second by guidance setting; fine-tuning does not change them."""
+    lines = results.runs.get("speed", {}).get("speed", [])
+    return {guidance_label(line): line for line in lines}
 
 
 def against_reconstructions(sample: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,9 +13,9 @@ from aimamba.evaluation.sources import open_source
 from aimamba.models import VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.studies.caption_evaluator import CaptionEvaluator
-from aimamba.studies.evaluator import Evaluator, QualityAndSpeed, SampleEvaluator
+from aimamba.studies.evaluator import Evaluator, QualityBesideReconstructions, SampleEvaluator
 from aimamba.studies.fine_tuner import FineTuner
-from aimamba.studies.plan import fine_tuning_jobs, guidance_jobs, run_jobs, training_jobs
+from aimamba.studies.plan import fine_tuning_jobs, guidance_jobs, guidance_speed_job, run_jobs, training_jobs
 from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
@@ -138,7 +138,8 @@ def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: tor
         results = _begin(request, [part.fingerprint() for part in (pipeline.tokenizer, pipeline.generator)])
         samples = study.judging.samples if fine_tuned else request.images
         evaluator = _evaluator(study, samples, pipeline.image_size, device)
-        jobs = chain(guidance_jobs(pipeline, study.judging, evaluator), fine_tuning_jobs(tuner, evaluator))
+        speed = [guidance_speed_job(pipeline, study.judging)] if fine_tuned else []
+        jobs = chain(speed, fine_tuning_jobs(tuner, evaluator), guidance_jobs(pipeline, study.judging, evaluator))
         run_jobs(jobs, results, device=device, log=log)
     return results
 
@@ -166,5 +167,5 @@ def _evaluator(study: StudyRecipe, samples: int, size: int, device: torch.device
     if study.kind == "text":
         return CaptionEvaluator(judging.reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)
     reference = open_source(judging.reference, default_size=size, progress=True)
-    kind = QualityAndSpeed if study.kind == "guidance-free" else SampleEvaluator
+    kind = QualityBesideReconstructions if study.kind == "guidance-free" else SampleEvaluator
     return kind(reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)

@@ -17,6 +17,7 @@ from aimamba.studies.rows import (
     network,
     pearson,
     set_names,
+    speeds,
     titled_samples,
     variant_rows,
     without_missing,
@@ -163,7 +164,7 @@ def _guidance(results: Results) -> str:
 
 
 def _guidance_free(results: Results) -> str:
-    found = titled_samples(results)
+    found, timed = titled_samples(results), speeds(results)
     keys = known_metrics(sample for _, sample in found)
     decoded = [key for key in keys if key != "recognition"]
     name = network(found[0][1:])
@@ -171,8 +172,9 @@ def _guidance_free(results: Results) -> str:
     header += [f"{_name(key, name)}, reconstructions" for key in decoded]
     body = []
     for title, sample in found:
-        numbers = sample["numbers"]
-        cells = [title, guidance_label(sample), f"{numbers['rows']:.2f}", f"{numbers['pictures_per_second']:.1f}"]
+        guidance = guidance_label(sample)
+        costs = [without_missing([timed.get(guidance, {}).get(key)]) for key in ("rows", "pictures_per_second")]
+        cells = [title, guidance, mean_and_range(costs[0], 2), mean_and_range(costs[1], 1)]
         for some, of in ((keys, sample), (decoded, against_reconstructions(sample))):
             cells += [_shown(without_missing([metric(of, key)]), key) for key in some]
         body.append(cells)
@@ -305,7 +307,7 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
         notes.append(
             "Reconstructions: the same against what the tokenizer makes of these images, which no sample can surpass. "
             "Rows: of a decoding step for an image, on average. Images per second: generated and decoded "
-            f"{judging['batch_size']} at once, the fastest of several times."
+            f"{judging['batch_size']} at once, the fastest of several times. Scale 1 serves the fine-tuned models too."
         )
     elif kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
