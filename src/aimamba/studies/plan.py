@@ -91,9 +91,10 @@ def best_lr(study: StudyRecipe, variant: Variant, runs: Mapping[str, Mapping[str
     return min(study.sweep.lrs, key=bits)
 
 
-def guidance_speed_job(pipeline: Pipeline, judging: EvaluationConfig) -> Job:
+def guidance_speed_job(pipeline: Pipeline, study: StudyRecipe) -> Job:
     """Return the job that measures the speed of a model with every guidance setting."""
-    return Job("speed", lambda: {"speed": guidance_speed(pipeline, judging.samplings(), judging.batch_size)})
+    samplings, batch = study.judging.samplings(), max(study.speed.batches)
+    return Job("speed", lambda: {"speed": guidance_speed(pipeline, samplings, batch)})
 
 
 def fine_tuning_jobs(tuner: FineTuner, evaluator: Evaluator) -> Iterator[Job]:

@@ -125,7 +125,7 @@ class SpeedConfig:
 
     Attributes:
         tokens: Sequence lengths.
-        batches: Batch sizes.
+        batches: Batch sizes; ``guidance-free`` measures the largest, with the tokens of its model.
     """
 
     tokens: tuple[int, ...] = (64, 256, 1024)
@@ -154,7 +154,7 @@ class StudyRecipe:
         variants: The generators to compare.
         judging: How they are sampled and evaluated.
         sweep: How ``baseline`` finds learning rates.
-        speed: At which sizes ``baseline`` measures speed.
+        speed: At which sizes ``baseline`` and ``guidance-free`` measure speed.
     """
 
     kind: Kind

@@ -138,7 +138,7 @@ def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: tor
         results = _begin(request, [part.fingerprint() for part in (pipeline.tokenizer, pipeline.generator)])
         samples = study.judging.samples if fine_tuned else request.images
         evaluator = _evaluator(study, samples, pipeline.image_size, device)
-        speed = [guidance_speed_job(pipeline, study.judging)] if fine_tuned else []
+        speed = [guidance_speed_job(pipeline, study)] if fine_tuned else []
         jobs = chain(speed, fine_tuning_jobs(tuner, evaluator), guidance_jobs(pipeline, study.judging, evaluator))
         run_jobs(jobs, results, device=device, log=log)
     return results

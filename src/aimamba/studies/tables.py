@@ -307,7 +307,7 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
         notes.append(
             "Reconstructions: the same against what the tokenizer makes of these images, which no sample can surpass. "
             "Rows: of a decoding step for an image, on average. Images per second: generated and decoded "
-            f"{judging['batch_size']} at once, the fastest of several times. Scale 1 serves the fine-tuned models too."
+            f"{max(results.settings['recipe']['speed']['batches'])} at once, the fastest of several times. Scale 1 serves the fine-tuned models too."
         )
     elif kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
