@@ -304,10 +304,11 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
         f"{network(samples)}. Fréchet distances are larger for fewer images: compare them only within this table."
     ]
     if kind == "guidance-free":
+        batch = max(results.settings["recipe"]["speed"]["batches"])
         notes.append(
             "Reconstructions: the same against what the tokenizer makes of these images, which no sample can surpass. "
             "Rows: of a decoding step for an image, on average. Images per second: generated and decoded "
-            f"{max(results.settings['recipe']['speed']['batches'])} at once, the fastest of several times. Scale 1 serves the fine-tuned models too."
+            f"{batch} at once, the fastest of several times. Fine-tuning does not change the cost."
         )
     elif kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
