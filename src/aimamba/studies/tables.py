@@ -308,8 +308,8 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
         notes.append(
             "Reconstructions: the same against what the tokenizer makes of these images, which no sample can surpass. "
             "Rows: of a decoding step for an image, on average. Images per second: generated and decoded "
-            f"{batch} at once, the fastest of several times; of one thread on a CPU, by its processor time. Fine-tuning "
-            "does not change them."
+            f"{batch} at once, the fastest of several times; of one thread on a CPU, by its processor time. "
+            "Fine-tuning does not change them."
         )
     elif kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
