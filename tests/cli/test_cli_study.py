@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 
@@ -74,6 +75,16 @@ size = "tiny"
 model = { mixer = "attention", positions = "rope" }
 """,
     "guidance": 'schedules = ["constant", "linear"]\n',
+    "guidance-free": """
+intervals = [[2.0, 0.0, 0.5]]
+[[variants]]
+name = "control"
+[[variants]]
+name = "cca"
+title = "CCA"
+lr = 5e-3
+task = { objective = "cca", cca_beta = 1.0, cca_lambda = 1.0 }
+""",
 }
 
 
@@ -115,10 +126,11 @@ def study(here, aimamba, tokenizer, make_aim):
     from aimamba.pipeline import Pipeline
 
     def run(kind, *options):
-        (here / f"{kind}.toml").write_text(f'kind = "{kind}"\n{SHARED}{STUDIES[kind]}')
-        if kind == "guidance":
+        shared = SHARED if kind != "guidance-free" else re.sub(r"(?s)\[model\].*?\n\n", "", SHARED)
+        (here / f"{kind}.toml").write_text(f'kind = "{kind}"\n{shared}{STUDIES[kind]}')
+        if "guidance" in kind:
             Pipeline(tokenizer, make_aim(num_classes=2, num_tokens=16), ("planets", "sprouts")).save_pretrained("whole")
-        source = ("--model", "whole") if kind == "guidance" else ("--tokenizer", "vq")
+        source = ("--model", "whole") if "guidance" in kind else ("--tokenizer", "vq")
         return aimamba("study", f"{kind}.toml", *source, "--device", "cpu", *options)
 
     return run
@@ -214,6 +226,41 @@ def test_guidance(study, here):
     assert (here / "studies/guidance/figure.png").exists()
 
 
+def test_guidance_free(study, here, aimamba, monkeypatch):
+    from safetensors.torch import load_file
+
+    assert study("guidance-free").status == 0
+    folder = here / "studies/guidance-free"
+    content = results(folder)
+    runs = content["runs"]
+    settings = ["constant-1", "constant-2", "constant-2-from-0-to-0.5"]
+    assert list(runs) == ["speed", "control-seed-0", "cca-seed-0", *settings]
+    assert [line["rows"] for line in runs["speed"]["speed"]] == [1, 2, 1.5]
+    numbers = [runs[name]["samples"][0]["numbers"] for name in runs if name != "speed"]
+    for found in numbers:
+        assert found["reconstructions"].keys() >= {"frechet", "kid", "precision", "recall"}
+        assert found["reconstructions"]["frechet"] != found["frechet"]
+    assert len({found["frechet"] for found in numbers}) == 5
+    assert (runs["cca-seed-0"]["pictures"], runs["cca-seed-0"]["lr"]) == (8, 5e-3)
+    assert "positive" in runs["cca-seed-0"]["held_out"]
+    assert "positive" not in runs["control-seed-0"]["held_out"]
+    assert "whole as it is with every setting, and trained further on 8 images" in (folder / "table.md").read_text()
+    with Image.open(folder / "figure.png") as figure:
+        assert figure.width > figure.height > 300
+
+    run = folder / "runs/cca-seed-0"
+    assert aimamba("train", run / "recipe.toml", "--out", "again", "--device", "cpu")[0] == 0
+    one, other = (load_file(place / "model/generator/model.safetensors") for place in (run, here / "again"))
+    assert all(one[key].equal(other[key]) for key in one), "a run is what train makes of its recipe"
+
+    wanted = runs.pop("cca-seed-0")["samples"][0]["numbers"]
+    (folder / "results.json").write_text(json.dumps(content))
+    monkeypatch.setattr(GeneratorTask, "batches", None)  # what is trained is not trained again
+    assert study("guidance-free").status == 0
+    again = results(folder)["runs"]["cca-seed-0"]["samples"][0]["numbers"]
+    assert again["reconstructions"] == wanted["reconstructions"]
+
+
 def test_finished_runs_are_not_repeated_and_the_report_needs_only_results(study, aimamba, here, monkeypatch):
     assert study("ablation").status == 0
     before = results(here / "studies/ablation")
@@ -275,7 +322,7 @@ def test_tokens_in_another_order_are_decoded_in_their_places(make_aim, make_vq):
 
 
 REFUSALS = {
-    "": ["no study given", "ablation, baseline, guidance, mixer, scaling, text, tokenizer"],
+    "": ["no study given", "ablation, baseline, guidance, guidance-free, mixer, scaling, text, tokenizer"],
     "scalin": ["unknown study 'scalin'", "did you mean 'scaling'", "known studies: "],
     "nowhere/own.toml": ["cannot read nowhere/own.toml", "No such file"],
     "scaling --budget 0": ["--budget must be at least 1, got 0"],
@@ -284,6 +331,7 @@ REFUSALS = {
     "scaling --tokenizer nowhere": ["nowhere: no such file or folder"],
     "scaling --model vq": ["give their tokenizer with --tokenizer"],
     "guidance --tokenizer vq": ["give it with --model"],
+    "guidance-free --tokenizer vq": ["study guidance-free samples a whole model", "give it with --model"],
     "guidance --model nowhere": ["nowhere: no such file or folder"],
     "scaling --device gpu": ["device 'gpu' is not available"],
     "scaling --out file": ["--out file", "is a file"],

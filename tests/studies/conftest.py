@@ -26,6 +26,21 @@ def sample_numbers(scale: float, schedule: str, frechet: float) -> dict[str, Any
     }
 
 
+def priced_numbers(sampling: Any, frechet: float) -> dict[str, Any]:
+    """Numbers of the study ``guidance-free``: against reconstructions too."""
+    found = sample_numbers(sampling.cfg_scale, sampling.cfg_schedule, frechet)
+    found["sampling"] |= {"cfg_start": sampling.cfg_start, "cfg_end": sampling.cfg_end}
+    found["numbers"]["reconstructions"] = {**found["numbers"], "frechet": frechet / 2, "precision": 0.75}
+    return found
+
+
+def timed(sampling: Any) -> dict[str, Any]:
+    names = ("cfg_scale", "cfg_schedule", "cfg_start", "cfg_end")
+    rows = 1 + sampling.cfg_end * (sampling.cfg_scale != 1)
+    settings = {name: getattr(sampling, name) for name in names}
+    return {"sampling": settings, "rows": rows, "pictures_per_second": 20 / rows}
+
+
 SETS = {"captioned-avatars-64:held-out": 1717, "captioned-avatars-64:held-out-pairs": 283}
 
 
@@ -57,6 +72,7 @@ def tokenizer_numbers(bits: float) -> dict[str, Any]:
 def finished(tmp_path) -> Callable[..., Any]:
     """Results of a packaged study: bits and distances fall with the logarithm of the parameters, and vary by seed."""
     from aimamba.config import from_mapping, to_mapping
+    from aimamba.generation import SamplingConfig
     from aimamba.models import AiMConfig
     from aimamba.studies.recipe import load_study
     from aimamba.studies.results import Results
@@ -67,11 +83,21 @@ def finished(tmp_path) -> Callable[..., Any]:
         study = load_study(kind)
         settings = {"budget": study.budget, "model": "avatars-64", "weights": ["00"], "recipe": to_mapping(study)}
         results = Results.begin(folder / "results.json", kind, settings)
-        for sampling in study.judging.samplings() if kind == "guidance" else ():
+        place = {**PROVENANCE, "date": "2026-11-25T10:00"}
+        for sampling in study.judging.samplings() if "guidance" in kind else ():
             scale, schedule = sampling.cfg_scale, sampling.cfg_schedule
-            found = {"samples": [sample_numbers(scale, schedule, 100 + 50 * (scale - 2) ** 2 + len(schedule))]}
-            results.add(f"{schedule}-{scale:g}", {**found, "provenance": {**PROVENANCE, "date": "2026-11-25T10:00"}})
-        for variant in study.variants:
+            frechet = 100 + 50 * (scale - 2) ** 2 + len(schedule)
+            numbers = sample_numbers(scale, schedule, frechet)
+            numbers = priced_numbers(sampling, frechet) if kind == "guidance-free" else numbers
+            results.add(f"{schedule}-{scale:g}-{sampling.cfg_end:g}", {"samples": [numbers], "provenance": place})
+        if kind == "guidance-free":
+            lines = [timed(sampling) for sampling in study.judging.samplings()]
+            results.add("speed", {"speed": lines, "provenance": place})
+        for variant in study.variants if kind == "guidance-free" else ():
+            run = {"variant": variant.name, "seed": 0, "train_seconds": 300.0, "held_out": {"bits_per_token": 2.5}}
+            samples = [priced_numbers(SamplingConfig(), 80.0)]
+            results.add(f"{variant.name}-seed-0", {**run, "samples": samples, "provenance": place})
+        for variant in study.variants if kind != "guidance-free" else ():
             config = from_mapping(AiMConfig, {**study.model, **variant.model, **SHAPE}, where="test")
             shape = count_parameters(config)
             for seed in variant.seeds or study.seeds:
@@ -103,7 +129,6 @@ def finished(tmp_path) -> Callable[..., Any]:
                     for tokens in study.speed.tokens
                     for batch in study.speed.batches
                 ]  # fmt: skip
-                place = {**PROVENANCE, "date": "2026-11-25T10:00"}
                 results.add(f"speed-{variant.name}", {"variant": variant.name, "speed": lines, "provenance": place})
         return results
 

@@ -1,11 +1,14 @@
 """Memory and speed of sampling."""
 
+import pytest
 import torch
 
+from aimamba.generation import SamplingConfig
 from aimamba.models import AiMConfig
+from aimamba.pipeline import Pipeline
 from aimamba.studies import speed
 from aimamba.studies.recipe import SpeedConfig
-from aimamba.studies.speed import sampling_speed, state_bytes
+from aimamba.studies.speed import guidance_speed, sampling_speed, state_bytes
 
 SHAPE = {"width": 16, "num_blocks": 2, "vocab_size": 8, "num_tokens": 9, "num_classes": 2, "state_size": 4}
 
@@ -25,3 +28,13 @@ def test_speed(monkeypatch):
     found = sampling_speed(config, SpeedConfig(tokens=(4, 9), batches=(1, 3)), torch.device("cpu"))
     assert [(line["tokens"], line["batch"]) for line in found] == [(4, 1), (4, 3), (9, 1), (9, 3)]
     assert all(line["pictures_per_second"] > 0 and line["state_bytes"] > 0 for line in found)
+
+
+def test_a_guided_image_costs_a_second_row_until_guidance_ends(monkeypatch, make_vq, make_aim):
+    monkeypatch.setattr(speed, "_ROUNDS", 1)
+    pipeline = Pipeline(make_vq(channel_mult=(1, 1, 2)), make_aim(num_tokens=16))
+    settings = [{}, {"cfg_scale": 2.0}, {"cfg_scale": 2.0, "cfg_end": 0.5}, {"cfg_scale": 2.0, "cfg_start": 0.25}]
+    found = guidance_speed(pipeline, [SamplingConfig(**each) for each in settings], 2)
+    assert [line["rows"] for line in found] == pytest.approx([1, 2, 1.5, 2])
+    assert [line["sampling"]["cfg_end"] for line in found] == [1, 1, 0.5, 1]
+    assert all(line["pictures_per_second"] > 0 for line in found)

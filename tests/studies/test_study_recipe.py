@@ -26,7 +26,8 @@ def sizes(study):
 
 
 def test_names():
-    assert study_names() == ["ablation", "baseline", "guidance", "mixer", "scaling", "text", "tokenizer"]
+    names = ["ablation", "baseline", "guidance", "guidance-free", "mixer", "scaling", "text", "tokenizer"]
+    assert study_names() == names
     assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 
@@ -116,6 +117,17 @@ def test_guidance_has_every_scale_with_every_schedule():
     assert drawn == [(1, "constant"), *((scale, s) for s in schedules for scale in (1.25, 1.5, 2, 3, 4))]
 
 
+def test_guidance_free_has_intervals_a_control_and_models_that_are_contrasted():
+    study = load_study("guidance-free")
+    drawn = study.judging.samplings()
+    within = [s for s in drawn if (s.cfg_start, s.cfg_end) != (0, 1)]
+    assert [[s.cfg_scale, s.cfg_start, s.cfg_end] for s in within] == [list(one) for one in study.judging.intervals]
+    assert drawn[-len(within) :] == within
+    objectives = [variant.task.get("objective", "likelihood") for variant in study.variants]
+    assert objectives.count("likelihood") == 1
+    assert objectives.count("cca") == len(objectives) - 1 >= 1
+
+
 def test_a_budget_scales_the_steps_and_their_schedule():
     study = load_study("scaling")
     small, large = (
@@ -155,6 +167,17 @@ def test_a_budget_scales_the_steps_and_their_schedule():
             r"schedules\[0\] must be one of .*, got 'cosine'",
         ),
         ({"judging": {"scales": [-1]}}, "cfg-scale must be 0 or more"),
+        (
+            {"judging": {"intervals": [[2.0, 0.5]]}},
+            r"judging.intervals holds lists of scale, start and end, as in \[2.0, 0.0, 0.5\]; got \[2.0, 0.5\]",
+        ),
+        ({"judging": {"intervals": [[2.0, 0.5, 0.2]]}}, "cfg-start and cfg-end must be shares"),
+        ({"kind": "guidance-free", "variants": []}, "a study of kind 'guidance-free' needs variants"),
+        (
+            {"kind": "guidance-free", "variants": [{"name": "a", "model": {"width": 8}}]},
+            "'guidance-free' keeps shape and order of its model; leave out model and order of a",
+        ),
+        ({"kind": "guidance-free", "model": {"width": 8}}, "keeps shape and order of its model"),
         ({"kind": "scalin"}, "did you mean 'scaling'"),
     ],
 )

@@ -70,6 +70,21 @@ def test_the_baseline_names_a_better_model_only_if_all_runs_agree(finished):
     assert "With a single run each, that may be chance" in text
 
 
+def test_guidance_free_compares_settings_and_fine_tuned_models(finished):
+    results = finished("guidance-free")
+    text = study_table(results)
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    titles = [variant["title"] for variant in results.settings["recipe"]["variants"]]
+    assert [line[0].strip("| ") for line in lines[2:]][-len(titles) :] == titles
+    settings = {(line[0].strip("| "), line[1]): line for line in lines[2:]}
+    assert settings["avatars-64", "none"][2:5] == ["1.00", "20.0", "158.0"]
+    assert settings["avatars-64", "2 from 0% to 50%"][2:4] == ["1.50", "13.3"]
+    assert settings["avatars-64", "2 linear"][2:4] == ["2.00", "10.0"]
+    assert settings[titles[-1], "none"][4] == "80.0"
+    assert "40.0" in settings[titles[-1], "none"], "against reconstructions"
+    assert f"trained further on {results.settings['budget']:,} images" in text
+
+
 def test_text_has_a_table_for_each_set(finished):
     results = finished("text")
     text = study_table(results)

@@ -18,6 +18,7 @@ def test_defaults():
     assert (scaling.samples_one_model, scaling.source, scaling.images) == (False, "avatars-64", scaling.study.budget)
     assert (guidance.samples_one_model, guidance.source, guidance.images) == (True, "m", 8)
     assert request("ablation", tokenizer="t").source == "t"
+    assert request("guidance-free").samples_one_model
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,8 @@ def test_defaults():
     [
         ("scaling", {"budget": 0}, "--budget must be at least 1, got 0"),
         ("scaling", {"model": "m"}, "study scaling trains its models: give their tokenizer with --tokenizer"),
-        ("guidance", {"tokenizer": "t"}, "samples a whole model: give it with --model"),
+        ("guidance", {"tokenizer": "t"}, "study guidance samples a whole model: give it with --model"),
+        ("guidance-free", {"tokenizer": "t"}, "study guidance-free samples a whole model: give it with --model"),
     ],
 )
 def test_refusals(kind, values, message):

@@ -1,8 +1,8 @@
 """Run a study: several trainings or settings, compared in one table and figure.
 
-NAME is the name of a packaged study (ablation, baseline, guidance, mixer, scaling, text, tokenizer) or the path of a
-.toml file. The study's folder gets the runs, results.json with their raw numbers, table.md and figure.png. The same
-command continues a study that was stopped; finished runs are not repeated.
+NAME is the name of a packaged study (ablation, baseline, guidance, guidance-free, mixer, scaling, text, tokenizer) or
+the path of a .toml file. The study's folder gets the runs, results.json with their raw numbers, table.md and
+figure.png. The same command continues a study that was stopped; finished runs are not repeated.
 """
 
 import argparse
@@ -31,7 +31,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
     parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer of the training images (default: avatars-64)")
-    parser.add_argument("--model", metavar="MODEL", help="model that the study guidance samples (default: avatars-64)")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="model that guidance and guidance-free start from (default: avatars-64)"
+    )
     parser.add_argument("--text-encoder", metavar="DIR", help="frozen sentence encoder of the study text")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--report-only", action="store_true", help="write table and figure again, and run nothing")

@@ -68,7 +68,7 @@ def compare(
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
 
     def found() -> Metrics:
-        return _metrics(samples, generated, reference, real, device=device, progress=progress)
+        return all_metrics(samples, generated, reference, real, device=device, progress=progress)
 
     metrics = sharing.in_first(found, Metrics())
     if train is None:
@@ -85,16 +85,16 @@ def compare(
     )
 
 
-def _metrics(
+def all_metrics(
     samples: Source,
     generated: SetFeatures,
     reference: Source,
     real: SetFeatures,
     *,
     device: torch.device,
-    progress: bool,
+    progress: bool = False,
 ) -> Metrics:
-    """Return all metrics but the search for copies."""
+    """Return all metrics but the search for copies, from features that are measured; errors as of ``compare``."""
     metrics = distances(generated, real, device=device, progress=progress)
     if len(real.vectors):
         rows = 2 * len(real.vectors) + len(generated.vectors)

@@ -4,10 +4,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from aimamba.config import to_mapping
 from aimamba.errors import DataError
-from aimamba.evaluation.compare import compare
+from aimamba.evaluation.codes import Reconstructions, encode_source
+from aimamba.evaluation.compare import all_metrics, compare
 from aimamba.evaluation.features import Extractor
+from aimamba.evaluation.measure import measure_set
 from aimamba.evaluation.sources import ModelSource, Source, make_labels
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
@@ -54,14 +58,38 @@ class SampleEvaluator:
 
     def __call__(self, pipeline: Pipeline, sampling: SamplingConfig) -> dict[str, Any]:
         """Return the metrics of ``aimamba evaluate`` and the name of the ``network`` that they come from."""
-        labels = make_labels("balanced", self._samples, pipeline.generator.config.num_classes)
-        source = ModelSource("samples", pipeline, labels, sampling, self._batch_size)
-        found = compare(source, self._reference, self._extractor, progress=True)
+        found = compare(self._source(pipeline, sampling), self._reference, self._extractor, progress=True)
         return {"network": found.network, **found.metrics.to_dict()}
 
     def without_samples(self, pipeline: Pipeline) -> dict[str, Any]:
         """Return nothing: the held-out bits, which training measures, are enough."""
         return {}
+
+    def _source(self, pipeline: Pipeline, sampling: SamplingConfig) -> ModelSource:
+        labels = make_labels("balanced", self._samples, pipeline.generator.config.num_classes)
+        return ModelSource("samples", pipeline, labels, sampling, self._batch_size)
+
+
+class QualityBesideReconstructions(SampleEvaluator):
+    """Compares samples with real images and with their reconstructions.
+
+    All models have the tokenizer of the first one. No sample is better than what it can decode, so the distance to
+    real images says little about the generator.
+    """
+
+    def __call__(self, pipeline: Pipeline, sampling: SamplingConfig) -> dict[str, Any]:
+        """Return the metrics of ``SampleEvaluator``, and the same against ``reconstructions``."""
+        source, extractor = self._source(pipeline, sampling), self._extractor
+        generated = measure_set(source, extractor, keep=False, progress=True)
+        codes = encode_source(self._reference, pipeline, progress=True)[:, 0]
+        decoded = Reconstructions(self._reference, codes, pipeline)
+
+        def against(reference: Source) -> dict[str, Any]:
+            real = measure_set(reference, extractor, keep=True, progress=True)
+            return all_metrics(source, generated, reference, real, device=torch.device("cpu")).to_dict()
+
+        found = against(self._reference)
+        return {"network": extractor.name, **found, "reconstructions": against(decoded)}
 
 
 def evaluate(pipeline: Pipeline, samplings: Sequence[SamplingConfig], evaluator: Evaluator) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from aimamba.studies.rows import (
     METRICS,
     PAPER_R,
     Row,
+    against_reconstructions,
+    guidance_label,
     mean,
     metric,
     network,
     pearson,
     set_names,
+    speeds,
+    titled_samples,
     variant_rows,
     without_missing,
 )
@@ -53,6 +57,7 @@ def write_figure(results: Results, path: Path) -> None:
         "scaling": _scaling,
         "ablation": _ablation,
         "guidance": _guidance,
+        "guidance-free": _guidance_free,
         "text": _text,
         "tokenizer": _tokenizer,
     }
@@ -233,3 +238,30 @@ def _guidance(figure: "Figure", results: Results) -> None:
     shares.set_ylim(0, 1.6 * shares.get_ylim()[1])  # room for the legend
     distance.legend(frameon=False)
     shares.legend(frameon=False, fontsize="small")
+
+
+def _guidance_free(figure: "Figure", results: Results) -> None:
+    found, timed = titled_samples(results), speeds(results)
+    key, title = _distance([sample for _, sample in found])
+    panels = _panels(figure, 3, 4.2)
+    names = {key: f"{title} to reconstructions", "precision": "precision", "recall": "recall"}
+    groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for model, sample in found:
+        sampling = sample["sampling"]
+        schedule = "interval" if "from" in guidance_label(sample) else sampling["cfg_schedule"]
+        group = model if model != results.settings["model"] else schedule if sampling["cfg_scale"] != 1 else "none"
+        label = "" if group == model else guidance_label(sample).replace(schedule, "").strip()
+        groups.setdefault(group, []).append((label, sample))
+    for axes, (metric_key, name) in zip(panels, names.items(), strict=True):
+        for number, (group, members) in enumerate(groups.items()):
+            shown = [(label, metric(against_reconstructions(sample), metric_key), sample) for label, sample in members]
+            for index, (label, value, sample) in enumerate(shown):
+                rate = timed.get(guidance_label(sample), {}).get("pictures_per_second")
+                if value is not None and rate is not None:
+                    place = rate, value
+                    known = group if index == 0 else None
+                    axes.plot(*place, "osD^vP*X<>"[number % 10], color=f"C{number % 10}", label=known)
+                    axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize="x-small")
+        axes.set(xlabel="images per second", ylabel=name)
+        axes.margins(0.12)
+    panels[0].legend(frameon=False, fontsize="x-small")

@@ -8,10 +8,12 @@ import torch
 
 from aimamba.pipeline import Pipeline
 from aimamba.studies.evaluator import Evaluator, evaluate_sampling
+from aimamba.studies.fine_tuner import FineTuner
 from aimamba.studies.provenance import provenance
 from aimamba.studies.recipe import EvaluationConfig, StudyRecipe, Variant
 from aimamba.studies.results import Results
 from aimamba.studies.runner import StudyRunner
+from aimamba.studies.speed import guidance_speed
 
 
 class Job(NamedTuple):
@@ -89,8 +91,24 @@ def best_lr(study: StudyRecipe, variant: Variant, runs: Mapping[str, Mapping[str
     return min(study.sweep.lrs, key=bits)
 
 
+def guidance_speed_job(pipeline: Pipeline, study: StudyRecipe) -> Job:
+    """Return the job that measures the speed of a model with every guidance setting."""
+    samplings, batch = study.judging.samplings(), max(study.speed.batches)
+    return Job("speed", lambda: {"speed": guidance_speed(pipeline, samplings, batch)})
+
+
+def fine_tuning_jobs(tuner: FineTuner, evaluator: Evaluator) -> Iterator[Job]:
+    """Yield the jobs of a study that fine-tunes one model in several ways and samples the results."""
+    for variant in tuner.study.variants:
+        for seed in variant.seeds or tuner.study.seeds:
+            name = f"{variant.name}-seed-{seed}"
+            yield Job(name, partial(tuner.train_and_evaluate, name, variant, evaluator, seed=seed))
+
+
 def guidance_jobs(pipeline: Pipeline, judging: EvaluationConfig, evaluator: Evaluator) -> Iterator[Job]:
     """Yield the jobs of a study that samples one model with every guidance setting."""
     for sampling in judging.samplings():
         name = f"{sampling.cfg_schedule}-{sampling.cfg_scale:g}"
+        if (sampling.cfg_start, sampling.cfg_end) != (0, 1):
+            name += f"-from-{sampling.cfg_start:g}-to-{sampling.cfg_end:g}"
         yield Job(name, lambda sampling=sampling: {"samples": [evaluate_sampling(pipeline, sampling, evaluator)]})  # type: ignore[misc]

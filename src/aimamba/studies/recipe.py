@@ -13,7 +13,7 @@ from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 
-Kind = Literal["ablation", "baseline", "guidance", "scaling", "text", "tokenizer"]
+Kind = Literal["ablation", "baseline", "guidance", "guidance-free", "scaling", "text", "tokenizer"]
 Schedule = Literal["constant", "linear", "power-cosine"]
 
 _TEXT_ENCODER = "text_encoder"  # a setting of task
@@ -73,6 +73,7 @@ class EvaluationConfig:
         scales: Guidance scales; 1 is no guidance.
         schedules: Guidance schedules.
         cfg_power: Power of the schedule ``power-cosine``.
+        intervals: Intervals of guidance besides: the scale, and ``cfg_start`` and ``cfg_end`` of ``SamplingConfig``.
     """
 
     reference: str = "avatars-64:held-out"
@@ -81,23 +82,30 @@ class EvaluationConfig:
     scales: tuple[float, ...] = (1.0,)
     schedules: tuple[Schedule, ...] = ("constant",)
     cfg_power: float = 1.0
+    intervals: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size"):
             check(getattr(self, name) >= 1, f"judging.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("scales", "schedules"):
             check(len(getattr(self, name)) > 0, f"judging.{name} must hold at least one value")
+        for interval in self.intervals:
+            check(
+                len(interval) == 3,
+                f"judging.intervals holds lists of scale, start and end, as in [2.0, 0.0, 0.5]; got {list(interval)}",
+            )
         self.samplings()
 
     def samplings(self) -> list[SamplingConfig]:
-        """Return every scale with every schedule, but scale 1 only once, because schedules have no effect there."""
+        """Return every scale with every schedule, but scale 1 only once, as none has an effect there, and intervals."""
         guided = [
             SamplingConfig(cfg_scale=scale, cfg_schedule=schedule, cfg_power=self.cfg_power)
             for schedule in self.schedules
             for scale in self.scales
             if scale != 1
         ]
-        return [SamplingConfig()] * (1 in self.scales) + guided
+        within = [SamplingConfig(cfg_scale=scale, cfg_start=a, cfg_end=b) for scale, a, b in self.intervals]
+        return [SamplingConfig()] * (1 in self.scales) + guided + within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +131,7 @@ class SpeedConfig:
 
     Attributes:
         tokens: Sequence lengths.
-        batches: Batch sizes.
+        batches: Batch sizes; ``guidance-free`` measures the largest, with the tokens of its model.
     """
 
     tokens: tuple[int, ...] = (64, 256, 1024)
@@ -177,7 +185,7 @@ class StudyRecipe:
         variants: The generators to compare.
         judging: How they are sampled and evaluated.
         sweep: How ``baseline`` finds learning rates.
-        speed: At which sizes ``baseline`` measures speed.
+        speed: At which sizes ``baseline`` and ``guidance-free`` measure speed.
         tokenizer: What the tokenizers of ``tokenizer`` share.
     """
 
@@ -232,6 +240,13 @@ class StudyRecipe:
             "a study of kind 'tokenizer' needs the section tokenizer, and no other kind has it or variants with "
             f"settings of a tokenizer; this one is of kind {self.kind!r}",
         )
+        if self.kind == "guidance-free":
+            moved = [variant.name for variant in self.variants if variant.order != "raster" or variant.model]
+            check(
+                not moved and not self.model,
+                f"a study of kind 'guidance-free' keeps shape and order of its model; leave out model and order"
+                f"{''.join(f' of {name}' for name in moved[:1])}",
+            )
         if self.kind == "text":
             moved = [variant.name for variant in self.variants if variant.order != "raster"]
             check(not moved, f"order of {''.join(moved[:1])}: a study of kind 'text' needs the order 'raster'")

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from aimamba.studies.results import Results
+
 PAPER_R = -0.9838
 """Correlation of parameters and FID that the paper reports for its four models, without a definition."""
 
@@ -140,11 +142,34 @@ def network(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def guidance_label(sample: Mapping[str, Any]) -> str:
-    """Return the guidance setting of samples as text: ``none``, the scale, or the scale with its schedule."""
-    scale, schedule = sample["sampling"]["cfg_scale"], sample["sampling"]["cfg_schedule"]
-    if scale == 1:
+    """Return the guidance setting of samples as text: ``none``, or the scale, with its schedule or interval if any."""
+    sampling = sample["sampling"]
+    if sampling["cfg_scale"] == 1:
         return "none"
-    return f"{scale:g}" if schedule == "constant" else f"{scale:g} {schedule}"
+    parts = [f"{sampling['cfg_scale']:g}"]
+    parts += [sampling["cfg_schedule"]] if sampling["cfg_schedule"] != "constant" else []
+    start, end = sampling.get("cfg_start", 0), sampling.get("cfg_end", 1)
+    parts += [f"from {start:.0%} to {end:.0%}"] if (start, end) != (0, 1) else []
+    return " ".join(parts)
+
+
+def titled_samples(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return all samples of a study of one model with the title of theirs: first the model itself, then fine-tuned."""
+    settings = results.settings
+    titles = {each["name"]: each.get("title") or each["name"] for each in settings["recipe"]["variants"]}
+    runs = sorted(results.runs.values(), key=lambda run: "variant" in run)
+    return [(titles.get(run.get("variant"), settings["model"]), s) for run in runs for s in run.get("samples", [])]
+
+
+def speeds(results: Results) -> dict[str, Mapping[str, Any]]:
+    """Return rows and images per second by guidance setting; fine-tuning does not change them."""
+    lines = results.runs.get("speed", {}).get("speed", [])
+    return {guidance_label(line): line for line in lines}
+
+
+def against_reconstructions(sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the same samples, with the metrics against reconstructions in place of those against real images."""
+    return {**sample, "numbers": sample["numbers"]["reconstructions"]}
 
 
 def without_missing(values: Iterable[float | None]) -> list[float]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from aimamba.evaluation.tokenizer import compare_tokenizer
 from aimamba.models import VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.studies.caption_evaluator import CaptionEvaluator
-from aimamba.studies.evaluator import Evaluator, SampleEvaluator
-from aimamba.studies.plan import guidance_jobs, run_jobs, training_jobs
+from aimamba.studies.evaluator import Evaluator, QualityBesideReconstructions, SampleEvaluator
+from aimamba.studies.fine_tuner import FineTuner
+from aimamba.studies.plan import fine_tuning_jobs, guidance_jobs, guidance_speed_job, run_jobs, training_jobs
 from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
@@ -38,8 +40,8 @@ class StudyRequest:
         study: Its recipe.
         out: Its folder.
         budget: Images that every run trains on (``guidance``: generates); the recipe's budget by default.
-        tokenizer: Name of the tokenizer whose codes the generators learn; not for ``guidance``.
-        model: Name of the model that ``guidance`` samples; for no other study.
+        tokenizer: Name of the tokenizer whose codes the generators learn; not for studies of one model.
+        model: Name of the model that ``guidance`` samples and ``guidance-free`` fine-tunes; for no other study.
         text_encoder: The frozen sentence encoder, where the study has one, instead of the one that it names.
 
     Raises:
@@ -58,7 +60,7 @@ class StudyRequest:
         check(self.budget is None or self.budget >= 1, f"--budget must be at least 1, got {self.budget}")
         check(
             not self.samples_one_model or self.tokenizer is None,
-            "study guidance samples a whole model: give it with --model instead of --tokenizer",
+            f"study {self.study.kind} samples a whole model: give it with --model instead of --tokenizer",
         )
         check(
             not self.trains_tokenizers or (self.tokenizer is None and self.model is None),
@@ -71,8 +73,8 @@ class StudyRequest:
 
     @property
     def samples_one_model(self) -> bool:
-        """Whether the study samples one model instead of training several."""
-        return self.study.kind == "guidance"
+        """Whether the study samples one model, and perhaps what is fine-tuned from it, instead of training several."""
+        return self.study.kind in ("guidance", "guidance-free")
 
     @property
     def trains_tokenizers(self) -> bool:
@@ -167,7 +169,7 @@ def run_tokenizer_study(request: StudyRequest, *, device: torch.device, log: Log
 
 
 def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: torch.device, log: Log) -> Results:
-    """Run what is missing of a study that samples one model with every guidance setting.
+    """Run what is missing of a study that samples one model with every guidance setting, and fine-tunes of it.
 
     Args:
         request: The study.
@@ -176,13 +178,19 @@ def run_guidance_study(request: StudyRequest, pipeline: Pipeline, *, device: tor
         log: Progress callback: called with a line when a run begins.
 
     Raises:
-        ConfigError: The folder holds results of other settings, or another process is writing to it.
+        ConfigError: The folder holds results of other settings, or another process is writing to it; or a setting of
+            fine-tuning is unknown or out of range.
         DataError: The reference cannot be opened, or its images have another size.
     """
+    study, fine_tuned = request.study, request.study.kind == "guidance-free"
+    tuner = FineTuner(study, request.out, init=request.source, budget=request.images, device=device, log=log)
     with locked(request.out):
         results = _begin(request, [part.fingerprint() for part in (pipeline.tokenizer, pipeline.generator)])
-        evaluator = _evaluator(request.study, request.images, pipeline.image_size, device)
-        run_jobs(guidance_jobs(pipeline, request.study.judging, evaluator), results, device=device, log=log)
+        samples = study.judging.samples if fine_tuned else request.images
+        evaluator = _evaluator(study, samples, pipeline.image_size, device)
+        speed = [guidance_speed_job(pipeline, study)] if fine_tuned else []
+        jobs = chain(speed, fine_tuning_jobs(tuner, evaluator), guidance_jobs(pipeline, study.judging, evaluator))
+        run_jobs(jobs, results, device=device, log=log)
     return results
 
 
@@ -194,6 +202,8 @@ def _begin(request: StudyRequest, weights: list[str]) -> Results:
         for name in ("task", "tokenizer", "tokenizer_task"):
             if not variant[name]:
                 del variant[name]  # as in results of earlier versions
+    if not recipe["judging"]["intervals"]:
+        del recipe["judging"]["intervals"]
     settings = {
         "budget": request.images,
         "model": request.source,
@@ -208,4 +218,5 @@ def _evaluator(study: StudyRecipe, samples: int, size: int, device: torch.device
     if study.kind == "text":
         return CaptionEvaluator(judging.reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)
     reference = open_source(judging.reference, default_size=size, progress=True)
-    return SampleEvaluator(reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)
+    kind = QualityBesideReconstructions if study.kind == "guidance-free" else SampleEvaluator
+    return kind(reference, extractor, size=size, samples=samples, batch_size=judging.batch_size)

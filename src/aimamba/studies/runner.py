@@ -24,10 +24,11 @@ from aimamba.studies.ordered import OrderedPipeline, OrderedTask, reorder
 from aimamba.studies.recipe import StudyRecipe, Variant, training_recipe
 from aimamba.studies.scans import scan_order
 from aimamba.studies.speed import sampling_speed
-from aimamba.train.fit import fit
+from aimamba.train.fit import Result, fit
 from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.reading import Reading
 from aimamba.train.recipe import Recipe
+from aimamba.train.settings import FitConfig
 from aimamba.train.tracking import read_metrics
 
 
@@ -117,9 +118,8 @@ class StudyRunner:
             lr: Peak learning rate, instead of the variant's.
 
         Returns:
-            ``variant``, ``seed``, ``order``, ``lr``, ``parameters``, ``non_embedding``, ``steps``, ``pictures``,
-            metrics ``held_out``, ``train_seconds``, ``train_pictures_per_second`` (median over the run) and, on CUDA,
-            ``train_peak_bytes``.
+            ``variant``, ``seed``, ``order``, ``parameters``, ``non_embedding``, those of ``numbers_of_run`` and, on
+            CUDA, ``train_peak_bytes``.
         """
         recipe = self._recipe(variant, self.budget if budget is None else budget, seed, lr)
         folder = self._out / "runs" / name
@@ -133,18 +133,12 @@ class StudyRunner:
             device=self._device,
             recipe={**to_mapping(recipe), **extra},
         )
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "train"]
         found = {
             "variant": variant.name,
             "seed": seed,
             "order": variant.order,
-            "lr": recipe.fit.lr,
             **count_parameters(AiM.from_pretrained(folder, device="meta").config),
-            "steps": result.steps,
-            "pictures": result.steps * recipe.fit.batch_size,
-            "held_out": result.metrics,
-            "train_seconds": lines[-1]["seconds"],
-            "train_pictures_per_second": statistics.median(line["pictures_per_second"] for line in lines),
+            **numbers_of_run(folder, recipe.fit, result),
         }
         if self._device.type == "cuda":
             found["train_peak_bytes"] = torch.cuda.max_memory_allocated(self._device)
@@ -213,6 +207,24 @@ class StudyRunner:
             seed=recipe.fit.seed,
             order=variant.order,
         )
+
+
+def numbers_of_run(folder: Path, config: FitConfig, result: Result) -> dict[str, Any]:
+    """Return what a finished training in ``folder`` says of itself.
+
+    Returns:
+        ``lr``, ``steps``, ``pictures``, metrics ``held_out``, ``train_seconds``, and ``train_pictures_per_second``
+        (median over the run).
+    """
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "train"]
+    return {
+        "lr": config.lr,
+        "steps": result.steps,
+        "pictures": result.steps * config.batch_size,
+        "held_out": result.metrics,
+        "train_seconds": lines[-1]["seconds"],
+        "train_pictures_per_second": statistics.median(line["pictures_per_second"] for line in lines),
+    }
 
 
 def count_parameters(config: AiMConfig) -> dict[str, int]:

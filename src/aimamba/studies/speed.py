@@ -1,17 +1,22 @@
-"""Speed and memory of sampling by length of the sequence. They do not depend on the weights, so these are random."""
+"""Speed and memory of sampling: of random weights by length of the sequence, and of a pipeline by guidance."""
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from aimamba.config import to_mapping
+from aimamba.evaluation.sources import ModelSource, make_labels
 from aimamba.generation import SamplingConfig, generate
 from aimamba.models import AiM, AiMConfig
+from aimamba.pipeline import Pipeline
 from aimamba.studies.recipe import SpeedConfig
 
 _LONG_ENOUGH = 2.0  # seconds of sampling after which a measurement is not repeated
+_ROUNDS = 5  # times that each setting of guidance is measured
 
 
 def sampling_speed(config: AiMConfig, speed: SpeedConfig, device: torch.device) -> list[dict[str, Any]]:
@@ -38,6 +43,38 @@ def state_bytes(config: AiMConfig) -> int:
     """Return the bytes of the decoding state of one row in float32: SSM states, windows, keys and values."""
     with torch.device("meta"):
         return AiM(config).init_state(1).nbytes
+
+
+def guidance_speed(pipeline: Pipeline, samplings: Sequence[SamplingConfig], batch: int) -> list[dict[str, Any]]:
+    """Measure a pipeline with several settings of sampling, in turn several times, decoding to images included.
+
+    Args:
+        pipeline: The model.
+        samplings: The settings.
+        batch: Images that are generated at once.
+
+    Returns:
+        For every setting ``sampling``, ``pictures_per_second`` (the fastest of its times), and ``rows``, the mean
+        number of rows of an image over its tokens: 1 without guidance, and 2 if the last token is guided. One thread
+        on a CPU is timed by its processor time, which other programs disturb less.
+    """
+    alone = pipeline.tokenizer.codebook.device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    labels = make_labels("balanced", batch, pipeline.generator.config.num_classes)
+    fastest = [float("inf")] * len(samplings)
+    for _ in range(_ROUNDS):
+        for index, sampling in enumerate(samplings):
+            started = clock()
+            source = ModelSource("speed", pipeline, labels, sampling, batch)
+            deque(source.read(source.units()), maxlen=0)
+            fastest[index] = min(fastest[index], clock() - started)
+    length = pipeline.generator.config.num_tokens
+    found = []
+    for sampling, seconds in zip(samplings, fastest, strict=True):
+        last = max((t + 1 for t in range(length) if sampling.guidance_at(t, length) != 1), default=0)
+        rate = {"pictures_per_second": batch / seconds, "rows": 1 + last / length}
+        found.append({"sampling": to_mapping(sampling), **rate})
+    return found
 
 
 def _speed(model: AiM, batch: int) -> float:

@@ -9,6 +9,7 @@ from aimamba.studies.rows import (
     METRICS,
     PAPER_R,
     Row,
+    against_reconstructions,
     guidance_label,
     known_metrics,
     mean,
@@ -16,6 +17,8 @@ from aimamba.studies.rows import (
     network,
     pearson,
     set_names,
+    speeds,
+    titled_samples,
     variant_rows,
     without_missing,
 )
@@ -38,6 +41,7 @@ def study_table(results: Results) -> str:
         "scaling": _scaling,
         "ablation": _ablation,
         "guidance": _guidance,
+        "guidance-free": _guidance_free,
         "text": _text,
         "tokenizer": _tokenizer,
     }
@@ -188,6 +192,24 @@ def _guidance(results: Results) -> str:
     return markdown_table(["guidance", *(_name(key, network(samples)) for key in keys)], body)
 
 
+def _guidance_free(results: Results) -> str:
+    found, timed = titled_samples(results), speeds(results)
+    keys = known_metrics(sample for _, sample in found)
+    decoded = [key for key in keys if key != "recognition"]
+    name = network(found[0][1:])
+    header = ["model", "guidance", "rows", "images per second", *(_name(key, name) for key in keys)]
+    header += [f"{_name(key, name)}, reconstructions" for key in decoded]
+    body = []
+    for title, sample in found:
+        guidance = guidance_label(sample)
+        costs = [without_missing([timed.get(guidance, {}).get(key)]) for key in ("rows", "pictures_per_second")]
+        cells = [title, guidance, mean_and_range(costs[0], 2), mean_and_range(costs[1], 1)]
+        for some, of in ((keys, sample), (decoded, against_reconstructions(sample))):
+            cells += [_shown(without_missing([metric(of, key)]), key) for key in some]
+        body.append(cells)
+    return markdown_table(header, body)
+
+
 def _baseline(results: Results) -> str:
     found = variant_rows(results.settings, results.runs)
     parts = []
@@ -276,6 +298,8 @@ def _head(results: Results) -> str:
     elif settings["recipe"]["kind"] == "tokenizer":
         share = settings["recipe"]["tokenizer"]["share"]
         what = f"every generator trains on {budget}, and its tokenizer on {round(share * settings['budget']):,}."
+    elif settings["recipe"]["kind"] == "guidance-free":
+        what = f"{settings['model']} as it is with every setting, and trained further on {budget}."
     else:
         what = f"every run trains on {budget}, as codes of the tokenizer of {settings['model']}."
     sentences = [f"`aimamba study {results.study} --budget {settings['budget']}`: {what}"]
@@ -322,7 +346,15 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
         f"Distances compare {count:,} samples of a model with `{judging['reference']}` by features of "
         f"{network(samples)}. Fréchet distances are larger for fewer images: compare them only within this table."
     ]
-    if kind != "guidance":
+    if kind == "guidance-free":
+        batch = max(results.settings["recipe"]["speed"]["batches"])
+        notes.append(
+            "Reconstructions: the same against what the tokenizer makes of these images, which no sample can surpass. "
+            "Rows: of a decoding step for an image, on average. Images per second: generated and decoded "
+            f"{batch} at once, the fastest of several times; of one thread on a CPU, by its processor time. "
+            "Fine-tuning does not change them."
+        )
+    elif kind != "guidance":
         notes.append("Several seeds: mean (lowest to highest).")
     if kind == "baseline":
         two = len({variant["family"] for variant in results.settings["recipe"]["variants"]}) == 2
