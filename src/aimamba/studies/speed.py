@@ -58,7 +58,7 @@ def guidance_speed(pipeline: Pipeline, samplings: Sequence[SamplingConfig], batc
         number of rows of an image over its tokens: 1 without guidance, and 2 if the last token is guided. One thread
         on a CPU is timed by its processor time, which other programs disturb less.
     """
-    alone = pipeline.tokenizer.codebook.device.type == "cpu" and torch.get_num_threads() == 1
+    alone = pipeline.device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     labels = make_labels("balanced", batch, pipeline.generator.config.num_classes)
     fastest = [float("inf")] * len(samplings)
