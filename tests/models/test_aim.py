@@ -242,8 +242,8 @@ def test_bfloat16_keeps_what_is_sensitive_wide(make_aim, mixer):
     expected = model(codes, labels)
     model.cast(torch.bfloat16)
     wide = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
-    assert all(name.split(".")[-1] in ("A_log", "D", "dt_bias") or "norm" in name for name in wide)
-    assert ("blocks.0.mixer.A_log" in wide) == (mixer != "attention")
+    assert all(name.split(".")[-1] in ("A_log", "D", "dt_bias", "B_bias", "C_bias") or "norm" in name for name in wide)
+    assert ("blocks.0.mixer.dt_bias" in wide) == (mixer != "attention")
     assert "norm.weight" in wide
     assert model.word_embedding.weight.dtype == torch.bfloat16
     logits = model(codes, labels)
