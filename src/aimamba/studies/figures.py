@@ -250,7 +250,7 @@ def _guidance_free(figure: "Figure", results: Results) -> None:
         sampling = sample["sampling"]
         schedule = "interval" if "from" in guidance_label(sample) else sampling["cfg_schedule"]
         group = model if model != results.settings["model"] else schedule if sampling["cfg_scale"] != 1 else "none"
-        label = "" if group == model else guidance_label(sample).replace(schedule, "").strip()
+        label = "" if group in (model, "none") else guidance_label(sample).replace(schedule, "").strip()
         groups.setdefault(group, []).append((label, sample))
     for axes, (metric_key, name) in zip(panels, names.items(), strict=True):
         for number, (group, members) in enumerate(groups.items()):
@@ -263,5 +263,5 @@ def _guidance_free(figure: "Figure", results: Results) -> None:
                     axes.plot(*place, "osD^vP*X<>"[number % 10], color=f"C{number % 10}", label=known)
                     axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize="x-small")
         axes.set(xlabel="images per second", ylabel=name)
-        axes.margins(0.12)
-    panels[0].legend(frameon=False, fontsize="x-small")
+        axes.margins(0.18, 0.12)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(groups), frameon=False)
