@@ -84,3 +84,21 @@ def test_emoji_are_drawn_after_prompts():
     assert min(face[:2]) > 150 > face[2]  # yellow
     assert key[2] > max(key[:2])  # blue
     assert heart[0] > max(heart[1:])  # red
+
+
+def test_avatars_are_drawn_after_captions():
+    avatars = Pipeline.from_pretrained("avatars-64-text")
+    assert avatars.class_names == ("critters", "sprouts", "planets", "voxel-bot")
+    card = (Path(__file__).parent.parent / "docs" / "models" / "avatars-64-text.md").read_text(encoding="utf-8")
+    assert f"| parameters | {avatars.tokenizer.num_parameters():,} | {avatars.generator.num_parameters():,} |" in card
+    prompts = ["a yellow monster, purple background", "a blue monster, red background", "a green planet with no ring"]
+    drawn = np.stack([np.asarray(image) for image in avatars(prompts=prompts, n=6, config={"cfg_scale": 2.0})])
+    corner, middle = (
+        np.median(part.reshape(3, 6, -1, 3), axis=2).mean(axis=1) for part in (drawn[:, :8, :8], drawn[:, 40:56, 24:40])
+    )
+    assert corner[0, 2] > corner[0, 0] > corner[0, 1]  # purple
+    assert min(middle[0, :2]) > 150 > middle[0, 2]  # yellow
+    assert corner[1, 0] > 150 > 80 > max(corner[1, 1:])  # red
+    assert middle[1, 2] > 150 > middle[1, 0]  # blue
+    assert corner[2].max() < 80  # space
+    assert middle[2, 1] > max(middle[2, ::2])  # green
