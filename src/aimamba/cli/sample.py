@@ -40,8 +40,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="avatars-64 (default), avatars-64-text, emoji-64, the folder of a saved model or training run, an official "
-        "checkpoint, or a hub id such as hp-l33/aim-base",
+        help="avatars-64 (default), avatars-64-text, emoji-64, the folder of a saved model or training run, an "
+        "official checkpoint, or a hub id such as hp-l33/aim-base",
     )
     parser.add_argument("--tokenizer", metavar="MODEL", help="the tokenizer, if MODEL does not include one")
     parser.add_argument(
