@@ -7,14 +7,15 @@ from aimamba.models import AiM, VQModel
 
 
 @pytest.mark.parametrize(
-    ("model", "digest"),
+    ("model", "name", "digest"),
     [
-        (VQModel, "f25c237dacfc5809fc902d672fc093350216431f195be74061df115cfef107ef"),
-        (AiM, "5341f6e6b1b55753cf1202008bec3309a2e7b01be275b814f4592147a044ea35"),
+        (VQModel, "avatars-64", "f25c237dacfc5809fc902d672fc093350216431f195be74061df115cfef107ef"),
+        (AiM, "avatars-64", "5341f6e6b1b55753cf1202008bec3309a2e7b01be275b814f4592147a044ea35"),
+        (AiM, "emoji-64", "137c0ef120ccc1ad3da00b02e6b43d80af6436840241f23618a079c79c294fdb"),
     ],
 )
-def test_packaged_models(model, digest):
-    assert model.from_pretrained("avatars-64").fingerprint() == digest
+def test_packaged_models(model, name, digest):
+    assert model.from_pretrained(name).fingerprint() == digest
 
 
 def test_what_decides_the_codes_of_the_packaged_tokenizer():

@@ -107,7 +107,7 @@ def test_unknown_config_key(folder):
     ("change", "named"),
     [
         ({"width": "16"}, "width must be int"),
-        ({"mixer": "mamba"}, "did you mean 'mamba2'"),
+        ({"mixer": "mamba"}, "did you mean 'mamba3' or 'mamba2'"),
         ({"positions": 3}, "learned"),
     ],
 )

@@ -7,6 +7,7 @@ Shape letters: B batch, L tokens of an image, P prefix tokens, D width, V vocabu
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -81,6 +82,7 @@ class AiM(PretrainedModel[AiMConfig]):
     """Autoregressive image generator on Mamba-2, or on other mixers."""
 
     config_class = AiMConfig
+    since: ClassVar = {"hybrid_every": 0, "hybrid_mixer": "attention", "text.ngrams": 0}
     folder_in_pipeline = "generator"
     official_reader = staticmethod(aim_from_official)
     companions = ("tokenizer",)

@@ -45,7 +45,8 @@ class PretrainedModel(nn.Module, Generic[Config]):
         folder_in_pipeline: Its sub-folder in a saved pipeline: ``generator`` or ``tokenizer``.
         official_reader: Translates official checkpoints, see ``aimamba.checkpoints.official``.
         companions: Settings that name other models; they are no part of the fingerprint.
-        since: Settings that earlier versions did not know; at their default they are no part of it either.
+        since: Settings that earlier versions did not know, with dots within sections, and their defaults; at these
+            they are no part of it either.
     """
 
     config: Config
@@ -54,7 +55,7 @@ class PretrainedModel(nn.Module, Generic[Config]):
     folder_in_pipeline: ClassVar[str]
     official_reader: ClassVar[OfficialReader]
     companions: ClassVar[tuple[str, ...]] = ()
-    since: ClassVar[tuple[str, ...]] = ()
+    since: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @classmethod
     def from_pretrained(
@@ -176,12 +177,14 @@ class PretrainedModel(nn.Module, Generic[Config]):
             prefixes: Only the weights whose names begin with one of these are taken; by default all.
         """
         weights = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
-        usual = {name: getattr(self.config_class, name) for name in self.since}
-        settings = {
-            name: value
-            for name, value in to_mapping(self.config).items()
-            if name not in self.companions and (name not in usual or value != usual[name])
-        }
+        settings = {name: value for name, value in to_mapping(self.config).items() if name not in self.companions}
+        for path, usual in self.since.items():
+            *sections, name = path.split(".")
+            section = settings
+            for part in sections:
+                section = section.get(part, {})
+            if section.get(name) == usual:
+                del section[name]
         return fingerprint(settings, weights)
 
 

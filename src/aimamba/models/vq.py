@@ -8,7 +8,7 @@ Shape letters: B batch, C channels, H W image, h w code grid, E width of a codeb
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -49,7 +49,7 @@ class VQModel(PretrainedModel[VQConfig]):
 
     codebook: Tensor | None
     config_class = VQConfig
-    since = ("quantizer",)
+    since: ClassVar = {"quantizer": "learned"}
     folder_in_pipeline = "tokenizer"
     official_reader = staticmethod(vq_from_official)
 
