@@ -13,15 +13,18 @@ CPU    := --index-url https://download.pytorch.org/whl/cpu
 SMALL  := $(filter cpu-Linux,$(TORCH)-$(shell uname))
 # The demo needs no tools for development; where they are installed already, they do no harm.
 DEMO   := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
-PROMPTS := --prompt "a grinning face, noto style" --prompt "a cat face, 3d style" --prompt "a red heart, flat design" \
-           --prompt "a keycap 5, 3d style" --prompt "a flag, noto style"
+PROMPTS := --prompt "a green critter with one eye on a purple background" \
+           --prompt "a yellow robot with teal lights and two antennas" \
+           --prompt "a purple planet with a broad ring" \
+           --prompt "a pink flowerpot with a round cactus and closed eyes, teal background" \
+           --prompt "a white pot with a palm tree and an angry look, orange background"
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo train-demo studio test test-studio test-replicas test-kills test-gpu bench-gpu lint audit docs notebooks wheel try-wheel space clean
 
 demo: $(DEMO)                   ## draw with the weights that come with the package, after classes and after prompts
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
-	$(BIN)/aimamba sample --model emoji-64 $(PROMPTS) -n 6 --cfg-scale 2.5 --out samples-text
+	$(BIN)/aimamba sample --model avatars-64-text $(PROMPTS) -n 6 --cfg-scale 2 --out samples-text
 
 # These models are so small that a second thread hardly helps, and beside another busy program it would cost far more
 # than it brings (docs/log.md).

@@ -26,7 +26,7 @@ def test_the_build_of_torch_is_chosen(tmp_path, build, small):
     assert "--constraint constraints.txt" in planned
     assert "[dev]" not in planned
     assert "aimamba sample --model avatars-64" in planned
-    assert "aimamba sample --model emoji-64 --prompt" in planned
+    assert "aimamba sample --model avatars-64-text --prompt" in planned
 
 
 def test_the_suite_has_the_tools(tmp_path):

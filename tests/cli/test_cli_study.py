@@ -9,32 +9,14 @@ import signal
 import pytest
 import torch
 from PIL import Image
-from small_studies import SMALL
+from small_studies import DATA, JUDGING, SMALL
 
 from aimamba.data import Avatars
 from aimamba.studies import figures
 from aimamba.studies.ordered import OrderedPipeline
 from aimamba.train.generator import GeneratorTask
 
-SHARED = (
-    """
-budget = 8
-
-[data]
-source = "avatars:planets,sprouts"
-size = 16
-per_class = 10
-held_out_per_class = 5
-"""
-    + SMALL
-    + """checkpoint_every = 1
-
-[judging]
-reference = "avatars-16:planets,sprouts:held-out:10"
-samples = 10
-scales = [1.0, 2.0]
-"""
-)
+SHARED = DATA + SMALL + JUDGING
 
 STUDIES = {
     "scaling": """

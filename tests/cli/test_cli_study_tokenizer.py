@@ -3,22 +3,18 @@
 import json
 
 import pytest
-from small_studies import SMALL
+from small_studies import DATA, JUDGING, SMALL
 from test_cli_study import Sums
 
+from aimamba.data.sets import open_source
 from aimamba.train.stages import make_task
 
 RECIPE = (
     """
 kind = "tokenizer"
-budget = 8
-
-[data]
-source = "avatars:planets,sprouts"
-size = 16
-per_class = 10
-held_out_per_class = 5
-
+"""
+    + DATA
+    + """
 [tokenizer]
 share = 2.0
 reference = "avatars-16:planets,sprouts:held-out:10"
@@ -35,13 +31,8 @@ norm_groups = 4
 codebook_size = 27
 """
     + SMALL
-    + """checkpoint_every = 1
-
-[judging]
-reference = "avatars-16:planets,sprouts:held-out:10"
-samples = 10
-scales = [1.0, 2.0]
-
+    + JUDGING
+    + """
 [[variants]]
 name = "ema"
 title = "averages"
@@ -130,7 +121,7 @@ def test_the_study(study, aimamba, here, monkeypatch):
         ('quantizer = "ema"', 'quantizer = "emma"', "did you mean 'ema'"),
         ("entropy_weight = 0.2", "entropy_wait = 0.2", "entropy_weight"),
         ("share = 2.0", "share = 0", "tokenizer.share must be a positive number, got 0"),
-        ("size = 16\n", "size = 18\n", "has images of 16 pixels, and data.size is 18"),
+        ("size = 16\n", "size = 18\n", "must be a multiple of the tokenizer's down-sampling 4, got 18"),
         ("num_blocks = 2", "num_block = 2", "ema: model: unknown key 'num_block'"),
         ('kind = "tokenizer"', 'kind = "scaling"', "no other kind has it"),
         ("fit = { batch_size = 4, lr", "fit = { batch_size = 4, rl", "tokenizer.fit: unknown key 'rl'"),
@@ -141,6 +132,12 @@ def test_refusals(refusal, here, before, after, message):
     (here / "own.toml").write_text(RECIPE.replace(before, after))
     assert message in refusal("study", "own.toml", "--device", "cpu")
     assert not (here / "studies/own/ema-seed-0").exists()
+
+
+def test_a_reference_of_another_size_is_refused(refusal, here):
+    open_source("avatars-16:planets,sprouts:held-out:10")  # shows how it is drawn the first time
+    (here / "own.toml").write_text(RECIPE.replace("size = 16\n", "size = 20\n"))
+    assert "has images of 16 pixels, and data.size is 20" in refusal("study", "own.toml", "--device", "cpu")
 
 
 def test_its_tokenizers_are_its_own(refusal, here):

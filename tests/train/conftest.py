@@ -61,3 +61,32 @@ def rendered_sheets(monkeypatch) -> Callable[..., list[tuple[Any, dict[str, Any]
         return calls
 
     return record
+
+
+@pytest.fixture
+def continued(tmp_path) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
+    """Train a tiny generator in one go and in two, and return what both checkpoints hold.
+
+    The folders are ``whole`` and ``halves``; six steps with checkpoints after every third, stopped in the fifth.
+    """
+
+    def train(**options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        from ranks_task import Generator, settings
+
+        from aimamba.train.checkpoint import read_checkpoint
+        from aimamba.train.fit import fit
+        from aimamba.train.interruption import Interrupted
+
+        def stop(_rank: int, step: int) -> None:
+            if step == 5:
+                raise Interrupted("stopped", 2)
+
+        config = settings(steps=6, checkpoint_every=3, evaluate_every=3)
+        fit(Generator(**options), config, tmp_path / "whole")
+        with pytest.raises(Interrupted):
+            fit(Generator(stop, **options), config, tmp_path / "halves")
+        fit(Generator(**options), config, tmp_path / "halves")
+        whole, halves = (read_checkpoint(tmp_path / name / "checkpoint.pt").parts for name in ("whole", "halves"))
+        return whole, halves
+
+    return train

@@ -2,30 +2,24 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from ranks_task import Generator, settings
-from test_rear import batch_of
-from test_training_step import Recorder
+from ranks_task import Generator
+from test_rear import batch_of, plain_and_recorded
 from torch.testing import assert_close
 
 from aimamba.checkpoints.weights import read_tensors
 from aimamba.errors import ConfigError
 from aimamba.models import AiM
-from aimamba.train.checkpoint import read_checkpoint
-from aimamba.train.fit import fit
 from aimamba.train.generator import GeneratorTask, code_cross_entropy
 from aimamba.train.generator_settings import GeneratorTaskConfig
-from aimamba.train.interruption import Interrupted
-from aimamba.train.optim import Learner, adamw
 from aimamba.train.plan.outline import outline
 from aimamba.train.random_order import NextPlaces, RandomOrder
 from aimamba.train.recipe import DataConfig, Recipe, load_recipe
 from aimamba.train.settings import FitConfig
 from aimamba.train.stages import make_task
-from aimamba.train.step import RecordedStep, TrainingStep, check_recordable
+from aimamba.train.step import check_recordable
 from refusals import one_line_error
 
 ALL = {"random_order": 0.9, "random_order_since": 1, "random_order_until": 5}
@@ -93,18 +87,9 @@ def test_the_loss_is_that_of_the_codes_in_their_order_and_in_the_end_the_usual_o
     assert task.evaluate(task.model) == Generator(**CALM).evaluate(task.model)
 
 
-def test_a_stopped_run_continues_exactly_beside_rear_and_saves_no_vectors(tmp_path, metrics):
-    changes, given = {"steps": 6, "checkpoint_every": 3, "evaluate_every": 3}, {**ALL, "rear_weight": 0.5}
-
-    def stop(_rank, step):
-        if step == 5:
-            raise Interrupted("stopped", 2)
-
-    fit(Generator(**given), settings(**changes), tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        fit(Generator(stop, **given), settings(**changes), tmp_path / "halves")
-    fit(Generator(**given), settings(**changes), tmp_path / "halves")
-    whole, halves = (read_checkpoint(tmp_path / name / "checkpoint.pt").parts for name in ("whole", "halves"))
+def test_a_stopped_run_continues_exactly_beside_rear_and_saves_no_vectors(tmp_path, metrics, continued):
+    given = {**ALL, "rear_weight": 0.5}
+    whole, halves = continued(**given)
     assert_close(halves, whole, rtol=0, atol=0)
     learned, first = whole["auxiliary"]["next_places.table.weight"], Generator(**given).next_places.table.weight
     assert bool((learned != first).any(dim=1).all())
@@ -114,18 +99,8 @@ def test_a_stopped_run_continues_exactly_beside_rear_and_saves_no_vectors(tmp_pa
 
 
 def test_a_recorded_step_has_the_share_of_its_number():
-    found = []
-    for kind in (TrainingStep, RecordedStep):
-        task, config = Generator(**ALL), settings(lr=1e-9, ema_decay=0.0)
-        learners = [
-            Learner(network, adamw(network, lr=1e-9, betas=(0.9, 0.95), weight_decay=0.0), 1e-9)
-            for network in (task.model.train(), task.next_places)
-        ]
-        trained = SimpleNamespace(model=torch.nn.ModuleList([task.model, task.next_places]))
-        recorder = {"record": Recorder(trained)} if kind is RecordedStep else {}
-        step = kind(task.loss, task.model, learners, config, torch.device("cpu"), "float32", **recorder)
-        found.append([step.take([batch_of()], number, 1e-9)[0].tolist() for number in range(7)])
-    assert_close(torch.tensor(found[0]), torch.tensor(found[1]), rtol=1e-4, atol=1e-5)
+    plain, recorded = plain_and_recorded(**ALL)
+    assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
     check_recordable(Generator(**ALL), torch.device("cuda"))
 
 

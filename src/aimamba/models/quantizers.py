@@ -5,6 +5,7 @@ Each is stateless. ``VQModel`` keeps the codebook of those that have one, under 
 Shape letters: V codebook size, E width of a codebook vector, C channels of a latent.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -55,7 +56,7 @@ class Quantized(NamedTuple):
     losses: Tensor
 
 
-class Quantizer:
+class Quantizer(ABC):
     """The interface, and what most quantisers have in common.
 
     Attributes:
@@ -73,6 +74,7 @@ class Quantizer:
         self.size: int = config.codebook_size
         self.channels: int = config.codebook_dim
 
+    @abstractmethod
     def quantize(
         self, latents: Float[Tensor, "*b c"], codebook: Tensor | None, relaxation: Relaxation | None = None
     ) -> Quantized:
@@ -83,11 +85,10 @@ class Quantizer:
             codebook: The codebook (V, E), where there is one, in the dtype of the latents.
             relaxation: For ``gumbel`` in training.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, codes: Int[Tensor, "*b"], codebook: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "*b e"]:
         """Return the vectors of codes; ``dtype`` is that of vectors that are computed."""
-        raise NotImplementedError
 
     def penalties(
         self, latents: Float[Tensor, "*b c"], temperature: float, average: Average = lambda tensor: tensor

@@ -22,7 +22,7 @@ from aimamba.studies.plan import fine_tuning_jobs, guidance_jobs, guidance_speed
 from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
-from aimamba.studies.tokenizers import TokenizerStudy
+from aimamba.studies.tokenizers import TokenizerStudy, check_tokenizers
 from aimamba.train.lock import locked
 
 DEFAULT_MODEL = "avatars-64"
@@ -145,6 +145,7 @@ def run_tokenizer_study(request: StudyRequest, *, device: torch.device, log: Log
     """
     study = request.study
     assert study.tokenizer is not None
+    check_tokenizers(study, request.images)
     size, extractor = study.data.size, open_extractor(_NETWORK, device=device)
     images = open_source(study.tokenizer.reference, default_size=size, progress=True)
     check(

@@ -17,7 +17,6 @@ from aimamba.studies.recipe import StudyRecipe, Variant, tokenizer_recipe, train
 from aimamba.studies.runner import StudyRunner
 from aimamba.train.fit import fit
 from aimamba.train.generator_settings import GeneratorTaskConfig
-from aimamba.train.recipe import Recipe
 from aimamba.train.stages import make_task, model_config
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 
@@ -36,26 +35,19 @@ class TokenizerStudy:
         device: torch.device,
         log: Callable[[str], None],
     ) -> None:
-        """Check the tokenizers of all variants; nothing runs yet.
+        """Prepare a study; nothing runs yet.
 
         Args:
-            study: The study.
+            study: The study, see ``check_tokenizers``.
             out: Its folder; each run gets a folder there, with ``tokenizer``, ``codes`` and ``runs``.
             budget: Images that every generator trains on; a tokenizer trains on ``tokenizer.share`` of it.
             compare: Measures the reconstructions of a tokenizer; what it calls LPIPS is of lite0's features.
             evaluator: Measures samples of the generators.
             device: Where everything runs.
             log: Progress callback: called with a line before each step that takes long.
-
-        Raises:
-            ConfigError: A setting is unknown or out of range, or does not fit the images.
         """
         self._study, self._out, self._budget, self._device, self._log = study, out, budget, device, log
         self._compare, self._evaluator = compare, evaluator
-        for variant in study.variants:
-            recipe = tokenizer_recipe(study, variant, budget=budget, seed=0)
-            generator = training_recipe(study, variant, tokenizer="", budget=budget, seed=0)
-            _check_settings(variant.name, recipe, generator)
 
     def jobs(self) -> Iterator[Job]:
         """Yield a job for each variant and seed."""
@@ -104,19 +96,27 @@ class TokenizerStudy:
         return model, {**shape, **numbers, "frechet": frechet, "network": found.network}
 
 
-def _check_settings(name: str, tokenizer: Recipe, generator: Recipe) -> None:
-    """Check the settings of models and losses, before anything is trained.
+def check_tokenizers(study: StudyRecipe, budget: int) -> None:
+    """Check the settings of all models and losses of a study, before images are drawn and anything is trained.
+
+    Args:
+        study: The study.
+        budget: Images that every generator trains on.
 
     Raises:
         ConfigError: One of them is unknown, out of range, or does not fit the images.
     """
-    config = model_config(VQConfig, VQ_PRESETS, tokenizer.model)
-    from_mapping(TokenizerTaskConfig, tokenizer.task, where=f"{name}: tokenizer_task")
-    size = tokenizer.data.size
-    check(
-        size % config.downsampling == 0,
-        f"{name}: data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {size}",
-    )
-    sizes = {"vocab_size": config.codebook_size, "num_tokens": (size // config.downsampling) ** 2}
-    from_mapping(AiMConfig, {**generator.model, **sizes}, where=f"{name}: model")
-    from_mapping(GeneratorTaskConfig, generator.task, where=f"{name}: task")
+    for variant in study.variants:
+        name = variant.name
+        tokenizer = tokenizer_recipe(study, variant, budget=budget, seed=0)
+        generator = training_recipe(study, variant, tokenizer="", budget=budget, seed=0)
+        config = model_config(VQConfig, VQ_PRESETS, tokenizer.model)
+        from_mapping(TokenizerTaskConfig, tokenizer.task, where=f"{name}: tokenizer_task")
+        size = tokenizer.data.size
+        check(
+            size % config.downsampling == 0,
+            f"{name}: data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {size}",
+        )
+        sizes = {"vocab_size": config.codebook_size, "num_tokens": (size // config.downsampling) ** 2}
+        from_mapping(AiMConfig, {**generator.model, **sizes}, where=f"{name}: model")
+        from_mapping(GeneratorTaskConfig, generator.task, where=f"{name}: task")

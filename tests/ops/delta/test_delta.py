@@ -1,7 +1,5 @@
 """The forms of the gated delta rule against each other; ``delta_recurrent`` is the oracle."""
 
-import inspect
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +10,7 @@ from torch.testing import assert_close
 
 from aimamba.ops.delta.chunked import delta_chunked
 from aimamba.ops.delta.reference import delta_recurrent, delta_step
+from tests.ops.scans import normals, parameters, sizes
 
 NAMES = ("q", "k", "v", "log_decay", "beta", "initial_state")
 
@@ -23,43 +22,26 @@ def make_inputs(
     batch: int = 2,
     heads: int = 2,
     width: int = 3,
-    features: int = 4,
+    states: int = 4,
     with_state: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor | None, ...]:
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
+    normal = normals(generator)
     tokens = batch, length, heads
-    q, k = (F.normalize(normal(*tokens, features), dim=-1) for _ in range(2))
+    q, k = (F.normalize(normal(*tokens, states), dim=-1) for _ in range(2))
     log_decay, beta = -F.softplus(4 * normal(*tokens) - 2), normal(*tokens).sigmoid()
-    state = normal(batch, heads, width, features) if with_state else None
+    state = normal(batch, heads, width, states) if with_state else None
     inputs = (q, k, normal(*tokens, width), log_decay, beta, state)
     return tuple(None if t is None else t.to(dtype) for t in inputs)
 
 
-sizes = st.fixed_dictionaries(
-    {
-        "seed": st.integers(0, 2**20),
-        "length": st.integers(0, 40),
-        "batch": st.integers(1, 2),
-        "heads": st.integers(1, 3),
-        "width": st.integers(1, 4),
-        "features": st.integers(1, 5),
-        "with_state": st.booleans(),
-    }
-)
-
-
 def test_both_forms_have_one_signature():
-    chunked, recurrent = (map(str, inspect.signature(f).parameters.values()) for f in (delta_chunked, delta_recurrent))
-    assert list(chunked) == list(recurrent)
+    assert parameters(delta_chunked) == parameters(delta_recurrent)
 
 
 @settings(max_examples=15)
-@given(size=sizes, chunk_size=st.integers(1, 50), dtype=st.sampled_from([torch.float64, torch.float32]))
+@given(size=sizes(40), chunk_size=st.integers(1, 50), dtype=st.sampled_from([torch.float64, torch.float32]))
 def test_chunked_equals_recurrent(size, chunk_size, dtype):
     inputs = make_inputs(**size, dtype=dtype)
     tolerance = 1e-10 if dtype == torch.float64 else 2e-4
@@ -113,7 +95,7 @@ def test_extreme_decays_have_finite_results_and_gradients():
 
 
 def test_bfloat16_inputs_are_computed_in_float32_also_under_autocast():
-    *inputs, _ = make_inputs(4, length=70, width=8, features=16)
+    *inputs, _ = make_inputs(4, length=70, width=8, states=16)
     narrow = [tensor.bfloat16() for tensor in inputs[:3]] + [tensor.float() for tensor in inputs[3:]]
     oracle, oracle_state = delta_recurrent(*(tensor.double() for tensor in narrow))
     with torch.autocast("cpu", dtype=torch.bfloat16):

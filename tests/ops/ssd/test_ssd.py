@@ -1,7 +1,5 @@
 """The forms of the SSD operator against each other; ``ssd_recurrent`` is the oracle."""
 
-import inspect
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +11,7 @@ from aimamba.ops.ssd.autograd import ssd_autograd
 from aimamba.ops.ssd.chunked import ssd_chunked
 from aimamba.ops.ssd.dispatch import ssd_scan
 from aimamba.ops.ssd.reference import ssd_recurrent, ssd_step, ssd_step_dual
+from tests.ops.scans import normals, parameters, sizes
 
 NAMES = ("x", "dt", "A", "B", "C", "initial_state")
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -30,28 +29,12 @@ def make_inputs(
     dtype: torch.dtype = torch.float64,
 ) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
+    normal = normals(generator)
     dt = torch.nn.functional.softplus(normal(batch, length, heads) - 1)
     A = -16 * torch.rand(heads, generator=generator, dtype=torch.float64)
     inputs = (normal(batch, length, heads, width), dt, A, normal(batch, length, states), normal(batch, length, states))
     state = normal(batch, heads, width, states) if with_state else None
     return tuple(None if t is None else t.to(dtype) for t in (*inputs, state))
-
-
-sizes = st.fixed_dictionaries(
-    {
-        "seed": st.integers(0, 2**20),
-        "length": st.integers(0, 70),
-        "batch": st.integers(1, 2),
-        "heads": st.integers(1, 3),
-        "width": st.integers(1, 4),
-        "states": st.integers(1, 5),
-        "with_state": st.booleans(),
-    }
-)
 
 
 def extreme_inputs(dtype: torch.dtype) -> Inputs:
@@ -68,10 +51,6 @@ def extreme_inputs(dtype: torch.dtype) -> Inputs:
 CHUNKED = [ssd_chunked, ssd_autograd]
 
 
-def parameters(form) -> list[str]:
-    return [str(parameter) for parameter in inspect.signature(form).parameters.values()]
-
-
 def test_all_forms_have_one_signature():
     for form in CHUNKED:
         assert parameters(form) == parameters(ssd_recurrent)
@@ -84,7 +63,7 @@ def test_the_kernels_have_the_same_signature():
 
 
 @pytest.mark.parametrize("form", CHUNKED)
-@given(size=sizes, chunk_size=st.integers(1, 80))
+@given(size=sizes(70), chunk_size=st.integers(1, 80))
 def test_chunked_equals_recurrent_in_float64(form, size, chunk_size):
     inputs = make_inputs(**size)
     expected, got = ssd_recurrent(*inputs), form(*inputs, chunk_size=chunk_size)
@@ -94,7 +73,7 @@ def test_chunked_equals_recurrent_in_float64(form, size, chunk_size):
 
 
 @pytest.mark.parametrize("form", CHUNKED)
-@given(size=sizes, chunk_size=st.integers(1, 80))
+@given(size=sizes(70), chunk_size=st.integers(1, 80))
 def test_chunked_equals_recurrent_in_float32(form, size, chunk_size):
     inputs = make_inputs(**size, dtype=torch.float32)
     for ours, oracle in zip(form(*inputs, chunk_size=chunk_size), ssd_recurrent(*inputs), strict=True):
@@ -144,7 +123,7 @@ def test_steps_equal_the_recurrence_against_an_independent_sum():
 
 
 @pytest.mark.parametrize("form", CHUNKED)
-@given(size=sizes, chunk_size=st.integers(1, 80), where=st.floats(0, 1))
+@given(size=sizes(70), chunk_size=st.integers(1, 80), where=st.floats(0, 1))
 def test_splitting_a_sequence_and_passing_the_state_on_changes_nothing(form, size, chunk_size, where):
     x, dt, A, B, C, state = make_inputs(**size)
     cut = round(where * x.shape[1])
@@ -212,9 +191,9 @@ def empty_cache(x: Tensor, B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     )
 
 
-@given(sizes, st.booleans())
-def test_dual_steps_equal_the_recurrence(sizes, alike):
-    x, dt, A, B, C, _ = make_inputs(**sizes | {"with_state": False})
+@given(size=sizes(70), alike=st.booleans())
+def test_dual_steps_equal_the_recurrence(size, alike):
+    x, dt, A, B, C, _ = make_inputs(**size | {"with_state": False})
     expected, _ = ssd_recurrent(x, dt, A, B, C)
     cache = empty_cache(x, B, x.dtype)
     for t in range(x.shape[1]):

@@ -1,6 +1,5 @@
 """The forms of Mamba-3's recurrence against each other; ``trapezoid_recurrent`` is the oracle."""
 
-import inspect
 import math
 
 import pytest
@@ -20,6 +19,7 @@ from aimamba.ops.trapezoid.reference import (
     trapezoid_step,
     turn,
 )
+from tests.ops.scans import normals, parameters, sizes
 
 NAMES = ("x", "dt", "log_decay", "share", "B", "C", "h", "latest x", "latest B")
 
@@ -31,22 +31,19 @@ def make_inputs(
     batch: int = 2,
     heads: int = 2,
     width: int = 3,
-    size: int = 4,
+    states: int = 4,
     with_state: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> list[Tensor]:
     """The six inputs, and the three parts of a state."""
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
+    normal = normals(generator)
     tokens = batch, length, heads
     dt = F.softplus(normal(*tokens) - 1)
     inputs = [normal(*tokens, width), dt, -4 * dt * normal(*tokens).square(), normal(*tokens).sigmoid()]
-    inputs += [normal(*tokens, size), normal(*tokens, size)]
+    inputs += [normal(*tokens, states), normal(*tokens, states)]
     rows = batch, heads
-    state = [normal(*rows, width, size), normal(*rows, width), normal(*rows, size)] if with_state else []
+    state = [normal(*rows, width, states), normal(*rows, width), normal(*rows, states)] if with_state else []
     return [tensor.to(dtype) for tensor in (*inputs, *state)]
 
 
@@ -56,27 +53,12 @@ def run(form, tensors: list[Tensor], **options) -> tuple[Tensor, ...]:
     return y, *last
 
 
-sizes = st.fixed_dictionaries(
-    {
-        "seed": st.integers(0, 2**20),
-        "length": st.integers(0, 40),
-        "batch": st.integers(1, 2),
-        "heads": st.integers(1, 3),
-        "width": st.integers(1, 4),
-        "size": st.integers(1, 5),
-        "with_state": st.booleans(),
-    }
-)
-
-
 def test_both_forms_have_one_signature():
-    forms = trapezoid_chunked, trapezoid_recurrent
-    chunked, recurrent = (map(str, inspect.signature(form).parameters.values()) for form in forms)
-    assert list(chunked) == list(recurrent)
+    assert parameters(trapezoid_chunked) == parameters(trapezoid_recurrent)
 
 
 @settings(max_examples=15)
-@given(size=sizes, chunk_size=st.integers(1, 50), dtype=st.sampled_from([torch.float64, torch.float32]))
+@given(size=sizes(40), chunk_size=st.integers(1, 50), dtype=st.sampled_from([torch.float64, torch.float32]))
 def test_chunked_equals_recurrent(size, chunk_size, dtype):
     tensors = make_inputs(**size, dtype=dtype)
     tolerance = 1e-10 if dtype == torch.float64 else 2e-4
@@ -119,7 +101,7 @@ def test_without_a_second_entry_it_is_the_recurrence_of_mamba2():
 
 def test_turned_b_and_c_are_a_complex_recurrence():
     """One pair of features is one complex number, which each token turns further and lets fade."""
-    x, dt, log_decay, share, B, C = make_inputs(5, batch=1, heads=1, width=1, size=2, length=9, with_state=False)
+    x, dt, log_decay, share, B, C = make_inputs(5, batch=1, heads=1, width=1, states=2, length=9, with_state=False)
     angle = torch.randn(1, 9, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     total = angle.cumsum(dim=1)
     y, _ = trapezoid_chunked(x, dt, log_decay, share, turn(B, total), turn(C, total), chunk_size=4)
@@ -164,7 +146,7 @@ def test_extreme_decays_have_finite_results_and_gradients():
 
 
 def test_bfloat16_inputs_stay_within_a_hundredth_of_the_largest_output():
-    tensors = make_inputs(4, length=70, width=8, size=16, with_state=False)
+    tensors = make_inputs(4, length=70, width=8, states=16, with_state=False)
     narrow = [tensors[0].bfloat16(), *(tensor.float() for tensor in tensors[1:])]
     oracle, last = trapezoid_recurrent(*(tensor.double() for tensor in narrow))
     y, state = trapezoid_chunked(*narrow)

@@ -15,8 +15,8 @@ Shape letters: B batch, L tokens, H heads, N features of a key, P features of a 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from aimamba.ops.chunks import cut, decay_between
 from aimamba.ops.delta.reference import delta_recurrent
 from aimamba.ops.ssd.reference import LOWEST_LOG_DECAY, accumulation_dtype
 
@@ -33,35 +33,25 @@ def delta_chunked(
 ) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
     """Compute ``delta_recurrent``, with its arguments and results, in parallel over chunks of ``chunk_size`` tokens.
 
-    Any length and any chunk size work. The causal mask is applied before the exponential, so gradients are finite for
-    every decay. Autocast does not reach inside.
+    Any length and any chunk size work, and gradients are finite for every decay. Autocast does not reach inside.
     """
     length = v.shape[1]
     if length == 0:
         return delta_recurrent(q, k, v, log_decay, beta, initial_state)
     wide, chunk = accumulation_dtype(v), min(chunk_size, length)
     with torch.autocast("cpu" if v.is_meta else v.device.type, enabled=False):
-        tokens = [_cut(tensor.to(wide), chunk) for tensor in (q, k, v, log_decay, beta)]
+        # (B, K, H, Q, ...); tokens of zeros leave the state as it is
+        tokens = [cut(tensor.to(wide), chunk).transpose(2, 3) for tensor in (q, k, v, log_decay, beta)]
         y, state = _chunks(tokens, None if initial_state is None else initial_state.to(wide))
     return y.transpose(2, 3).flatten(1, 2)[:, :length].to(v.dtype), state
-
-
-def _cut(tensor: Tensor, chunk: int) -> Tensor:
-    """Cut the token axis: (B, L, H, ...) to (B, K, H, Q, ...); tokens of zeros leave the state as it is."""
-    padding = -tensor.shape[1] % chunk
-    if padding:
-        tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, padding))
-    return tensor.unflatten(1, (-1, chunk)).transpose(2, 3)
 
 
 def _chunks(tokens: list[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the outputs (B, K, H, Q, P) and the last state, from tokens in chunks and the first state."""
     q, k, v, log_decay, beta = tokens
-    count, chunk, width = v.shape[1], v.shape[3], v.shape[4]
+    count, width = v.shape[1], v.shape[-1]
     total = log_decay.clamp(min=LOWEST_LOG_DECAY).cumsum(dim=-1)  # (B, K, H, Q): from the chunk's start to each token
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=v.device).tril()
-    between = total[..., :, None] - total[..., None, :]
-    decay = between.masked_fill_(~causal, -torch.inf).exp()  # (B, K, H, Q, Q)
+    decay = decay_between(total)  # (B, K, H, Q, Q)
     begun, beta = total.exp()[..., None], beta[..., None]  # (B, K, H, Q, 1)
 
     # The system has one right-hand side for the values and one for the state: u = own - of_state S^T.

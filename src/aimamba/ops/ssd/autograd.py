@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from aimamba.ops.chunks import cut
 from aimamba.ops.ssd.chunked import ssd_chunked
 from aimamba.ops.ssd.reference import LOWEST_LOG_DECAY, accumulation_dtype, ssd_recurrent
 
@@ -60,17 +60,10 @@ class _Chunks(NamedTuple):
 
 def _chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> _Chunks:
     wide = accumulation_dtype(x)
-    x, dt, B, C = (_cut(tensor, chunk) for tensor in (x, dt.to(wide), B.to(x.dtype), C.to(x.dtype)))
+    inputs = x, dt.to(wide), B.to(x.dtype), C.to(x.dtype)
+    x, dt, B, C = (cut(tensor, chunk).transpose(0, 1) for tensor in inputs)  # a token with dt = 0 changes no state
     total = (dt * A.to(wide)).clamp(min=LOWEST_LOG_DECAY).cumsum(dim=2)
     return _Chunks(x, dt, total, B.contiguous(), C.contiguous(), (x * dt.to(x.dtype)[..., None]).contiguous())
-
-
-def _cut(tensor: Tensor, chunk: int) -> Tensor:
-    """Cut the token axis: (B, L, ...) to (K, B, Q, ...); a token with dt = 0 leaves the state as it is."""
-    padding = -tensor.shape[1] % chunk
-    if padding:
-        tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, padding))
-    return tensor.unflatten(1, (-1, chunk)).transpose(0, 1)
 
 
 def _joined(tensor: Tensor, length: int) -> Tensor:
@@ -136,7 +129,7 @@ class _SSD(torch.autograd.Function):
         x, dt, A, B, C, carried = ctx.saved_tensors
         dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype)
         parts = _chunks(x, dt, A, B, C, ctx.chunk)
-        dy = _cut(dy, ctx.chunk).contiguous()  # (K, B, Q, H, P)
+        dy = cut(dy, ctx.chunk).transpose(0, 1).contiguous()  # (K, B, Q, H, P)
         if dstate is not None:
             dstate = dstate.to(parts.total.dtype).permute(0, 3, 1, 2)  # (B, N, H, P)
         ddt_x, dtotal, dB, dC = _backward_within(parts, dy)

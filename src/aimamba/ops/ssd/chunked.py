@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from aimamba.ops.chunks import cut, decay_between
 from aimamba.ops.ssd.reference import LOWEST_LOG_DECAY, accumulation_dtype, ssd_recurrent
 
 
@@ -22,28 +23,20 @@ def ssd_chunked(
 ) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
     """Compute ``ssd_recurrent``, with its arguments and results, in parallel over chunks of ``chunk_size`` tokens.
 
-    Any length and any chunk size work. The causal mask is applied before the exponential, so gradients are finite for
-    every decay.
+    Any length and any chunk size work, and gradients are finite for every decay.
     """
     batch, length, heads, width = x.shape
     wide = accumulation_dtype(x)
     if length == 0:
         return ssd_recurrent(x, dt, A, B, C, initial_state)
     chunk = min(chunk_size, length)
-    padding = -length % chunk
-    if padding:  # a token with dt = 0 leaves the state as it is
-        x, dt, B, C = (torch.nn.functional.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)) for t in (x, dt, B, C))
-
-    dt = dt.to(wide)
+    x, dt, B, C = (cut(t, chunk) for t in (x, dt.to(wide), B, C))  # a token with dt = 0 leaves the state as it is
     log_decay = (dt * A.to(wide)).clamp(min=LOWEST_LOG_DECAY)
-    x, dt, log_decay, B, C = (t.unflatten(1, (-1, chunk)) for t in (x, dt, log_decay, B, C))  # (B, K, Q, ...)
     total = log_decay.cumsum(dim=2).transpose(2, 3)  # (B, K, H, Q): log decay from the chunk's start up to each token
     dt_x = (dt[..., None] * x).to(x.dtype).transpose(2, 3)  # (B, K, H, Q, P)
 
     # Within a chunk: y_t = sum over s <= t of (C_t . B_s) exp(total_t - total_s) dt_s x_s
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    between = total[..., :, None] - total[..., None, :]  # (B, K, H, Q, Q)
-    decay = between.masked_fill_(~causal, -torch.inf).exp().to(x.dtype)
+    decay = decay_between(total).to(x.dtype)  # (B, K, H, Q, Q)
     similarity = C @ B.transpose(-1, -2)  # (B, K, Q, Q), shared by the heads
     y = (similarity[:, :, None] * decay) @ dt_x  # (B, K, H, Q, P)
 

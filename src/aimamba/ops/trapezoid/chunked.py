@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from aimamba.ops.chunks import cut, decay_between
 from aimamba.ops.ssd.reference import LOWEST_LOG_DECAY, accumulation_dtype
 from aimamba.ops.trapezoid.reference import TrapezoidState, trapezoid_recurrent
 
@@ -33,8 +34,7 @@ def trapezoid_chunked(
 ) -> tuple[Float[Tensor, "b l h p"], TrapezoidState]:
     """Compute ``trapezoid_recurrent``, with its arguments and results, in parallel over chunks of tokens.
 
-    Any length and any chunk size work. The causal mask is applied before the exponential, so gradients are finite for
-    every decay.
+    Any length and any chunk size work, and gradients are finite for every decay.
     """
     length, wide = x.shape[1], accumulation_dtype(x)
     if length == 0:
@@ -53,11 +53,9 @@ def trapezoid_chunked(
     weighted = (weight[..., None] * x).to(x.dtype)
     diagonal = (weight - own) * (B * C).sum(dim=-1, dtype=wide)  # (B, L, H): what y has too much of its own token
     corrected = diagonal[..., None] * x
-    weighted, log_decay, B, C = (_cut(tensor, chunk) for tensor in (weighted, log_decay, B, C))
+    weighted, log_decay, B, C = (cut(tensor, chunk).transpose(2, 3) for tensor in (weighted, log_decay, B, C))
     total = log_decay.cumsum(dim=-1)  # (B, K, H, Q)
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    between = total[..., :, None] - total[..., None, :]
-    decay = between.masked_fill_(~causal, -torch.inf).exp().to(x.dtype)  # (B, K, H, Q, Q)
+    decay = decay_between(total).to(x.dtype)  # (B, K, H, Q, Q)
     y = ((C @ B.mT) * decay) @ weighted  # (B, K, H, Q, P)
 
     to_end = (total[..., -1:] - total).exp()[..., None]  # (B, K, H, Q, 1)
@@ -73,11 +71,3 @@ def trapezoid_chunked(
         y = y + total.exp()[..., None] * (C @ carried.mT)
     y = y.transpose(2, 3).flatten(1, 2)[:, :length]
     return (y - corrected).to(x.dtype), TrapezoidState(state, *latest)
-
-
-def _cut(tensor: Tensor, chunk: int) -> Tensor:
-    """Cut the token axis: (B, L, H, ...) to (B, K, H, Q, ...); tokens of zeros leave the state as it is."""
-    padding = -tensor.shape[1] % chunk
-    if padding:
-        tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, padding))
-    return tensor.unflatten(1, (-1, chunk)).transpose(2, 3)
