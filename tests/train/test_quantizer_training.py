@@ -182,6 +182,7 @@ def test_decoder_only_keeps_codes_and_vectors(make, kind, rng):
         ({"codebook_decay": 1.0}, "codebook_decay must lie in"),
         ({"entropy_weight": -1.0}, "entropy_weight must not be negative"),
         ({"kl_weight": math.inf}, "kl_weight must be finite"),
+        ({"detail_weight": math.nan}, "detail_weight must"),
         ({"entropy_temperature": 0.0}, "entropy_temperature must be positive"),
         ({"gumbel_temperature": 0.01}, "gumbel_last_temperature must be at most"),
         ({"gumbel_until": -1}, "gumbel_until must not be negative"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +35,7 @@ from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 
 _IMAGES_AT_ONCE = 32
 _SHEET_COLUMNS = 10
+_AROUND = 9  # side of the square whose mean a pixel with detail differs from
 _OF_DISCRIMINATOR = ("discriminator", "real_logits", "drawn_logits")  # metrics
 _LONGEST_LISTED = 80  # characters of the names of the classes in a message
 
@@ -161,7 +163,7 @@ class TokenizerTask:
         if model.training:
             self.use.observe(output.codes, rows)
         reconstructions = output.images.float()
-        l1, l2 = F.l1_loss(reconstructions, images), F.mse_loss(reconstructions, images)
+        l1, l2 = (errors.mean() for errors in pixel_errors(reconstructions, images, config.detail_weight))
         quantizer = output.codebook_loss + output.commitment_loss
         parts: dict[str, Tensor | float] = {"l1": l1.detach(), "l2": l2.detach(), "quantizer": quantizer.detach()}
         reconstruction_loss = config.l1_weight * l1 + config.l2_weight * l2
@@ -222,25 +224,24 @@ class TokenizerTask:
             ``perplexity`` of the codes; and ``perceptual``, the mean distance, with a perceptual loss.
         """
         errors, distances, counts = [], [], torch.zeros(model.config.codebook_size)
-        absolute = []
+        weighted = torch.zeros(2)
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             images = self._held_out_images(model, range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out))))
             output = model(images)
             reconstructions = output.images.clamp(-1, 1)
-            difference = reconstructions - images
-            errors.append(difference.square().mean(dim=(1, 2, 3)).cpu())
-            absolute.append(difference.abs().mean(dim=(1, 2, 3)).cpu())
+            errors.append((reconstructions - images).square().mean(dim=(1, 2, 3)).cpu())
+            found = pixel_errors(reconstructions, images, self.config.detail_weight)
+            weighted += torch.stack([each.mean(dim=(1, 2, 3)).sum().cpu() for each in found])
             if self.perceptual is not None:
                 distances.append(self.perceptual.to(images.device).distances(reconstructions, images).cpu())
             counts += torch.bincount(output.codes.flatten(), minlength=len(counts)).cpu()
         error = torch.cat(errors)
         share = counts / counts.sum()
         perceptual = {"perceptual": float(torch.cat(distances).mean())} if distances else {}
-        weighted = self.config.l1_weight * float(torch.cat(absolute).mean()) + self.config.l2_weight * float(
-            error.mean()
-        )
+        l1, l2 = (weighted / len(error)).tolist()
+        pixels = self.config.l1_weight * l1 + self.config.l2_weight * l2
         return {
-            "reconstruction": weighted + self.config.perceptual_weight * perceptual.get("perceptual", 0.0),
+            "reconstruction": pixels + self.config.perceptual_weight * perceptual.get("perceptual", 0.0),
             "l2": float(error.mean()),
             "psnr": float(10 * torch.log10(4 / error.clamp(min=1e-10)).mean()),
             "codes_used": float((counts > 0).float().mean()),
@@ -276,6 +277,25 @@ class TokenizerTask:
     def _held_out_images(self, model: VQModel, indices: "range | list[int]") -> Tensor:
         stacked = np.stack([self.held_out.image(index, None) for index in indices])
         return to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2)).to(model.device)
+
+
+def pixel_errors(
+    drawn: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"], detail_weight: float
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]:
+    """Return the absolute and the squared errors of pixels, larger where an image has detail.
+
+    Args:
+        drawn: Reconstructions.
+        images: What they should be.
+        detail_weight: See ``TokenizerTaskConfig``.
+    """
+    difference = drawn - images
+    absolute, squared = difference.abs(), difference.square()
+    if not detail_weight:
+        return absolute, squared
+    around = F.avg_pool2d(images, _AROUND, stride=1, padding=_AROUND // 2, count_include_pad=False)
+    weights = 1 + detail_weight * (images - around).abs().amax(dim=1, keepdim=True)
+    return weights * absolute, weights * squared
 
 
 def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discriminator:
