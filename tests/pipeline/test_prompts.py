@@ -141,6 +141,7 @@ def test_what_does_not_fit_is_refused(pipeline, classes_alone, vocabulary, make_
         Pipeline(make_vq(), pipeline.generator, NAMES)(prompts=[ROCKET])
     with one_line_error(ConfigError, "at most 10,000 characters"):
         Prompt("x" * 10_001)
+    assert Prompt.of_caption("x" * 10_001) == Prompt("x" * 10_000)
     with one_line_error(ConfigError, "class"):
         pipeline(["a red rocket"])
 

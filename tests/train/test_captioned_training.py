@@ -155,6 +155,13 @@ def test_it_learns_to_tell_captions_apart_and_saves_what_it_reads(make, tmp_path
     assert task.sheet(task.model).size[1] > 0
 
 
+@pytest.mark.filterwarnings("ignore::aimamba.data.vocabulary.TruncatedCaptionWarning")
+def test_captions_that_are_longer_than_a_prompt_are_drawn_too(make):
+    task = make(sheet_pictures=1)
+    task.held_out.captions = [["a red thing " * 1000]] * len(task.held_out)
+    assert task.sheet(task.model).width > 0
+
+
 def test_the_vocabulary_is_part_of_what_a_run_is_based_on(make):
     task = make()
     before = task.basis()

@@ -104,6 +104,12 @@ def test_text_that_only_looks_like_toml_stays_text(path):
     }  # fmt: skip
 
 
+def test_flags_reach_tables_in_tables(path):
+    recipe = load_recipe(path, {"model.text.ngrams": "64", "model.text.reach": "prefix"})
+    assert recipe.model == {"preset": "aim-b", "num_blocks": 2, "text": {"ngrams": 64, "reach": "prefix"}}
+    assert recipe.description == "a test; changed: model.text.ngrams, model.text.reach"
+
+
 def test_a_section_may_come_from_flags_alone(tmp_path):
     file = tmp_path / "bare.toml"
     file.write_text('stage = "tokenizer"\n[fit]\nsteps = 1\nbatch_size = 1\nlr = 0.1\n')
@@ -117,6 +123,7 @@ def test_a_section_may_come_from_flags_alone(tmp_path):
         ({"steps": 1}, r"unknown setting 'steps' \(did you mean 'fit\.steps'"),
         ({"fit": 1}, r"unknown setting 'fit'"),
         ({"model": 1}, r"unknown setting 'model'"),
+        ({"model.num_blocks.x": 1}, r"setting 'model\.num_blocks\.x': model\.num_blocks is not a table of settings"),
         ({"fit.steps": "many"}, r"mine\.toml: fit: steps must be int, got 'many'"),
         ({"fit.steps": 0}, r"fit\.steps must be at least 1, got 0"),
         ({"data.size": -1}, r"data\.size must not be negative, got -1"),

@@ -108,7 +108,7 @@ def _under(arguments: argparse.Namespace, images: "Images", own: list[int] | Non
         raise ConfigError("score: --captions scores each image under its own caption; leave --class and --prompt out")
     if not images.captioned:
         raise DataError(f"{arguments.images}: these images have no captions; leave --captions out")
-    return [Prompt(next(iter(images.captions(index)), "")) for index in range(len(images))]
+    return [Prompt.of_caption(next(iter(images.captions(index)), "")) for index in range(len(images))]
 
 
 def _described(given: Any, pipeline: "Pipeline") -> dict[str, Any]:

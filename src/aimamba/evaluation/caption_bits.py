@@ -51,7 +51,7 @@ def caption_likelihoods(
     pipeline: Pipeline, codes: Int[Tensor, "b l"], captions: Sequence[str], *, progress: bool = False
 ) -> Float[Tensor, "b c"]:
     """Return the logarithm of the probability of every image under every caption."""
-    given, device = pipeline.labels([Prompt(text) for text in captions]), pipeline.tokenizer.device
+    given, device = pipeline.labels([Prompt.of_caption(text) for text in captions]), pipeline.tokenizer.device
     rows = tqdm(codes.long().to(device), desc="images among captions", unit="image", disable=not progress)
     return torch.cat([pipeline.log_likelihoods(row[None], given=given).cpu() for row in rows])
 

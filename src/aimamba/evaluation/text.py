@@ -355,7 +355,7 @@ def attribute_bounds(
 
 
 def _prompt(caption: Caption) -> Prompt:
-    return Prompt(caption.text)
+    return Prompt.of_caption(caption.text)
 
 
 def _columns(captions: Sequence[Caption]) -> tuple[list[int], list[str]]:

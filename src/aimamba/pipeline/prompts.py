@@ -36,6 +36,11 @@ class Prompt:
         if len(self.text) > LONGEST_PROMPT:
             raise ConfigError(f"a prompt has at most {LONGEST_PROMPT:,} characters, got {len(self.text):,}")
 
+    @classmethod
+    def of_caption(cls, caption: str) -> "Prompt":
+        """Return the prompt of a caption of an image set; of one that is longer than a prompt, its beginning."""
+        return cls(caption[:LONGEST_PROMPT])
+
 
 Class = ClassName | Mixture | Prompt
 """What an image is to show."""

@@ -113,6 +113,6 @@ class _Set:
     def _asked(self, pipeline: Pipeline) -> Callable[[Caption], int | Prompt]:
         """Return what asks a model for what a caption says."""
         if pipeline.generator.config.text is not None:
-            return lambda caption: Prompt(caption.text)
+            return lambda caption: Prompt.of_caption(caption.text)
         labels = [pipeline.label(name) for name in self._images.class_names]
         return lambda caption: labels[self._images.labels[caption.image]]

@@ -17,6 +17,12 @@ Kind = Literal["ablation", "baseline", "guidance", "guidance-free", "scaling", "
 Schedule = Literal["constant", "linear", "power-cosine"]
 
 _TEXT_ENCODER = "text_encoder"  # a setting of task
+_MOST_MEASURED = 1 << 16  # tokens, and images of a batch, whose speed is measured
+_DECIDED = {  # settings that the budget, the seeds, the images and the tokenizer decide
+    "fit": ("steps", "warmup_steps", "seed"),
+    "task": ("tokenizer",),
+    "model": ("vocab_size", "num_tokens", "num_classes", "tokenizer"),
+}
 _PACKAGED = RecipeFiles("study", "studies", folder="recipes/studies")
 
 
@@ -85,8 +91,8 @@ class EvaluationConfig:
     intervals: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size"):
-            check(getattr(self, name) >= 1, f"judging.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("samples", 2), ("batch_size", 1)):  # one sample cannot be measured
+            check(getattr(self, name) >= least, f"judging.{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("scales", "schedules"):
             check(len(getattr(self, name)) > 0, f"judging.{name} must hold at least one value")
         for interval in self.intervals:
@@ -122,6 +128,8 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         check(len(self.lrs) > 0, "sweep.lrs must hold at least one learning rate")
+        wrong = [lr for lr in self.lrs if not 0 < lr < math.inf]
+        check(not wrong, f"sweep.lrs must be positive numbers, got {wrong[:1]}")
         check(0 < self.share <= 1, f"sweep.share must lie in (0, 1], got {self.share}")
 
 
@@ -141,6 +149,10 @@ class SpeedConfig:
         for name in ("tokens", "batches"):
             values = getattr(self, name)
             check(min(values, default=0) >= 1, f"speed.{name} must be numbers of at least 1, got {list(values)}")
+            check(
+                max(values) <= _MOST_MEASURED,
+                f"speed.{name} must be numbers of at most {_MOST_MEASURED:,}, got {list(values)}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +240,12 @@ class StudyRecipe:
     def __post_init__(self) -> None:
         check(self.budget >= 1, f"budget must be at least 1 image, got {self.budget}")
         check(len(self.seeds) > 0, "seeds must hold at least one number")
+        for seeds in (self.seeds, *(variant.seeds for variant in self.variants)):
+            check(
+                len(set(seeds)) == len(seeds) and min(seeds, default=0) >= 0,
+                f"seeds must be different numbers, none negative, got {list(seeds)}",
+            )
+        self._check_decided()
         check(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
         names = [variant.name for variant in self.variants]
         twice = [name for name in names if names.count(name) > 1]
@@ -259,6 +277,14 @@ class StudyRecipe:
                 "a study of kind 'baseline' needs two or more families of variants with the same sizes and seeds, got "
                 f"{', '.join(f'{v.family} {v.size}' for v in self.variants)}",
             )
+
+    def _check_decided(self) -> None:
+        sections = [("fit", self.fit), ("task", self.task), ("model", self.model)]
+        sections += [(name, getattr(variant, name)) for variant in self.variants for name in ("task", "model")]
+        sections += [] if self.tokenizer is None else [("fit", self.tokenizer.fit)]
+        for section, values in sections:
+            for name in _DECIDED[section]:
+                check(name not in values, f"{section}.{name} is decided by the study; leave it out")
 
 
 def study_names() -> list[str]:

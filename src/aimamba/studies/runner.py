@@ -16,6 +16,7 @@ from aimamba.data.encoding import encode_splits
 from aimamba.data.images import has_captions
 from aimamba.data.sets import open_splits
 from aimamba.data.shards import open_code_splits
+from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.seeds import seeded
@@ -187,7 +188,7 @@ class StudyRunner:
         return training_recipe(self.study, variant, tokenizer=self._name, budget=budget, seed=seed, lr=lr)
 
     def _reading(self, recipe: Recipe, config: AiMConfig) -> Reading:
-        task = from_mapping(GeneratorTaskConfig, recipe.task, where=f"{recipe.description}: task")
+        task = new_generator_task(recipe, where=recipe.description)
         return Reading(config.text, task.text_encoder, captioned=True, source=recipe.data.source)
 
     def _task(self, recipe: Recipe, variant: Variant) -> OrderedTask:
@@ -202,11 +203,30 @@ class StudyRunner:
             reorder(self.codes.train, order),
             reorder(self.codes.held_out, order),
             self.codes.class_names,
-            from_mapping(GeneratorTaskConfig, recipe.task, where=f"{variant.name}: task"),
+            new_generator_task(recipe, where=variant.name),
             *learned.readers,
             seed=recipe.fit.seed,
             order=variant.order,
         )
+
+
+def new_generator_task(recipe: Recipe, *, where: str) -> GeneratorTaskConfig:
+    """Return the settings of the loss of a generator that a study trains from the beginning.
+
+    Args:
+        recipe: Its training recipe.
+        where: The variant, for messages.
+
+    Raises:
+        ConfigError: A setting is unknown, out of range, or only for a generator that starts from another one.
+    """
+    task = from_mapping(GeneratorTaskConfig, recipe.task, where=f"{where}: task")
+    for name in task.of_init:
+        raise ConfigError(
+            f"{where}: task.{name} is for a generator that starts from another one, and this study trains new ones; "
+            "leave it out"
+        )
+    return task
 
 
 def numbers_of_run(folder: Path, config: FitConfig, result: Result) -> dict[str, Any]:

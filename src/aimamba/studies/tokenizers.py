@@ -14,9 +14,8 @@ from aimamba.models import VQ_PRESETS, AiMConfig, VQConfig, VQModel
 from aimamba.studies.evaluator import Evaluator
 from aimamba.studies.plan import Job
 from aimamba.studies.recipe import StudyRecipe, Variant, tokenizer_recipe, training_recipe
-from aimamba.studies.runner import StudyRunner
+from aimamba.studies.runner import StudyRunner, new_generator_task
 from aimamba.train.fit import fit
-from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.stages import make_task, model_config
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 
@@ -119,4 +118,4 @@ def check_tokenizers(study: StudyRecipe, budget: int) -> None:
         )
         sizes = {"vocab_size": config.codebook_size, "num_tokens": (size // config.downsampling) ** 2}
         from_mapping(AiMConfig, {**generator.model, **sizes}, where=f"{name}: model")
-        from_mapping(GeneratorTaskConfig, generator.task, where=f"{name}: task")
+        new_generator_task(generator, where=name)

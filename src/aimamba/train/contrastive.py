@@ -168,6 +168,15 @@ def check_contrast(config: FitConfig, *, fresh_classes: Sequence[str], fresh_cap
     check(
         not config.compile, "fit.compile would not compile the frozen copy of task.objective = 'cca'; set it to false"
     )
+    check_pairs(config)
+
+
+def check_pairs(config: FitConfig) -> None:
+    """Check that a part of a batch has images to contrast.
+
+    Raises:
+        ConfigError: It has one.
+    """
     rows = config.batch_size // config.accumulation
     check(
         rows > 1,

@@ -10,7 +10,6 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from aimamba import distributed
-from aimamba.config import check
 from aimamba.data.codes import CaptionedBatch, CodeBatch, CodeSet
 from aimamba.data.order import ShuffledOrder
 from aimamba.data.shards import fingerprint
@@ -69,11 +68,7 @@ class GeneratorTask:
             self.heads.init_weights(seeded(seed))
         self.next_places = None
         if config.random_order:
-            check(
-                model.config.positions == "learned",
-                "task.random_order needs learned positions: set model.positions to 'learned', or random_order to 0",
-            )
-            self.next_places = NextPlaces(model.config.num_tokens, model.config.width)
+            self.next_places = NextPlaces.of(model.config)
             self.next_places.init_weights(seeded(seed))
         beside = {"vector_heads": self.heads, "next_places": self.next_places}
         self._beside = nn.ModuleDict({name: network for name, network in beside.items() if network is not None})
@@ -222,7 +217,7 @@ class GeneratorTask:
         else:
             places = np.linspace(0, len(self.held_out) - 1, min(_SHEET_ROWS, len(self.held_out))).astype(int)
             names = [self.held_out.caption(place) for place in places.tolist()]
-            shown = [Prompt(name) for name in names]
+            shown = [Prompt.of_caption(name) for name in names]
         images = self.pipeline(model)(shown, columns, sampling, batch_size=64)
         return sheet([images[i * columns : (i + 1) * columns] for i in range(len(shown))], row_names=names)
 

@@ -161,12 +161,9 @@ class GeneratorTaskConfig:
         """``lora_alpha``, or the rank where it is not set."""
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
 
-    def check_start(self, init: str | None) -> None:
-        """Check the settings that only a generator with ``init`` has.
-
-        Raises:
-            ConfigError: One of them is set, and there is no ``init``.
-        """
+    @property
+    def of_init(self) -> tuple[str, ...]:
+        """The settings that are set and that only a generator with ``init`` has."""
         defaults = {
             "objective": "likelihood",
             "classes": "match",
@@ -174,9 +171,17 @@ class GeneratorTaskConfig:
             "lora_rank": 0,
             "foreign_tokenizer": False,
         }
-        for name, default in defaults.items():
+        return tuple(name for name, default in defaults.items() if getattr(self, name) != default)
+
+    def check_start(self, init: str | None) -> None:
+        """Check the settings that only a generator with ``init`` has.
+
+        Raises:
+            ConfigError: One of them is set, and there is no ``init``.
+        """
+        for name in self.of_init:
             check(
-                init is not None or getattr(self, name) == default,
+                init is not None,
                 f"task.{name} is for a generator that starts from another one; name that in 'init' or with --init",
             )
         check(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aimamba import distributed
 from aimamba.config import check
+from aimamba.models import AiMConfig
 from aimamba.models.condition import empty_embedding
 
 
@@ -65,6 +66,19 @@ class NextPlaces(nn.Module):
         """Make vectors for the places of ``length`` codes, without initial weights."""
         super().__init__()
         self.table = empty_embedding(length + 1, width)  # one more follows the last place
+
+    @classmethod
+    def of(cls, model: AiMConfig) -> "NextPlaces":
+        """Make vectors for a generator.
+
+        Raises:
+            ConfigError: It is not told the places of its codes.
+        """
+        check(
+            model.positions == "learned",
+            "task.random_order needs learned positions: set model.positions to 'learned', or random_order to 0",
+        )
+        return cls(model.num_tokens, model.width)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

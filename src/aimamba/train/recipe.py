@@ -167,12 +167,13 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
     if name not in known and not (section in ("model", "task") and key):
         near = suggest(name, known) or suggest(name, [entry.partition(".")[2] for entry in known])
         raise ConfigError(f"unknown setting {name!r}{near}; settings are written section.key, as in fit.steps")
-    if key:
-        table = values.setdefault(section, {})
-        if isinstance(table, dict):  # otherwise from_mapping reports it
-            table[key] = value
-    else:
-        values[name] = value
+    *tables, last = name.split(".")
+    table = values
+    for depth, part in enumerate(tables):
+        if not isinstance(table.setdefault(part, {}), dict):
+            raise ConfigError(f"setting {name!r}: {'.'.join(tables[: depth + 1])} is not a table of settings")
+        table = table[part]
+    table[last] = value
 
 
 def _parsed(text: str) -> Any:

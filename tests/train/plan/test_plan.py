@@ -151,6 +151,14 @@ def test_the_settings_of_the_command_are_settings_of_a_recipe():
             "fit.cuda_graph records a batch in one part, and of 6,000 images",
         ),
         ({"settings": {"fit.compile": True}}, "fit.compile = true compiles the model of one process, and there are 8"),
+        (
+            {"name": "cca", "settings": {"fit.batch_size": 1}, "gpus": 1},
+            "task.objective = 'cca' contrasts the images of a part of a batch, and .* is 1; it must be at least 2",
+        ),
+        (
+            {"settings": {"task.random_order": 1, "task.random_order_until": 9, "model.positions": "none"}},
+            "task.random_order needs learned positions",
+        ),
         ({"gpus": 3}, "fit.batch_size must be a multiple of --gpus = 3, got 2048"),
         ({"tokens_per_second": 0.0}, "--tokens-per-second must be positive"),
         ({"tokens_per_second": float("nan")}, "--tokens-per-second must be positive"),

@@ -96,7 +96,7 @@ def _of_generator(recipe: Recipe) -> Outline:
     config = _generator_config(recipe, task, notes)
     heads, contrastive = _heads(recipe, task, config), task.objective == "cca"
     with META:
-        next_places = NextPlaces(config.num_tokens, config.width) if task.random_order else None
+        next_places = NextPlaces.of(config) if task.random_order else None
     beside = [network for network in (heads, next_places) if network is not None]
 
     def trace(blocks: int, batch: int, place: Place, checkpointing: bool) -> Needs:

@@ -11,6 +11,7 @@ from functools import cache
 
 from aimamba.config import check
 from aimamba.errors import ConfigError
+from aimamba.train.contrastive import check_pairs
 from aimamba.train.parallel.layout import check_shares
 from aimamba.train.plan.cards import GIB, Card, Rate, rate_of
 from aimamba.train.plan.on_paper import Needs, Place
@@ -160,6 +161,9 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
         f"fit.cuda_graph records a batch in one part, and of {batch // gpus:,} images {chosen.at_once:,} fit at once; "
         "set it to false",
     )
+    accumulation = batch // gpus // chosen.at_once
+    if recipe.task.get("objective") == "cca":
+        check_pairs(replace(recipe.fit, accumulation=accumulation))
     given = None if tokens_per_second is None else Rate(tokens_per_second, "given")
     known = rate_of(trained.parameters, card) if recipe.stage == "generator" and place.narrow else None
     return Plan(
@@ -171,7 +175,7 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
         steps=recipe.fit.steps,
         choices=choices,
         chosen=chosen,
-        accumulation=batch // gpus // chosen.at_once,
+        accumulation=accumulation,
         rate=given or known,
     )
 
