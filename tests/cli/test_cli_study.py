@@ -322,6 +322,7 @@ REFUSALS = {
     "scaling --report-only --out foreign": ["foreign/results.json does not hold the results of a study"],
     "ablation --report-only --out scaled": ["holds the study 'scaling', not 'ablation'"],
     "odd.toml --tokenizer vq": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
+    "tuned.toml --tokenizer vq": ["task.objective is for a generator that starts from another one", "leave it out"],
     "deep.toml --tokenizer vq": ["plain: model", "unknown key 'dept'"],
     "far.toml --tokenizer vq": [
         "reference avatars-16:planets,sprouts:held-out:10 has images of 16 pixels, the models generate 8"
@@ -342,6 +343,7 @@ def test_refusals(refusal, tokenizer, here, arguments):
     for name, side in (("own", 12), ("odd", 18), ("far", 8)):
         (here / f"{name}.toml").write_text(text.replace("size = 16", f"size = {side}"))
     (here / "deep.toml").write_text(text.replace('adaln = "none" }', "dept = 3 }"))
+    (here / "tuned.toml").write_text(text.replace("sheet_pictures = 1", 'objective = "cca"'))
     message = refusal("study", *arguments.split())
     for part in REFUSALS[arguments]:
         assert part in message

@@ -123,7 +123,7 @@ def test_the_study(study, aimamba, here, monkeypatch):
         ("share = 2.0", "share = 0", "tokenizer.share must be a positive number, got 0"),
         ("size = 16\n", "size = 18\n", "must be a multiple of the tokenizer's down-sampling 4, got 18"),
         ("num_blocks = 2", "num_block = 2", "ema: model: unknown key 'num_block'"),
-        ("num_blocks = 2", "num_blocks = 2\n[task]\nlora_rank = 2", "ema: task.lora_rank is for a generator that"),
+        ("sheet_pictures = 1", "lora_rank = 2", "ema: task.lora_rank is for a generator that"),
         ('kind = "tokenizer"', 'kind = "scaling"', "no other kind has it"),
         ("fit = { batch_size = 4, lr", "fit = { batch_size = 4, rl", "tokenizer.fit: unknown key 'rl'"),
     ],
