@@ -1,5 +1,6 @@
 """Long work holds no more memory, files or threads at its end: a short version of ``python -m benchmarks.soak``."""
 
+import mmap
 import os
 import sys
 
@@ -26,7 +27,9 @@ def test_what_leaks_is_found():
     kept = []
 
     def leak_memory(_done):
-        kept.append(bytes(range(256)) * 2048)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # from the system: the heap may hold freed memory
+        kept.append(mmap.mmap(-1, 1 << 19, private))
+        kept[-1].write(bytes(1 << 19))
 
     assert growth(sample(60, watch=leak_memory)).startswith("memory has grown from ")
     kept.clear()

@@ -134,7 +134,8 @@ def test_a_checkpoint_goes_on_in_another_layout(tmp_path, metrics, stage):
     alone(stage, out, {"schedule": "constant"})
     assert [path.name for path in checkpoint_files(out)] == ["checkpoint.pt"]
     alone(stage, tmp_path / "whole", {"schedule": "constant"})
-    assert losses(out, metrics) == pytest.approx(losses(tmp_path / "whole", metrics), abs=1e-5)
+    apart = {"generator": 1e-5, "tokenizer": 1e-2}  # sums of two processes round otherwise, which may turn a code
+    assert losses(out, metrics) == pytest.approx(losses(tmp_path / "whole", metrics), abs=apart[stage])
 
 
 def _copy_and_train(rank: int, stage: str, out: Path, copy: Path, layout: tuple[int, int], steps: int) -> None:
