@@ -24,7 +24,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 
 demo: $(DEMO)                   ## draw with the weights that come with the package, after classes and after prompts
 	$(BIN)/aimamba sample --model avatars-64 -n 4 --cfg-scale 1.5 --temperature 0.8 --out samples
-	$(BIN)/aimamba sample --model avatars-64-text $(PROMPTS) -n 6 --cfg-scale 2 --out samples-text
+	$(BIN)/aimamba sample --model avatars-64-text $(PROMPTS) -n 6 --cfg-scale 3 --out samples-text
 
 # These models are so small that a second thread hardly helps, and beside another busy program it would cost far more
 # than it brings (docs/log.md).
