@@ -199,6 +199,16 @@ def test_the_outline_of_a_file_is_its_tensors_without_values(tmp_path):
         assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
 
 
+@pytest.mark.parametrize("padding", range(8))
+def test_tensors_begin_where_torch_would_put_them(tmp_path, padding):
+    """Matrix products may round otherwise at other addresses; in a file the length of the header decides."""
+    expected = {name: torch.arange(float(size)) for name, size in (("a", 3), ("b", 17), ("c", 1))}
+    save_file(expected, tmp_path / "model.safetensors", metadata={"padding": "x" * 8 * padding})
+    found = read_tensors(tmp_path / "model.safetensors")
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in found.values())
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_missing_file_is_named(tmp_path):
     for name in ("x.safetensors", "x.pt"):
         with pytest.raises(CheckpointError, match=rf"{name}: no such file; check the path"):

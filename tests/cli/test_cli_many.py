@@ -110,7 +110,7 @@ def test_a_lost_process_ends_the_command_and_another_number_goes_on(aimamba, mod
     answer = aimamba(*command, "--device", "cpu")
     assert answer.status == 0
     assert "of 80 samples are there: going on from s.npz.parts" in answer.err
-    whole = ["--npz", "whole.npz", "-n", "80", "--batch-size", "2", "--device", "cpu"]
+    whole = ["--npz", "whole.npz", "-n", "80", "--batch-size", "80", "--device", "cpu"]
     assert aimamba(*command[:3], *whole).status == 0
     assert Path("s.npz").read_bytes() == Path("whole.npz").read_bytes()
 

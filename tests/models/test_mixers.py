@@ -57,9 +57,8 @@ def test_saved_and_loaded(model, tmp_path):
     loaded = AiM.from_pretrained(tmp_path)
     assert loaded.config == model.config
     codes, labels = torch.arange(8)[None], torch.tensor([1])
-    assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     with torch.no_grad():
-        assert_close(loaded(codes, labels), model(codes, labels))
+        assert torch.equal(loaded(codes, labels), model(codes, labels))
 
 
 def test_engines_that_cannot_decode_it_say_why_and_auto_takes_plain(model):

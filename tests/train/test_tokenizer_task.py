@@ -15,7 +15,7 @@ from aimamba.errors import ConfigError
 from aimamba.models import VQConfig, VQModel
 from aimamba.train import tokenizer as tokenizer_module
 from aimamba.train.checkpoint import check_same_basis
-from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig, pixel_errors
+from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig, detail_weights
 from lpips_files import install, pickled, small_arrays
 from refusals import one_line_error
 
@@ -80,19 +80,20 @@ def test_the_loss_is_the_formula(make, batch, weights, rng):
 def test_errors_count_more_where_images_have_detail():
     images = torch.zeros(1, 3, 12, 12)
     images[0, 1, 6, 6] = 1.0
-    plain, detailed = (pixel_errors(images + 0.5, images, weight) for weight in (0.0, 8.0))
-    for errors, weighted, error in zip(plain, detailed, (0.5, 0.25), strict=True):
-        assert torch.equal(errors, torch.full_like(images, error))
-        assert torch.allclose(weighted[0, :, 6, 6], torch.tensor(error * (1 + 8 * 80 / 81))), "in every channel"
-        assert torch.allclose(weighted[0, 0, 6, 4], torch.tensor(error * (1 + 8 / 81))), "the part is in its square"
-        assert weighted[0, 0, 0, 0] == error, "nothing but ground around it, and nothing outside the image"
+    assert detail_weights(images, 0.0) == 1
+    weights = detail_weights(images, 8.0)
+    assert weights.shape == (1, 1, 12, 12), "the same in every channel"
+    assert torch.allclose(weights[0, 0, 6, 6], torch.tensor(1 + 8 * 80 / 81))
+    assert torch.allclose(weights[0, 0, 6, 4], torch.tensor(1 + 8 / 81)), "the part is in its square"
+    assert weights[0, 0, 0, 0] == 1, "nothing but ground around it, and nothing outside the image"
 
 
 def test_the_loss_and_the_objective_have_the_weights_of_details(make, batch, rng):
     task, plain = make(l1_weight=0.3, l2_weight=2.0, detail_weight=5.0), make(l1_weight=0.3, l2_weight=2.0)
     images = batch.images / 127.5 - 1
     drawn = task.model.eval()(images).images
-    l1, l2 = (errors.mean() for errors in pixel_errors(drawn, images, 5.0))
+    difference, weights = drawn - images, detail_weights(images, 5.0)
+    l1, l2 = (weights * difference.abs()).mean(), (weights * difference.square()).mean()
     (total, _), (without, report) = (one.loss(one.model.eval(), batch, rng(), 0) for one in (task, plain))
     assert torch.allclose(total - without, 0.3 * (l1 - report["l1"]) + 2.0 * (l2 - report["l2"]), atol=1e-6)
     measured, usual = task.evaluate(task.model), plain.evaluate(plain.model)

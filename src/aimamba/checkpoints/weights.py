@@ -20,6 +20,7 @@ PICKLED = (".pt", ".pth", ".bin")
 NESTED = ("ema", "model", "state_dict")  # in the order of LlamaGen's vq_demo.py and reconstruction_vq_ddp.py
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
 
+_ALIGNMENT = 64  # bytes, of memory that torch allocates
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -79,7 +80,7 @@ class WeightsFile:
             }
 
     def tensors(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        """Read these tensors and no others.
+        """Read these tensors and no others, each at an address where torch would have put it.
 
         No two calls return the same memory: a pickle is read again for tensors that were returned before.
 
@@ -90,9 +91,9 @@ class WeightsFile:
         if self.path.suffix != ".safetensors":
             if not self._unpickled.keys() >= set(keys):
                 self._unpickled = _unpickle(self.path, self._nested)
-            return {key: self._unpickled.pop(key) for key in keys}
+            return {key: _aligned(self._unpickled.pop(key)) for key in keys}
         with _readable(self.path), safe_open(self.path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in keys}
+            return {key: _aligned(file.get_tensor(key)) for key in keys}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -128,6 +129,15 @@ def _readable(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path}: cannot be read ({size:,} bytes; empty, truncated or not a checkpoint); fetch or save it again"
         ) from error
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor at an address that is a multiple of ``_ALIGNMENT``, copied if it has to be.
+
+    Matrix products of CPU libraries may round otherwise elsewhere, and in a file tensors begin anywhere: a loaded model
+    would not compute what the saved one did.
+    """
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def check_archive(path: Path) -> None:

@@ -16,7 +16,6 @@ from aimamba.data.encoding import encode_splits
 from aimamba.data.images import has_captions
 from aimamba.data.sets import open_splits
 from aimamba.data.shards import open_code_splits
-from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.seeds import seeded
@@ -221,11 +220,11 @@ def new_generator_task(recipe: Recipe, *, where: str) -> GeneratorTaskConfig:
         ConfigError: A setting is unknown, out of range, or only for a generator that starts from another one.
     """
     task = from_mapping(GeneratorTaskConfig, recipe.task, where=f"{where}: task")
-    for name in task.of_init:
-        raise ConfigError(
-            f"{where}: task.{name} is for a generator that starts from another one, and this study trains new ones; "
-            "leave it out"
-        )
+    check(
+        not task.of_init,
+        f"{where}: task.{', task.'.join(task.of_init)} is for a generator that starts from another one, and this study "
+        "trains new ones; leave it out",
+    )
     return task
 
 

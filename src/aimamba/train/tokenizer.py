@@ -163,7 +163,8 @@ class TokenizerTask:
         if model.training:
             self.use.observe(output.codes, rows)
         reconstructions = output.images.float()
-        l1, l2 = (errors.mean() for errors in pixel_errors(reconstructions, images, config.detail_weight))
+        difference, detail = reconstructions - images, detail_weights(images, config.detail_weight)
+        l1, l2 = ((detail * errors).mean() for errors in (difference.abs(), difference.square()))
         quantizer = output.codebook_loss + output.commitment_loss
         parts: dict[str, Tensor | float] = {"l1": l1.detach(), "l2": l2.detach(), "quantizer": quantizer.detach()}
         reconstruction_loss = config.l1_weight * l1 + config.l2_weight * l2
@@ -229,9 +230,10 @@ class TokenizerTask:
             images = self._held_out_images(model, range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out))))
             output = model(images)
             reconstructions = output.images.clamp(-1, 1)
-            errors.append((reconstructions - images).square().mean(dim=(1, 2, 3)).cpu())
-            found = pixel_errors(reconstructions, images, self.config.detail_weight)
-            weighted += torch.stack([each.mean(dim=(1, 2, 3)).sum().cpu() for each in found])
+            difference, detail = reconstructions - images, detail_weights(images, self.config.detail_weight)
+            absolute, squared = difference.abs(), difference.square()
+            errors.append(squared.mean(dim=(1, 2, 3)).cpu())
+            weighted += torch.stack([(detail * each).mean().cpu() for each in (absolute, squared)]) * len(images)
             if self.perceptual is not None:
                 distances.append(self.perceptual.to(images.device).distances(reconstructions, images).cpu())
             counts += torch.bincount(output.codes.flatten(), minlength=len(counts)).cpu()
@@ -279,23 +281,17 @@ class TokenizerTask:
         return to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2)).to(model.device)
 
 
-def pixel_errors(
-    drawn: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"], detail_weight: float
-) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]:
-    """Return the absolute and the squared errors of pixels, larger where an image has detail.
+def detail_weights(images: Float[Tensor, "b 3 h w"], detail_weight: float) -> Float[Tensor, "..."]:
+    """Return how much errors of pixels count: (b, 1, h, w), or one number where all count alike.
 
     Args:
-        drawn: Reconstructions.
-        images: What they should be.
+        images: What is to be drawn.
         detail_weight: See ``TokenizerTaskConfig``.
     """
-    difference = drawn - images
-    absolute, squared = difference.abs(), difference.square()
     if not detail_weight:
-        return absolute, squared
+        return images.new_ones(())
     around = F.avg_pool2d(images, _AROUND, stride=1, padding=_AROUND // 2, count_include_pad=False)
-    weights = 1 + detail_weight * (images - around).abs().amax(dim=1, keepdim=True)
-    return weights * absolute, weights * squared
+    return 1 + detail_weight * (images - around).abs().amax(dim=1, keepdim=True)
 
 
 def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discriminator:

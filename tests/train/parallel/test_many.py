@@ -25,6 +25,7 @@ from aimamba.train.stopped import is_stopped
 
 LAYOUTS = [(2, 1), (1, 2), (2, 2)]
 EXACT = {"rtol": 0, "atol": 0}
+STEADY = {"schedule": "constant", "lr": 5e-4}  # at 1e-3 a latent lies between two codes, so rounding chooses
 
 
 def newest(out: Path):
@@ -124,25 +125,24 @@ def test_lora_and_frozen_weights(tmp_path, metrics):
 def test_a_checkpoint_goes_on_in_another_layout(tmp_path, metrics, stage):
     """One process, 2 x 1, 1 x 2 and one again; each begins with the state that the one before left, to the bit."""
     out = tmp_path / "run"
-    alone(stage, out, {"steps": 5, "schedule": "constant"})
+    alone(stage, out, {**STEADY, "steps": 5})
     assert [path.name for path in checkpoint_files(out)] == ["checkpoint.pt"]
     for layout, steps in (((2, 1), 10), ((1, 2), 15)):
         before, copy = newest(out), tmp_path / f"copy-{steps}"
         together(2, _copy_and_train, stage, out, copy, layout, steps, logs=tmp_path)
         assert_close(newest(copy).parts, before.parts, **EXACT)
         assert [path.name for path in checkpoint_files(out)] == [f"checkpoint-{steps:06d}.dcp"]
-    alone(stage, out, {"schedule": "constant"})
+    alone(stage, out, STEADY)
     assert [path.name for path in checkpoint_files(out)] == ["checkpoint.pt"]
-    alone(stage, tmp_path / "whole", {"schedule": "constant"})
-    apart = {"generator": 1e-5, "tokenizer": 1e-2}  # sums of two processes round otherwise, which may turn a code
-    assert losses(out, metrics) == pytest.approx(losses(tmp_path / "whole", metrics), abs=apart[stage])
+    alone(stage, tmp_path / "whole", STEADY)
+    assert losses(out, metrics) == pytest.approx(losses(tmp_path / "whole", metrics), abs=1e-5)
 
 
 def _copy_and_train(rank: int, stage: str, out: Path, copy: Path, layout: tuple[int, int], steps: int) -> None:
     """Load the newest checkpoint of ``out`` in a layout and write it to another folder; then train."""
     path = checkpoint_files(out)[0]
     copy.mkdir(exist_ok=True)
-    config = settings(schedule="constant", steps=steps)
+    config = settings(**STEADY, steps=steps)
     with Team(find_place(), ranks_task.CPU, timeout=ranks_task.TIMEOUT) as team:
         found = Found(read_checkpoint(path, whole=False), path)
         recipe = found.checkpoint.recipe
