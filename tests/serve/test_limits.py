@@ -255,6 +255,18 @@ def test_a_server_that_drains_finishes_what_is_there_and_takes_nothing_more(clie
     assert answers[0].status_code == 200
 
 
+def test_requests_may_end_while_a_server_begins_to_drain(client):
+    mailboxes = client.service._mailboxes
+
+    class Ending:
+        def wake(self):
+            mailboxes.discard(self)
+
+    mailboxes.update((Ending(), Ending()))
+    client.service.drain()
+    assert not mailboxes
+
+
 def test_what_is_not_finished_in_the_time_of_grace_is_given_up(make_client, brake):
     client = make_client(grace_seconds=0.2)
     held, answers = brake(client), []

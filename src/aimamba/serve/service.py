@@ -106,7 +106,7 @@ class Service:
         if self._stop_at is None:
             self._stop_at = time.monotonic() + self.config.grace_seconds
             self.scheduler.close()
-            for mailbox in self._mailboxes:
+            for mailbox in self._mailboxes.copy():  # another thread may end a request meanwhile
                 mailbox.wake()  # it may wait for longer
 
     @asynccontextmanager
