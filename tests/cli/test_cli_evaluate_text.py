@@ -62,5 +62,7 @@ def test_refusals(aimamba, refusal, model, make_aim, make_vq, photos):
     assert "0 images with captions" in answer.err.splitlines()[-1]
     assert "-n must be at least 2, got 1" in refusal("evaluate-text", "nowhere", SET, "-n", 1)
     assert "nowhere" in refusal("evaluate-text", "nowhere", SET)
-    assert "--sweep expects numbers" in refusal("evaluate-text", "model", SET, "--sweep", "a")
+    for scales in ("a", ",", "1,,2", ""):
+        assert "--sweep expects numbers" in refusal("evaluate-text", "model", SET, "--sweep", scales)
+    assert "must end in .svg, got found.png" in refusal("evaluate-text", "model", SET, "--plot", "found.png")
     assert "did you mean 'photos'" in refusal("evaluate-text", "model", "photo")

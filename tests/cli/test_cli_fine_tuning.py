@@ -54,3 +54,23 @@ def test_what_does_not_fit_is_one_line(refusal, photos, here, make_vq, arguments
         pytest.importorskip("peft")
     make_vq(channel_mult=(1, 1, 1, 2)).save_pretrained(here / "vq")
     assert message in refusal("train", "aim-finetune", *TINY, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["task.lora_rank=600"], "task.lora_rank must be at most 256"),
+        (["task.lora_rank=4", "task.lora_layers=['in']"], "this generator has no linear layer 'in'"),
+        (["task.rear_weight=1", "task.rear_recover_after=9"], "task.rear_recover_after must be at most 8"),
+        (["task.rear_weight=1", "task.rear_predict_after=9"], "task.rear_predict_after must be at most 8"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_images_are_encoded(aimamba, photos, here, settings, message):
+    if "task.lora" in settings[0]:
+        pytest.importorskip("peft")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    answer = aimamba("train", "aim-finetune", *TINY[:-1], "--out", "run", *arguments)
+    assert answer.status == 2
+    assert message in answer.err.splitlines()[-1]
+    assert "encoding" not in answer.err
+    assert not (here / "run" / "codes").exists()

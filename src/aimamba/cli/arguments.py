@@ -127,12 +127,12 @@ def scales_of(text: str | None) -> tuple[float, ...] | None:
     """Parse the guidance scales of ``--sweep``, separated by commas.
 
     Raises:
-        ConfigError: One is not a number.
+        ConfigError: One is not a number, or there is none.
     """
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(f"--sweep expects numbers separated by commas, as in 1,1.5,2, got {text!r}") from error
 

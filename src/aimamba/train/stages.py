@@ -36,7 +36,7 @@ from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 from aimamba.train.toml import read_toml, to_toml
-from aimamba.train.tuning import ClassTable, choose_trained, class_table, with_captions, with_classes
+from aimamba.train.tuning import ClassTable, check_fits, choose_trained, class_table, with_captions, with_classes
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes", "tokenizer")  # settings of a generator that its codes decide
 _NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
@@ -191,6 +191,7 @@ def _generator_task(
     names, seed = source.class_names, recipe.fit.seed
     if recipe.init is None:
         config = _new_config(recipe, fixed)
+        check_fits(task, config, tokenizer)
         reading = read(config.text, task.text_encoder)
         train, held_out = source.load()
         learned = reading.learn(train, log)
@@ -199,6 +200,7 @@ def _generator_task(
         return GeneratorTask(model, tokenizer.cpu(), train, held_out, names, task, *learned.readers, seed=seed)
     opened = open_checkpoint(recipe.init)
     given, model, table = _initial_generator(opened, task, fixed, names)
+    check_fits(task, model.config, tokenizer)
     log(table.described)
     reads = model.config.text is not None
     text = model.config.text if reads else _new_text(recipe)

@@ -9,12 +9,14 @@ import torch
 from aimamba.config import check
 from aimamba.data.class_names import candidates
 from aimamba.errors import ConfigError
-from aimamba.models import AiM, AiMConfig
+from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.models.lora import add_lora
 from aimamba.models.text import TextConfig
 from aimamba.seeds import seeded
 from aimamba.train.generator_settings import Classes, GeneratorTaskConfig
 from aimamba.train.parts import MODULES, Part, module_at
+from aimamba.train.random_order import NextPlaces
+from aimamba.train.rear import VectorHeads
 
 _TABLE = "condition.table.weight"
 _LISTED = 6  # names in a line
@@ -121,6 +123,21 @@ def with_captions(given: AiM, text: TextConfig, *, seed: int) -> AiM:
     model.init_weights(seeded(seed))
     model.load_state_dict(given.state_dict(), strict=False)  # all but the encoder of captions
     return model.requires_grad_(True)
+
+
+def check_fits(task: GeneratorTaskConfig, config: AiMConfig, tokenizer: VQModel) -> None:
+    """Refuse settings that do not fit a generator and its tokenizer, before images are encoded, which may take hours.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    with torch.device("meta"):
+        choose_trained(AiM(config), task)
+    if task.rear_weight:
+        after = {"recover_after": task.rear_recover_after, "predict_after": task.rear_predict_after}
+        VectorHeads.of(config, tokenizer, **after)
+    if task.random_order:
+        NextPlaces.of(config)
 
 
 def choose_trained(model: AiM, task: GeneratorTaskConfig, *, seed: int = 0) -> tuple[Part, ...]:
