@@ -168,6 +168,10 @@ class TokenizerTask:
         quantizer = output.codebook_loss + output.commitment_loss
         parts: dict[str, Tensor | float] = {"l1": l1.detach(), "l2": l2.detach(), "quantizer": quantizer.detach()}
         reconstruction_loss = config.l1_weight * l1 + config.l2_weight * l2
+        if config.image_gradient_weight:
+            gradients = image_gradients(difference)
+            reconstruction_loss = reconstruction_loss + config.image_gradient_weight * gradients
+            parts["image_gradient"] = gradients.detach()
         if self.perceptual is not None and step >= config.perceptual_start:
             perceptual = self.perceptual.to(images.device)(reconstructions, images)
             reconstruction_loss = reconstruction_loss + config.perceptual_weight * perceptual
@@ -225,7 +229,7 @@ class TokenizerTask:
             ``perplexity`` of the codes; and ``perceptual``, the mean distance, with a perceptual loss.
         """
         errors, distances, counts = [], [], torch.zeros(model.config.codebook_size)
-        weighted = torch.zeros(2)
+        weighted = torch.zeros(3)
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             images = self._held_out_images(model, range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out))))
             output = model(images)
@@ -233,15 +237,16 @@ class TokenizerTask:
             difference, detail = reconstructions - images, detail_weights(images, self.config.detail_weight)
             absolute, squared = difference.abs(), difference.square()
             errors.append(squared.mean(dim=(1, 2, 3)).cpu())
-            weighted += torch.stack([(detail * each).mean().cpu() for each in (absolute, squared)]) * len(images)
+            means = [*((detail * each).mean() for each in (absolute, squared)), image_gradients(difference)]
+            weighted += torch.stack(means).cpu() * len(images)
             if self.perceptual is not None:
                 distances.append(self.perceptual.to(images.device).distances(reconstructions, images).cpu())
             counts += torch.bincount(output.codes.flatten(), minlength=len(counts)).cpu()
         error = torch.cat(errors)
         share = counts / counts.sum()
         perceptual = {"perceptual": float(torch.cat(distances).mean())} if distances else {}
-        l1, l2 = (weighted / len(error)).tolist()
-        pixels = self.config.l1_weight * l1 + self.config.l2_weight * l2
+        weights = (self.config.l1_weight, self.config.l2_weight, self.config.image_gradient_weight)
+        pixels = sum(weight * each for weight, each in zip(weights, (weighted / len(error)).tolist(), strict=True))
         return {
             "reconstruction": pixels + self.config.perceptual_weight * perceptual.get("perceptual", 0.0),
             "l2": float(error.mean()),
@@ -258,7 +263,7 @@ class TokenizerTask:
         model would be the one before it began. It is None too if no loss of the reconstruction has a weight.
         """
         config = self.config
-        weights = config.l1_weight + config.l2_weight + config.perceptual_weight
+        weights = config.l1_weight + config.l2_weight + config.image_gradient_weight + config.perceptual_weight
         return None if config.adversarial_weight or not weights else Objective("reconstruction")
 
     @torch.no_grad()
@@ -292,6 +297,15 @@ def detail_weights(images: Float[Tensor, "b 3 h w"], detail_weight: float) -> Fl
         return images.new_ones(())
     around = F.avg_pool2d(images, _AROUND, stride=1, padding=_AROUND // 2, count_include_pad=False)
     return 1 + detail_weight * (images - around).abs().amax(dim=1, keepdim=True)
+
+
+def image_gradients(images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """Return the mean absolute difference between pixels and their neighbours, to the right plus below.
+
+    Of an image without neighbours in a direction, that one counts 0.
+    """
+    apart = (images.diff(dim=axis).abs() for axis in (-1, -2))
+    return torch.stack([each.mean() if each.numel() else images.new_zeros(()) for each in apart]).sum()
 
 
 def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discriminator:
