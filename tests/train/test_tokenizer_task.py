@@ -15,7 +15,7 @@ from aimamba.errors import ConfigError
 from aimamba.models import VQConfig, VQModel
 from aimamba.train import tokenizer as tokenizer_module
 from aimamba.train.checkpoint import check_same_basis
-from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig, detail_weights
+from aimamba.train.tokenizer import TokenizerTask, TokenizerTaskConfig, detail_weights, image_gradients
 from lpips_files import install, pickled, small_arrays
 from refusals import one_line_error
 
@@ -99,6 +99,30 @@ def test_the_loss_and_the_objective_have_the_weights_of_details(make, batch, rng
     measured, usual = task.evaluate(task.model), plain.evaluate(plain.model)
     assert measured["reconstruction"] > usual["reconstruction"]
     assert (measured["psnr"], measured["l2"]) == (usual["psnr"], usual["l2"])
+
+
+def test_gradients_of_an_image():
+    image = torch.tensor([[[[0.0, 1.0], [3.0, 3.0]]]])
+    assert image_gradients(image) == (1 + 0) / 2 + (3 + 2) / 2
+    assert image_gradients(image[..., :1]) == 3, "a single column has only neighbours below"
+    assert image_gradients(image[..., :1, :1]) == 0
+    assert image_gradients(torch.full((2, 3, 8, 8), 0.7)) == 0
+
+
+def test_ripples_count_more_with_the_weight_of_image_gradients(make, batch, rng):
+    task, plain = make(l1_weight=0.3, image_gradient_weight=2.0), make(l1_weight=0.3)
+    images = batch.images / 127.5 - 1
+    gradients = image_gradients(task.model.eval()(images).images - images)
+    (total, report), (without, usual) = (one.loss(one.model.eval(), batch, rng(), 0) for one in (task, plain))
+    assert torch.allclose(total - without, 2.0 * gradients, atol=1e-6)
+    assert report["image_gradient"] == gradients
+    assert "image_gradient" not in usual
+    drawn = torch.stack([torch.from_numpy(task.held_out.image(i, None)) for i in range(len(task.held_out))])
+    held_out = drawn.movedim(-1, 1) / 127.5 - 1
+    apart = image_gradients(task.model(held_out).images.clamp(-1, 1).detach() - held_out)
+    measured, before = (one.evaluate(one.model)["reconstruction"] for one in (task, plain))
+    assert measured == pytest.approx(before + 2.0 * float(apart), rel=1e-4)
+    assert make(l2_weight=0.0, image_gradient_weight=1.0).objective() is not None
 
 
 def test_every_part_learns(make, batch, rng):
@@ -297,7 +321,9 @@ def test_saving(make, tmp_path):
     assert torch.equal(VQModel.from_pretrained(tmp_path).codebook, task.model.codebook)
 
 
-@pytest.mark.parametrize("name", ["l1_weight", "l2_weight", "detail_weight", "codebook_weight"])
+@pytest.mark.parametrize(
+    "name", ["l1_weight", "l2_weight", "detail_weight", "image_gradient_weight", "codebook_weight"]
+)
 def test_settings_out_of_range(name):
     with pytest.raises(ConfigError, match=f"task.{name} must not be negative, got -1"):
         TokenizerTaskConfig(**{name: -1.0})

@@ -224,9 +224,10 @@ class TokenizerTask:
         """Return metrics of the reconstructions of held-out images.
 
         Returns:
-            ``reconstruction``, the sum of the pixel and perceptual errors with the weights of their losses; ``l2``, the
-            mean squared error; ``psnr`` in dB, a mean over images; ``codes_used``, the fraction of the codebook; the
-            ``perplexity`` of the codes; and ``perceptual``, the mean distance, with a perceptual loss.
+            ``reconstruction``, the sum of the errors of pixels, their differences and features with the weights of
+            their losses; ``l2``, the mean squared error; ``psnr`` in dB, a mean over images; ``codes_used``, the
+            fraction of the codebook; the ``perplexity`` of the codes; and ``perceptual``, the mean distance, with a
+            perceptual loss.
         """
         errors, distances, counts = [], [], torch.zeros(model.config.codebook_size)
         weighted = torch.zeros(3)
