@@ -2,8 +2,8 @@
 
 python docs/figures/training_curves.py docs/models/avatars-64 docs/figures/avatars-64-curves.png
 
-The folder holds ``tokenizer.jsonl``, ``decoder.jsonl``, ``generator.jsonl`` and ``generator-fresh.jsonl``: the
-``metrics.jsonl`` of its runs.
+The folder holds the ``metrics.jsonl`` of its runs: ``tokenizer``, ``decoder``, ``tokenizer-details``,
+``decoder-details``, ``generator``, ``generator-fresh`` and ``generator-details``.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-INK, FIRST, SECOND = "#404040", "#1f6f8b", "#d1495b"
+INK, FIRST, SECOND, THIRD = "#404040", "#1f6f8b", "#d1495b", "#66a182"
 
 
 def read(path: Path, split: str, name: str) -> tuple[list[int], list[float]]:
@@ -28,17 +28,22 @@ def main(folder: Path, out: Path) -> None:
     plt.rcParams |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 9}
     figure, panels = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
     whole, alone = (FIRST, "whole tokenizer"), (SECOND, "decoder only")
-    first, fresh = (FIRST, "30,000 avatars"), (SECOND, "30,000 others")
+    tokenizer = {"tokenizer": whole, "decoder": alone, "tokenizer-details": (FIRST, "")}
+    generator = {
+        "generator": (FIRST, "30,000 avatars"),
+        "generator-fresh": (SECOND, "30,000 others"),
+        "generator-details": (THIRD, "60,000, new codes"),
+    }
     for panel, name, title, stages in (
-        (panels[0], "psnr", "PSNR, held out (dB)", {"tokenizer": whole, "decoder": alone}),
-        (panels[1], "perceptual", "perceptual distance, held out", {"tokenizer": whole, "decoder": alone}),
-        (panels[2], "bits_per_token", "generator, bits per token", {"generator": first, "generator-fresh": fresh}),
+        (panels[0], "psnr", "PSNR, held out (dB)", {**tokenizer, "decoder-details": (SECOND, "")}),
+        (panels[1], "perceptual", "perceptual distance at 64 pixels", tokenizer),
+        (panels[2], "bits_per_token", "generator, bits per token", generator),
     ):
         start = 0
         for stage, (colour, label) in stages.items():
             path = folder / f"{stage}.jsonl"
             steps, values = read(path, "held-out", name)
-            panel.plot([start + step for step in steps], values, ".-", color=colour, label=label)
+            panel.plot([start + step for step in steps], values, ".-", color=colour, label=label or None)
             if panel is panels[2]:
                 steps, nats = read(path, "train", "loss")
                 bits = [value / math.log(2) for value in nats]
