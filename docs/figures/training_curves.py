@@ -37,7 +37,7 @@ def main(folder: Path, out: Path) -> None:
     for panel, name, title, stages in (
         (panels[0], "psnr", "PSNR, held out (dB)", {**tokenizer, "decoder-details": (SECOND, "")}),
         (panels[1], "perceptual", "perceptual distance at 64 pixels", tokenizer),
-        (panels[2], "bits_per_token", "generator, bits per token", generator),
+        (panels[2], "bits_per_token", "generator, bits per token (pale: in training)", generator),
     ):
         start = 0
         for stage, (colour, label) in stages.items():
@@ -47,12 +47,12 @@ def main(folder: Path, out: Path) -> None:
             if panel is panels[2]:
                 steps, nats = read(path, "train", "loss")
                 bits = [value / math.log(2) for value in nats]
-                panel.plot([start + step for step in steps], bits, color=colour, alpha=0.4, label="in training")
+                panel.plot([start + step for step in steps], bits, color=colour, alpha=0.4)
             start += steps[-1]
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("step")
         panel.legend(frameon=False)
-    panels[2].set_ylim(1.5, 5)
+    panels[2].set_ylim(1.5, 6)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.2)
