@@ -9,6 +9,7 @@ _WIDTH, _HEIGHT = 420.0, 280.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 14.0, 34.0, 44.0
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
 _GREY = "#666"
+_HALO = ' stroke="#fff" stroke-width="3" paint-order="stroke"'  # keeps the legend readable where a line crosses it
 
 _Range = tuple[float, float]
 
@@ -71,11 +72,13 @@ def plot(
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     turned = f' transform="rotate(-90 14 {middle:.1f})"'
     parts.append(_text(14.0, middle, y_name, "middle", more=turned))
+    legend = []
     for number, each in enumerate(series):
-        parts += _curve(each, [place(*point) for point in each.points], _COLOURS[number % len(_COLOURS)])
-        if len(series) > 1:
-            legend = _WIDTH - _RIGHT - 6, _HEIGHT - _BOTTOM - 8 - 14 * (len(series) - 1 - number)
-            parts.append(_text(*legend, each.name, "end", colour=_COLOURS[number % len(_COLOURS)]))
+        colour, row = _COLOURS[number % len(_COLOURS)], len(series) - 1 - number
+        parts += _curve(each, [place(*point) for point in each.points], colour)
+        corner = _WIDTH - _RIGHT - 6, _HEIGHT - _BOTTOM - 8 - 14 * row
+        legend.append(_text(*corner, each.name, "end", colour=colour, more=_HALO))
+    parts += legend if len(series) > 1 else []
     box = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif">{"".join(parts)}</svg>'
 
