@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_WIDTH, _HEIGHT = 420.0, 280.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 14.0, 34.0, 44.0
+_WIDTH, _HEIGHT = 420.0, 312.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 14.0, 34.0, 76.0  # below are the axis, its name and two rows of the legend
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
 _GREY = "#666"
-_HALO = ' stroke="#fff" stroke-width="3" paint-order="stroke"'  # keeps the legend readable where a line crosses it
 
 _Range = tuple[float, float]
 
@@ -45,7 +44,7 @@ def plot(
         title: Title above the plot.
         x_name: Name of the x axis.
         y_name: Name of the y axis.
-        series: The lines, with at least one point.
+        series: The lines, at most four, with at least one point.
         x_range: Range of the x axis; that of the points by default.
         y_range: Range of the y axis; that of the points by default.
 
@@ -68,17 +67,16 @@ def plot(
     for y in y_ticks:
         left, height = place(x_ticks[0], y)
         parts += [_line(left, height, _WIDTH - _RIGHT, height), _text(left - 6, height + 4, f"{y:g}", "end")]
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_name, "middle"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - _BOTTOM + 34, x_name, "middle"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     turned = f' transform="rotate(-90 14 {middle:.1f})"'
     parts.append(_text(14.0, middle, y_name, "middle", more=turned))
-    legend = []
     for number, each in enumerate(series):
-        colour, row = _COLOURS[number % len(_COLOURS)], len(series) - 1 - number
-        parts += _curve(each, [place(*point) for point in each.points], colour)
-        corner = _WIDTH - _RIGHT - 6, _HEIGHT - _BOTTOM - 8 - 14 * row
-        legend.append(_text(*corner, each.name, "end", colour=colour, more=_HALO))
-    parts += legend if len(series) > 1 else []
+        parts += _curve(each, [place(*point) for point in each.points], _COLOURS[number % len(_COLOURS)])
+        if len(series) > 1:
+            row, column = divmod(number, 2)
+            corner = _LEFT + column * (_WIDTH - _LEFT) / 2, _HEIGHT - 22 + 14 * row
+            parts.append(_text(*corner, each.name, "start", colour=_COLOURS[number % len(_COLOURS)]))
     box = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif">{"".join(parts)}</svg>'
 
