@@ -35,6 +35,16 @@ def test_points_lie_where_the_axes_say():
     assert {"a < b", "x & y", "one", "two"} <= set(texts)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_names_of_lines_stand_below_the_axes_and_inside(count):
+    names = [f"line {number}" for number in range(count)]
+    root = ET.fromstring(plot("", "axis", "", [Series(name, [(0.0, 0.0), (1.0, 1.0)]) for name in names]))
+    places = {each.text: (float(each.get("x")), float(each.get("y"))) for each in root.iter(f"{NAMESPACE}text")}
+    assert len({places[name] for name in names}) == count
+    for name in names:
+        assert places["axis"][1] + 10 < places[name][1] < float(root.get("height"))
+
+
 @pytest.mark.parametrize("y", [0.0, 5.0, -2e-5])
 def test_a_single_point(y):
     root = ET.fromstring(plot("", "", "", [Series("", [(1.0, y)], ["mark"])]))

@@ -273,5 +273,5 @@ def test_plots_beside_each_other():
     drawn = plot("a", "x", "y", [Series("", [(0.0, 1.0), (1.0, 2.0)])])
     both = beside([drawn, drawn, drawn])
     assert len(ElementTree.fromstring(both)) == 3, "well-formed, too"
-    assert 'viewBox="0 0 840 560"' in both
-    assert '<svg x="0" y="280"' in both
+    assert 'viewBox="0 0 840 624"' in both, "two rows of 312, legends included"
+    assert '<svg x="0" y="312"' in both
