@@ -9,8 +9,8 @@ from aimamba.models import AiM, VQModel
 @pytest.mark.parametrize(
     ("model", "name", "digest"),
     [
-        (VQModel, "avatars-64", "f25c237dacfc5809fc902d672fc093350216431f195be74061df115cfef107ef"),
-        (AiM, "avatars-64", "5341f6e6b1b55753cf1202008bec3309a2e7b01be275b814f4592147a044ea35"),
+        (VQModel, "avatars-64", "222cfc4ebb34d21da78f3bffe9fa83d30972224187034b680314dd4b8e3fb052"),
+        (AiM, "avatars-64", "52a94cdabaf313ee549d9c43531c98f8f9a5a2803fda021ba581802cf88b8284"),
         (AiM, "emoji-64", "137c0ef120ccc1ad3da00b02e6b43d80af6436840241f23618a079c79c294fdb"),
     ],
 )
@@ -19,7 +19,7 @@ def test_packaged_models(model, name, digest):
 
 
 def test_what_decides_the_codes_of_the_packaged_tokenizer():
-    digest = "8900f1039df126e2c789200e334c71417900adceee95690b4522c66a4e93b00f"
+    digest = "23972eb07d20007e19bbe6a91f2f2b36185bb1238257e08ec8e39948d409b242"
     assert codes_fingerprint(VQModel.from_pretrained("avatars-64")) == digest
 
 
