@@ -129,6 +129,7 @@ def test_scores(aimamba, models, pipeline, files):
         ("interpolate planets sprouts --path bent", "path must be one of linear, sphere, got 'bent'"),
         ("score nope", "nope"),
         ("score . --class dogs", "unknown class 'dogs'"),
+        ("score . --maps maps.jpg", "--maps maps.jpg: the name must end in .png"),
     ],
 )
 def test_refusals(refusal, models, files, words, named):

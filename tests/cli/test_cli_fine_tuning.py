@@ -74,3 +74,12 @@ def test_what_does_not_fit_is_said_before_images_are_encoded(aimamba, photos, he
     assert message in answer.err.splitlines()[-1]
     assert "encoding" not in answer.err
     assert not (here / "run" / "codes").exists()
+
+
+def test_a_new_generator_that_does_not_fit_is_refused_before_images_are_encoded(aimamba, photos, here):
+    arguments = ["--tokenizer", "avatars-64", "--data", "photos", "--size", 64, "--out", "run", "--device", "cpu"]
+    settings = ["model.positions='none'", "task.random_order=1", "task.random_order_until=9"]
+    answer = aimamba("train", "avatars-tiny-aim", *arguments, *(f"--set={setting}" for setting in settings))
+    assert answer.status == 2
+    assert "task.random_order needs learned positions" in answer.err.splitlines()[-1]
+    assert "encoding" not in answer.err

@@ -189,11 +189,9 @@ def _npz_file(arguments: argparse.Namespace) -> Path | None:
     """Check ``--save-npz``; nothing is written yet."""
     from aimamba.cli.output import output_file
 
-    file = output_file("--save-npz", arguments.save_npz)
+    file = output_file("--save-npz", arguments.save_npz, suffix=".npz")
     if file is None:
         return None
-    if file.suffix != ".npz":
-        raise ConfigError(f"--save-npz {file}: the name must end in .npz, for 'aimamba evaluate' to recognise the file")
     for name in (*arguments.samples, arguments.reference, arguments.train):
         if name is not None and file.exists() and Path(name).exists() and file.samefile(name):
             raise ConfigError(f"--save-npz {file}: this is one of the sets to measure, and would be replaced")

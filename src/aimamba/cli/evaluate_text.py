@@ -61,7 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
     import hashlib
 
     from aimamba.cli.output import output_file, print_line, print_table, require_space, write_json
-    from aimamba.config import check
     from aimamba.devices import resolve_device
     from aimamba.evaluation.text import TextRequest, check_takes_captions, evaluate_text
     from aimamba.evaluation.text_metrics import figure
@@ -80,8 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         size=arguments.size,
     )
     names = request.set_names  # a wrong one is reported before the model is loaded
-    file, plot = output_file("--json", arguments.json), output_file("--plot", arguments.plot)
-    check(plot is None or plot.suffix == ".svg", f"--plot writes SVG, so its file must end in .svg, got {plot}")
+    file, plot = output_file("--json", arguments.json), output_file("--plot", arguments.plot, suffix=".svg")
     device = resolve_device(arguments.device)
     pipeline = load_pipeline(arguments)
     check_takes_captions(pipeline, request.model)

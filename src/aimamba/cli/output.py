@@ -42,24 +42,27 @@ def output_folder(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def output_file(option: str, path: Path | None) -> Path | None:
+def output_file(option: str, path: Path | None, *, suffix: str = "") -> Path | None:
     """Check that a file can be written; nothing is written yet.
 
     Args:
         option: The option that named it, for the message.
         path: The file, or None for no file.
+        suffix: What its name must end in, by which the format is recognised.
 
     Returns:
         The path, with a leading ``~`` expanded, or None.
 
     Raises:
-        ConfigError: Its folder is missing, the path is a folder, or writing is not permitted.
+        ConfigError: Its name is another, its folder is missing, the path is a folder, or writing is not permitted.
     """
     if path is None:
         return None
     path = expand_home(path)
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder, but a file is needed; give a name inside it")
+    if suffix and path.suffix != suffix:
+        raise ConfigError(f"{option} {path}: the name must end in {suffix}, since that is what is written")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):

@@ -117,7 +117,8 @@ def _checked(arguments: argparse.Namespace) -> "tuple[SamplingConfig, Path, Path
     resolve_dtype(arguments.dtype)  # a wrong name is reported first
     if arguments.ray is None:
         resolve_device(arguments.device)
-    out, file = output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT)), output_file("--npz", arguments.npz)
+    out = output_folder(arguments.out or Path(_FOLDER_BY_DEFAULT))
+    file = output_file("--npz", arguments.npz, suffix=".npz")
     _check_npz(arguments)
     return config, out, file
 
@@ -280,10 +281,6 @@ def _check_npz(arguments: argparse.Namespace) -> None:
         raise ConfigError("sample: --npz samples all classes; leave --classes out")
     if arguments.npz is not None and arguments.out is not None:
         raise ConfigError("sample: --npz writes one file; leave --out out")
-    if arguments.npz is not None and arguments.npz.suffix != ".npz":
-        raise ConfigError(
-            f"--npz {arguments.npz}: the name must end in .npz, for 'aimamba evaluate' to recognise the file"
-        )
 
 
 def _write_npz(

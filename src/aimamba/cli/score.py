@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     require_positive(batch_size=arguments.batch_size)
     spec.parse_spec(arguments.images)  # a wrong name is reported before the model is loaded
-    maps, file = output_file("--maps", arguments.maps), output_file("--json", arguments.json)
+    maps = output_file("--maps", arguments.maps, suffix=".png")
+    file = output_file("--json", arguments.json)
     pipeline = load_pipeline(arguments)
     given, size = given_of(arguments, pipeline), pipeline.image_size
     images = open_source(arguments.images, default_size=size, progress=True)

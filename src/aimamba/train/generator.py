@@ -63,8 +63,7 @@ class GeneratorTask:
         self.adapter = adapter
         self.heads = None
         if config.rear_weight:
-            after = {"recover_after": config.rear_recover_after, "predict_after": config.rear_predict_after}
-            self.heads = VectorHeads.of(model.config, tokenizer, **after)
+            self.heads = VectorHeads.of(model.config, tokenizer, **config.rear_after)
             self.heads.init_weights(seeded(seed))
         self.next_places = None
         if config.random_order:

@@ -157,6 +157,11 @@ class GeneratorTaskConfig:
         return RandomOrder(self.random_order, self.random_order_since, self.random_order_until)
 
     @property
+    def rear_after(self) -> dict[str, int]:
+        """The numbers of blocks that ``VectorHeads`` takes."""
+        return {"recover_after": self.rear_recover_after, "predict_after": self.rear_predict_after}
+
+    @property
     def alpha(self) -> float:
         """``lora_alpha``, or the rank where it is not set."""
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha

@@ -163,15 +163,10 @@ class TokenizerTask:
         if model.training:
             self.use.observe(output.codes, rows)
         reconstructions = output.images.float()
-        difference, detail = reconstructions - images, detail_weights(images, config.detail_weight)
-        l1, l2 = ((detail * errors).mean() for errors in (difference.abs(), difference.square()))
+        reconstruction_loss, pixels = _pixel_loss(reconstructions, images, config)
         quantizer = output.codebook_loss + output.commitment_loss
-        parts: dict[str, Tensor | float] = {"l1": l1.detach(), "l2": l2.detach(), "quantizer": quantizer.detach()}
-        reconstruction_loss = config.l1_weight * l1 + config.l2_weight * l2
-        if config.image_gradient_weight:
-            gradients = image_gradients(difference)
-            reconstruction_loss = reconstruction_loss + config.image_gradient_weight * gradients
-            parts["image_gradient"] = gradients.detach()
+        parts: dict[str, Tensor | float] = {name: value.detach() for name, value in pixels.items()}
+        parts["quantizer"] = quantizer.detach()
         if self.perceptual is not None and step >= config.perceptual_start:
             perceptual = self.perceptual.to(images.device)(reconstructions, images)
             reconstruction_loss = reconstruction_loss + config.perceptual_weight * perceptual
@@ -230,26 +225,21 @@ class TokenizerTask:
             perceptual loss.
         """
         errors, distances, counts = [], [], torch.zeros(model.config.codebook_size)
-        weighted = torch.zeros(3)
+        pixels = 0.0
         for start in range(0, len(self.held_out), _IMAGES_AT_ONCE):
             images = self._held_out_images(model, range(start, min(start + _IMAGES_AT_ONCE, len(self.held_out))))
             output = model(images)
             reconstructions = output.images.clamp(-1, 1)
-            difference, detail = reconstructions - images, detail_weights(images, self.config.detail_weight)
-            absolute, squared = difference.abs(), difference.square()
-            errors.append(squared.mean(dim=(1, 2, 3)).cpu())
-            means = [*((detail * each).mean() for each in (absolute, squared)), image_gradients(difference)]
-            weighted += torch.stack(means).cpu() * len(images)
+            errors.append((reconstructions - images).square().mean(dim=(1, 2, 3)).cpu())
+            pixels += float(_pixel_loss(reconstructions, images, self.config)[0]) * len(images)
             if self.perceptual is not None:
                 distances.append(self.perceptual.to(images.device).distances(reconstructions, images).cpu())
             counts += torch.bincount(output.codes.flatten(), minlength=len(counts)).cpu()
         error = torch.cat(errors)
         share = counts / counts.sum()
         perceptual = {"perceptual": float(torch.cat(distances).mean())} if distances else {}
-        weights = (self.config.l1_weight, self.config.l2_weight, self.config.image_gradient_weight)
-        pixels = sum(weight * each for weight, each in zip(weights, (weighted / len(error)).tolist(), strict=True))
         return {
-            "reconstruction": pixels + self.config.perceptual_weight * perceptual.get("perceptual", 0.0),
+            "reconstruction": pixels / len(error) + self.config.perceptual_weight * perceptual.get("perceptual", 0.0),
             "l2": float(error.mean()),
             "psnr": float(10 * torch.log10(4 / error.clamp(min=1e-10)).mean()),
             "codes_used": float((counts > 0).float().mean()),
@@ -285,6 +275,19 @@ class TokenizerTask:
     def _held_out_images(self, model: VQModel, indices: "range | list[int]") -> Tensor:
         stacked = np.stack([self.held_out.image(index, None) for index in indices])
         return to_float(torch.from_numpy(stacked).permute(0, 3, 1, 2)).to(model.device)
+
+
+def _pixel_loss(
+    reconstructions: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"], config: TokenizerTaskConfig
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """Return the weighted sum of the losses of pixels, and each loss without its weight, by name."""
+    difference, detail = reconstructions - images, detail_weights(images, config.detail_weight)
+    losses = {"l1": (detail * difference.abs()).mean(), "l2": (detail * difference.square()).mean()}
+    total = config.l1_weight * losses["l1"] + config.l2_weight * losses["l2"]
+    if config.image_gradient_weight:
+        losses["image_gradient"] = image_gradients(difference)
+        total = total + config.image_gradient_weight * losses["image_gradient"]
+    return total, losses
 
 
 def detail_weights(images: Float[Tensor, "b 3 h w"], detail_weight: float) -> Float[Tensor, "..."]:

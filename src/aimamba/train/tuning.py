@@ -134,8 +134,7 @@ def check_fits(task: GeneratorTaskConfig, config: AiMConfig, tokenizer: VQModel)
     with torch.device("meta"):
         choose_trained(AiM(config), task)
     if task.rear_weight:
-        after = {"recover_after": task.rear_recover_after, "predict_after": task.rear_predict_after}
-        VectorHeads.of(config, tokenizer, **after)
+        VectorHeads.of(config, tokenizer, **task.rear_after)
     if task.random_order:
         NextPlaces.of(config)
 

@@ -208,9 +208,8 @@ def _heads(recipe: Recipe, task: GeneratorTaskConfig, config: AiMConfig) -> Vect
     if not task.rear_weight:
         return None
     tokenizer = _shape_of_tokenizer(task.tokenizer or str(recipe.init), []) or VQ_PRESETS["vq-f16"]
-    after = {"recover_after": task.rear_recover_after, "predict_after": task.rear_predict_after}
     vectors = torch.empty(config.vocab_size, tokenizer.codebook_dim, device=META)
-    return VectorHeads(vectors, width=config.width, blocks=config.num_blocks, **after)
+    return VectorHeads(vectors, width=config.width, blocks=config.num_blocks, **task.rear_after)
 
 
 def _is_here(model: str) -> bool:
