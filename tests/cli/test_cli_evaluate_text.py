@@ -64,5 +64,5 @@ def test_refusals(aimamba, refusal, model, make_aim, make_vq, photos):
     assert "nowhere" in refusal("evaluate-text", "nowhere", SET)
     for scales in ("a", ",", "1,,2", ""):
         assert "--sweep expects numbers" in refusal("evaluate-text", "model", SET, "--sweep", scales)
-    assert "--plot found.png: the name must end in .svg" in refusal("evaluate-text", "model", SET, "--plot", "found.png")
+    assert "--plot a.png: the name must end in .svg" in refusal("evaluate-text", "model", SET, "--plot", "a.png")
     assert "did you mean 'photos'" in refusal("evaluate-text", "model", "photo")
