@@ -8,6 +8,7 @@ from aimamba.models import AiMConfig
 from aimamba.studies.recipe import StudyRecipe, load_study, study_names, training_recipe
 from aimamba.studies.runner import count_parameters
 from aimamba.studies.scans import scan_order
+from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.recipe import recipe_names
 
 GRID = {"vocab_size": 2048, "num_tokens": 64, "num_classes": 10}
@@ -26,15 +27,16 @@ def sizes(study):
 
 
 def test_names():
-    names = ["ablation", "baseline", "guidance", "guidance-free", "mixer", "scaling", "text", "tokenizer"]
-    assert study_names() == names
+    trained = ["ablation", "baseline", "exposure-bias", "mixer", "scaling", "text", "tokenizer"]
+    assert study_names() == sorted([*trained, "guidance", "guidance-free"])
     assert not set(study_names()) & set(recipe_names()), "a study is not a training recipe"
 
 
 @pytest.mark.parametrize("name", study_names())
 def test_every_packaged_study_makes_training_recipes(name):
     study = load_study(name)
-    assert (study.kind, bool(study.description)) == ({"mixer": "baseline"}.get(name, name), True)
+    kind = {"mixer": "baseline", "exposure-bias": "ablation"}.get(name, name)
+    assert (study.kind, bool(study.description)) == (kind, True)
     for variant in study.variants:
         recipe = training_recipe(study, variant, tokenizer="avatars-64", budget=study.budget, seed=3)
         assert recipe.fit.steps * recipe.fit.batch_size == study.budget
@@ -88,6 +90,18 @@ def test_ablation_has_the_rows_of_table_4_and_the_orders():
     assert {variant.order for variant in study.variants} == {"raster", "snake", "column", "hilbert"}
     assert 1 in study.judging.scales
     assert len(study.judging.scales) == 2
+
+
+def test_exposure_bias_has_a_control_and_schedules_that_end_before_training_does():
+    study = load_study("exposure-bias")
+    settings = {v.name: from_mapping(GeneratorTaskConfig, v.task, where=v.name) for v in study.variants}
+    assert settings["usual"] == GeneratorTaskConfig()
+    assert all(one != GeneratorTaskConfig() for name, one in settings.items() if name != "usual")
+    steps = study.budget // study.fit["batch_size"]
+    ends = [one.code_noise_until or one.random_order_until for one in settings.values()]
+    assert {end for end in ends if end} == {round(0.75 * steps)}
+    assert settings["rear"].rear_weight == settings["heads"].rear_weight == 1
+    assert settings["rear"].noise == settings["noise"].noise
 
 
 def test_text_compares_what_reads_captions_and_how_they_reach_the_generator():

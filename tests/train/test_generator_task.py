@@ -1,10 +1,12 @@
 """The generator's task: its loss, metrics and sample sheets."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from aimamba.data.codes import CodeBatch, CodeSet
 from aimamba.errors import ConfigError
@@ -176,6 +178,8 @@ def test_saving(make, tmp_path):
         ("label_dropout", 1.1),
         ("token_dropout", -0.1),
         ("token_dropout", 1.0),
+        ("label_smoothing", -0.1),
+        ("label_smoothing", 1.0),
         ("sheet_pictures", 0),
         ("sheet_cfg_scale", -1.0),
         ("sheet_top_k", -1),
@@ -208,6 +212,18 @@ def test_token_dropout_drops_features_at_its_rate_and_scales_the_others_up(make,
     assert mask.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert float((mask == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
     assert float(mask.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_labels_are_smoothed_in_training_and_not_on_held_out_images(make, batch, rng):
+    task = make(label_dropout=0.0, label_smoothing=0.3)
+    loss, metrics = task.loss(task.model, batch, rng(), 0)
+    logits = task.model(batch.codes[:, :-1], batch.labels).flatten(0, 1)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch.codes.flatten(), label_smoothing=0.3))
+    assert abs(loss - expected(task.model, batch.codes, batch.labels)) > 0.01
+    assert metrics == {}
+    measured = task.evaluate(task.model)
+    task.config = replace(task.config, label_smoothing=0.0)
+    assert task.evaluate(task.model) == measured
 
 
 def test_the_mask_applies_to_words_and_not_to_positions(make_aim):

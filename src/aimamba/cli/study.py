@@ -1,8 +1,8 @@
 """Run a study: several trainings or settings, compared in one table and figure.
 
-NAME is the name of a packaged study (ablation, baseline, guidance, guidance-free, mixer, scaling, text, tokenizer) or
-the path of a .toml file. The study's folder gets the runs, results.json with their raw numbers, table.md and
-figure.png. The same command continues a study that was stopped; finished runs are not repeated.
+NAME is the name of a packaged study (ablation, baseline, exposure-bias, guidance, guidance-free, mixer, scaling, text,
+tokenizer) or the path of a .toml file. The study's folder gets the runs, results.json with their raw numbers, table.md
+and figure.png. The same command continues a study that was stopped; finished runs are not repeated.
 """
 
 import argparse

@@ -130,7 +130,7 @@ class GeneratorTask:
     def loss(
         self, model: AiM, batch: CodeBatch | CaptionedBatch, rng: torch.Generator, step: int | Tensor = 0
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Return the mean cross entropy of a code, in nats, with some classes and captions left out.
+        """Return the mean cross entropy of a code, in nats, with some classes and captions left out, labels smoothed.
 
         With heads it is the metric ``loss``, the distances of ``VectorHeads.losses`` are further ones, and the scalar
         is the weighted sum. Without, there are no metrics. ``step`` decides how many codes are replaced.
@@ -151,6 +151,7 @@ class GeneratorTask:
             read=self.noisy(codes[:, :-1], rng, step),
             places=None if order is None else order[:, :-1],
             added=None if order is None or self.next_places is None else self.next_places(order),
+            smoothing=self.config.label_smoothing,
             checkpointing=checkpointing,
             states=states,
         )
@@ -250,6 +251,7 @@ def code_cross_entropy(
     read: Tensor | None = None,
     places: Tensor | None = None,
     added: Tensor | None = None,
+    smoothing: float = 0.0,
     checkpointing: bool = False,
     states: HiddenStates | None = None,
 ) -> Tensor:
@@ -264,6 +266,7 @@ def code_cross_entropy(
         read: What the model reads in place of the codes before each (B, L - 1).
         places: Their places in the image (B, L - 1), see ``AiM.forward``, as the next.
         added: Added to the condition vector and their embeddings (B, L, D).
+        smoothing: Label smoothing, see ``sliced_cross_entropy``.
         checkpointing: Whether to compute the blocks again in the backward pass instead of storing their activations.
         states: Hidden states to fill in, see ``AiM.forward``.
     """
@@ -271,4 +274,4 @@ def code_cross_entropy(
     options = {"token_mask": token_mask, "checkpointing": checkpointing, "states": states}
     hidden = model(before, labels, captions, places=places, added=added, head=False, **options)
     head = model.word_embedding.weight
-    return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten())
+    return sliced_cross_entropy(hidden.flatten(0, 1), head, codes.flatten(), smoothing=smoothing)

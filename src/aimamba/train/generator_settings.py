@@ -46,6 +46,8 @@ class GeneratorTaskConfig:
             so that a prompt can stand alone.
         caption_dropout: Likewise of those that are trained without their caption, so that a class can stand alone.
         token_dropout: Fraction of the features of the word embeddings that are set to zero; the others are scaled up.
+        label_smoothing: Share of each target that all codes get in equal parts (arXiv 1512.00567). This counts in the
+            loss of training, not in that of held-out images.
         code_noise: Fraction of the codes that the model reads which are replaced by random ones; it still predicts the
             right ones. It learns to recover from its own mistakes, to rely on the condition, and memorises later
             (a part of reAR, arXiv 2510.04450).
@@ -88,6 +90,7 @@ class GeneratorTaskConfig:
     class_dropout: float = 0.5
     caption_dropout: float = 0.1
     token_dropout: float = 0.0
+    label_smoothing: float = 0.0
     code_noise: float = 0.0
     code_noise_until: int = 0
     code_noise_end: float = 0.0
@@ -111,14 +114,15 @@ class GeneratorTaskConfig:
         for name, least in (("rear_weight", 0), ("rear_recover_after", 1), ("rear_predict_after", 0)):
             value = getattr(self, name)
             check(least <= value < math.inf, f"task.{name} must be at least {least}, got {value}")
-        for name in ("rear_weight", "random_order"):
+        for name in ("rear_weight", "random_order", "label_smoothing"):
             check(
                 self.objective == "likelihood" or not getattr(self, name),
                 f"task.{name} goes with task.objective = 'likelihood'; set one of them alone",
             )
         for name in ("label_dropout", "class_dropout", "caption_dropout"):
             check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
-        check(0 <= self.token_dropout < 1, f"task.token_dropout must lie in [0, 1), got {self.token_dropout}")
+        for name in ("token_dropout", "label_smoothing"):
+            check(0 <= getattr(self, name) < 1, f"task.{name} must lie in [0, 1), got {getattr(self, name)}")
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
         check(self.sheet_cfg_scale >= 0, f"task.sheet_cfg_scale must not be negative, got {self.sheet_cfg_scale}")
         check(self.sheet_top_k >= 0, f"task.sheet_top_k must not be negative, got {self.sheet_top_k}")

@@ -31,6 +31,26 @@ def test_value_and_gradients(tokens, classes, logits_at_once):
         assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_label_smoothing_is_that_of_torch(dtype):
+    hidden, weight, targets = make(20, 8, 30, dtype)
+    expected = F.cross_entropy(hidden @ weight.mT, targets, label_smoothing=0.2)
+    got = sliced_cross_entropy(hidden, weight, targets, smoothing=0.2, logits_at_once=100)
+    assert_close(got, expected)
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for ours, theirs in zip(torch.autograd.grad(got, (hidden, weight)), wanted, strict=True):
+        assert_close(ours, theirs)
+
+
+def test_label_smoothing_under_autocast():
+    hidden, weight, targets = make(64, 16, 300, torch.float32)
+    exact = F.cross_entropy(hidden @ weight.mT, targets, label_smoothing=0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = sliced_cross_entropy(hidden.bfloat16(), weight, targets, smoothing=0.2)
+    assert loss.dtype == torch.float32
+    assert_close(loss, exact, rtol=0.01, atol=0.0)
+
+
 def test_in_float32_within_a_millionth():
     hidden, weight, targets = make(200, 16, 300, torch.float32)
     expected = torch.autograd.grad(plain(hidden, weight, targets), (hidden, weight))

@@ -23,6 +23,7 @@ def sliced_cross_entropy(
     weight: Float[Tensor, "v d"],
     targets: Int[Tensor, " m"],
     *,
+    smoothing: float = 0.0,
     logits_at_once: int | None = None,
 ) -> Float[Tensor, ""]:
     """Compute ``cross_entropy((hidden @ weight.T).float(), targets)``, the mean over tokens, slice by slice.
@@ -35,6 +36,7 @@ def sliced_cross_entropy(
         hidden: Inputs of the head.
         weight: Weight of the head.
         targets: The correct class of each token.
+        smoothing: Share of each target that all classes get in equal parts (label smoothing, arXiv 1512.00567).
         logits_at_once: Logits that may exist at a time; a slice has at least one token. By default 4 million, and on a
             CUDA device as many as its memory has room for: thousands of tokens.
     """
@@ -43,9 +45,20 @@ def sliced_cross_entropy(
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     rows = max(1, logits_at_once // weight.shape[0])
     with torch.autocast(device, enabled=False):
-        return _SlicedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        loss: Tensor = _SlicedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, weight, targets, rows, narrow, torch.is_grad_enabled()
         )
+        return loss + smoothing * _cost_of_even_targets(hidden, weight, targets) if smoothing else loss
+
+
+def _cost_of_even_targets(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return how far the cross entropy with even targets is above that with the correct ones.
+
+    The normalisers of the logits cancel, which leaves the correct logit above the mean one; no further logits exist.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    above = F.embedding(targets, weight).to(wide) - weight.to(wide).mean(0)
+    return (hidden.to(wide) * above).sum(-1).mean()
 
 
 def most_logits(device: torch.device) -> int:
