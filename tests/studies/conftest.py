@@ -63,7 +63,7 @@ def measured_sets(bits: float) -> dict[str, Any]:
 
 
 def tokenizer_numbers(bits: float) -> dict[str, Any]:
-    errors = {"psnr": 20 + bits, "ssim": 0.9, "ssim_llamagen": 0.9, "perceptual": 0.1, "frechet": 10 * bits}
+    errors = {"psnr": 20 + bits, "ssim": 0.9, "ssim_llamagen": 0.9, "lpips": 0.1, "frechet": 10 * bits}
     use = {"codes_used": 0.75, "perplexity": 300.0}
     return {"parameters": 700000, "decoder": 400000, "codes": 512, **errors, **use, "network": "lite0"}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aimamba.data.sheets import to_float
 from aimamba.networks import lpips
-from aimamba.networks.perceptual import SMALLEST_OF_VGG16, PerceptualLoss, lpips_vgg16, perceptual_loss
+from aimamba.networks.perceptual import SMALLEST_OF_VGG16, PerceptualLoss, lpips_vgg16
 
 _AT_ONCE = 16  # pairs of images, whose maps VGG16 holds at once
 
@@ -31,15 +31,6 @@ def open_lpips(source: str, size: int, *, device: torch.device | str = "cpu") ->
     if source == "none" or (source == "auto" and (size < SMALLEST_OF_VGG16 or not lpips.is_installed())):
         return None
     return lpips_vgg16("lpips" if source == "auto" else source).to(device)
-
-
-def lite0_distance(side: int) -> PerceptualLoss:
-    """Load a network in place of LPIPS's: EfficientNet-Lite0, whose weights install with the package.
-
-    Args:
-        side: It enlarges smaller images to at least this many pixels.
-    """
-    return perceptual_loss("lite0", smallest_side=side)
 
 
 @torch.no_grad()

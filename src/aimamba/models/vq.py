@@ -36,12 +36,14 @@ class VQOutput(NamedTuple):
         codebook_loss: Mean squared distance that pulls codebook vectors towards the encoder's output.
         commitment_loss: The same distance, pulling the encoder's output towards its codebook vector, times
             ``commitment_weight``.
+        vectors: The vectors of the codes, (B, E, h, w), with a straight-through gradient.
     """
 
     images: Tensor
     codes: Tensor
     codebook_loss: Tensor
     commitment_loss: Tensor
+    vectors: Tensor
 
 
 class VQModel(PretrainedModel[VQConfig]):
@@ -190,7 +192,8 @@ class VQModel(PretrainedModel[VQConfig]):
     def reconstruct(self, latents: Float[Tensor, "b e h w"], relaxation: Relaxation | None = None) -> VQOutput:
         """Quantise and decode the output of ``latents``; see ``quantize``."""
         vectors, codes, (codebook_loss, distance) = self.quantize(latents, relaxation)
-        return VQOutput(self.decode_latents(vectors), codes, codebook_loss, self.config.commitment_weight * distance)
+        images, commitment_loss = self.decode_latents(vectors), self.config.commitment_weight * distance
+        return VQOutput(images, codes, codebook_loss, commitment_loss, vectors)
 
 
 class Encoder(nn.Module):

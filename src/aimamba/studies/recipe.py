@@ -162,7 +162,6 @@ class TokenizerConfig:
     Attributes:
         share: Images that each trains on, as a multiple of the budget.
         reference: Held-out images to reconstruct, in the notation of ``aimamba evaluate --reference``.
-        perceptual_side: The perceptual distance enlarges smaller images to at least this many pixels.
         model: Settings of the model.
         task: Settings of the loss.
         fit: Settings of the training loop, without ``steps``, ``warmup_steps`` and ``seed``.
@@ -170,14 +169,12 @@ class TokenizerConfig:
 
     share: float = 1.0
     reference: str = "avatars-64:held-out:100"
-    perceptual_side: int = 64
     model: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(0 < self.share < math.inf, f"tokenizer.share must be a positive number, got {self.share}")
-        check(self.perceptual_side >= 1, f"tokenizer.perceptual_side must be at least 1, got {self.perceptual_side}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ class Row:
 
     def of_tokenizer(self, key: str) -> list[float]:
         """Return a number about the tokenizer of each run of the study ``tokenizer``."""
-        return without_missing(run["tokenizer"][key] for run in self.runs)
+        return without_missing(run["tokenizer"].get(key) for run in self.runs)
 
     def bits_of_image(self) -> list[float]:
         """Return the held-out bits of all codes of an image of each run."""

@@ -10,7 +10,7 @@ import torch
 
 from aimamba.config import check, to_mapping
 from aimamba.evaluation.features import open_extractor
-from aimamba.evaluation.lpips import lite0_distance
+from aimamba.evaluation.lpips import open_lpips
 from aimamba.evaluation.sources import open_source
 from aimamba.evaluation.tokenizer import compare_tokenizer
 from aimamba.models import VQModel
@@ -140,7 +140,9 @@ def run_tokenizer_study(request: StudyRequest, *, device: torch.device, log: Log
         log: Progress callback: called with a line before each step that takes long.
 
     Raises:
-        ConfigError: A setting is unknown or out of range, or the folder holds results of other settings.
+        ConfigError: A setting is unknown or out of range, a perceptual network is not installed, or the folder holds
+            results of other settings.
+        CheckpointError: The weights of a perceptual network are missing or damaged.
         DataError: A reference cannot be opened, or its images have another size.
     """
     study = request.study
@@ -153,13 +155,13 @@ def run_tokenizer_study(request: StudyRequest, *, device: torch.device, log: Log
         f"tokenizer.reference {images.name} has images of {images.size} pixels, and data.size is {size}; name a set of "
         f"{size} pixels",
     )
-    pairs = lite0_distance(study.tokenizer.perceptual_side).to(device)
+    lpips = open_lpips("auto", size, device=device)
     with locked(request.out):
         study_of_tokenizers = TokenizerStudy(
             study,
             request.out,
             budget=request.images,
-            compare=partial(compare_tokenizer, images=images, extractor=extractor, lpips=pairs, progress=True),
+            compare=partial(compare_tokenizer, images=images, extractor=extractor, lpips=lpips, progress=True),
             evaluator=_evaluator(study, study.judging.samples, size, device),
             device=device,
             log=log,

@@ -113,7 +113,7 @@ def _text(results: Results) -> str:
 _OF_TOKENIZER = {  # key: heading, factor, digits
     "psnr": ("PSNR", 1.0, 2),
     "ssim": ("SSIM", 1.0, 3),
-    "perceptual": ("perceptual", 1.0, 4),
+    "lpips": ("LPIPS", 1.0, 4),
     "frechet": ("Fréchet, reconstructions", 1.0, 1),
     "codes_used": ("codes used %", 100.0, 1),
     "perplexity": ("perplexity", 1.0, 0),
@@ -334,7 +334,7 @@ def _notes(results: Results, samples: Sequence[Mapping[str, Any]]) -> str:
         )
     if kind == "tokenizer":
         return (
-            "PSNR, SSIM, perceptual distance (features of lite0) and codes used: the images of "
+            "PSNR, SSIM, LPIPS (VGG16) and codes used: the images of "
             f"`{results.settings['recipe']['tokenizer']['reference']}` and their reconstructions. Samples: "
             f"{judging['samples']:,} against `{judging['reference']}`. Fréchet distances are by features of "
             f"{network(samples)} and larger for fewer images: compare them only within one column. Bits a code are "

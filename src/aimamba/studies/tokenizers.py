@@ -11,6 +11,7 @@ import torch
 from aimamba.config import check, from_mapping, to_mapping
 from aimamba.evaluation.tokenizer import TokenizerComparison
 from aimamba.models import VQ_PRESETS, AiMConfig, VQConfig, VQModel
+from aimamba.networks.perceptual import perceptual_loss
 from aimamba.studies.evaluator import Evaluator
 from aimamba.studies.plan import Job
 from aimamba.studies.recipe import StudyRecipe, Variant, tokenizer_recipe, training_recipe
@@ -40,7 +41,7 @@ class TokenizerStudy:
             study: The study, see ``check_tokenizers``.
             out: Its folder; each run gets a folder there, with ``tokenizer``, ``codes`` and ``runs``.
             budget: Images that every generator trains on; a tokenizer trains on ``tokenizer.share`` of it.
-            compare: Measures the reconstructions of a tokenizer; what it calls LPIPS is of lite0's features.
+            compare: Measures the reconstructions of a tokenizer.
             evaluator: Measures samples of the generators.
             device: Where everything runs.
             log: Progress callback: called with a line before each step that takes long.
@@ -87,7 +88,6 @@ class TokenizerStudy:
         model = VQModel.from_pretrained(folder, device=self._device)
         found = self._compare(model)
         numbers = found.reconstruction.to_dict()
-        numbers["perceptual"] = numbers.pop("lpips")
         shape = {"parameters": model.num_parameters(), "codes": model.config.codebook_size}
         shape["decoder"] = sum(weight.numel() for weight in model.decoder.parameters())
         distance = found.distances
@@ -103,14 +103,18 @@ def check_tokenizers(study: StudyRecipe, budget: int) -> None:
         budget: Images that every generator trains on.
 
     Raises:
-        ConfigError: One of them is unknown, out of range, or does not fit the images.
+        ConfigError: One of them is unknown, out of range, or does not fit the images; or a perceptual network is not
+            installed.
+        CheckpointError: The weights of a perceptual network are missing or damaged.
     """
     for variant in study.variants:
         name = variant.name
         tokenizer = tokenizer_recipe(study, variant, budget=budget, seed=0)
         generator = training_recipe(study, variant, tokenizer="", budget=budget, seed=0)
         config = model_config(VQConfig, VQ_PRESETS, tokenizer.model)
-        from_mapping(TokenizerTaskConfig, tokenizer.task, where=f"{name}: tokenizer_task")
+        task = from_mapping(TokenizerTaskConfig, tokenizer.task, where=f"{name}: tokenizer_task")
+        if task.perceptual_weight:
+            perceptual_loss(task.perceptual)  # which may not be installed
         size = tokenizer.data.size
         check(
             size % config.downsampling == 0,

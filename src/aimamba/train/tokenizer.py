@@ -29,6 +29,7 @@ from aimamba.models.gan import (
 from aimamba.models.quantizers import Relaxation
 from aimamba.networks.perceptual import perceptual_loss
 from aimamba.seeds import seeded
+from aimamba.train.causal import NextVector
 from aimamba.train.codebook import CodebookAverages, CodebookUse
 from aimamba.train.task import Amount, Auxiliary, Example, Objective
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
@@ -86,6 +87,10 @@ class TokenizerTask:
             else None
         )
         self.discriminator = _discriminator(config, train.size, seed) if config.adversarial_weight else None
+        self.next_vector = None
+        if config.causal_weight:
+            self.next_vector = NextVector(model.config.codebook_dim, (train.size // model.config.downsampling) ** 2)
+            self.next_vector.init_weights(seeded(seed))
         if config.decoder_only:
             model.requires_grad_(False)
             for part in (model.from_code, model.decoder):
@@ -112,7 +117,9 @@ class TokenizerTask:
         return images | ({"perceptual network": lpips} if lpips else {})
 
     def auxiliary(self) -> Auxiliary | None:
-        """Return the discriminator, if there is one."""
+        """Return the discriminator, or the network of causal regularisation, if there is one."""
+        if self.next_vector is not None:
+            return Auxiliary(name="next_vector", network=self.next_vector)
         if self.discriminator is None:
             return None
         return Auxiliary(name="adversary", network=self.discriminator, lr=self.config.discriminator_lr)
@@ -147,8 +154,9 @@ class TokenizerTask:
         """Return the weighted sum of all losses, and each loss without its weight.
 
         The sum has the pixel losses, the two quantiser losses (van den Oord et al., arXiv 1711.00937, eq. 3), those of
-        ``lfq`` and ``gumbel`` (``VQModel.penalties``) and the perceptual loss. From ``adversarial_start`` on it also
-        has the adversarial loss, and from ``discriminator_start`` on, with weight 1, the discriminator's own loss.
+        ``lfq`` and ``gumbel`` (``VQModel.penalties``), the perceptual loss, and in training causal regularisation. From
+        ``adversarial_start`` on it also has the adversarial loss, and from ``discriminator_start`` on, with weight 1,
+        the discriminator's own loss.
         """
         config = self.config
         images = to_float(batch.images)
@@ -176,6 +184,10 @@ class TokenizerTask:
         for name, value in model.penalties(latents, config.entropy_temperature, distributed.averaged).items():
             total = total + weights[name] * value
             parts[name] = value.detach()
+        if self.next_vector is not None and model.training:
+            causal = self.next_vector(output.vectors)
+            total = total + config.causal_weight * causal
+            parts["causal"] = causal.detach()
         if relaxation is not None:
             parts["temperature"] = relaxation.temperature
         if self.discriminator is not None and model.training and step >= config.first_of_discriminator:

@@ -24,6 +24,10 @@ class TokenizerTaskConfig:
             to the right and below. It keeps plain ground plain: ripples of 1 % count little in the other losses, some
             the perceptual network does not see, and people and other networks do.
         codebook_weight: Weight of the sum of the codebook and commitment losses.
+        causal_weight: Weight of causal regularisation (CRT, arXiv 2412.16326): a small network, which no saved model
+            has, predicts the vector of each code from those before it in raster order, and its mean squared error
+            trains encoder and codebook too. Codes become easier to predict, reconstructions worse. Not with an
+            adversarial loss, nor with ``decoder_only``.
         perceptual_weight: Weight of the perceptual loss, a distance between features of a trained network; 0 is none.
         perceptual_start: First step, counted from 0, with a perceptual loss. Steps without it are several times faster.
         perceptual: The network: ``lite0``; ``lpips``, whose weights are a package of their own; or the file or folder
@@ -61,6 +65,7 @@ class TokenizerTaskConfig:
     detail_weight: float = 0.0
     image_gradient_weight: float = 0.0
     codebook_weight: float = 1.0
+    causal_weight: float = 0.0
     perceptual_weight: float = 0.0
     perceptual_start: int = 0
     perceptual: str = "lite0"
@@ -86,11 +91,27 @@ class TokenizerTaskConfig:
 
     def __post_init__(self) -> None:
         weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
-        finite = ("detail_weight", "image_gradient_weight", "entropy_weight", "mean_entropy_weight", "kl_weight")
+        finite = (
+            "detail_weight",
+            "image_gradient_weight",
+            "causal_weight",
+            "entropy_weight",
+            "mean_entropy_weight",
+            "kl_weight",
+        )
         for name in (*weights, *finite, "perceptual_start", "adversarial_start", "kl_until", "gumbel_until"):
             check(getattr(self, name) >= 0, f"task.{name} must not be negative, got {getattr(self, name)}")
         for name in finite:
             check(math.isfinite(getattr(self, name)), f"task.{name} must be finite, got {getattr(self, name)}")
+        check(
+            not (self.causal_weight and self.adversarial_weight),
+            "task.causal_weight does not go with task.adversarial_weight; train with the first alone, and start a run "
+            "with the second and task.decoder_only from that tokenizer (--init)",
+        )
+        check(
+            not (self.causal_weight and self.decoder_only),
+            "task.causal_weight changes the codes, which task.decoder_only keeps; leave one of them out",
+        )
         for name in ("entropy_temperature", "gumbel_temperature", "gumbel_last_temperature"):
             check(0 < getattr(self, name) < math.inf, f"task.{name} must be positive, got {getattr(self, name)}")
         check(

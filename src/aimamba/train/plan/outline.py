@@ -247,9 +247,13 @@ def _of_tokenizer(recipe: Recipe) -> Outline:
         f"data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {size}",
     )
     task = _tokenizer_task(config, task_config, size)
-    networks: list[nn.Module] = [task.model, *([task.discriminator] if task.discriminator is not None else [])]
+    beside = (task.discriminator, task.next_vector)
+    networks: list[nn.Module] = [task.model, *(network for network in beside if network is not None)]
 
     def trace(batch: int, place: Place, _checkpointing: bool) -> Needs:
+        if task.next_vector is not None:
+            stand_in_for_mixers(task.next_vector, place)
+
         def loss() -> Tensor:
             images = torch.empty(batch, 3, size, size, dtype=torch.uint8, device=META)
             labels = torch.empty(batch, dtype=torch.long, device=META)
