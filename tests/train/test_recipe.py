@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimamba.config import to_mapping
-from aimamba.errors import ConfigError
+from aimamba.errors import CheckpointError, ConfigError
 from aimamba.models import AIM_PRESETS
-from aimamba.train.recipe import load_recipe, recipe_names
+from aimamba.train.recipe import check_trained, load_recipe, recipe_names
 from aimamba.train.stages import resolved
 from aimamba.train.toml import read_toml, to_toml
+from refusals import one_line_error
 
 DATA = """[data]
 source = "avatars:planets"
@@ -215,3 +216,18 @@ def test_toml_of_what_it_cannot_hold(tmp_path):
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not valid TOML"):
         read_toml(binary)
+
+
+def test_models_that_recipes_make_are_not_looked_up_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with one_line_error(CheckpointError, "the model runs/avatars-64-vq does not exist yet: .* with --init"):
+        check_trained(load_recipe("avatars-64-decoder"))
+    with one_line_error(CheckpointError, "the tokenizer runs/avatars-64-text-vq does not exist yet: .*--tokenizer"):
+        check_trained(load_recipe("avatars-64-text"))
+    (tmp_path / "runs/avatars-64-vq").mkdir(parents=True)
+    check_trained(load_recipe("avatars-64-decoder"))
+
+
+@pytest.mark.parametrize("place", ["avatars-64-text", "hp-l33/aim-base", "vq_ds16_c2i.pt"])
+def test_packaged_models_with_the_name_of_a_recipe_and_others_are_not_refused(place):
+    check_trained(load_recipe("cca", {"init": place, "task.tokenizer": place}))

@@ -46,6 +46,14 @@ def locate(source: str | Path, hub: Hub | None = None) -> Path:
     return found / hub.subfolder
 
 
+def is_here(source: str) -> bool:
+    """Return whether ``source`` names a path that exists or a packaged model, so that nothing is downloaded."""
+    try:
+        return Path(source).exists() or source in packaged_models()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
+
+
 def _from_hub(source: str, hub: Hub) -> Path:
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(("/", ".safetensors", *PICKLED)):
         raise CheckpointError(

@@ -7,11 +7,13 @@ and ``task`` stay plain mappings here, because their fields depend on the stage 
 import copy
 import dataclasses
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+from aimamba.checkpoints.locate import is_here
 from aimamba.config import check, flatten, from_mapping
 from aimamba.documents import parse_toml
-from aimamba.errors import ConfigError, suggest
+from aimamba.errors import CheckpointError, ConfigError, suggest
 from aimamba.train.parallel.layout import ParallelConfig
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
@@ -111,6 +113,21 @@ class Recipe:
 def recipe_names() -> list[str]:
     """Return the names of the packaged recipes, sorted."""
     return _PACKAGED.names()
+
+
+def check_trained(recipe: Recipe) -> None:
+    """Refuse models that are not there and that packaged recipes make, before the hub is asked for such names.
+
+    Raises:
+        CheckpointError: ``init`` or the tokenizer is one.
+    """
+    named = {"model": (recipe.init, "--init"), "tokenizer": (recipe.task.get("tokenizer"), "--tokenizer")}
+    for what, (place, option) in named.items():
+        if isinstance(place, str) and not is_here(place) and (name := Path(place).name) in recipe_names():
+            raise CheckpointError(
+                f"the {what} {place} does not exist yet: train it first ('aimamba train {name}'), or give another with "
+                f"{option}"
+            )
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -31,7 +31,7 @@ from aimamba.train.generator import GeneratorTask
 from aimamba.train.generator_settings import Classes, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
 from aimamba.train.reading import Reading
-from aimamba.train.recipe import DataConfig, Recipe, recipe_names
+from aimamba.train.recipe import DataConfig, Recipe, check_trained
 from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
@@ -89,8 +89,9 @@ def make_task(
     Raises:
         ConfigError: A setting is unknown, or does not fit the images or the tokenizer.
         DataError: The images cannot be used.
-        CheckpointError: The tokenizer cannot be loaded.
+        CheckpointError: The tokenizer or ``init`` cannot be loaded.
     """
+    check_trained(recipe)
     if recipe.stage == "tokenizer":
         return _tokenizer_task(recipe, log, progress)
     recipe = completed(recipe)
@@ -172,12 +173,6 @@ def _generator_task(
         check(
             not getattr(task, name) or recipe.fit.compile is not True,
             f"task.{name} was not tried with fit.compile = true; set that to 'blocks' or false",
-        )
-    tokenizer_recipe = Path(task.tokenizer).name
-    if not Path(task.tokenizer).exists() and tokenizer_recipe in recipe_names():
-        raise CheckpointError(
-            f"the tokenizer {task.tokenizer} does not exist yet: train it first "
-            f"('aimamba train {tokenizer_recipe}'), or give another with --tokenizer"
         )
     tokenizer = _finite(VQModel.from_pretrained(task.tokenizer, device=device), task.tokenizer)
     source = _code_source(recipe, tokenizer, codes, log, progress)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
-from aimamba.checkpoints.locate import packaged_models
+from aimamba.checkpoints.locate import is_here
 from aimamba.config import check, from_mapping
 from aimamba.data.loader import Batch
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
@@ -174,7 +174,7 @@ def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str
     """Return the shape of a generator, or of the one it starts from, with what it takes from its codes."""
     shape, place = recipe.model, task.tokenizer or str(recipe.init)
     if recipe.init is not None:
-        if _is_here(recipe.init):
+        if is_here(recipe.init):
             return AiM.from_pretrained(recipe.init, device="meta").config
         if recipe.init in _OFFICIAL:
             notes.append(f"{recipe.init} was not opened: its published shape is taken")
@@ -197,7 +197,7 @@ def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str
 
 def _shape_of_tokenizer(place: str, notes: list[str]) -> VQConfig | None:
     """Return the shape of a tokenizer that is here or that a packaged recipe would make, or None."""
-    if _is_here(place):
+    if is_here(place):
         return VQModel.from_pretrained(place, device="meta").config
     its = _named(place, "tokenizer")
     return None if its is None else _tokenizer_config(its, notes)
@@ -212,15 +212,10 @@ def _heads(recipe: Recipe, task: GeneratorTaskConfig, config: AiMConfig) -> Vect
     return VectorHeads(vectors, width=config.width, blocks=config.num_blocks, **task.rear_after)
 
 
-def _is_here(model: str) -> bool:
-    """Return whether a model can be opened without a download."""
-    return Path(model).exists() or model in packaged_models()
-
-
 def _tokenizer_config(recipe: Recipe, notes: list[str]) -> VQConfig:
     """Return the shape of a tokenizer, or of the one it starts from."""
     if recipe.init is not None:
-        if _is_here(recipe.init):
+        if is_here(recipe.init):
             return VQModel.from_pretrained(recipe.init, device="meta").config
         if (before := _named(recipe.init, "tokenizer")) is not None:
             return _tokenizer_config(before, notes)
