@@ -1,5 +1,7 @@
 """Memory and speed of sampling."""
 
+import time
+
 import pytest
 import torch
 
@@ -28,6 +30,15 @@ def test_speed(monkeypatch):
     found = sampling_speed(config, SpeedConfig(tokens=(4, 9), batches=(1, 3)), torch.device("cpu"))
     assert [(line["tokens"], line["batch"]) for line in found] == [(4, 1), (4, 3), (9, 1), (9, 3)]
     assert all(line["pictures_per_second"] > 0 and line["state_bytes"] > 0 for line in found)
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "clock"),
+    [("cpu", 1, time.process_time), ("cpu", 2, time.perf_counter), ("meta", 1, time.perf_counter)],
+)
+def test_one_thread_on_a_cpu_is_timed_by_its_processor_time(monkeypatch, device, threads, clock):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert speed._clock(torch.device(device)) is clock
 
 
 def test_a_guided_image_costs_a_second_row_until_guidance_ends(monkeypatch, make_vq, make_aim):

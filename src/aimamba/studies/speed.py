@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,11 +55,9 @@ def guidance_speed(pipeline: Pipeline, samplings: Sequence[SamplingConfig], batc
 
     Returns:
         For every setting ``sampling``, ``pictures_per_second`` (the fastest of its times), and ``rows``, the mean
-        number of rows of an image over its tokens: 1 without guidance, and 2 if the last token is guided. One thread
-        on a CPU is timed by its processor time, which other programs disturb less.
+        number of rows of an image over its tokens: 1 without guidance, and 2 if the last token is guided.
     """
-    alone = pipeline.device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    clock = _clock(pipeline.device)
     labels = make_labels("balanced", batch, pipeline.generator.config.num_classes)
     fastest = [float("inf")] * len(samplings)
     for _ in range(_ROUNDS):
@@ -77,16 +75,23 @@ def guidance_speed(pipeline: Pipeline, samplings: Sequence[SamplingConfig], batc
     return found
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Return what tells seconds: for one thread on a CPU its processor time, which other programs disturb less."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
 def _speed(model: AiM, batch: int) -> float:
     """Return images per second: the fastest of several measurements, after a short run to warm up."""
+    clock = _clock(model.device)
     labels = torch.zeros(batch, dtype=torch.long)
     warming_up = generate(model, labels, SamplingConfig(), engine="plain")
     next(warming_up)
     fastest, spent = float("inf"), 0.0
     while spent < _LONG_ENOUGH:
-        started = time.perf_counter()
+        started = clock()
         [codes] = deque(generate(model, labels, SamplingConfig(), engine="plain"), maxlen=1)
         codes.cpu()  # waits for the device
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
         fastest, spent = min(fastest, seconds), spent + seconds
     return batch / fastest
