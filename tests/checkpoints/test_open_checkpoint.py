@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from aimamba.checkpoints import checkpoint as module
 from aimamba.checkpoints import hub
 from aimamba.checkpoints.checkpoint import open_checkpoint
+from aimamba.checkpoints.locate import is_here
 from aimamba.checkpoints.weights import WeightsFile, read_tensors
 from aimamba.errors import CheckpointError
 from aimamba.models import AiM, VQModel
@@ -213,6 +214,15 @@ def test_a_missing_file_is_named(tmp_path):
     for name in ("x.safetensors", "x.pt"):
         with pytest.raises(CheckpointError, match=rf"{name}: no such file; check the path"):
             read_tensors(tmp_path / name)
+
+
+def test_an_empty_name_is_not_the_present_folder(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    with pytest.raises(CheckpointError, match="a model is a path, a name or a hub id, got an empty text"):
+        open_checkpoint("")
+    assert not is_here("")
+    assert is_here(".")
+    assert not is_here("x" * 5000)
 
 
 def test_class_names(saved, golden):

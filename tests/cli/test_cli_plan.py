@@ -89,6 +89,22 @@ def test_bad_input_is_one_line(refusal, arguments, message):
     assert message in refusal("plan", "aim-b-imagenet256", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["avatars-tiny-vq", "--size", "0"], "data.size = 0 is the size of the images of a generator's 'init'; give"),
+        (["avatars-tiny-vq", "--size", "33"], "must be a multiple of the tokenizer's down-sampling 4, got 33"),
+        (["avatars-tiny-vq", "--set", "task.decoder_only=true"], "so it needs one: name it in 'init' or with --init"),
+        (["avatars-tiny-vq", "--set", "fit.compile=true"], "fit.compile is for generators only"),
+        (["aim-finetune", "--init", "runs/mine"], "data.size = 0 is the size of the images of 'init', and runs/mine"),
+        (["aim-finetune", "--init", ""], "init is empty; name a model in it or with --init"),
+        (["avatars-tiny-aim", "--init", "avatars-64"], "avatars-64 has vocab_size 2048, but these images and this to"),
+    ],
+)
+def test_what_training_refuses_is_not_planned(refusal, arguments, message):
+    assert message in refusal("plan", *arguments, "--gpus", "1")
+
+
 def test_sizes_beyond_64_bits(refusal):
     options = ["--gpus", "1", "--set", "data.size=65536", "--set", "model.attention=true"]
     assert "tensors of more bytes than 64 bits can count" in refusal("plan", "avatars-tiny-vq", *options)

@@ -69,6 +69,7 @@ REFUSALS = {
     "aim.toml --tokenizer runs/none": ["runs/none: no such", "folder"],
     "avatars-tiny-aim": ["runs/avatars-tiny-vq does not exist yet", "'aimamba train avatars-tiny-vq'", "--tokenizer"],
     "avatars-64-decoder": ["the model runs/avatars-64-vq does not exist", "'aimamba train avatars-64-vq'", "--init"],
+    "vq.toml --init=": ["init is empty", "--init", "leave it out"],
     "aim.toml --tokenizer VQ --size 18": ["data.size must be a multiple of the tokenizer's down-sampling 4, got 18"],
     "aim.toml --tokenizer VQ --set model.vocab_size=99": ["model.vocab_size is 16", "says 99"],
     "aim.toml --tokenizer VQ --set model.num_classes=9": ["model.num_classes is 2", "says 9"],

@@ -30,6 +30,8 @@ def locate(source: str | Path, hub: Hub | None = None) -> Path:
     """
     if not isinstance(source, str | Path):
         raise CheckpointError(f"a model is a path, a name or a hub id, got {type(source).__name__}")
+    if source == "":  # as a path it would be the present folder
+        raise CheckpointError("a model is a path, a name or a hub id, got an empty text")
     hub, path = hub or Hub(), Path(source)
     try:
         exists = path.exists()
@@ -49,7 +51,7 @@ def locate(source: str | Path, hub: Hub | None = None) -> Path:
 def is_here(source: str) -> bool:
     """Return whether ``source`` names a path that exists or a packaged model, so that nothing is downloaded."""
     try:
-        return Path(source).exists() or source in packaged_models()
+        return source != "" and (Path(source).exists() or source in packaged_models())
     except (OSError, ValueError):  # a name that is too long, or holds a NUL
         return False
 

@@ -71,6 +71,21 @@ class DataConfig:
             check(getattr(self, name) >= 0, f"data.{name} must not be negative, got {getattr(self, name)}")
         check(self.workers <= _MOST_WORKERS, f"data.workers must be at most {_MOST_WORKERS}, got {self.workers}")
 
+    def check_size(self, downsampling: int) -> None:
+        """Check that a tokenizer can encode images of this size.
+
+        Args:
+            downsampling: Pixels of a side of a code.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        check(self.size > 0, "data.size = 0 is the size of the images of a generator's 'init'; give the size in pixels")
+        check(
+            self.size % downsampling == 0,
+            f"data.size must be a multiple of the tokenizer's down-sampling {downsampling}, got {self.size}",
+        )
+
     def images(self) -> dict[str, Any]:
         """Return what decides the images, as the arguments of ``data.sets.open_splits``."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("workers", "moved")}
@@ -108,6 +123,9 @@ class Recipe:
     fit: FitConfig
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.init != "", "init is empty; name a model in it or with --init, or leave it out")
 
 
 def recipe_names() -> list[str]:

@@ -58,12 +58,12 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     shape: VQConfig | AiMConfig
     if recipe.stage == "tokenizer":
         task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
-        shape = model_config(VQConfig, VQ_PRESETS, {} if recipe.init else recipe.model)
+        shape = model_config(VQConfig, VQ_PRESETS, {} if recipe.init is not None else recipe.model)
     else:
         task = from_mapping(GeneratorTaskConfig, recipe.task, where="recipe: task")
-        shape = model_config(AiMConfig, AIM_PRESETS, {} if recipe.init else recipe.model)
+        shape = model_config(AiMConfig, AIM_PRESETS, {} if recipe.init is not None else recipe.model)
     settings = {name: value for name, value in to_mapping(shape).items() if name not in _FROM_CODES}
-    if recipe.init:
+    if recipe.init is not None:
         new = _new_text(recipe) if recipe.stage == "generator" else None
         settings = {} if new is None else {"text": to_mapping(new)}
     return {**to_mapping(recipe), "model": settings, "task": to_mapping(task)}
@@ -128,20 +128,10 @@ def _open(data: DataConfig, *, progress: bool) -> Splits:
 
 
 def _tokenizer_task(recipe: Recipe, log: Callable[[str], None], progress: bool) -> TokenizerTask:
-    check(
-        not recipe.fit.compile,
-        "fit.compile is for generators only: a tokenizer spends its time in convolutions, which it does not speed up; "
-        "leave it out",
-    )
-    initial = _finite(VQModel.from_pretrained(recipe.init), recipe.init) if recipe.init else None
+    initial = None if recipe.init is None else _finite(VQModel.from_pretrained(recipe.init), recipe.init)
     config = initial.config if initial else model_config(VQConfig, VQ_PRESETS, recipe.model)
     task = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
-    check(
-        initial is not None or not task.decoder_only,
-        "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with --init",
-    )
-    _check_size(recipe, config)
-    check(not recipe.data.moved, "data.moved is for generators; a tokenizer sees other crops with data.crop = 'random'")
+    task.check_recipe(recipe, config.downsampling)
     for name in ("perceptual", "adversarial"):
         if getattr(task, f"{name}_weight") and (start := getattr(task, f"{name}_start")) >= recipe.fit.steps:
             log(f"note: the {name} loss never starts: task.{name}_start = {start}, fit.steps = {recipe.fit.steps}")
@@ -258,12 +248,7 @@ def _initial_generator(
     """Load the generator that training starts from; return it as it is, and with the classes that ``task`` asks for."""
     init = opened.source
     given = _finite(AiM.from_pretrained(opened), init)
-    for name in ("vocab_size", "num_tokens"):
-        check(
-            getattr(given.config, name) == fixed[name],
-            f"{init} has {name} {getattr(given.config, name)}, but these images and this tokenizer need "
-            f"{fixed[name]}; use the tokenizer and data.size that it was trained with",
-        )
+    check_codes(init, given.config, fixed["vocab_size"], fixed["num_tokens"])
     known = given.config.tokenizer
     check(
         known in (None, fixed["tokenizer"]) or task.foreign_tokenizer,
@@ -278,6 +263,16 @@ def _initial_generator(
     # Official weights decode with positions shifted by one; training continues without the shift.
     new = {"num_classes": len(table.names), "tokenizer": fixed["tokenizer"], "decode_position_shift": 0}
     return given, with_classes(given, dataclasses.replace(given.config, **new), table.rows), table
+
+
+def check_codes(init: str, config: AiMConfig, vocab_size: int, num_tokens: int) -> None:
+    """Raise a ConfigError unless the shape of ``init`` fits a tokenizer's codes and the codes of an image."""
+    for name, needed in (("vocab_size", vocab_size), ("num_tokens", num_tokens)):
+        check(
+            getattr(config, name) == needed,
+            f"{init} has {name} {getattr(config, name)}, but these images and this tokenizer need {needed}; use the "
+            "tokenizer and data.size that it was trained with",
+        )
 
 
 def initial_classes(opened: Checkpoint, names: tuple[str, ...], classes: Classes, rows: int) -> ClassTable:
@@ -308,7 +303,7 @@ def _code_source(
     """Find codes on disk (the recipe's own, or those that the run keeps in ``kept``), or images to encode."""
     if _is_codes(recipe.data):
         return _codes_on_disk(expand_home(recipe.data.source), tokenizer)
-    _check_size(recipe, tokenizer.config)
+    recipe.data.check_size(tokenizer.config.downsampling)
     if kept is not None and _has_kept(kept, recipe.data):
         return _codes_on_disk(kept, tokenizer)
     images = _open(recipe.data, progress=progress)
@@ -349,18 +344,6 @@ def _has_kept(folder: Path, data: DataConfig) -> bool:
     same = from_mapping(DataConfig, read_toml(note), where=str(note)).images() == data.images()
     check(same, f"{folder} holds the codes of other images; remove it, or give another --out")
     return True
-
-
-def _check_size(recipe: Recipe, tokenizer: VQConfig) -> None:
-    factor = tokenizer.downsampling
-    check(
-        recipe.data.size > 0,
-        "data.size = 0 is the size of the images of a generator's 'init'; give the size in pixels",
-    )
-    check(
-        recipe.data.size % factor == 0,
-        f"data.size must be a multiple of the tokenizer's down-sampling {factor}, got {recipe.data.size}",
-    )
 
 
 def model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:

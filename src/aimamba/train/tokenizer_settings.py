@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from aimamba.config import check
+from aimamba.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,32 @@ class TokenizerTaskConfig:
             0 <= self.first_of_discriminator <= self.adversarial_start,
             f"task.discriminator_start must be 0 to task.adversarial_start = {self.adversarial_start}, "
             f"got {self.discriminator_start}",
+        )
+
+    def check_recipe(self, recipe: Recipe, downsampling: int) -> None:
+        """Check what does not depend on the images, before they are opened.
+
+        Args:
+            recipe: The recipe that this is the section ``task`` of.
+            downsampling: That of the tokenizer.
+
+        Raises:
+            ConfigError: Settings do not go together.
+        """
+        check(
+            not recipe.fit.compile,
+            "fit.compile is for generators only: a tokenizer spends its time in convolutions, which it does not speed "
+            "up; leave it out",
+        )
+        check(
+            recipe.init is not None or not self.decoder_only,
+            "task.decoder_only keeps the codes of a trained tokenizer, so it needs one: name it in 'init' or with "
+            "--init",
+        )
+        recipe.data.check_size(downsampling)
+        check(
+            not recipe.data.moved,
+            "data.moved is for generators; a tokenizer sees other crops with data.crop = 'random'",
         )
 
     @property

@@ -41,7 +41,7 @@ def test_models_in_folders_are_opened_for_their_shape(tmp_path, make_vq, make_ai
     assert of.tokens == 16
     generator = make_aim()
     generator.save_pretrained(tmp_path / "aim")
-    of = outline(load_recipe("avatars-tiny-aim", {"init": str(tmp_path / "aim")}))
+    of = outline(load_recipe("avatars-tiny-aim", {"init": str(tmp_path / "aim"), "task.tokenizer": "elsewhere/vq"}))
     assert (of.parameters, of.tokens) == (generator.num_parameters(), 9)
     of = outline(load_recipe("avatars-tiny-vq", {"init": str(tmp_path / "vq"), "data.size": 8}))
     assert of.parameters == make_vq().num_parameters()
@@ -50,8 +50,8 @@ def test_models_in_folders_are_opened_for_their_shape(tmp_path, make_vq, make_ai
 def test_packaged_models_are_opened_for_their_shape():
     of = outline(load_recipe("vq-finetune", {"init": "avatars-64", "data.size": 64}))
     assert (of.parameters, of.tokens, of.notes) == (7_728_792, 64, ())
-    of = outline(load_recipe("avatars-tiny-aim", {"init": "avatars-64"}))
-    assert of.parameters == 4_794_048
+    changes = {"init": "avatars-64", "task.tokenizer": "avatars-64", "data.size": 64}
+    assert outline(load_recipe("avatars-tiny-aim", changes)).parameters == 4_794_048
 
 
 def test_a_frozen_perceptual_network_takes_memory_and_no_gradients():

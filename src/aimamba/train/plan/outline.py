@@ -30,7 +30,7 @@ from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stan
 from aimamba.train.random_order import NextPlaces
 from aimamba.train.rear import VectorHeads
 from aimamba.train.recipe import Recipe, load_recipe, recipe_names
-from aimamba.train.stages import model_config
+from aimamba.train.stages import check_codes, model_config
 from aimamba.train.tokenizer import TokenizerTask
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 from aimamba.train.tuning import choose_trained
@@ -175,7 +175,10 @@ def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str
     shape, place = recipe.model, task.tokenizer or str(recipe.init)
     if recipe.init is not None:
         if is_here(recipe.init):
-            return AiM.from_pretrained(recipe.init, device="meta").config
+            config = AiM.from_pretrained(recipe.init, device="meta").config
+            if (codes := _shape_of_tokenizer(place, [])) is not None and recipe.data.size > 0:
+                check_codes(recipe.init, config, codes.codebook_size, (recipe.data.size // codes.downsampling) ** 2)
+            return config
         if recipe.init in _OFFICIAL:
             notes.append(f"{recipe.init} was not opened: its published shape is taken")
             return AIM_PRESETS[_OFFICIAL[recipe.init]]
@@ -190,6 +193,11 @@ def _generator_config(recipe: Recipe, task: GeneratorTaskConfig, notes: list[str
             notes.append(f"{place} was not opened: a tokenizer like vq-f16 is assumed")
     if "num_classes" not in shape:
         notes.append(f"classes were not counted: {AiMConfig().num_classes:,} are assumed")
+    check(
+        recipe.data.size > 0 or "num_tokens" in shape,
+        f"data.size = 0 is the size of the images of 'init', and {recipe.init} is not here; give the size in pixels "
+        "(--size)",
+    )
     side = recipe.data.size // tokenizer.downsampling
     of_codes = {"vocab_size": tokenizer.codebook_size, "num_tokens": side * side}
     return model_config(AiMConfig, AIM_PRESETS, {**of_codes, **shape})
@@ -236,11 +244,8 @@ def _of_tokenizer(recipe: Recipe) -> Outline:
     task_config = from_mapping(TokenizerTaskConfig, recipe.task, where="recipe: task")
     notes: list[str] = []
     config = _tokenizer_config(recipe, notes)
+    task_config.check_recipe(recipe, config.downsampling)
     size = recipe.data.size
-    check(
-        size % config.downsampling == 0,
-        f"data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {size}",
-    )
     task = _tokenizer_task(config, task_config, size)
     beside = (task.discriminator, task.next_vector)
     networks: list[nn.Module] = [task.model, *(network for network in beside if network is not None)]
