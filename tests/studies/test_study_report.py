@@ -4,8 +4,10 @@ import math
 import re
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from aimamba.studies.figures import _baseline
 from aimamba.studies.recipe import study_names
 from aimamba.studies.report import write_report
 from aimamba.studies.results import Results
@@ -128,6 +130,16 @@ def test_cells():
     assert mean_and_range([0.5], 1, 100.0) == "50.0"
     assert mean_and_range([1.0, 2.0, 6.0], 1) == "3.0 (1.0 to 6.0)"
     assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_mixers_of_one_size_have_a_line_each_instead_of_a_place_by_parameters(finished):
+    figure = Figure()
+    _baseline(figure, finished("mixer"))
+    bits, distance, state = figure.axes
+    names = [label.get_text() for label in bits.get_yticklabels()]
+    assert names == ["Mamba-2", "attention", "Gated DeltaNet", "Mamba-3", "Mamba-2 with attention"]
+    assert (bits.get_xlabel(), len(bits.lines), len(distance.lines)) == ("held-out bits per token", 5, 5)
+    assert [text.get_text() for text in state.get_legend().get_texts()] == names
 
 
 def test_committed_results_have_an_up_to_date_table_and_a_figure():

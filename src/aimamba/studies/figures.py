@@ -196,24 +196,32 @@ def _text(figure: "Figure", results: Results) -> None:
 
 def _baseline(figure: "Figure", results: Results) -> None:
     found = variant_rows(results.settings, results.runs)
+    several = len({row.variant["size"] for row in found}) > 1
     bits, distance, state = _panels(figure, 3)
     key, name = _distance(found[0].runs[0]["samples"])
     for number, family in enumerate(dict.fromkeys(row.variant["family"] for row in found)):
-        kind = [row for row in found if row.variant["family"] == family]
-        _points(bits, kind, Row.bits, family)
-        _points(distance, kind, lambda row: row.metric(key, 0), family)
+        kind, color = [row for row in found if row.variant["family"] == family], f"C{number}"
+        if several:
+            _points(bits, kind, Row.bits, family)
+            _points(distance, kind, lambda row: row.metric(key, 0), family)
+        else:
+            for axes, values in ((bits, kind[0].bits()), (distance, kind[0].metric(key, 0))):
+                axes.plot(values, [number] * len(values), "o", color=color)
         for row, style in zip(kind, ("-", "--", ":", "-.") * len(kind), strict=False):
             speed = results.runs.get(f"speed-{row.variant['name']}", {}).get("speed", [])
             sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
-            color = f"C{number}"
             state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
-    bits.set_ylabel("held-out bits per token")
-    distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")
+    labels = "held-out bits per token", f"{name}, {_label(found[0].guidances()[0])}"
+    for axes, label in zip((bits, distance), labels, strict=True):
+        axes.set(**{"ylabel" if several else "xlabel": label})
+        if several:
+            axes.legend(frameon=False)
+    if not several:
+        _name_rows((bits, distance), found)
     state.set(xlabel="tokens", ylabel="state of a row, KiB")
     if any("speed" in run for run in results.runs.values()):
         state.set(xscale="log", yscale="log")
-    for axes in (bits, distance, state):
-        axes.legend(frameon=False)
+    state.legend(frameon=False)
 
 
 def _guidance(figure: "Figure", results: Results) -> None:
