@@ -309,6 +309,7 @@ REFUSALS = {
     "nowhere/own.toml": ["cannot read nowhere/own.toml", "No such file"],
     "scaling --budget 0": ["--budget must be at least 1, got 0"],
     "scaling --budget -5": ["--budget must be at least 1, got -5"],
+    f"scaling --budget {'9' * 400}": ["--budget must be at most 1,000,000,000,000 images"],
     "scaling --budge 5": ["unknown option '--budge'", "did you mean '--budget'"],
     "scaling --tokenizer nowhere": ["nowhere: no such file or folder"],
     "scaling --model vq": ["give their tokenizer with --tokenizer"],

@@ -140,7 +140,7 @@ def test_losses_of_tokenizers_and_lpips_where_it_is_installed(aimamba, here, ref
         ("levels = [3, 3, 3]", "levels = [3, 3, 4]", "make 36 codes, but codebook_size is 27"),
         ('quantizer = "ema"', 'quantizer = "emma"', "did you mean 'ema'"),
         ("entropy_weight = 0.2", "entropy_wait = 0.2", "entropy_weight"),
-        ("share = 2.0", "share = 0", "tokenizer.share must be a positive number, got 0"),
+        ("share = 2.0", "share = 0", "tokenizer.share must be a positive number of at most 1,000, got 0"),
         ("size = 16\n", "size = 18\n", "must be a multiple of the tokenizer's down-sampling 4, got 18"),
         ("num_blocks = 2", "num_block = 2", "ema: model: unknown key 'num_block'"),
         ("sheet_pictures = 1", "lora_rank = 2", "ema: task.lora_rank is for a generator that"),
