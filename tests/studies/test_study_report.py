@@ -40,6 +40,21 @@ def test_the_report_of_a_study_without_samples(finished, name):
     assert not figure.exists()
 
 
+@pytest.mark.parametrize("name", study_names())
+def test_titles_may_hold_any_characters(finished, name):
+    results = finished(name)
+    title = r"costs $\oops{ and $2 | \$3"
+    results.settings["model"] = title
+    for variant in results.settings["recipe"]["variants"]:
+        variant["title"] = title
+        variant["family"] += title
+    place, figure = write_report(results)
+    assert figure.exists()
+    tables = re.findall(r"(?m)(?:^\|.*\n)+", place.read_text().replace(r"\|", ""))
+    assert name == "guidance" or any(r"\oops" in table for table in tables)
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
+
+
 def test_reports_of_studies_with_missing_runs(finished):
     for name, kept in (("baseline", "aim-1M-seed-1"), ("ablation", "block-seed-1"), ("scaling", "0.2M-seed-0")):
         results = finished(name)
@@ -128,6 +143,7 @@ def test_cells():
     assert mean_and_range([0.5], 1, 100.0) == "50.0"
     assert mean_and_range([1.0, 2.0, 6.0], 1) == "3.0 (1.0 to 6.0)"
     assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert markdown_table(["a|b"], [["|"]]) == "| a\\|b |\n| --- |\n| \\| |"
 
 
 def test_committed_results_have_an_up_to_date_table_and_a_figure():

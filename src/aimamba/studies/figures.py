@@ -90,7 +90,12 @@ def _distance(samples: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Return key and name of the Fréchet distance of the network that was used."""
     if any(metric(sample, "fid") is not None for sample in samples):
         return "fid", "FID"
-    return "frechet", f"{network(samples)} {METRICS['frechet'].name} distance"
+    return "frechet", f"{_escaped(network(samples))} {METRICS['frechet'].name} distance"
+
+
+def _escaped(text: str) -> str:
+    """Return text of the user's, in which matplotlib would take what is between two ``$`` for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _label(guidance: str) -> str:
@@ -146,7 +151,7 @@ def _tokenizer(figure: "Figure", results: Results) -> None:
         most = math.log2(row.runs[0]["tokenizer"]["codes"])
         bits.plot([most], [place], "|", color="grey", markersize=12, label=None if place else "of equal codes")
     psnr.set_xlabel("PSNR of reconstructions, dB")
-    distance.set_xlabel(f"{found[0].network} Fréchet distance")
+    distance.set_xlabel(f"{_escaped(found[0].network)} Fréchet distance")
     bits.set_xlabel("bits a code")
     for axes in (distance, bits):
         axes.legend(frameon=False, fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=2)
@@ -156,7 +161,7 @@ def _tokenizer(figure: "Figure", results: Results) -> None:
 def _name_rows(panels: "Sequence[Axes]", found: list[Row]) -> None:
     """Give each model a line, and the lines their names in the first panel."""
     for number, axes in enumerate(panels):
-        axes.set_yticks(range(len(found)), ["" if number else row.title for row in found])
+        axes.set_yticks(range(len(found)), ["" if number else _escaped(row.title) for row in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
 
 
@@ -173,14 +178,14 @@ def _text(figure: "Figure", results: Results) -> None:
 
     for number, (key, what) in enumerate((("right", "own caption"), ("wrong", "another's"), ("none", "none"))):
         points(bits, lambda row, key=key: row.in_set(names[0], "bits_per_token", key), what, f"C{number}", "o")  # type: ignore[misc]
-    bits.set(xlabel=f"bits per token, {names[0].rpartition(':')[2]}")
+    bits.set(xlabel=f"bits per token, {_escaped(names[0].rpartition(':')[2])}")
     for axes, key in zip(shares, ("accuracy", "binding"), strict=True):
         for name, mark in marks.items():
             for index, guidance in enumerate(found[0].guidances()):
                 points(
                     axes,
                     lambda row, name=name, index=index, key=key: row.of_samples(name, index, "attributes", key),  # type: ignore[misc]
-                    f"{name.rpartition(':')[2]}, {_label(guidance)}",
+                    f"{_escaped(name.rpartition(':')[2])}, {_label(guidance)}",
                     f"C{index}",
                     mark,
                 )
@@ -200,13 +205,13 @@ def _baseline(figure: "Figure", results: Results) -> None:
     key, name = _distance(found[0].runs[0]["samples"])
     for number, family in enumerate(dict.fromkeys(row.variant["family"] for row in found)):
         kind = [row for row in found if row.variant["family"] == family]
-        _points(bits, kind, Row.bits, family)
-        _points(distance, kind, lambda row: row.metric(key, 0), family)
+        _points(bits, kind, Row.bits, _escaped(family))
+        _points(distance, kind, lambda row: row.metric(key, 0), _escaped(family))
         for row, style in zip(kind, ("-", "--", ":", "-.") * len(kind), strict=False):
             speed = results.runs.get(f"speed-{row.variant['name']}", {}).get("speed", [])
             sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
-            color = f"C{number}"
-            state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
+            look = {"marker": "o", "markersize": 4, "color": f"C{number}", "label": _escaped(row.title)}
+            state.plot(list(sizes), list(sizes.values()), style, **look)
     bits.set_ylabel("held-out bits per token")
     distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")
     state.set(xlabel="tokens", ylabel="state of a row, KiB")
@@ -259,7 +264,7 @@ def _guidance_free(figure: "Figure", results: Results) -> None:
                 rate = timed.get(guidance_label(sample), {}).get("pictures_per_second")
                 if value is not None and rate is not None:
                     place = rate, value
-                    known = group if index == 0 else None
+                    known = _escaped(group) if index == 0 else None
                     axes.plot(*place, "osD^vP*X<>"[number % 10], color=f"C{number % 10}", label=known)
                     axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize="x-small")
         axes.set(xlabel="images per second", ylabel=name)

@@ -53,9 +53,10 @@ def study_table(results: Results) -> str:
 
 
 def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose first column is text and whose other columns are numbers."""
+    """Return a Markdown table whose first column is text and whose other columns are numbers; ``|`` is escaped."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def mean_and_range(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
