@@ -363,6 +363,14 @@ def test_other_settings_in_the_same_folder(study, refusal):
     assert "results.json holds runs with budget 8, now it is 9; set it back, or give another --out" in message
 
 
+def test_a_report_without_runs_names_no_figure(aimamba, here):
+    settings = {"budget": 8, "model": "whole", "recipe": {"kind": "guidance", "variants": []}}
+    content = {"format": "aimamba study 1", "study": "guidance", "settings": settings, "runs": {}}
+    (here / "results.json").write_text(json.dumps(content))
+    status, out, _ = aimamba("study", "guidance", "--report-only", "--out", ".")
+    assert (status, out) == (0, "0 runs in results.json; table.md\n")
+
+
 def test_without_matplotlib(refusal, tokenizer, monkeypatch, here):
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
     message = refusal("study", "scaling", "--tokenizer", "vq")

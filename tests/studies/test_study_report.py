@@ -6,6 +6,7 @@ import re
 import pytest
 from PIL import Image
 
+from aimamba.errors import ConfigError
 from aimamba.studies.recipe import study_names
 from aimamba.studies.report import write_report
 from aimamba.studies.results import Results
@@ -35,9 +36,33 @@ def test_table_and_figure(finished, name):
 def test_the_report_of_a_study_without_samples(finished, name):
     results = finished(name)
     results.runs.clear()
-    place, figure = write_report(results)
+    [place] = write_report(results)
     assert "No run with samples is finished yet." in place.read_text()
-    assert not figure.exists()
+    assert {path.name for path in place.parent.iterdir()} == {"results.json", "table.md"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: run.pop("held_out"),
+        lambda run: run.pop("parameters"),
+        lambda run: run.update(parameters=0),
+        lambda run: run.update(samples=[]),
+        lambda run: run.update(samples=1),
+        lambda run: run.update(variant="other"),
+        lambda run: run.update(provenance={}),
+        lambda run: run["samples"][0]["numbers"].update(frechet="x"),
+        lambda run: run["samples"][0].update(sampling=None),
+    ],
+)
+def test_damaged_numbers_are_one_line(finished, change):
+    results = finished("scaling")
+    for run in results.runs.values():
+        change(run)
+    with pytest.raises(
+        ConfigError, match=r"results.json is not what `aimamba study` writes \(\w+Error: .*; restore it"
+    ):
+        write_report(results)
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -55,6 +80,7 @@ def test_titles_may_hold_any_characters(finished, name):
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
 
 
+@pytest.mark.filterwarnings("error")
 def test_reports_of_studies_with_missing_runs(finished):
     for name, kept in (("baseline", "aim-1M-seed-1"), ("ablation", "block-seed-1"), ("scaling", "0.2M-seed-0")):
         results = finished(name)

@@ -43,8 +43,8 @@ def require_matplotlib() -> None:
         raise ConfigError("the figure of a study needs matplotlib; install it with: pip install 'aimamba[plots]'")
 
 
-def write_figure(results: Results, path: Path) -> None:
-    """Write the figure as a PNG file, once a run with samples is finished.
+def write_figure(results: Results, path: Path) -> bool:
+    """Write the figure as a PNG file, once a run with samples is finished; return whether one is.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -61,10 +61,12 @@ def write_figure(results: Results, path: Path) -> None:
         "text": _text,
         "tokenizer": _tokenizer,
     }
-    if any("samples" in run for run in results.runs.values()):
-        figure = Figure(dpi=_DPI, layout="constrained")
-        plotters[results.settings["recipe"]["kind"]](figure, results)
-        write_atomically(path, lambda draft: figure.savefig(draft, format="png", metadata={"Software": None}))
+    if not any("samples" in run for run in results.runs.values()):
+        return False
+    figure = Figure(dpi=_DPI, layout="constrained")
+    plotters[results.settings["recipe"]["kind"]](figure, results)
+    write_atomically(path, lambda draft: figure.savefig(draft, format="png", metadata={"Software": None}))
+    return True
 
 
 def _panels(figure: "Figure", count: int, height: float = 3.6) -> "list[Axes]":
@@ -218,7 +220,8 @@ def _baseline(figure: "Figure", results: Results) -> None:
     if any("speed" in run for run in results.runs.values()):
         state.set(xscale="log", yscale="log")
     for axes in (bits, distance, state):
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
 
 
 def _guidance(figure: "Figure", results: Results) -> None:
