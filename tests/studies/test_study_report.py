@@ -91,6 +91,18 @@ def test_reports_of_studies_with_missing_runs(finished):
         results.path.unlink()
 
 
+@pytest.mark.parametrize("name", ["scaling", "guidance-free", "tokenizer"])
+def test_a_budget_below_a_batch_is_a_batch(finished, name):
+    results = finished(name)
+    results.settings["budget"] = 1
+    for run in results.runs.values():
+        run["pictures"] = 32
+    text = study_table(results)
+    assert f"`aimamba study {name} --budget 1`: " in text
+    assert re.search("train(s|ed further) on 32 images", text)
+    assert name != "tokenizer" or "and its tokenizer on 32." in text
+
+
 def test_scaling_shows_correlations_beside_that_of_the_paper(finished):
     text = study_table(finished("scaling"))
     assert "| held-out bits per token | -1.0000 |" in text

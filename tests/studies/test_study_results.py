@@ -43,6 +43,18 @@ def test_other_settings_are_refused(path, changes, message):
         Results.begin(path, "scaling", {**SETTINGS, **changes})
 
 
+@pytest.mark.parametrize("run", ["runs/a-seed-0", "a-seed-0/tokenizer"])
+def test_settings_stay_once_a_run_has_begun(path, run):
+    Results.begin(path, "scaling", SETTINGS)
+    folder = path.parent / run
+    folder.mkdir(parents=True)
+    Results.begin(path, "scaling", {**SETTINGS, "budget": 7})  # nothing was trained yet
+    (folder / "recipe.toml").touch()
+    assert Results.begin(path, "scaling", {**SETTINGS, "budget": 7}).runs == {}
+    with pytest.raises(ConfigError, match=f"deep/{run} holds a run with budget 7, now it is 8; set it back, or give"):
+        Results.begin(path, "scaling", SETTINGS)
+
+
 @pytest.mark.parametrize(
     "text",
     [

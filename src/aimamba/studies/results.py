@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from aimamba.config import first_difference
+from aimamba.config import check, first_difference
 from aimamba.documents import read_json
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
@@ -62,17 +62,21 @@ class Results:
         """Load the results in ``path`` to continue them, or begin a new file.
 
         Raises:
-            ConfigError: The file holds results of another study or of other settings.
+            ConfigError: The file holds results of another study or of other settings, or a run was begun with those.
         """
         wanted = json.loads(json.dumps(_plain(settings)))
         results = cls.read(path, study) if path.exists() else None
+        if results is not None:
+            difference = first_difference(results.settings, wanted)
+            begun = None if results.runs else _begun(path.parent)
+            check(
+                difference is None or not (results.runs or begun),
+                f"{begun or path} holds {'a run' if begun else 'runs'} with {difference}; set it back, or give another "
+                "--out",
+            )
         if results is None or not results.runs:
             results = cls(path, study, wanted, {})
             results._write()
-            return results
-        difference = first_difference(results.settings, wanted)
-        if difference is not None:
-            raise ConfigError(f"{path} holds runs with {difference}; set it back, or give another --out")
         return results
 
     def add(self, name: str, numbers: Mapping[str, Any]) -> None:
@@ -85,6 +89,12 @@ class Results:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _begun(folder: Path) -> Path | None:
+    """Return the folder of a run of the study in ``folder`` whose training has begun, if there is one."""
+    recipes = (*folder.glob("runs/*/recipe.toml"), *folder.glob("*/tokenizer/recipe.toml"))
+    return min((recipe.parent for recipe in recipes), default=None)
 
 
 def damaged(path: Path, fault: str) -> ConfigError:
