@@ -81,6 +81,13 @@ def test_titles_may_hold_any_characters(finished, name):
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_panel_without_labels_has_no_legend(finished):
+    results = finished("baseline")
+    for variant in results.settings["recipe"]["variants"]:
+        variant["family"] = f"_{variant['family']}"  # which matplotlib hides
+    assert write_report(results)[1].exists()
+
+
 def test_reports_of_studies_with_missing_runs(finished):
     for name, kept in (("baseline", "aim-1M-seed-1"), ("ablation", "block-seed-1"), ("scaling", "0.2M-seed-0")):
         results = finished(name)

@@ -212,8 +212,8 @@ def _baseline(figure: "Figure", results: Results) -> None:
         for row, style in zip(kind, ("-", "--", ":", "-.") * len(kind), strict=False):
             speed = results.runs.get(f"speed-{row.variant['name']}", {}).get("speed", [])
             sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
-            look = {"marker": "o", "markersize": 4, "color": f"C{number}", "label": _escaped(row.title)}
-            state.plot(list(sizes), list(sizes.values()), style, **look)
+            color, label = f"C{number}", _escaped(row.title)
+            state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=label)
     bits.set_ylabel("held-out bits per token")
     distance.set_ylabel(f"{name}, {_label(found[0].guidances()[0])}")
     state.set(xlabel="tokens", ylabel="state of a row, KiB")

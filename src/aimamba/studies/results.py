@@ -110,7 +110,7 @@ def _fault(settings: Mapping[str, Any], runs: Mapping[str, Any]) -> str | None:
     if not isinstance(settings.get("budget"), int) or not isinstance(recipe, dict):
         return "settings without budget or recipe"
     kind, variants = recipe.get("kind"), recipe.get("variants")
-    if kind not in get_args(Kind):
+    if not isinstance(kind, str) or kind not in get_args(Kind):
         return f"unknown kind {kind!r}"
     if (section := _SECTIONS.get(kind)) is not None and section not in recipe:
         return f"no section {section!r} in a recipe of kind {kind!r}"
