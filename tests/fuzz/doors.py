@@ -153,7 +153,7 @@ def make_doors(folder: Path) -> list[Door]:  # noqa: PLR0915 - a paragraph for e
     file("metrics", metrics, lambda: MetricsFile(metrics, step=1).__exit__())
     results = folder / "results.json"
     guidance = {"budget": 2, "recipe": {"kind": "guidance", "variants": []}}
-    Results.begin(results, "guidance", guidance).add("s-1", {"bits": 3.5, "provenance": {}})
+    Results.begin(results, "guidance", guidance).add("s-1", {"provenance": {}, "samples": [{"bits": 3.5}]})
     file("results", results, lambda: Results.begin(results, "guidance", guidance))
     recipe = folder / "recipe.toml"
     recipe.write_text(_RECIPE)

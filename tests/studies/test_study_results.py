@@ -9,7 +9,7 @@ from aimamba.errors import ConfigError
 from aimamba.studies.results import Results
 
 SETTINGS = {"budget": 8, "recipe": {"kind": "scaling", "seeds": (0, 1), "variants": [{"name": "a"}]}}
-RUN = {"provenance": {"cpu": "Some CPU"}}
+RUN = {"provenance": {"cpu": "Some CPU"}, "samples": []}
 
 
 @pytest.fixture
@@ -85,8 +85,10 @@ def test_foreign_files_are_refused(path, text):
         ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "kind": "baseline"}}}, "no section 'sweep'"),
         ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "variants": []}}}, "a recipe without variants"),
         ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "variants": [{}]}}}, "a variant without a name"),
-        ({"runs": {"one": {}}}, "the run 'one' has no provenance"),
-        ({"runs": {"one": RUN, "two": "lost"}}, "the run 'two' has no provenance"),
+        ({"runs": {"one": {}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": {"provenance": {}}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": {**RUN, "held_out": 2.5}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": RUN, "two": "lost"}}, "the run 'two' lacks provenance or numbers"),
     ],
 )
 def test_damaged_results_are_neither_continued_nor_reported(path, changes, message):

@@ -57,7 +57,7 @@ def writers(folder: Path, make_vq) -> dict[str, tuple[Write, Write]]:
         save_result(folder / "run", f"seed = {seed}", make_vq(seed=seed).save_pretrained)
 
     def study(seed: int) -> None:
-        Results.begin(folder / "results.json", "guidance", GUIDANCE).add(f"s-{seed}", {"provenance": {}})
+        Results.begin(folder / "results.json", "guidance", GUIDANCE).add(f"s-{seed}", {"provenance": {}, "samples": []})
 
     sharded = sharded_writer(folder / "sharded")
     kinds: dict[str, Callable[[int], object]] = {

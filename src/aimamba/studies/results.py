@@ -118,8 +118,15 @@ def _fault(settings: Mapping[str, Any], runs: Mapping[str, Any]) -> str | None:
         return "a recipe without variants"
     if not all(isinstance(variant, dict) and isinstance(variant.get("name"), str) for variant in variants):
         return "a variant without a name"
-    broken = [name for name, run in runs.items() if not (isinstance(run, dict) and "provenance" in run)]
-    return f"the run {broken[0]!r} has no provenance" if broken else None
+    broken = [name for name, run in runs.items() if not _is_run(run)]
+    return f"the run {broken[0]!r} lacks provenance or numbers" if broken else None
+
+
+def _is_run(run: Any) -> bool:
+    known = (
+        isinstance(run, dict) and "provenance" in run and any(key in run for key in ("held_out", "samples", "speed"))
+    )
+    return known and isinstance(run.get("held_out", {}), dict)
 
 
 def _plain(value: Any) -> Any:
