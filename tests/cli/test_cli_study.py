@@ -304,11 +304,12 @@ def test_tokens_in_another_order_are_decoded_in_their_places(make_aim, make_vq):
 
 
 REFUSALS = {
-    "": ["no study given", "ablation, baseline, guidance, guidance-free, mixer, scaling, text, tokenizer"],
+    "": ["no study given", "baseline, exposure-bias, guidance, guidance-free, mixer, scaling, text, tokenizer"],
     "scalin": ["unknown study 'scalin'", "did you mean 'scaling'", "known studies: "],
     "nowhere/own.toml": ["cannot read nowhere/own.toml", "No such file"],
     "scaling --budget 0": ["--budget must be at least 1, got 0"],
     "scaling --budget -5": ["--budget must be at least 1, got -5"],
+    f"scaling --budget {'9' * 400}": ["--budget must be at most 1,000,000,000,000 images"],
     "scaling --budge 5": ["unknown option '--budge'", "did you mean '--budget'"],
     "scaling --tokenizer nowhere": ["nowhere: no such file or folder"],
     "scaling --model vq": ["give their tokenizer with --tokenizer"],
@@ -327,6 +328,8 @@ REFUSALS = {
     "far.toml --tokenizer vq": [
         "reference avatars-16:planets,sprouts:held-out:10 has images of 16 pixels, the models generate 8"
     ],
+    "rear.toml --tokenizer vq": ["hilbert: task.rear_recover_after must be at most 2", "got 3"],
+    "places.toml --tokenizer vq": ["plain: task.random_order needs learned positions: set model.positions"],
     "own.toml --tokenizer vq": ["order 'hilbert' needs a grid whose side is a power of two, got 3"],
 }
 
@@ -344,6 +347,10 @@ def test_refusals(refusal, tokenizer, here, arguments):
         (here / f"{name}.toml").write_text(text.replace("size = 16", f"size = {side}"))
     (here / "deep.toml").write_text(text.replace('adaln = "none" }', "dept = 3 }"))
     (here / "tuned.toml").write_text(text.replace("sheet_pictures = 1", 'objective = "cca"'))
+    (here / "rear.toml").write_text(f"{text}task = {{ rear_weight = 1.0, rear_recover_after = 3 }}\n")
+    (here / "places.toml").write_text(
+        text.replace("sheet_pictures = 1", "random_order = 1.0\nrandom_order_until = 2\nsheet_pictures = 1")
+    )
     message = refusal("study", *arguments.split())
     for part in REFUSALS[arguments]:
         assert part in message
@@ -354,6 +361,14 @@ def test_other_settings_in_the_same_folder(study, refusal):
     assert study("guidance").status == 0
     message = refusal("study", "guidance.toml", "--model", "whole", "--budget", 9, "--device", "cpu")
     assert "results.json holds runs with budget 8, now it is 9; set it back, or give another --out" in message
+
+
+def test_a_report_without_runs_names_no_figure(aimamba, here):
+    settings = {"budget": 8, "model": "whole", "recipe": {"kind": "guidance", "variants": []}}
+    content = {"format": "aimamba study 1", "study": "guidance", "settings": settings, "runs": {}}
+    (here / "results.json").write_text(json.dumps(content))
+    status, out, _ = aimamba("study", "guidance", "--report-only", "--out", ".")
+    assert (status, out) == (0, "0 runs in results.json; table.md\n")
 
 
 def test_without_matplotlib(refusal, tokenizer, monkeypatch, here):

@@ -52,6 +52,7 @@ name = "gumbel"
 tokenizer = { quantizer = "gumbel" }
 """
 )
+LAST = 'tokenizer = { quantizer = "gumbel" }\n'
 CODES = {"ema": 27, "fsq": 27, "lfq": 16, "gumbel": 27}
 
 
@@ -140,8 +141,29 @@ def test_losses_of_tokenizers_and_lpips_where_it_is_installed(aimamba, here, ref
         ("levels = [3, 3, 3]", "levels = [3, 3, 4]", "make 36 codes, but codebook_size is 27"),
         ('quantizer = "ema"', 'quantizer = "emma"', "did you mean 'ema'"),
         ("entropy_weight = 0.2", "entropy_wait = 0.2", "entropy_weight"),
-        ("share = 2.0", "share = 0", "tokenizer.share must be a positive number, got 0"),
+        ("share = 2.0", "share = 0", "tokenizer.share must be a positive number of at most 1,000, got 0"),
         ("size = 16\n", "size = 18\n", "must be a multiple of the tokenizer's down-sampling 4, got 18"),
+        (
+            "entropy_weight = 0.2",
+            "decoder_only = true",
+            "lfq: tokenizer_task.decoder_only keeps the codes of a trained",
+        ),
+        (
+            "entropy_weight = 0.2",
+            "adversarial_weight = 1.0, discriminator_layers = 5",
+            "lfq: task.discriminator_layers = 5 needs images of at least 96 pixels, got 16; set fewer layers",
+        ),
+        (
+            LAST,
+            f"{LAST}task = {{ rear_weight = 1.0, rear_predict_after = 3 }}\n",
+            "gumbel: task.rear_predict_after must",
+        ),
+        (
+            LAST,
+            f"{LAST}task = {{ random_order = 1.0, random_order_until = 2 }}\nmodel = {{ positions = 'none' }}\n",
+            "gumbel: task.random_order needs learned positions",
+        ),
+        ("size = 16\n", 'size = 16\ncrop = "random"\n', "data.crop must be 'center' in a study"),
         ("num_blocks = 2", "num_block = 2", "ema: model: unknown key 'num_block'"),
         ("sheet_pictures = 1", "lora_rank = 2", "ema: task.lora_rank is for a generator that"),
         ('kind = "tokenizer"', 'kind = "scaling"', "no other kind has it"),

@@ -152,8 +152,9 @@ def make_doors(folder: Path) -> list[Door]:  # noqa: PLR0915 - a paragraph for e
     metrics.write_text('{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "held-out", "bits": null}\n')
     file("metrics", metrics, lambda: MetricsFile(metrics, step=1).__exit__())
     results = folder / "results.json"
-    Results.begin(results, "scaling", {"budget": 2}).add("s-1", {"bits": 3.5})
-    file("results", results, lambda: Results.begin(results, "scaling", {"budget": 2}))
+    guidance = {"budget": 2, "recipe": {"kind": "guidance", "variants": []}}
+    Results.begin(results, "guidance", guidance).add("s-1", {"provenance": {}, "samples": [{"bits": 3.5}]})
+    file("results", results, lambda: Results.begin(results, "guidance", guidance))
     recipe = folder / "recipe.toml"
     recipe.write_text(_RECIPE)
     file("recipe", recipe, lambda: _resolve(str(recipe), {}))

@@ -9,7 +9,7 @@ from aimamba.generation import SamplingConfig
 from aimamba.models import AiMConfig
 from aimamba.pipeline import Pipeline
 from aimamba.studies import speed
-from aimamba.studies.recipe import SpeedConfig
+from aimamba.studies.settings import SpeedConfig
 from aimamba.studies.speed import guidance_speed, sampling_speed, state_bytes
 
 SHAPE = {"width": 16, "num_blocks": 2, "vocab_size": 8, "num_tokens": 9, "num_classes": 2, "state_size": 4}

@@ -8,6 +8,7 @@ from aimamba.models import AiMConfig
 from aimamba.studies.recipe import StudyRecipe, load_study, study_names, training_recipe
 from aimamba.studies.runner import count_parameters
 from aimamba.studies.scans import scan_order
+from aimamba.studies.settings import TokenizerConfig
 from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.recipe import recipe_names
 
@@ -155,11 +156,14 @@ def test_a_budget_scales_the_steps_and_their_schedule():
     ("changes", "message"),
     [
         ({"budget": 0}, "budget must be at least 1 image, got 0"),
+        ({"budget": 10**400}, "budget must be at most 1,000,000,000,000 images"),
+        ({"data": {"crop": "random"}}, "data.crop must be 'center' in a study: the images .* are encoded once"),
         ({"seeds": []}, "seeds must hold at least one number"),
         ({"warmup": 2.0}, r"warmup must lie in \[0, 1\], got 2.0"),
         ({"variants": []}, "a study of kind 'baseline' needs variants"),
         ({"variants": [{"name": "a"}, {"name": "a"}]}, "variants: a appears twice"),
         ({"variants": [{"name": "a/b"}]}, "a name may contain letters, digits, dots and dashes, got 'a/b'"),
+        ({"variants": [{"name": "a" * 101}]}, r"a name may have 100 characters, got 101 in a+\.\.\.$"),
         ({"variants": [{"name": "a", "order": "zigzag"}]}, "order of a must be one of raster, .* got 'zigzag'"),
         ({"variants": [{"name": "a", "color": 1}]}, "unknown key 'color'"),
         (
@@ -176,7 +180,16 @@ def test_a_budget_scales_the_steps_and_their_schedule():
         ({"sweep": {"lrs": [1e-3, -1.0]}}, r"sweep.lrs must be positive numbers, got \[-1.0\]"),
         ({"speed": {"tokens": [0]}}, r"speed.tokens must be numbers of at least 1, got \[0\]"),
         ({"speed": {"batches": [1, 1 << 40]}}, "speed.batches must be numbers of at most 65,536, got"),
-        ({"judging": {"samples": 1}}, "judging.samples must be at least 2, got 1"),
+        (
+            {"sweep": {"lrs": [1e-3, 1.0000001e-3]}},
+            "sweep.lrs must differ as they are printed, but 0.001",
+        ),
+        ({"judging": {"samples": 3}}, "judging.samples must be at least 4, got 3"),
+        ({"judging": {"scales": [1.5, 1.5000001]}}, "judging.scales, .* as they are printed, but '1.5' appears twice"),
+        ({"judging": {"scales": [2], "schedules": ["linear", "linear"]}}, "'linear' appears twice; leave one out"),
+        ({"judging": {"intervals": [[2, 0, 0.5], [2, 0, 0.5000001]]}}, "'constant-2-from-0-to-0.5' appears twice"),
+        ({"judging": {"intervals": [[2, 0, 0.5], [2, 0, 0.501]]}}, "'2 constant from 0% to 50%' appears twice"),
+        ({"judging": {"scales": [2], "intervals": [[2, 0, 1]]}}, "'constant-2' appears twice"),
         ({"seeds": [0, 1, 0]}, r"seeds must be different numbers, none negative, got \[0, 1, 0\]"),
         ({"variants": [{"name": "a", "seeds": [-1]}]}, r"seeds must be different numbers, none negative, got \[-1\]"),
         ({"fit": {"steps": 5}}, "fit.steps is decided by the study; leave it out"),
@@ -206,6 +219,17 @@ def test_refusals(changes, message):
     from_mapping(StudyRecipe, BASELINE, where="test")
     with pytest.raises(ConfigError, match=message):
         from_mapping(StudyRecipe, {**BASELINE, **changes}, where="test")
+
+
+def test_guidance_trains_nothing_so_its_images_may_be_cropped_anyhow():
+    study = from_mapping(StudyRecipe, {"kind": "guidance", "budget": 8, "data": {"crop": "random"}}, where="test")
+    assert study.data.crop == "random"
+
+
+@pytest.mark.parametrize("share", [0.0, 1001.0, 1e308])
+def test_a_share_of_the_budget_has_bounds(share):
+    with pytest.raises(ConfigError, match=r"tokenizer.share must be a positive number of at most 1,000, got"):
+        TokenizerConfig(share=share)
 
 
 def test_a_setting_of_fit_that_does_not_fit():

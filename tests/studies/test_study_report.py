@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from aimamba.errors import ConfigError
 from aimamba.studies.figures import _baseline
 from aimamba.studies.recipe import study_names
 from aimamba.studies.report import write_report
@@ -37,9 +38,56 @@ def test_table_and_figure(finished, name):
 def test_the_report_of_a_study_without_samples(finished, name):
     results = finished(name)
     results.runs.clear()
-    place, figure = write_report(results)
+    [place] = write_report(results)
     assert "No run with samples is finished yet." in place.read_text()
-    assert not figure.exists()
+    assert {path.name for path in place.parent.iterdir()} == {"results.json", "table.md"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: run.pop("held_out"),
+        lambda run: run.pop("parameters"),
+        lambda run: run.update(parameters=0),
+        lambda run: run.update(samples=[]),
+        lambda run: run.update(samples=1),
+        lambda run: run.update(variant="other"),
+        lambda run: run.update(provenance={}),
+        lambda run: run["samples"][0]["numbers"].update(frechet="x"),
+        lambda run: run["samples"][0].update(sampling=None),
+    ],
+)
+def test_damaged_numbers_are_one_line(finished, change):
+    results = finished("scaling")
+    for run in results.runs.values():
+        change(run)
+    with pytest.raises(
+        ConfigError, match=r"results.json is not what `aimamba study` writes \(\w+Error: .*; restore it"
+    ):
+        write_report(results)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_titles_may_hold_any_characters(finished, name):
+    results = finished(name)
+    title = r"costs $\oops{ and $2 | \$3"
+    results.settings["model"] = title
+    for variant in results.settings["recipe"]["variants"]:
+        variant["title"] = title
+        variant["family"] += title
+    place, figure = write_report(results)
+    assert figure.exists()
+    tables = re.findall(r"(?m)(?:^\|.*\n)+", place.read_text().replace(r"\|", ""))
+    assert name == "guidance" or any(r"\oops" in table for table in tables)
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_panel_without_labels_has_no_legend(finished):
+    results = finished("baseline")
+    for variant in results.settings["recipe"]["variants"]:
+        variant["family"] = f"_{variant['family']}"  # which matplotlib hides
+    assert write_report(results)[1].exists()
 
 
 def test_reports_of_studies_with_missing_runs(finished):
@@ -50,6 +98,18 @@ def test_reports_of_studies_with_missing_runs(finished):
         results.runs[kept] = runs[kept]
         write_report(results)
         results.path.unlink()
+
+
+@pytest.mark.parametrize("name", ["scaling", "guidance-free", "tokenizer"])
+def test_a_budget_below_a_batch_is_a_batch(finished, name):
+    results = finished(name)
+    results.settings["budget"] = 1
+    for run in results.runs.values():
+        run["pictures"] = 32
+    text = study_table(results)
+    assert f"`aimamba study {name} --budget 1`: " in text
+    assert re.search("train(s|ed further) on 32 images", text)
+    assert name != "tokenizer" or "and its tokenizer on 32." in text
 
 
 def test_scaling_shows_correlations_beside_that_of_the_paper(finished):
@@ -130,6 +190,7 @@ def test_cells():
     assert mean_and_range([0.5], 1, 100.0) == "50.0"
     assert mean_and_range([1.0, 2.0, 6.0], 1) == "3.0 (1.0 to 6.0)"
     assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert markdown_table(["a|b"], [["|"]]) == "| a\\|b |\n| --- |\n| \\| |"
 
 
 def test_mixers_of_one_size_have_a_line_each_instead_of_a_place_by_parameters(finished):

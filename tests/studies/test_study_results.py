@@ -8,7 +8,8 @@ import pytest
 from aimamba.errors import ConfigError
 from aimamba.studies.results import Results
 
-SETTINGS = {"budget": 8, "recipe": {"seeds": (0, 1), "variants": [{"name": "a"}]}}
+SETTINGS = {"budget": 8, "recipe": {"kind": "scaling", "seeds": (0, 1), "variants": [{"name": "a"}]}}
+RUN = {"provenance": {"cpu": "Some CPU"}, "samples": []}
 
 
 @pytest.fixture
@@ -18,9 +19,9 @@ def path(tmp_path):
 
 def test_what_is_added_is_there_again(path):
     results = Results.begin(path, "scaling", SETTINGS)
-    results.add("one", {"loss": math.nan, "list": (1, 2.5), "nested": {"best": math.inf}})
+    results.add("one", {**RUN, "loss": math.nan, "list": (1, 2.5), "nested": {"best": math.inf}})
     for again in (Results.begin(path, "scaling", SETTINGS), Results.read(path, "scaling")):
-        assert again.runs == {"one": {"loss": None, "list": [1, 2.5], "nested": {"best": None}}}
+        assert again.runs == {"one": {**RUN, "loss": None, "list": [1, 2.5], "nested": {"best": None}}}
         assert again.settings["recipe"]["seeds"] == [0, 1]
     assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
     json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -37,9 +38,21 @@ def test_what_is_added_is_there_again(path):
 )
 def test_other_settings_are_refused(path, changes, message):
     Results.begin(path, "scaling", {**SETTINGS, "budget": 7})
-    Results.begin(path, "scaling", SETTINGS).add("one", {})  # nothing was run yet, so nothing contradicts
+    Results.begin(path, "scaling", SETTINGS).add("one", RUN)  # nothing was run yet, so nothing contradicts
     with pytest.raises(ConfigError, match=message):
         Results.begin(path, "scaling", {**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize("run", ["runs/a-seed-0", "a-seed-0/tokenizer"])
+def test_settings_stay_once_a_run_has_begun(path, run):
+    Results.begin(path, "scaling", SETTINGS)
+    folder = path.parent / run
+    folder.mkdir(parents=True)
+    Results.begin(path, "scaling", {**SETTINGS, "budget": 7})  # nothing was trained yet
+    (folder / "recipe.toml").touch()
+    assert Results.begin(path, "scaling", {**SETTINGS, "budget": 7}).runs == {}
+    with pytest.raises(ConfigError, match=f"deep/{run} holds a run with budget 7, now it is 8; set it back, or give"):
+        Results.begin(path, "scaling", SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +73,28 @@ def test_foreign_files_are_refused(path, text):
     with pytest.raises(ConfigError, match="give another --out"):
         Results.begin(path, "scaling", SETTINGS)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {}}, "settings without budget or recipe"),
+        ({"settings": {"budget": 8, "recipe": 1}}, "settings without budget or recipe"),
+        ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "kind": "scalin"}}}, "unknown kind 'scalin'"),
+        ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "kind": []}}}, r"unknown kind \[\]"),
+        ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "kind": "baseline"}}}, "no section 'sweep'"),
+        ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "variants": []}}}, "a recipe without variants"),
+        ({"settings": {**SETTINGS, "recipe": {**SETTINGS["recipe"], "variants": [{}]}}}, "a variant without a name"),
+        ({"runs": {"one": {}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": {"provenance": {}}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": {**RUN, "held_out": 2.5}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": RUN, "two": "lost"}}, "the run 'two' lacks provenance or numbers"),
+    ],
+)
+def test_damaged_results_are_neither_continued_nor_reported(path, changes, message):
+    content = {"format": "aimamba study 1", "study": "scaling", "settings": SETTINGS, "runs": {}, **changes}
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    for read in (lambda: Results.begin(path, "scaling", SETTINGS), lambda: Results.read(path, "scaling")):
+        with pytest.raises(ConfigError, match=rf"results.json is not what `aimamba study` writes \({message}.*restore"):
+            read()

@@ -31,6 +31,7 @@ from full_disk import FullAt, in_child, mount_small_disk, no_file_may_grow, no_r
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+GUIDANCE = {"budget": 2, "recipe": {"kind": "guidance", "variants": []}}
 Write = Callable[[], object]
 
 
@@ -56,7 +57,7 @@ def writers(folder: Path, make_vq) -> dict[str, tuple[Write, Write]]:
         save_result(folder / "run", f"seed = {seed}", make_vq(seed=seed).save_pretrained)
 
     def study(seed: int) -> None:
-        Results.begin(folder / "results.json", "scaling", {"budget": 2}).add(f"s-{seed}", {"bits": 3.5})
+        Results.begin(folder / "results.json", "guidance", GUIDANCE).add(f"s-{seed}", {"provenance": {}, "samples": []})
 
     sharded = sharded_writer(folder / "sharded")
     kinds: dict[str, Callable[[int], object]] = {

@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     require_matplotlib()
     results = request.read_results() if arguments.report_only else _run(request, device)
-    table, figure = write_report(results)
-    print_line(f"{len(results.runs)} runs in {results.path}; {table}, {figure}")
+    written = write_report(results)
+    print_line(f"{len(results.runs)} runs in {results.path}; {', '.join(map(str, written))}")
 
 
 def _run(request: "StudyRequest", device: "torch.device") -> "Results":

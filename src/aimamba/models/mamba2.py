@@ -96,8 +96,8 @@ class Mamba2(nn.Module):
     def init_state(self, batch: int, length: int) -> MixerState:
         """Return the empty memory of ``batch`` rows of at most ``length`` tokens.
 
-        It is a cache of all tokens, for the dual form, as long as a step that reads all of it moves no more numbers than
-        one that reads and writes the state, and the state otherwise, whose size does not depend on ``length``.
+        It is a cache of all tokens, for the dual form, as long as a step that reads all of it moves no more numbers
+        than one that reads and writes the state, and the state otherwise, whose size does not depend on ``length``.
         """
         weight = self.conv_weight
         channels, taps = weight.shape

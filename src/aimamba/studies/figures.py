@@ -43,8 +43,8 @@ def require_matplotlib() -> None:
         raise ConfigError("the figure of a study needs matplotlib; install it with: pip install 'aimamba[plots]'")
 
 
-def write_figure(results: Results, path: Path) -> None:
-    """Write the figure as a PNG file, once a run with samples is finished.
+def write_figure(results: Results, path: Path) -> bool:
+    """Write the figure as a PNG file, once a run with samples is finished; return whether one is.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -61,10 +61,12 @@ def write_figure(results: Results, path: Path) -> None:
         "text": _text,
         "tokenizer": _tokenizer,
     }
-    if any("samples" in run for run in results.runs.values()):
-        figure = Figure(dpi=_DPI, layout="constrained")
-        plotters[results.settings["recipe"]["kind"]](figure, results)
-        write_atomically(path, lambda draft: figure.savefig(draft, format="png", metadata={"Software": None}))
+    if not any("samples" in run for run in results.runs.values()):
+        return False
+    figure = Figure(dpi=_DPI, layout="constrained")
+    plotters[results.settings["recipe"]["kind"]](figure, results)
+    write_atomically(path, lambda draft: figure.savefig(draft, format="png", metadata={"Software": None}))
+    return True
 
 
 def _panels(figure: "Figure", count: int, height: float = 3.6) -> "list[Axes]":
@@ -90,7 +92,12 @@ def _distance(samples: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Return key and name of the Fréchet distance of the network that was used."""
     if any(metric(sample, "fid") is not None for sample in samples):
         return "fid", "FID"
-    return "frechet", f"{network(samples)} {METRICS['frechet'].name} distance"
+    return "frechet", f"{_escaped(network(samples))} {METRICS['frechet'].name} distance"
+
+
+def _escaped(text: str) -> str:
+    """Return text of the user's, in which matplotlib would take what is between two ``$`` for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _label(guidance: str) -> str:
@@ -146,7 +153,7 @@ def _tokenizer(figure: "Figure", results: Results) -> None:
         most = math.log2(row.runs[0]["tokenizer"]["codes"])
         bits.plot([most], [place], "|", color="grey", markersize=12, label=None if place else "of equal codes")
     psnr.set_xlabel("PSNR of reconstructions, dB")
-    distance.set_xlabel(f"{found[0].network} Fréchet distance")
+    distance.set_xlabel(f"{_escaped(found[0].network)} Fréchet distance")
     bits.set_xlabel("bits a code")
     for axes in (distance, bits):
         axes.legend(frameon=False, fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=2)
@@ -156,7 +163,7 @@ def _tokenizer(figure: "Figure", results: Results) -> None:
 def _name_rows(panels: "Sequence[Axes]", found: list[Row]) -> None:
     """Give each model a line, and the lines their names in the first panel."""
     for number, axes in enumerate(panels):
-        axes.set_yticks(range(len(found)), ["" if number else row.title for row in found])
+        axes.set_yticks(range(len(found)), ["" if number else _escaped(row.title) for row in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
 
 
@@ -173,14 +180,14 @@ def _text(figure: "Figure", results: Results) -> None:
 
     for number, (key, what) in enumerate((("right", "own caption"), ("wrong", "another's"), ("none", "none"))):
         points(bits, lambda row, key=key: row.in_set(names[0], "bits_per_token", key), what, f"C{number}", "o")  # type: ignore[misc]
-    bits.set(xlabel=f"bits per token, {names[0].rpartition(':')[2]}")
+    bits.set(xlabel=f"bits per token, {_escaped(names[0].rpartition(':')[2])}")
     for axes, key in zip(shares, ("accuracy", "binding"), strict=True):
         for name, mark in marks.items():
             for index, guidance in enumerate(found[0].guidances()):
                 points(
                     axes,
                     lambda row, name=name, index=index, key=key: row.of_samples(name, index, "attributes", key),  # type: ignore[misc]
-                    f"{name.rpartition(':')[2]}, {_label(guidance)}",
+                    f"{_escaped(name.rpartition(':')[2])}, {_label(guidance)}",
                     f"C{index}",
                     mark,
                 )
@@ -202,26 +209,27 @@ def _baseline(figure: "Figure", results: Results) -> None:
     for number, family in enumerate(dict.fromkeys(row.variant["family"] for row in found)):
         kind, color = [row for row in found if row.variant["family"] == family], f"C{number}"
         if several:
-            _points(bits, kind, Row.bits, family)
-            _points(distance, kind, lambda row: row.metric(key, 0), family)
+            _points(bits, kind, Row.bits, _escaped(family))
+            _points(distance, kind, lambda row: row.metric(key, 0), _escaped(family))
         else:
             for axes, values in ((bits, kind[0].bits()), (distance, kind[0].metric(key, 0))):
                 axes.plot(values, [number] * len(values), "o", color=color)
         for row, style in zip(kind, ("-", "--", ":", "-.") * len(kind), strict=False):
             speed = results.runs.get(f"speed-{row.variant['name']}", {}).get("speed", [])
             sizes = {line["tokens"]: line["state_bytes"] / 1024 for line in speed}
-            state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=row.title)
+            label = _escaped(row.title)
+            state.plot(list(sizes), list(sizes.values()), style, marker="o", markersize=4, color=color, label=label)
     labels = "held-out bits per token", f"{name}, {_label(found[0].guidances()[0])}"
     for axes, label in zip((bits, distance), labels, strict=True):
         axes.set(**{"ylabel" if several else "xlabel": label})
-        if several:
-            axes.legend(frameon=False)
     if not several:
         _name_rows((bits, distance), found)
     state.set(xlabel="tokens", ylabel="state of a row, KiB")
     if any("speed" in run for run in results.runs.values()):
         state.set(xscale="log", yscale="log")
-    state.legend(frameon=False)
+    for axes in (bits, distance, state):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
 
 
 def _guidance(figure: "Figure", results: Results) -> None:
@@ -267,7 +275,7 @@ def _guidance_free(figure: "Figure", results: Results) -> None:
                 rate = timed.get(guidance_label(sample), {}).get("pictures_per_second")
                 if value is not None and rate is not None:
                     place = rate, value
-                    known = group if index == 0 else None
+                    known = _escaped(group) if index == 0 else None
                     axes.plot(*place, "osD^vP*X<>"[number % 10], color=f"C{number % 10}", label=known)
                     axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize="x-small")
         axes.set(xlabel="images per second", ylabel=name)

@@ -10,9 +10,10 @@ from aimamba.pipeline import Pipeline
 from aimamba.studies.evaluator import Evaluator, evaluate_sampling
 from aimamba.studies.fine_tuner import FineTuner
 from aimamba.studies.provenance import provenance
-from aimamba.studies.recipe import EvaluationConfig, StudyRecipe, Variant
+from aimamba.studies.recipe import StudyRecipe, Variant
 from aimamba.studies.results import Results
 from aimamba.studies.runner import StudyRunner
+from aimamba.studies.settings import EvaluationConfig, guidance_name
 from aimamba.studies.speed import guidance_speed
 
 
@@ -108,7 +109,5 @@ def fine_tuning_jobs(tuner: FineTuner, evaluator: Evaluator) -> Iterator[Job]:
 def guidance_jobs(pipeline: Pipeline, judging: EvaluationConfig, evaluator: Evaluator) -> Iterator[Job]:
     """Yield the jobs of a study that samples one model with every guidance setting."""
     for sampling in judging.samplings():
-        name = f"{sampling.cfg_schedule}-{sampling.cfg_scale:g}"
-        if (sampling.cfg_start, sampling.cfg_end) != (0, 1):
-            name += f"-from-{sampling.cfg_start:g}-to-{sampling.cfg_end:g}"
+        name = guidance_name(sampling)
         yield Job(name, lambda sampling=sampling: {"samples": [evaluate_sampling(pipeline, sampling, evaluator)]})  # type: ignore[misc]

@@ -1,23 +1,24 @@
 """Recipes of studies: the settings that all generators of a study share, and how its variants differ."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
-from aimamba.generation import SamplingConfig
 from aimamba.studies.scans import SCAN_ORDERS
+from aimamba.studies.settings import EvaluationConfig, SpeedConfig, SweepConfig, TokenizerConfig
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 
 Kind = Literal["ablation", "baseline", "guidance", "guidance-free", "scaling", "text", "tokenizer"]
-Schedule = Literal["constant", "linear", "power-cosine"]
+
+MOST_IMAGES = 10**12
+"""The largest budget."""
 
 _TEXT_ENCODER = "text_encoder"  # a setting of task
-_MOST_MEASURED = 1 << 16  # tokens, and images of a batch, whose speed is measured
+_LONGEST_NAME = 100  # characters, of which a file's name takes at most 255
 _DECIDED = {  # settings that the budget, the seeds, the images and the tokenizer decide
     "fit": ("steps", "warmup_steps", "seed"),
     "task": ("tokenizer",),
@@ -62,119 +63,13 @@ class Variant:
             f"variants: a name may contain letters, digits, dots and dashes, got {self.name!r}",
         )
         check(
+            len(self.name) <= _LONGEST_NAME,
+            f"variants: a name may have {_LONGEST_NAME} characters, got {len(self.name)} in {self.name[:20]}...",
+        )
+        check(
             self.order in SCAN_ORDERS,
             f"variants: order of {self.name} must be one of {', '.join(SCAN_ORDERS)}, got {self.order!r}",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How models are sampled and evaluated.
-
-    Attributes:
-        reference: Real images, in the notation of ``aimamba evaluate --reference``; for ``text``, in that of
-            ``aimamba evaluate-text``.
-        samples: Samples of each model, for ``text`` of each set; ``guidance`` generates its budget instead.
-        batch_size: Images per batch.
-        scales: Guidance scales; 1 is no guidance.
-        schedules: Guidance schedules.
-        cfg_power: Power of the schedule ``power-cosine``.
-        intervals: Intervals of guidance besides: the scale, and ``cfg_start`` and ``cfg_end`` of ``SamplingConfig``.
-    """
-
-    reference: str = "avatars-64:held-out"
-    samples: int = 1000
-    batch_size: int = 50
-    scales: tuple[float, ...] = (1.0,)
-    schedules: tuple[Schedule, ...] = ("constant",)
-    cfg_power: float = 1.0
-    intervals: tuple[tuple[float, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("batch_size", 1)):  # one sample cannot be measured
-            check(getattr(self, name) >= least, f"judging.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("scales", "schedules"):
-            check(len(getattr(self, name)) > 0, f"judging.{name} must hold at least one value")
-        for interval in self.intervals:
-            check(
-                len(interval) == 3,
-                f"judging.intervals holds lists of scale, start and end, as in [2.0, 0.0, 0.5]; got {list(interval)}",
-            )
-        self.samplings()
-
-    def samplings(self) -> list[SamplingConfig]:
-        """Return every scale with every schedule, but scale 1 only once, as none has an effect there, and intervals."""
-        guided = [
-            SamplingConfig(cfg_scale=scale, cfg_schedule=schedule, cfg_power=self.cfg_power)
-            for schedule in self.schedules
-            for scale in self.scales
-            if scale != 1
-        ]
-        within = [SamplingConfig(cfg_scale=scale, cfg_start=a, cfg_end=b) for scale, a, b in self.intervals]
-        return [SamplingConfig()] * (1 in self.scales) + guided + within
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Search for the learning rate of each kind of model, at its smallest size.
-
-    Attributes:
-        lrs: Learning rates to try.
-        share: Fraction of the budget for each of them.
-    """
-
-    lrs: tuple[float, ...]
-    share: float = 0.25
-
-    def __post_init__(self) -> None:
-        check(len(self.lrs) > 0, "sweep.lrs must hold at least one learning rate")
-        wrong = [lr for lr in self.lrs if not 0 < lr < math.inf]
-        check(not wrong, f"sweep.lrs must be positive numbers, got {wrong[:1]}")
-        check(0 < self.share <= 1, f"sweep.share must lie in (0, 1], got {self.share}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedConfig:
-    """Sizes at which the speed and memory of generation are measured.
-
-    Attributes:
-        tokens: Sequence lengths.
-        batches: Batch sizes; ``guidance-free`` measures the largest, with the tokens of its model.
-    """
-
-    tokens: tuple[int, ...] = (64, 256, 1024)
-    batches: tuple[int, ...] = (1, 16)
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "batches"):
-            values = getattr(self, name)
-            check(min(values, default=0) >= 1, f"speed.{name} must be numbers of at least 1, got {list(values)}")
-            check(
-                max(values) <= _MOST_MEASURED,
-                f"speed.{name} must be numbers of at most {_MOST_MEASURED:,}, got {list(values)}",
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """What the tokenizers of the study ``tokenizer`` share.
-
-    Attributes:
-        share: Images that each trains on, as a multiple of the budget.
-        reference: Held-out images to reconstruct, in the notation of ``aimamba evaluate --reference``.
-        model: Settings of the model.
-        task: Settings of the loss.
-        fit: Settings of the training loop, without ``steps``, ``warmup_steps`` and ``seed``.
-    """
-
-    share: float = 1.0
-    reference: str = "avatars-64:held-out:100"
-    model: dict[str, Any] = field(default_factory=dict)
-    task: dict[str, Any] = field(default_factory=dict)
-    fit: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check(0 < self.share < math.inf, f"tokenizer.share must be a positive number, got {self.share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +131,7 @@ class StudyRecipe:
 
     def __post_init__(self) -> None:
         check(self.budget >= 1, f"budget must be at least 1 image, got {self.budget}")
+        check(self.budget <= MOST_IMAGES, f"budget must be at most {MOST_IMAGES:,} images; name fewer")
         check(len(self.seeds) > 0, "seeds must hold at least one number")
         for seeds in (self.seeds, *(variant.seeds for variant in self.variants)):
             check(
@@ -243,6 +139,10 @@ class StudyRecipe:
                 f"seeds must be different numbers, none negative, got {list(seeds)}",
             )
         self._check_decided()
+        check(
+            self.kind == "guidance" or self.data.crop == "center",
+            "data.crop must be 'center' in a study: the images of its generators are encoded once, before training",
+        )
         check(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
         names = [variant.name for variant in self.variants]
         twice = [name for name in names if names.count(name) > 1]

@@ -4,15 +4,17 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from aimamba.config import first_difference
+from aimamba.config import check, first_difference
 from aimamba.documents import read_json
 from aimamba.errors import ConfigError
 from aimamba.files import write_atomically
+from aimamba.studies.recipe import Kind
 
 RESULTS_FILE = "results.json"
 _FORMAT = "aimamba study 1"
+_SECTIONS = {"baseline": "sweep", "tokenizer": "tokenizer"}  # of a recipe, which its kind needs
 
 
 class Results:
@@ -36,7 +38,7 @@ class Results:
         """Load the results of ``study``, finished or not.
 
         Raises:
-            ConfigError: The file does not exist, or does not hold results of this study.
+            ConfigError: The file does not exist, does not hold results of this study, or is damaged.
         """
         try:
             content = read_json(path)
@@ -51,6 +53,8 @@ class Results:
             raise ConfigError(f"{path} does not hold the results of a study of this version; give another --out")
         if content["study"] != study:
             raise ConfigError(f"{path} holds the study {content['study']!r}, not {study!r}; give another --out")
+        if (fault := _fault(content["settings"], content["runs"])) is not None:
+            raise damaged(path, fault)
         return cls(path, study, content["settings"], content["runs"])
 
     @classmethod
@@ -58,17 +62,21 @@ class Results:
         """Load the results in ``path`` to continue them, or begin a new file.
 
         Raises:
-            ConfigError: The file holds results of another study or of other settings.
+            ConfigError: The file holds results of another study or of other settings, or a run was begun with those.
         """
         wanted = json.loads(json.dumps(_plain(settings)))
         results = cls.read(path, study) if path.exists() else None
+        if results is not None:
+            difference = first_difference(results.settings, wanted)
+            begun = None if results.runs else _begun(path.parent)
+            check(
+                difference is None or not (results.runs or begun),
+                f"{begun or path} holds {'a run' if begun else 'runs'} with {difference}; set it back, or give another "
+                "--out",
+            )
         if results is None or not results.runs:
             results = cls(path, study, wanted, {})
             results._write()
-            return results
-        difference = first_difference(results.settings, wanted)
-        if difference is not None:
-            raise ConfigError(f"{path} holds runs with {difference}; set it back, or give another --out")
         return results
 
     def add(self, name: str, numbers: Mapping[str, Any]) -> None:
@@ -81,6 +89,44 @@ class Results:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _begun(folder: Path) -> Path | None:
+    """Return the folder of a run of the study in ``folder`` whose training has begun, if there is one."""
+    recipes = (*folder.glob("runs/*/recipe.toml"), *folder.glob("*/tokenizer/recipe.toml"))
+    return min((recipe.parent for recipe in recipes), default=None)
+
+
+def damaged(path: Path, fault: str) -> ConfigError:
+    """Return the error of results in which something is missing or has another type than it was written with."""
+    return ConfigError(
+        f"{path} is not what `aimamba study` writes ({fault}); restore it, or run the study again with another --out"
+    )
+
+
+def _fault(settings: Mapping[str, Any], runs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the outline of results, if anything; the numbers are read by the report alone."""
+    recipe = settings.get("recipe")
+    if not isinstance(settings.get("budget"), int) or not isinstance(recipe, dict):
+        return "settings without budget or recipe"
+    kind, variants = recipe.get("kind"), recipe.get("variants")
+    if not isinstance(kind, str) or kind not in get_args(Kind):
+        return f"unknown kind {kind!r}"
+    if (section := _SECTIONS.get(kind)) is not None and section not in recipe:
+        return f"no section {section!r} in a recipe of kind {kind!r}"
+    if not isinstance(variants, list) or not (variants or kind == "guidance"):
+        return "a recipe without variants"
+    if not all(isinstance(variant, dict) and isinstance(variant.get("name"), str) for variant in variants):
+        return "a variant without a name"
+    broken = [name for name, run in runs.items() if not _is_run(run)]
+    return f"the run {broken[0]!r} lacks provenance or numbers" if broken else None
+
+
+def _is_run(run: Any) -> bool:
+    known = (
+        isinstance(run, dict) and "provenance" in run and any(key in run for key in ("held_out", "samples", "speed"))
+    )
+    return known and isinstance(run.get("held_out", {}), dict)
 
 
 def _plain(value: Any) -> Any:

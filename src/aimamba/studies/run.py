@@ -19,7 +19,7 @@ from aimamba.studies.caption_evaluator import CaptionEvaluator
 from aimamba.studies.evaluator import Evaluator, QualityBesideReconstructions, SampleEvaluator
 from aimamba.studies.fine_tuner import FineTuner
 from aimamba.studies.plan import fine_tuning_jobs, guidance_jobs, guidance_speed_job, run_jobs, training_jobs
-from aimamba.studies.recipe import StudyRecipe
+from aimamba.studies.recipe import MOST_IMAGES, StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
 from aimamba.studies.tokenizers import TokenizerStudy, check_tokenizers
@@ -45,7 +45,7 @@ class StudyRequest:
         text_encoder: The frozen sentence encoder, where the study has one, instead of the one that it names.
 
     Raises:
-        ConfigError: The budget is below 1, or the study does not use the kind of model that is given.
+        ConfigError: The budget is below 1 or too large, or the study does not use the kind of model that is given.
     """
 
     name: str
@@ -58,6 +58,10 @@ class StudyRequest:
 
     def __post_init__(self) -> None:
         check(self.budget is None or self.budget >= 1, f"--budget must be at least 1, got {self.budget}")
+        check(
+            self.budget is None or self.budget <= MOST_IMAGES,
+            f"--budget must be at most {MOST_IMAGES:,} images; give fewer",
+        )
         check(
             not self.samples_one_model or self.tokenizer is None,
             f"study {self.study.kind} samples a whole model: give it with --model instead of --tokenizer",

@@ -2,7 +2,8 @@
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from aimamba.data.encoding import encode_splits
 from aimamba.data.images import has_captions
 from aimamba.data.sets import open_splits
 from aimamba.data.shards import open_code_splits
+from aimamba.errors import ConfigError
 from aimamba.models import AiM, AiMConfig, VQModel
 from aimamba.pipeline import Pipeline
 from aimamba.seeds import seeded
@@ -30,6 +32,7 @@ from aimamba.train.reading import Reading
 from aimamba.train.recipe import Recipe
 from aimamba.train.settings import FitConfig
 from aimamba.train.tracking import read_metrics
+from aimamba.train.tuning import check_fits
 
 
 class StudyCodes(NamedTuple):
@@ -91,7 +94,9 @@ class StudyRunner:
         self.text_encoders: dict[str, str] = {}
         for variant in study.variants:
             scan_order(variant.order, self._side)
-            reading = self._reading(self._recipe(variant, budget, 0, None), self.model_config(variant, classes=1))
+            recipe, config = self._recipe(variant, budget, 0, None), self.model_config(variant, classes=1)
+            check_new_generator(recipe, config, tokenizer, where=variant.name)
+            reading = self._reading(recipe, config)
             self._captioned |= reading.text is not None
             if reading.encoder is not None:
                 self.text_encoders[variant.name] = reading.encoder.fingerprint
@@ -226,6 +231,32 @@ def new_generator_task(recipe: Recipe, *, where: str) -> GeneratorTaskConfig:
         "trains new ones; leave it out",
     )
     return task
+
+
+def check_new_generator(recipe: Recipe, config: AiMConfig, tokenizer: VQModel, *, where: str) -> None:
+    """Check the settings of the loss of a generator that a study trains, with its shape and tokenizer.
+
+    Args:
+        recipe: Its training recipe.
+        config: Its shape.
+        tokenizer: The tokenizer of its codes, also on the meta device.
+        where: The variant, for messages.
+
+    Raises:
+        ConfigError: A setting is unknown, out of range, or does not fit; see ``new_generator_task``.
+    """
+    task = new_generator_task(recipe, where=where)
+    with of_variant(where):
+        check_fits(task, config, tokenizer)
+
+
+@contextmanager
+def of_variant(name: str) -> Iterator[None]:
+    """Name the variant in an error of its settings."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def numbers_of_run(folder: Path, config: FitConfig, result: Result) -> dict[str, Any]:

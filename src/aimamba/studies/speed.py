@@ -13,7 +13,7 @@ from aimamba.evaluation.sources import ModelSource, make_labels
 from aimamba.generation import SamplingConfig, generate
 from aimamba.models import AiM, AiMConfig
 from aimamba.pipeline import Pipeline
-from aimamba.studies.recipe import SpeedConfig
+from aimamba.studies.settings import SpeedConfig
 
 _LONG_ENOUGH = 2.0  # seconds of sampling after which a measurement is not repeated
 _ROUNDS = 5  # times that each setting of guidance is measured

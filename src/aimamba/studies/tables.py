@@ -53,9 +53,10 @@ def study_table(results: Results) -> str:
 
 
 def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose first column is text and whose other columns are numbers."""
+    """Return a Markdown table whose first column is text and whose other columns are numbers; ``|`` is escaped."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def mean_and_range(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
@@ -292,12 +293,14 @@ def _winner(titles: Sequence[str], values: Sequence[Sequence[float]], better: st
 def _head(results: Results) -> str:
     """Return a paragraph with the command, and machines, versions, commits, dates and duration of the runs."""
     settings, runs = results.settings, list(results.runs.values())
-    budget = f"{settings['budget']:,} images"
+    trained = max([settings["budget"], *(run.get("pictures", 0) for run in runs)])  # at least one batch
+    budget = f"{trained:,} images"
     if settings["recipe"]["kind"] == "guidance":
         what = f"every setting generates {budget} with the generator of {settings['model']}."
     elif settings["recipe"]["kind"] == "tokenizer":
-        share = settings["recipe"]["tokenizer"]["share"]
-        what = f"every generator trains on {budget}, and its tokenizer on {round(share * settings['budget']):,}."
+        shared = settings["recipe"]["tokenizer"]
+        images = max(round(shared["share"] * settings["budget"]), shared["fit"]["batch_size"])
+        what = f"every generator trains on {budget}, and its tokenizer on {images:,}."
     elif settings["recipe"]["kind"] == "guidance-free":
         what = f"{settings['model']} as it is with every setting, and trained further on {budget}."
     else:

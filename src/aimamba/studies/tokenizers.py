@@ -15,9 +15,10 @@ from aimamba.networks.perceptual import perceptual_loss
 from aimamba.studies.evaluator import Evaluator
 from aimamba.studies.plan import Job
 from aimamba.studies.recipe import StudyRecipe, Variant, tokenizer_recipe, training_recipe
-from aimamba.studies.runner import StudyRunner, new_generator_task
+from aimamba.studies.runner import StudyRunner, check_new_generator, of_variant
 from aimamba.train.fit import fit
 from aimamba.train.stages import make_task, model_config
+from aimamba.train.tokenizer import discriminator_config
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 
 
@@ -115,11 +116,21 @@ def check_tokenizers(study: StudyRecipe, budget: int) -> None:
         task = from_mapping(TokenizerTaskConfig, tokenizer.task, where=f"{name}: tokenizer_task")
         if task.perceptual_weight:
             perceptual_loss(task.perceptual)  # which may not be installed
+        check(
+            not task.decoder_only,
+            f"{name}: tokenizer_task.decoder_only keeps the codes of a trained tokenizer, and this study trains new "
+            "ones; leave it out",
+        )
         size = tokenizer.data.size
         check(
             size % config.downsampling == 0,
             f"{name}: data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {size}",
         )
+        if task.adversarial_weight:
+            with of_variant(name):
+                discriminator_config(task, size)
         sizes = {"vocab_size": config.codebook_size, "num_tokens": (size // config.downsampling) ** 2}
-        from_mapping(AiMConfig, {**generator.model, **sizes}, where=f"{name}: model")
-        new_generator_task(generator, where=name)
+        shape = from_mapping(AiMConfig, {**generator.model, **sizes}, where=f"{name}: model")
+        with torch.device("meta"):
+            model = VQModel(config)
+        check_new_generator(generator, shape, model, where=name)

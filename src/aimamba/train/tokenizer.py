@@ -86,7 +86,10 @@ class TokenizerTask:
             if config.perceptual_weight
             else None
         )
-        self.discriminator = _discriminator(config, train.size, seed) if config.adversarial_weight else None
+        self.discriminator = None
+        if config.adversarial_weight:
+            self.discriminator = Discriminator(discriminator_config(config, train.size))
+            self.discriminator.init_weights(seeded(seed))
         self.next_vector = None
         if config.causal_weight:
             self.next_vector = NextVector(model.config.codebook_dim, (train.size // model.config.downsampling) ** 2)
@@ -324,13 +327,16 @@ def image_gradients(images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     return torch.stack([each.mean() if each.numel() else images.new_zeros(()) for each in apart]).sum()
 
 
-def _discriminator(config: TokenizerTaskConfig, size: int, seed: int) -> Discriminator:
+def discriminator_config(config: TokenizerTaskConfig, size: int) -> DiscriminatorConfig:
+    """Return the shape of the discriminator of images of ``size`` pixels.
+
+    Raises:
+        ConfigError: They are too small for it.
+    """
     shape = DiscriminatorConfig(channels=config.discriminator_channels, layers=config.discriminator_layers)
     check(
         size >= shape.smallest_side,
         f"task.discriminator_layers = {shape.layers} needs images of at least {shape.smallest_side} pixels, "
         f"got {size}; set fewer layers",
     )
-    discriminator = Discriminator(shape)
-    discriminator.init_weights(seeded(seed))
-    return discriminator
+    return shape
