@@ -143,3 +143,12 @@ def test_what_was_not_tried_is_refused():
     with one_line_error(ConfigError, "task.random_order was not tried with fit.compile = true"):
         recipe = Recipe(stage="generator", data=DataConfig(), fit=fit_config, task=fixed)
         make_task(recipe, device=torch.device("cpu"))
+
+
+def test_schedules_that_do_not_end_are_noted():
+    task = GeneratorTaskConfig(code_noise=0.5, code_noise_until=20, random_order=1.0, random_order_until=9)
+    assert task.unfinished(20) == []
+    [noise, order] = task.unfinished(8)
+    assert noise == "note: task.code_noise is still changing at the end: task.code_noise_until = 20, fit.steps = 8"
+    assert "task.random_order_until = 9" in order
+    assert GeneratorTaskConfig(code_noise_until=20).unfinished(8) == []

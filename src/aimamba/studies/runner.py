@@ -95,7 +95,8 @@ class StudyRunner:
         for variant in study.variants:
             scan_order(variant.order, self._side)
             recipe, config = self._recipe(variant, budget, 0, None), self.model_config(variant, classes=1)
-            check_new_generator(recipe, config, tokenizer, where=variant.name)
+            for note in check_new_generator(recipe, config, tokenizer, where=variant.name).unfinished(recipe.fit.steps):
+                log(f"{variant.name}: {note}")
             reading = self._reading(recipe, config)
             self._captioned |= reading.text is not None
             if reading.encoder is not None:
@@ -233,8 +234,8 @@ def new_generator_task(recipe: Recipe, *, where: str) -> GeneratorTaskConfig:
     return task
 
 
-def check_new_generator(recipe: Recipe, config: AiMConfig, tokenizer: VQModel, *, where: str) -> None:
-    """Check the settings of the loss of a generator that a study trains, with its shape and tokenizer.
+def check_new_generator(recipe: Recipe, config: AiMConfig, tokenizer: VQModel, *, where: str) -> GeneratorTaskConfig:
+    """Check the settings of the loss of a generator that a study trains, with its shape and tokenizer; return them.
 
     Args:
         recipe: Its training recipe.
@@ -248,6 +249,7 @@ def check_new_generator(recipe: Recipe, config: AiMConfig, tokenizer: VQModel, *
     task = new_generator_task(recipe, where=where)
     with of_variant(where):
         check_fits(task, config, tokenizer)
+    return task
 
 
 @contextmanager

@@ -160,6 +160,15 @@ class GeneratorTaskConfig:
         """The images that are read in a random order."""
         return RandomOrder(self.random_order, self.random_order_since, self.random_order_until)
 
+    def unfinished(self, steps: int) -> list[str]:
+        """Return a note for each schedule that ends after the last of ``steps`` steps, where one is set."""
+        ends = {"code_noise": self.code_noise_until, "random_order": self.random_order_until}
+        return [
+            f"note: task.{name} is still changing at the end: task.{name}_until = {end}, fit.steps = {steps}"
+            for name, end in ends.items()
+            if getattr(self, name) and end > steps
+        ]
+
     @property
     def rear_after(self) -> dict[str, int]:
         """The numbers of blocks that ``VectorHeads`` takes."""

@@ -164,6 +164,8 @@ def _generator_task(
             not getattr(task, name) or recipe.fit.compile is not True,
             f"task.{name} was not tried with fit.compile = true; set that to 'blocks' or false",
         )
+    for note in task.unfinished(recipe.fit.steps):
+        log(note)
     tokenizer = _finite(VQModel.from_pretrained(task.tokenizer, device=device), task.tokenizer)
     source = _code_source(recipe, tokenizer, codes, log, progress)
     fixed = {
