@@ -141,6 +141,7 @@ def test_losses_of_tokenizers_and_lpips_where_it_is_installed(aimamba, here, ref
         ("levels = [3, 3, 3]", "levels = [3, 3, 4]", "make 36 codes, but codebook_size is 27"),
         ('quantizer = "ema"', 'quantizer = "emma"', "did you mean 'ema'"),
         ("entropy_weight = 0.2", "entropy_wait = 0.2", "entropy_weight"),
+        ("fit = { batch_size", "fit = { compile = true, batch_size", "ema: fit.compile is for generators only"),
         ("share = 2.0", "share = 0", "tokenizer.share must be a positive number of at most 1,000, got 0"),
         ("size = 16\n", "size = 18\n", "must be a multiple of the tokenizer's down-sampling 4, got 18"),
         (

@@ -188,7 +188,7 @@ def test_a_budget_scales_the_steps_and_their_schedule():
         ({"judging": {"scales": [1.5, 1.5000001]}}, "judging.scales, .* as they are printed, but '1.5' appears twice"),
         ({"judging": {"scales": [2], "schedules": ["linear", "linear"]}}, "'linear' appears twice; leave one out"),
         ({"judging": {"intervals": [[2, 0, 0.5], [2, 0, 0.5000001]]}}, "'constant-2-from-0-to-0.5' appears twice"),
-        ({"judging": {"intervals": [[2, 0, 0.5], [2, 0, 0.501]]}}, "'2 constant from 0% to 50%' appears twice"),
+        ({"judging": {"intervals": [[2, 0, 0.5], [2, 0, 0.501]]}}, "'2 from 0% to 50%' appears twice"),
         ({"judging": {"scales": [2], "intervals": [[2, 0, 1]]}}, "'constant-2' appears twice"),
         ({"seeds": [0, 1, 0]}, r"seeds must be different numbers, none negative, got \[0, 1, 0\]"),
         ({"variants": [{"name": "a", "seeds": [-1]}]}, r"seeds must be different numbers, none negative, got \[-1\]"),

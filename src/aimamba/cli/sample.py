@@ -259,10 +259,10 @@ def _check_like(arguments: argparse.Namespace, defaults: "SamplingConfig") -> No
 
 def _check_named(name: str, option: str, path: Path) -> None:
     """Check that a model named by an image is on this machine: a file from anywhere shall start no download."""
-    from aimamba.checkpoints.locate import packaged_models
+    from aimamba.checkpoints.locate import is_here
     from aimamba.errors import CheckpointError
 
-    if name not in packaged_models() and not Path(name).exists():
+    if not is_here(name):
         raise CheckpointError(
             f"{path}: was drawn by the model {name[:200]!r}, which is not on this machine under that name; give it "
             f"with {option}"

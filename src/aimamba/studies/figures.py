@@ -14,7 +14,6 @@ from aimamba.studies.rows import (
     PAPER_R,
     Row,
     against_reconstructions,
-    guidance_label,
     mean,
     metric,
     network,
@@ -25,6 +24,7 @@ from aimamba.studies.rows import (
     variant_rows,
     without_missing,
 )
+from aimamba.studies.settings import guidance_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

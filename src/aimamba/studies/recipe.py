@@ -7,15 +7,12 @@ from typing import Any, Literal
 
 from aimamba.config import check, from_mapping
 from aimamba.studies.scans import SCAN_ORDERS
-from aimamba.studies.settings import EvaluationConfig, SpeedConfig, SweepConfig, TokenizerConfig
+from aimamba.studies.settings import EvaluationConfig, SpeedConfig, SweepConfig, TokenizerConfig, check_budget
 from aimamba.train.recipe import DataConfig, Recipe
 from aimamba.train.recipe_files import RecipeFiles
 from aimamba.train.settings import FitConfig
 
 Kind = Literal["ablation", "baseline", "guidance", "guidance-free", "scaling", "text", "tokenizer"]
-
-MOST_IMAGES = 10**12
-"""The largest budget."""
 
 _TEXT_ENCODER = "text_encoder"  # a setting of task
 _LONGEST_NAME = 100  # characters, of which a file's name takes at most 255
@@ -130,8 +127,7 @@ class StudyRecipe:
         return replace(self, task=task, variants=tuple(variants))
 
     def __post_init__(self) -> None:
-        check(self.budget >= 1, f"budget must be at least 1 image, got {self.budget}")
-        check(self.budget <= MOST_IMAGES, f"budget must be at most {MOST_IMAGES:,} images; name fewer")
+        check_budget(self.budget, "budget")
         check(len(self.seeds) > 0, "seeds must hold at least one number")
         for seeds in (self.seeds, *(variant.seeds for variant in self.variants)):
             check(

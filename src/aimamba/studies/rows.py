@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from aimamba.studies.results import Results
+from aimamba.studies.settings import guidance_label
 
 PAPER_R = -0.9838
 """Correlation of parameters and FID that the paper reports for its four models, without a definition."""
@@ -139,18 +140,6 @@ def known_metrics(samples: Iterable[Mapping[str, Any]]) -> list[str]:
 def network(samples: Sequence[Mapping[str, Any]]) -> str:
     """Return the name of the network whose features were compared."""
     return str(samples[0]["numbers"].get("network", "unknown"))
-
-
-def guidance_label(sample: Mapping[str, Any]) -> str:
-    """Return the guidance setting of samples as text: ``none``, or the scale, with its schedule or interval if any."""
-    sampling = sample["sampling"]
-    if sampling["cfg_scale"] == 1:
-        return "none"
-    parts = [f"{sampling['cfg_scale']:g}"]
-    parts += [sampling["cfg_schedule"]] if sampling["cfg_schedule"] != "constant" else []
-    start, end = sampling.get("cfg_start", 0), sampling.get("cfg_end", 1)
-    parts += [f"from {start:.0%} to {end:.0%}"] if (start, end) != (0, 1) else []
-    return " ".join(parts)
 
 
 def titled_samples(results: Results) -> list[tuple[str, Mapping[str, Any]]]:

@@ -19,9 +19,10 @@ from aimamba.studies.caption_evaluator import CaptionEvaluator
 from aimamba.studies.evaluator import Evaluator, QualityBesideReconstructions, SampleEvaluator
 from aimamba.studies.fine_tuner import FineTuner
 from aimamba.studies.plan import fine_tuning_jobs, guidance_jobs, guidance_speed_job, run_jobs, training_jobs
-from aimamba.studies.recipe import MOST_IMAGES, StudyRecipe
+from aimamba.studies.recipe import StudyRecipe
 from aimamba.studies.results import RESULTS_FILE, Results
 from aimamba.studies.runner import StudyRunner
+from aimamba.studies.settings import check_budget
 from aimamba.studies.tokenizers import TokenizerStudy, check_tokenizers
 from aimamba.train.lock import locked
 
@@ -57,11 +58,8 @@ class StudyRequest:
     text_encoder: str | None = None
 
     def __post_init__(self) -> None:
-        check(self.budget is None or self.budget >= 1, f"--budget must be at least 1, got {self.budget}")
-        check(
-            self.budget is None or self.budget <= MOST_IMAGES,
-            f"--budget must be at most {MOST_IMAGES:,} images; give fewer",
-        )
+        if self.budget is not None:
+            check_budget(self.budget, "--budget")
         check(
             not self.samples_one_model or self.tokenizer is None,
             f"study {self.study.kind} samples a whole model: give it with --model instead of --tokenizer",

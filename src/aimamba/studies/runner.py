@@ -84,12 +84,8 @@ class StudyRunner:
         self._name = tokenizer_name
         self._device = device
         self._log = log
-        factor = tokenizer.config.downsampling
-        check(
-            study.data.size % factor == 0,
-            f"data.size must be a multiple of the tokenizer's down-sampling {factor}, got {study.data.size}",
-        )
-        self._side = study.data.size // factor
+        study.data.check_size(tokenizer.config.downsampling)
+        self._side = study.data.size // tokenizer.config.downsampling
         self._captioned = False
         self.text_encoders: dict[str, str] = {}
         for variant in study.variants:

@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aimamba.config import check
+from aimamba.config import check, to_mapping
 from aimamba.evaluation.manifold import NEIGHBOURS
 from aimamba.generation import SamplingConfig
 
@@ -14,6 +14,7 @@ Schedule = Literal["constant", "linear", "power-cosine"]
 
 _MOST_MEASURED = 1 << 16  # tokens, and images of a batch, whose speed is measured
 _MOST_SHARE = 1000  # times the budget
+_MOST_IMAGES = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,10 @@ class EvaluationConfig:
                 f"judging.intervals holds lists of scale, start and end, as in [2.0, 0.0, 0.5]; got {list(interval)}",
             )
         settings = self.samplings()
-        kinds = [[f"{scale:g}" for scale in self.scales], self.schedules, map(guidance_name, settings)]
-        kinds.append([_in_tables(sampling) for sampling in settings])
-        for kind in kinds:
-            twice = _twice(kind)
+        labels = [guidance_label({"sampling": to_mapping(sampling)}) for sampling in settings]
+        scales = [f"{scale:g}" for scale in self.scales]
+        for printed in (scales, self.schedules, map(guidance_name, settings), labels):
+            twice = _twice(printed)
             check(
                 twice is None,
                 "judging.scales, schedules and intervals must make settings that differ as they are printed, but "
@@ -140,6 +141,12 @@ class TokenizerConfig:
         )
 
 
+def check_budget(images: int, name: str) -> None:
+    """Raise a ConfigError unless a study can have a budget of so many images; ``name`` is that of the setting."""
+    check(images >= 1, f"{name} must be at least 1 image, got {images}")
+    check(images <= _MOST_IMAGES, f"{name} must be at most {_MOST_IMAGES:,} images; give fewer")
+
+
 def guidance_name(sampling: SamplingConfig) -> str:
     """Return the name of the run that samples with a guidance setting."""
     name = f"{sampling.cfg_schedule}-{sampling.cfg_scale:g}"
@@ -148,9 +155,16 @@ def guidance_name(sampling: SamplingConfig) -> str:
     return name
 
 
-def _in_tables(sampling: SamplingConfig) -> str:
-    within = f"from {sampling.cfg_start:.0%} to {sampling.cfg_end:.0%}"
-    return f"{sampling.cfg_scale:g} {sampling.cfg_schedule} {within}"
+def guidance_label(sample: Mapping[str, Any]) -> str:
+    """Return the guidance setting of samples as text: ``none``, or the scale, with its schedule or interval if any."""
+    sampling = sample["sampling"]
+    if sampling["cfg_scale"] == 1:
+        return "none"
+    parts = [f"{sampling['cfg_scale']:g}"]
+    parts += [sampling["cfg_schedule"]] if sampling["cfg_schedule"] != "constant" else []
+    start, end = sampling.get("cfg_start", 0), sampling.get("cfg_end", 1)
+    parts += [f"from {start:.0%} to {end:.0%}"] if (start, end) != (0, 1) else []
+    return " ".join(parts)
 
 
 def _twice(names: Iterable[str]) -> str | None:

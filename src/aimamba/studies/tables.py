@@ -10,7 +10,6 @@ from aimamba.studies.rows import (
     PAPER_R,
     Row,
     against_reconstructions,
-    guidance_label,
     known_metrics,
     mean,
     metric,
@@ -22,6 +21,7 @@ from aimamba.studies.rows import (
     variant_rows,
     without_missing,
 )
+from aimamba.studies.settings import guidance_label
 
 _SPEED_MARGIN = 0.1  # share by which speeds must differ to count as different
 _MISSING = "-"

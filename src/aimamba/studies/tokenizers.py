@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from aimamba.studies.recipe import StudyRecipe, Variant, tokenizer_recipe, train
 from aimamba.studies.runner import StudyRunner, check_new_generator, of_variant
 from aimamba.train.fit import fit
 from aimamba.train.stages import make_task, model_config
-from aimamba.train.tokenizer import discriminator_config
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
 
 
@@ -64,7 +64,7 @@ class TokenizerStudy:
         tokenizer, measured = self._tokenizer(folder / "tokenizer", variant, seed)
         seconds = time.perf_counter() - started
         runner = StudyRunner(
-            self._study,
+            replace(self._study, variants=(variant,)),
             folder,
             budget=self._budget,
             tokenizer=tokenizer,
@@ -121,14 +121,9 @@ def check_tokenizers(study: StudyRecipe, budget: int) -> None:
             f"{name}: tokenizer_task.decoder_only keeps the codes of a trained tokenizer, and this study trains new "
             "ones; leave it out",
         )
+        with of_variant(name):
+            task.check_recipe(tokenizer, config.downsampling)
         size = tokenizer.data.size
-        check(
-            size % config.downsampling == 0,
-            f"{name}: data.size must be a multiple of the tokenizer's down-sampling {config.downsampling}, got {size}",
-        )
-        if task.adversarial_weight:
-            with of_variant(name):
-                discriminator_config(task, size)
         sizes = {"vocab_size": config.codebook_size, "num_tokens": (size // config.downsampling) ** 2}
         shape = from_mapping(AiMConfig, {**generator.model, **sizes}, where=f"{name}: model")
         with torch.device("meta"):

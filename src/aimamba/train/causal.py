@@ -1,8 +1,8 @@
 """Causal regularisation of a tokenizer (CRT, arXiv 2412.16326): codes that follow from those before them.
 
 A small network reads the vectors of an image's codes in raster order and predicts each from those before it. Its error
-is part of the tokenizer's loss, so encoder and codebook learn codes that a generator predicts more easily, at some cost
-of the reconstruction. The network here is made of this project's mixers; the paper's is a transformer.
+is part of the tokenizer's loss, so encoder and codebook learn codes that a generator predicts more easily. The network
+here is made of this project's mixers; the paper's is a transformer.
 
 Shape letters: B batch, L = h w codes of an image, E width of a codebook vector, D width of the network.
 """

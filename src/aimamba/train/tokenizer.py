@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimamba import distributed
-from aimamba.config import check
 from aimamba.data.images import ImageSet
 from aimamba.data.loader import Batch, batches
 from aimamba.data.order import ShuffledOrder
@@ -21,7 +20,6 @@ from aimamba.data.sheets import sheet, to_float, to_pil, to_uint8
 from aimamba.models import VQModel
 from aimamba.models.gan import (
     Discriminator,
-    DiscriminatorConfig,
     adaptive_weight,
     adversarial_losses,
     discriminator_losses,
@@ -88,7 +86,7 @@ class TokenizerTask:
         )
         self.discriminator = None
         if config.adversarial_weight:
-            self.discriminator = Discriminator(discriminator_config(config, train.size))
+            self.discriminator = Discriminator(config.discriminator(train.size))
             self.discriminator.init_weights(seeded(seed))
         self.next_vector = None
         if config.causal_weight:
@@ -325,18 +323,3 @@ def image_gradients(images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """
     apart = (images.diff(dim=axis).abs() for axis in (-1, -2))
     return torch.stack([each.mean() if each.numel() else images.new_zeros(()) for each in apart]).sum()
-
-
-def discriminator_config(config: TokenizerTaskConfig, size: int) -> DiscriminatorConfig:
-    """Return the shape of the discriminator of images of ``size`` pixels.
-
-    Raises:
-        ConfigError: They are too small for it.
-    """
-    shape = DiscriminatorConfig(channels=config.discriminator_channels, layers=config.discriminator_layers)
-    check(
-        size >= shape.smallest_side,
-        f"task.discriminator_layers = {shape.layers} needs images of at least {shape.smallest_side} pixels, "
-        f"got {size}; set fewer layers",
-    )
-    return shape

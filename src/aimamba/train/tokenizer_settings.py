@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from aimamba.config import check
+from aimamba.models.gan import DiscriminatorConfig
 from aimamba.train.recipe import Recipe
 
 
@@ -27,8 +28,8 @@ class TokenizerTaskConfig:
         codebook_weight: Weight of the sum of the codebook and commitment losses.
         causal_weight: Weight of causal regularisation (CRT, arXiv 2412.16326): a small network, which no saved model
             has, predicts the vector of each code from those before it in raster order, and its mean squared error
-            trains encoder and codebook too. Codes become easier to predict, reconstructions worse. Not with an
-            adversarial loss, nor with ``decoder_only``.
+            trains encoder and codebook too. Codes become easier to predict; more than a little makes reconstructions
+            worse, so begin with 0.1. Not with an adversarial loss, nor with ``decoder_only``.
         perceptual_weight: Weight of the perceptual loss, a distance between features of a trained network; 0 is none.
         perceptual_start: First step, counted from 0, with a perceptual loss. Steps without it are several times faster.
         perceptual: The network: ``lite0``; ``lpips``, whose weights are a package of their own; or the file or folder
@@ -157,6 +158,22 @@ class TokenizerTaskConfig:
             not recipe.data.moved,
             "data.moved is for generators; a tokenizer sees other crops with data.crop = 'random'",
         )
+        if self.adversarial_weight:
+            self.discriminator(recipe.data.size)
+
+    def discriminator(self, size: int) -> DiscriminatorConfig:
+        """Return the shape of the discriminator of images of ``size`` pixels.
+
+        Raises:
+            ConfigError: They are too small for it.
+        """
+        shape = DiscriminatorConfig(channels=self.discriminator_channels, layers=self.discriminator_layers)
+        check(
+            size >= shape.smallest_side,
+            f"task.discriminator_layers = {shape.layers} needs images of at least {shape.smallest_side} pixels, got "
+            f"{size}; set fewer layers",
+        )
+        return shape
 
     @property
     def first_of_discriminator(self) -> int:

@@ -61,6 +61,13 @@ def test_a_frozen_perceptual_network_takes_memory_and_no_gradients():
     assert lpips.frozen == 4 * (14_716_160 + 6)  # and shift and scale of its input
 
 
+def test_label_smoothing_takes_memory():
+    plain, smooth = (outline(load_recipe("aim-b-imagenet256", {"task.label_smoothing": s})) for s in (0.0, 0.1))
+    assert smooth.trained == plain.trained
+    before, after = (each.trace(32, Place(), False).activations for each in (plain, smooth))
+    assert after - before > 4 * 32 * 256 * 768, "the vectors of the targets"
+
+
 def test_a_recipe_that_starts_from_another_one_has_its_shape():
     before, after = (outline(load_recipe(name)) for name in ("avatars-64-vq", "avatars-64-decoder"))
     assert after.parameters == before.parameters

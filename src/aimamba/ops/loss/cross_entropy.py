@@ -48,11 +48,13 @@ def sliced_cross_entropy(
         loss: Tensor = _SlicedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, weight, targets, rows, narrow, torch.is_grad_enabled()
         )
-        return loss + smoothing * _cost_of_even_targets(hidden, weight, targets) if smoothing else loss
+        return loss + smoothing * cost_of_even_targets(hidden, weight, targets) if smoothing else loss
 
 
-def _cost_of_even_targets(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return how far the cross entropy with even targets is above that with the correct ones.
+def cost_of_even_targets(
+    hidden: Float[Tensor, "m d"], weight: Float[Tensor, "v d"], targets: Int[Tensor, " m"]
+) -> Float[Tensor, ""]:
+    """Compute how far the mean cross entropy with even targets is above that with the correct ones.
 
     The normalisers of the logits cancel, which leaves the correct logit above the mean one; no further logits exist.
     """

@@ -22,6 +22,7 @@ from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQ
 from aimamba.models.text import TextCondition
 from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0
 from aimamba.networks.perceptual import VGG16, PerceptualLoss
+from aimamba.ops.loss.cross_entropy import cost_of_even_targets
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.conditions import Conditions
 from aimamba.train.contrastive import log_likelihood, reference_of
@@ -125,7 +126,10 @@ def _of_generator(recipe: Recipe) -> Outline:
             if next_places is not None:
                 options |= {"places": codes[:, :-1], "added": next_places(codes)}
             hidden = model(codes[:, :-1], labels, captions, head=False, **options)
-            found = cross_entropy(hidden.flatten(0, 1), model.word_embedding.weight, codes.flatten(), place)
+            given = hidden.flatten(0, 1), model.word_embedding.weight, codes.flatten()
+            found = cross_entropy(*given, place)
+            if task.label_smoothing:
+                found = found + cost_of_even_targets(*given)
             if heads is not None and states is not None:
                 seen = {after: states[min(after, blocks)] for after in heads.empty_states()}
                 found = found + sum(heads.losses(seen, codes).values())
