@@ -67,12 +67,16 @@ def test_a_process_without_a_sign_is_named(watches, clock):
     assert watches[0]._fault().endswith(") gave no sign for 10 s")
 
 
-def test_a_process_that_failed_is_named_at_once_and_one_that_is_done_is_not(watches, clock):
+def test_a_process_that_failed_is_named_soon_and_one_that_is_done_is_not(watches, clock):
     watches[1].end()
     pass_time(watches, clock, 9.0, silent=(1,))
     assert watches[0]._fault() is None
     watches[2].end("ConfigError")
     pass_time(watches, clock, 0.0, silent=(1, 2))
+    watches[0].progress()
+    pass_time(watches, clock, 1.4, silent=(1, 2))
+    assert watches[0]._fault() is None, "this one may be about to end with the same error"
+    pass_time(watches, clock, 0.2, silent=(1, 2))
     assert watches[0]._fault().endswith(") ended")
     assert "rank 2 (" in watches[0]._fault()
 

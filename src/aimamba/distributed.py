@@ -36,7 +36,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5  # seconds between two looks
 _DIGITS = 9  # of a number of processes, at most
 _QUIET = 10.0  # seconds after which a process says that it waits for the others to come
 _ENDS_WITHIN = 10.0  # seconds that a process takes to end after an error, whatever it still waits for
-_FAREWELL = 3.0  # seconds that the first process waits for the others to end too
+_FAREWELL = 5.0  # seconds that the first process waits for the others to end too
 _VERDICT = 20.0  # seconds that the others give the first process to report an error that all of them see
 
 
@@ -172,14 +172,18 @@ class Team:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None:
-            self.watch.end()
-            dist.barrier()
+            self.disband()
             dist.destroy_process_group()
             return
         self.watch.end(f"{kind.__name__ if kind else 'an error'}")
         if self.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             self.watch.wait_for_others(_FAREWELL)  # the store is in this process, and they still read it
         self.watch.end_process_within(_ENDS_WITHIN)  # threads may wait for processes that are gone
+
+    def disband(self) -> None:
+        """Wait until all processes are here and none watches another: each ends by itself, some later than others."""
+        self.watch.end()
+        dist.barrier()
 
     def _say_that_it_waits(self) -> None:
         where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"

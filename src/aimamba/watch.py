@@ -17,6 +17,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # not in its 
 
 _SIGNS = 6  # of life within a timeout
 _MOST_BETWEEN = 2.0  # seconds between two signs
+_GRACE = 1.5  # seconds that a process has to end by itself after another one has failed, which may have told it why
 _SLOW = 4  # a step may take as many times as long as the longest so far
 _DONE, _FAILED = "done", "failed"
 _TOLD = f"{_FAILED}:told:"  # before what a process has told, which the others tell too
@@ -148,17 +149,17 @@ class Watch(threading.Thread):
                 count = text.partition(" ")[2]
                 self._signs[rank] = _Sign(now, text, int(count) if count.isdecimal() else 0)
 
-    def _silent(self, seconds: float) -> list[int]:
-        """Return the processes that have failed, or shown no sign for some seconds."""
+    def _silent(self, seconds: float, grace: float = 0.0) -> list[int]:
+        """Return the processes that failed ``grace`` seconds ago, or have shown no sign for some seconds."""
         now = time.monotonic()
-        failed = [rank for rank, sign in self._signs.items() if sign.text.startswith(_FAILED)]
+        failed = [r for r, sign in self._signs.items() if sign.text.startswith(_FAILED) and now - sign.seen >= grace]
         return failed or [r for r, sign in self._signs.items() if sign.text != _DONE and now - sign.seen > seconds]
 
     def _fault(self) -> str | None:
         """Return what is wrong, or None."""
         if told := self._told_by_another():
             return told
-        if silent := self._silent(self._timeout):
+        if silent := self._silent(self._timeout, _GRACE):
             failed = self._signs[silent[0]].text.startswith(_FAILED)
             return f"{self._named(silent)} " + ("ended" if failed else f"gave no sign for {self._timeout:.0f} s")
         waited = time.monotonic() - self._since

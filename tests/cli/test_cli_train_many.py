@@ -79,7 +79,9 @@ def test_two_machines_are_stopped_and_continue(tmp_path, photos):
     first.agents[1].send_signal(signal.SIGTERM)
     text = first.wait()
     assert all(agent.returncode != 0 for agent in first.agents)
-    [taken] = re.findall(r"^aimamba: stopped after step (\d+) of 5000; the same command continues", text, re.MULTILINE)
+    stops = re.findall(r"^aimamba: stopped after step (\d+) of 5000; the same command continues", text, re.MULTILINE)
+    assert len(stops) == 1, text
+    taken = stops[0]
     assert text.count("training 1") == 1, "one process prints"
     assert [path.name for path in checkpoint_files(out)] == [f"checkpoint-{int(taken):06d}.dcp"]
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,30 @@ def test_sigterm_to_one_process_ends_all_and_the_same_layout_goes_on_bit_for_bit
     together(2, train, "generator", tmp_path / "parts", (1, 2), {}, logs=tmp_path)
     assert_close(newest(tmp_path / "parts").parts, newest(tmp_path / "whole").parts, **EXACT)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_process_that_is_slow_to_end_after_a_signal_is_not_told_that_another_is_lost(tmp_path, slow):
+    ranks = Ranks(2, _train_and_end_late, tmp_path / "run", slow, logs=tmp_path)
+    ranks.wait()
+    assert ranks.codes == [143, 143], ranks.errors
+    assert "stopped after step 14 of 20; the same command continues" in ranks.errors[0]
+    assert "stops: " not in ranks.errors[0]
+    assert ranks.errors[1] == ""
+
+
+def _train_and_end_late(rank: int, out: Path, slow: int) -> None:
+    """Get SIGTERM, and take longer than two looks of the watch between the last checkpoint and the end."""
+    train_as_before = ManyRun.train
+
+    def train_and_wait(run: ManyRun, *arguments) -> None:
+        try:
+            train_as_before(run, *arguments)
+        finally:
+            time.sleep(4.0 if rank == slow else 0.0)
+
+    ManyRun.train = train_and_wait
+    train(rank, "generator", out, (1, 2), {}, ranks_task.terminate)
 
 
 @pytest.mark.parametrize(

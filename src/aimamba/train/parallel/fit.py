@@ -72,7 +72,8 @@ def fit_many(
             progress.log(f"{team.place.size} processes: {layout.replicate} x {layout.shard} (copies x shards)")
         try:
             run.train(interruption, records, progress)
-        except Interrupted as stopped:
+        except Interrupted as stopped:  # in all processes, after the same step
+            team.disband()
             if team.is_first:
                 raise
             raise SystemExit(stopped.exit_code) from stopped
