@@ -1,5 +1,6 @@
 """The list of measurements of a run."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ SCAN_BACKENDS = {
     "cuda": ("chunked", "triton", "mamba-ssm", "fla", "plain"),
     "mps": ("chunked", "plain"),
 }
+SCAN_MIXERS = ("gated-deltanet", "mamba3")
 SCAN_BATCH = {"cpu": 4, "cuda": 16, "mps": 4}
 SCAN_SIZES = {"cpu": ("aim-b",), "cuda": ("aim-b", "aim-l", "aim-xl"), "mps": ("aim-b",)}
 CONVOLUTIONS = ("ours", "shifted products", "grouped")
@@ -181,6 +183,10 @@ class Plan:
             for size in sizes:
                 here = replace(base, dtype=dtype, size=size)
                 yield from (replace(here, subject=backend) for backend in SCAN_BACKENDS[self.device_type])
+            if self.device_type == "cuda":
+                here = replace(base, dtype=dtype, size=sizes[0])
+                pairs = itertools.product(SCAN_MIXERS, ("plain", "fla"))
+                yield from (replace(here, subject=backend, variant=mixer) for mixer, backend in pairs)
         if self.layouts:
             base = replace(base, size=sizes[0], variant=LAYOUTS)
             if self.device_type == "cuda":

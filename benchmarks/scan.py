@@ -1,4 +1,4 @@
-"""The SSD of training, forward and backward, with every backend.
+"""The scans of training, forward and backward, with every backend: the SSD, and those of the other recurrent mixers.
 
 Each backend is first compared with the plain one in float32: the error of outputs and gradients, relative to the
 largest number.
@@ -7,25 +7,54 @@ largest number.
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from aimamba.errors import ConfigError
 from aimamba.models import AiMConfig
-from aimamba.ops.ssd import dispatch as backends
+from aimamba.ops import flash_linear_attention
+from aimamba.ops.delta.chunked import delta_chunked
+from aimamba.ops.ssd import dispatch
 from aimamba.ops.ssd.chunked import ssd_chunked
+from aimamba.ops.trapezoid.chunked import trapezoid_chunked
 from benchmarks.measurement import LAYOUTS, Measurement, UnavailableError, first_line
 from benchmarks.ours import aim_config
 from benchmarks.timing import peak_bytes, repeated, reset_peak, synchronize
 
-GRADIENTS = ("x", "dt", "A", "B", "C")
 _ROUNDS, _CALLS = 7, 10
 _CHUNKS, _KERNEL_CHUNKS = (16, 32, 64, 128), (32, 64, 128)
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-Scan = Callable[..., tuple[Tensor, Tensor]]
+Inputs = tuple[Tensor, ...]
+Scan = Callable[..., tuple[Tensor, Any]]
+
+
+class Recurrence(NamedTuple):
+    """What a mixer computes between its projections.
+
+    Attributes:
+        inputs: Names of its inputs.
+        exact: Its plain form.
+        open_fla: Returns its form by flash-linear-attention.
+    """
+
+    inputs: tuple[str, ...]
+    exact: Scan
+    open_fla: Callable[[], Scan]
+
+
+SSD = Recurrence(("x", "dt", "A", "B", "C"), ssd_chunked, flash_linear_attention.open_ssd)
+MIXERS = {
+    "gated-deltanet": Recurrence(
+        ("q", "k", "v", "log_decay", "beta"), delta_chunked, flash_linear_attention.open_delta
+    ),
+    "mamba3": Recurrence(
+        ("x", "dt", "log_decay", "share", "B", "C"), trapezoid_chunked, flash_linear_attention.open_trapezoid
+    ),
+}
+"""The recurrences of mixers other than Mamba-2; the variants of a measurement."""
 
 
 def measure_scan(measurement: Measurement) -> dict[str, Any]:
@@ -36,46 +65,54 @@ def measure_scan(measurement: Measurement) -> dict[str, Any]:
         ``peak_bytes`` beyond the inputs; for the variant ``layouts`` a list of timings under ``layouts``.
     """
     device, config = torch.device(measurement.device), aim_config(measurement)
-    scan = open_backend(measurement.subject)
-    inputs, gradient = make_inputs(measurement, config)
+    recurrence = MIXERS.get(measurement.variant, SSD)
+    scan = open_backend(measurement.subject, recurrence)
+    inputs, gradient = make_inputs(measurement, config, recurrence)
     heads, time = inputs[1].shape[2], functools.partial(milliseconds, device=device, limit=measurement.limit_seconds)
     if measurement.variant == LAYOUTS:
         layouts = kernel_layouts if measurement.subject == "triton" else chunk_lengths
         return {"heads": heads, "layouts": list(time_layouts(layouts(scan, inputs, gradient), time))}
     chunk = config.chunk_size
-    found: dict[str, Any] = {"heads": heads, "off": compare(scan, inputs, gradient, chunk)}
+    found: dict[str, Any] = {"heads": heads, "off": compare(recurrence, scan, inputs, gradient, chunk)}
     with torch.no_grad():
         found["forward_ms"] = time(functools.partial(scan, *inputs, None, chunk_size=chunk))
     both = functools.partial(run, scan, inputs, gradient, chunk)
     return {**found, "both_ms": time(both), "peak_bytes": extra_bytes(both, device)}
 
 
-def open_backend(name: str) -> Scan:
-    """Return a backend by name: ``chunked`` or one of ``aimamba.ops.ssd.dispatch``.
+def open_backend(name: str, recurrence: Recurrence = SSD) -> Scan:
+    """Return a backend by name: ``chunked`` or one of ``aimamba.ops.backends``.
 
     Raises:
         UnavailableError: It cannot be imported.
     """
-    if name == "chunked":
-        return ssd_chunked
+    if name == "chunked" or (name == "plain" and recurrence is not SSD):
+        return recurrence.exact
     try:
-        return backends.BACKENDS[name]()
+        return recurrence.open_fla() if name == "fla" else dispatch.FORMS[name]()
     except ConfigError as error:
         raise UnavailableError(str(error)) from error
 
 
-def make_inputs(measurement: Measurement, config: AiMConfig) -> tuple[Inputs, Tensor]:
-    """Make inputs like those of a new model, slices of one tensor as in use, and a gradient of the outputs."""
-    dtype, batch, tokens = getattr(torch, measurement.dtype), measurement.batch, measurement.tokens
+def make_inputs(measurement: Measurement, config: AiMConfig, recurrence: Recurrence = SSD) -> tuple[Inputs, Tensor]:
+    """Make inputs like those of a new model, and a gradient of the outputs."""
+    dtype, tokens = getattr(torch, measurement.dtype), (measurement.batch, measurement.tokens)
     inner, states = config.inner, config.state_size
     heads = inner // config.head_width
     generator = torch.Generator(measurement.device).manual_seed(0)
     made = functools.partial(torch.randn, generator=generator, device=measurement.device)
-    x, B, C = made(batch, tokens, inner + 2 * states).to(dtype).split([inner, states, states], dim=-1)
-    dt = torch.nn.functional.softplus(made(batch, tokens, heads) - 4)
+    dt = F.softplus(made(*tokens, heads) - 4)
     A = -1 - 15 * torch.rand(heads, generator=generator, device=measurement.device)
-    x = x.unflatten(-1, (heads, config.head_width))
-    return (x, dt, A, B, C), made(x.shape).to(dtype)
+    if recurrence is SSD:  # slices of one tensor, as in use
+        x, B, C = made(*tokens, inner + 2 * states).to(dtype).split([inner, states, states], dim=-1)
+        x = x.unflatten(-1, (heads, config.head_width))
+        return (x, dt, A, B, C), made(x.shape).to(dtype)
+    values = made(*tokens, heads, config.head_width).to(dtype)
+    keys, queries = (F.normalize(made(*tokens, heads, states), dim=-1) for _ in range(2))
+    share = made(*tokens, heads).sigmoid()
+    known = {"q": queries, "k": keys, "v": values, "log_decay": dt * A, "beta": share}
+    known |= {"x": values, "dt": dt, "share": share, "B": keys, "C": queries}
+    return tuple(known[name] for name in recurrence.inputs), made(values.shape).to(dtype)
 
 
 def run(scan: Scan, inputs: Inputs, gradient: Tensor, chunk: int) -> tuple[Tensor, ...]:
@@ -85,14 +122,14 @@ def run(scan: Scan, inputs: Inputs, gradient: Tensor, chunk: int) -> tuple[Tenso
     return y.detach(), *torch.autograd.grad(y, leaves, gradient)
 
 
-def compare(scan: Scan, inputs: Inputs, gradient: Tensor, chunk: int) -> dict[str, float]:
+def compare(recurrence: Recurrence, scan: Scan, inputs: Inputs, gradient: Tensor, chunk: int) -> dict[str, float]:
     """Return the errors of outputs and gradients against float32, relative to their largest number."""
     wide = tuple(tensor.float() for tensor in inputs)
-    exact = run(ssd_chunked, wide, gradient.float(), chunk)  # type: ignore[arg-type]
+    exact = run(recurrence.exact, wide, gradient.float(), chunk)
     found = run(scan, inputs, gradient, chunk)
     return {
         name: float((ours.float() - wanted).abs().max() / wanted.abs().max())
-        for name, ours, wanted in zip(("y", *GRADIENTS), found, exact, strict=True)
+        for name, ours, wanted in zip(("y", *recurrence.inputs), found, exact, strict=True)
     }
 
 

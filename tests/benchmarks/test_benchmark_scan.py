@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import scan
 from benchmarks.measurement import LAYOUTS, Measurement
+from benchmarks.plan import SCAN_MIXERS
+from benchmarks.scan import MIXERS
 from benchmarks.worker import measure
 
 TINY = Measurement(section="scan", subject="chunked", tokens=20, quick=True)
@@ -29,6 +31,19 @@ def test_every_backend_is_near_the_exact_one(backend, dtype, bound):
     assert found["forward_ms"] == found["both_ms"] == [1.0]
     assert found["peak_bytes"] >= 0
     assert found["heads"] == 4
+
+
+@pytest.mark.parametrize("mixer", SCAN_MIXERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_recurrences_of_other_mixers(monkeypatch, mixer, dtype):
+    assert MIXERS.keys() == set(SCAN_MIXERS)
+    form = scan.MIXERS[mixer].exact
+    monkeypatch.setitem(scan.MIXERS, mixer, scan.MIXERS[mixer]._replace(open_fla=lambda: form))
+    for backend in ("plain", "fla"):
+        found = measure(replace(TINY, subject=backend, variant=mixer, dtype=dtype))
+        assert found["off"].keys() == {"y", *scan.MIXERS[mixer].inputs}
+        assert max(found["off"].values()) <= (1e-6 if dtype == "float32" else 0.05), found
+        assert found["heads"] == 4
 
 
 def test_a_missing_package_is_reported():

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from aimamba.models import AIM_PRESETS
-from aimamba.ops.ssd.dispatch import BACKENDS
+from aimamba.ops.backends import BACKENDS
 from benchmarks.measurement import LAYOUTS, SECTIONS, Measurement, spread
 from benchmarks.ours import Ours
-from benchmarks.plan import KERNELS, Plan
+from benchmarks.plan import KERNELS, SCAN_MIXERS, Plan
 from benchmarks.report import summary
 from benchmarks.telling import OPTIMIZER
 from benchmarks.worker import measure, read_measurement, write_measurement
@@ -113,7 +113,9 @@ def test_backends_of_the_scan_by_device():
     assert {(each.size, each.batch, each.tokens) for each in scans} == {
         (size, 16, 256) for size in ("aim-b", "aim-l", "aim-xl")
     }
-    assert {each.subject for each in plan(sections=["scan"])} == {"chunked", "plain"}
+    assert {each.subject for each in scans if each.variant} == {"plain", "fla"}
+    assert {each.variant for each in scans} == {"", *SCAN_MIXERS}
+    assert {(each.subject, each.variant) for each in plan(sections=["scan"])} == {("chunked", ""), ("plain", "")}
 
 
 def test_layouts_are_measured_where_chosen():

@@ -16,7 +16,7 @@ from aimamba.models.norm import RMSNorm
 from aimamba.models.state import MixerState
 from aimamba.ops.cache import Position
 from aimamba.ops.conv.causal import causal_conv_silu, causal_conv_step
-from aimamba.ops.delta.chunked import delta_chunked
+from aimamba.ops.delta.dispatch import delta_scan
 from aimamba.ops.delta.reference import delta_step
 from aimamba.ops.linear.linear import linear
 from aimamba.ops.norm.rms import rms_norm
@@ -91,7 +91,7 @@ class GatedDeltaNet(nn.Module):
         z, qkv, log_decay, beta = self._split(self.in_proj(x))
         without_bias = self.conv_weight.new_zeros(len(self.conv_weight))
         q, k, v = self._heads(causal_conv_silu(qkv, self.conv_weight, without_bias))
-        y, _ = delta_chunked(q, k, v, log_decay, beta, chunk_size=self.chunk_size)
+        y, _ = delta_scan(q, k, v, log_decay, beta, chunk_size=self.chunk_size)
         return self.out_proj(self._gate(y, z).to(z.dtype))
 
     def init_state(self, batch: int, length: int) -> MixerState:

@@ -18,7 +18,7 @@ from aimamba.models.norm import RMSNorm
 from aimamba.models.state import MixerState
 from aimamba.ops.cache import Position
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.trapezoid.chunked import trapezoid_chunked
+from aimamba.ops.trapezoid.dispatch import trapezoid_scan
 from aimamba.ops.trapezoid.reference import TrapezoidState, trapezoid_step, turn
 
 _SMALLEST_RATE = 1e-4  # of decay
@@ -97,7 +97,7 @@ class Mamba3(nn.Module):
         tokens = self._split(self.in_proj(x))
         angle = tokens.angle.cumsum(dim=1)
         B, C = turn(tokens.B, angle), turn(tokens.C, angle)
-        y, _ = trapezoid_chunked(tokens.x, tokens.dt, tokens.log_decay, tokens.share, B, C, chunk_size=self.chunk_size)
+        y, _ = trapezoid_scan(tokens.x, tokens.dt, tokens.log_decay, tokens.share, B, C, chunk_size=self.chunk_size)
         return self.out_proj(self._combine(y, tokens).to(tokens.z.dtype))
 
     def init_state(self, batch: int, length: int) -> MixerState:

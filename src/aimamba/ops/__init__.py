@@ -14,8 +14,9 @@ Each folder holds one operation:
 ``native``     compiling and loading C++ kernels, and the threads they run in
 =============  =====================================================================================================
 
-Smaller ones are single modules: ``cache`` (caches of past tokens), ``quantize``, ``cross_entropy``, ``psnr`` and
-``ssim``.
+Smaller ones are single modules: ``cache`` (caches of past tokens), ``quantize``, ``psnr`` and ``ssim``. What scans
+share is in ``chunks`` (of tokens), ``backends`` (how one is named and tried on CUDA) and ``flash_linear_attention`` (an
+extra).
 
 Plain modules use PyTorch's operations, and their results depend only on the arguments. Two of them keep small constant
 tensors between calls, to save time: ``linear.linear`` and ``norm.rms``. Kernels are beside the plain modules: in

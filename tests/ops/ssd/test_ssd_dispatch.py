@@ -1,30 +1,29 @@
 """Which backend the scan chooses, and that each gets the arguments it documents."""
 
 import sys
-import types
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from aimamba.errors import ConfigError
+from aimamba.ops import backends
 from aimamba.ops.mixer import dispatch as mixer
 from aimamba.ops.ssd import dispatch as scan
 from aimamba.ops.ssd.autograd import ssd_autograd
 from aimamba.ops.ssd.chunked import ssd_chunked
 from aimamba.ops.ssd.reference import ssd_recurrent
+from tests.ops import fake_fla
 
 
 @pytest.fixture(autouse=True)
 def no_memory(monkeypatch):
     """Forget earlier trials and ignore the environment."""
-    monkeypatch.delenv(scan.ENVIRONMENT, raising=False)
-    caches = scan.unsupported, scan._triton, scan._mamba_ssm, scan._fla
-    for each in caches:
-        each.cache_clear()
+    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    caches = scan.unsupported, scan._triton, scan._mamba_ssm
+    fake_fla.forget(*caches)
     yield
-    for each in caches:
-        each.cache_clear()
+    fake_fla.forget(*caches)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +33,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def cuda(monkeypatch):
     """Without a CUDA device, treat the CPU as one; the kernels are interpreted."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(scan, "_on_cuda", lambda x: True)
+        monkeypatch.setattr(backends, "_on_cuda", lambda x: True)
 
 
 def make(dtype=torch.float32, *, length=20, heads=2, first=True, device=DEVICE):
@@ -49,7 +48,7 @@ def make(dtype=torch.float32, *, length=20, heads=2, first=True, device=DEVICE):
 
 
 def test_a_cpu_ignores_the_named_backend(monkeypatch):
-    monkeypatch.setenv(scan.ENVIRONMENT, "mamba-ssm")
+    monkeypatch.setenv(backends.ENVIRONMENT, "mamba-ssm")
     inputs = make(device="cpu")
     assert_close(scan.ssd_scan(*inputs, chunk_size=8), ssd_autograd(*inputs, chunk_size=8), rtol=0, atol=0)
 
@@ -122,7 +121,7 @@ def test_a_model_trains_by_the_kernels(cuda, make_aim, monkeypatch):
     monkeypatch.setattr(scans, "ssd_chunked", lambda *inputs, **rest: taken.append(1) or plain(*inputs, **rest))
     gradients, codes, labels = {}, torch.arange(8, device=DEVICE)[None], torch.tensor([0], device=DEVICE)
     for name in ("plain", ""):
-        monkeypatch.setenv(scan.ENVIRONMENT, name)
+        monkeypatch.setenv(backends.ENVIRONMENT, name)
         model = make_aim().train().to(DEVICE)
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             logits = model(codes, labels, checkpointing=True)
@@ -141,9 +140,9 @@ def test_the_compiler_gets_plain_operations(cuda, monkeypatch):
 
 def test_names(cuda, monkeypatch):
     inputs = make()
-    monkeypatch.setenv(scan.ENVIRONMENT, "plain")
+    monkeypatch.setenv(backends.ENVIRONMENT, "plain")
     assert_close(scan.ssd_scan(*inputs), ssd_autograd(*inputs), rtol=0, atol=0)
-    monkeypatch.setenv(scan.ENVIRONMENT, "tritn")
+    monkeypatch.setenv(backends.ENVIRONMENT, "tritn")
     with pytest.raises(ConfigError, match=r"got 'tritn' \(did you mean 'triton'\?\); see AIMAMBA_SCAN"):
         scan.ssd_scan(*inputs)
     monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", None)
@@ -153,14 +152,6 @@ def test_names(cuda, monkeypatch):
             scan.ssd_scan(*inputs, backend=name)
 
 
-def module(monkeypatch, name, **members):
-    """Install a fake package."""
-    parts = name.split(".")
-    for end in range(1, len(parts) + 1):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
-    vars(sys.modules[name]).update(members)
-
-
 @pytest.mark.parametrize("first", [False, True])
 def test_mamba_ssm_gets_what_it_documents(cuda, monkeypatch, first):
     def combined(x, dt, A, B, C, chunk_size, *, initial_states, return_final_states):
@@ -168,7 +159,7 @@ def test_mamba_ssm_gets_what_it_documents(cuda, monkeypatch, first):
         assert (B.shape, C.shape, chunk_size) == ((2, 20, 1, 16), (2, 20, 1, 16), 8)
         return ssd_recurrent(x, dt, A, B[:, :, 0], C[:, :, 0], initial_states)
 
-    module(monkeypatch, "mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined=combined)
+    fake_fla.install(monkeypatch, "mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined=combined)
     inputs = make(first=first)
     found = scan.ssd_scan(*inputs, chunk_size=8, backend="mamba-ssm")
     assert_close(found, ssd_recurrent(*inputs), rtol=1e-5, atol=1e-5)
@@ -176,17 +167,7 @@ def test_mamba_ssm_gets_what_it_documents(cuda, monkeypatch, first):
 
 @pytest.mark.parametrize("first", [False, True])
 def test_fla_gets_what_it_documents(cuda, monkeypatch, first):
-    def simple_gla(q, k, v, g, *, scale, initial_state, output_final_state):
-        """The recurrence h = exp(g) h + k v^T, o = q h of its documentation, (B, T, H, ...)."""
-        assert output_final_state
-        h = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if initial_state is None else initial_state
-        outputs = []
-        for t in range(q.shape[1]):
-            h = h * g[:, t].exp()[..., None, None] + k[:, t, :, :, None] * v[:, t, :, None]
-            outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t] * scale, h))
-        return torch.stack(outputs, dim=1), h
-
-    module(monkeypatch, "fla.ops.simple_gla", chunk_simple_gla=simple_gla)
+    fake_fla.install(monkeypatch, "fla.ops.simple_gla", chunk_simple_gla=fake_fla.simple_gla)
     inputs = make(first=first)
     found = scan.ssd_scan(*inputs, backend="fla")
     assert_close(found, ssd_recurrent(*inputs), rtol=1e-4, atol=1e-4)

@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aimamba.ops import triton as kernels
+from aimamba.ops.backends import ENVIRONMENT
 from aimamba.ops.mixer import sequence as plain
 from aimamba.ops.mixer.native import sequence as native
 from aimamba.ops.mixer.weights import MixerWeights
-from aimamba.ops.ssd.dispatch import ENVIRONMENT, ssd_scan
+from aimamba.ops.ssd.dispatch import ssd_scan
 
 _TRIAL_TOKENS = 150  # more than two tiles, and not a multiple of one
 _TOLERANCE = 0.05  # of the largest number, from which bfloat16 is usually off by a hundredth
