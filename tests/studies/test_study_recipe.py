@@ -156,6 +156,7 @@ def test_a_budget_scales_the_steps_and_their_schedule():
     ("changes", "message"),
     [
         ({"budget": 0}, "budget must be at least 1 image, got 0"),
+        ({"kind": "guidance", "variants": [], "budget": 3}, "budget must be at least 4 images, got 3"),
         ({"budget": 10**400}, "budget must be at most 1,000,000,000,000 images"),
         ({"data": {"crop": "random"}}, "data.crop must be 'center' in a study: the images .* are encoded once"),
         ({"seeds": []}, "seeds must hold at least one number"),

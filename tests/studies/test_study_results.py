@@ -55,6 +55,17 @@ def test_settings_stay_once_a_run_has_begun(path, run):
         Results.begin(path, "scaling", SETTINGS)
 
 
+def test_runs_whose_settings_are_lost_are_not_continued(path):
+    Results.begin(path, "scaling", SETTINGS).add("a-seed-0", RUN)
+    folder = path.parent / "runs/a-seed-0"
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").touch()
+    path.unlink()
+    with pytest.raises(ConfigError, match=f"{folder} holds a run, and {path} with its settings is missing; restore it"):
+        Results.begin(path, "scaling", {**SETTINGS, "budget": 7})
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -88,6 +99,7 @@ def test_foreign_files_are_refused(path, text):
         ({"runs": {"one": {}}}, "the run 'one' lacks provenance or numbers"),
         ({"runs": {"one": {"provenance": {}}}}, "the run 'one' lacks provenance or numbers"),
         ({"runs": {"one": {**RUN, "held_out": 2.5}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": {**RUN, "held_out": {"loss": 2.5}}}}, "the run 'one' lacks provenance or numbers"),
         ({"runs": {"one": RUN, "two": "lost"}}, "the run 'two' lacks provenance or numbers"),
     ],
 )

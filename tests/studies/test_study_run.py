@@ -25,6 +25,7 @@ def test_defaults():
     ("kind", "values", "message"),
     [
         ("scaling", {"budget": 0}, "--budget must be at least 1 image, got 0"),
+        ("guidance", {"budget": 3}, "--budget must be at least 4 images, got 3"),
         ("scaling", {"budget": 10**400}, "--budget must be at most 1,000,000,000,000 images; give fewer"),
         ("scaling", {"model": "m"}, "study scaling trains its models: give their tokenizer with --tokenizer"),
         ("guidance", {"tokenizer": "t"}, "study guidance samples a whole model: give it with --model"),

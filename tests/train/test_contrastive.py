@@ -252,10 +252,21 @@ class TestRuns:
         with one_line_error(ConfigError, match=message):
             make_task(recipe("generator", init="given", **sections), device=CPU)
 
+    def test_one_class_is_refused_before_its_images_are_encoded(self, given, tmp_path):
+        codes = tmp_path / "codes"
+        one = recipe("generator", init="given", data={"source": "avatars:thumbs"}, task=CCA)
+        with one_line_error(ConfigError, match="have the same one; add images"):
+            make_task(one, device=CPU, codes=codes)
+        assert not codes.exists()
+
     def test_captions_that_the_model_cannot_read(self):
         with one_line_error(ConfigError, match=r"^task.objective = 'cca' sharpens .* given does not know captions; "):
             check_contrast(
-                FitConfig(steps=1, batch_size=2, lr=1.0), fresh_classes=(), fresh_captions=True, init="given"
+                FitConfig(steps=1, batch_size=2, lr=1.0),
+                conditions=2,
+                fresh_classes=(),
+                fresh_captions=True,
+                init="given",
             )
 
     def test_it_needs_a_model_to_start_from(self):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser
 from aimamba.config import check
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from aimamba.train.parallel.layout import ParallelConfig
@@ -155,7 +155,7 @@ def _described(recipe: str, plan: "Plan") -> list[str]:
         return [*lines, "hours: nothing was measured to go by; give --tokens-per-second, the codes of one GPU"]
     rate = f"{plan.rate.tokens_per_second:,.0f} codes a second of one GPU ({plan.rate.source})"
     again = ", a third longer for what is computed again" if plan.chosen.checkpointing else ""
-    lines.append(f"{plan.hours:.1f} hours at {rate}{again}")
+    lines.append(f"{_duration(plan.hours)} at {rate}{again}")
     if plan.gpus > 1 and plan.rate.recorded:
         lines.append(
             "note: several processes cannot record a CUDA graph, so parts that take a GPU less than about 2.5 ms "
@@ -166,3 +166,10 @@ def _described(recipe: str, plan: "Plan") -> list[str]:
 
 def _at_once(choice: "Choice") -> str:
     return str(choice.at_once) if choice.at_once else "none fits"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    minutes = 60 * hours
+    return counted(round(minutes), "minute") if minutes >= 1 else "less than a minute"

@@ -127,7 +127,7 @@ class StudyRecipe:
         return replace(self, task=task, variants=tuple(variants))
 
     def __post_init__(self) -> None:
-        check_budget(self.budget, "budget")
+        check_budget(self.budget, "budget", compared=self.kind == "guidance")
         check(len(self.seeds) > 0, "seeds must hold at least one number")
         for seeds in (self.seeds, *(variant.seeds for variant in self.variants)):
             check(

@@ -62,13 +62,18 @@ class Results:
         """Load the results in ``path`` to continue them, or begin a new file.
 
         Raises:
-            ConfigError: The file holds results of another study or of other settings, or a run was begun with those.
+            ConfigError: The file holds results of another study or of other settings, or a run was begun with those;
+                or a run was begun, and the file is not there.
         """
         wanted = json.loads(json.dumps(_plain(settings)))
         results = cls.read(path, study) if path.exists() else None
+        begun = None if results and results.runs else _begun(path.parent)
+        check(
+            results is not None or begun is None,
+            f"{begun} holds a run, and {path} with its settings is missing; restore it, or give another --out",
+        )
         if results is not None:
             difference = first_difference(results.settings, wanted)
-            begun = None if results.runs else _begun(path.parent)
             check(
                 difference is None or not (results.runs or begun),
                 f"{begun or path} holds {'a run' if begun else 'runs'} with {difference}; set it back, or give another "
@@ -126,7 +131,8 @@ def _is_run(run: Any) -> bool:
     known = (
         isinstance(run, dict) and "provenance" in run and any(key in run for key in ("held_out", "samples", "speed"))
     )
-    return known and isinstance(run.get("held_out", {}), dict)
+    held_out = run.get("held_out", {"bits_per_token": None}) if known else None
+    return isinstance(held_out, dict) and "bits_per_token" in held_out
 
 
 def _plain(value: Any) -> Any:

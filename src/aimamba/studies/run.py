@@ -59,7 +59,7 @@ class StudyRequest:
 
     def __post_init__(self) -> None:
         if self.budget is not None:
-            check_budget(self.budget, "--budget")
+            check_budget(self.budget, "--budget", compared=self.study.kind == "guidance")
         check(
             not self.samples_one_model or self.tokenizer is None,
             f"study {self.study.kind} samples a whole model: give it with --model instead of --tokenizer",

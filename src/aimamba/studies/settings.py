@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aimamba.config import check, to_mapping
+from aimamba.errors import counted
 from aimamba.evaluation.manifold import NEIGHBOURS
 from aimamba.generation import SamplingConfig
 
 Schedule = Literal["constant", "linear", "power-cosine"]
 
+FEWEST_SAMPLES = NEIGHBOURS + 1
+"""Precision and recall need so many."""
 _MOST_MEASURED = 1 << 16  # tokens, and images of a batch, whose speed is measured
 _MOST_SHARE = 1000  # times the budget
 _MOST_IMAGES = 10**12
@@ -41,7 +44,7 @@ class EvaluationConfig:
     intervals: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", NEIGHBOURS + 1), ("batch_size", 1)):  # precision and recall need so many
+        for name, least in (("samples", FEWEST_SAMPLES), ("batch_size", 1)):
             check(getattr(self, name) >= least, f"judging.{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("scales", "schedules"):
             check(len(getattr(self, name)) > 0, f"judging.{name} must hold at least one value")
@@ -141,9 +144,16 @@ class TokenizerConfig:
         )
 
 
-def check_budget(images: int, name: str) -> None:
-    """Raise a ConfigError unless a study can have a budget of so many images; ``name`` is that of the setting."""
-    check(images >= 1, f"{name} must be at least 1 image, got {images}")
+def check_budget(images: int, name: str, *, compared: bool) -> None:
+    """Raise a ConfigError unless a study can have a budget of so many images.
+
+    Args:
+        images: The budget.
+        name: Of the setting.
+        compared: Whether the images are samples that are compared, and not images to train on.
+    """
+    least = FEWEST_SAMPLES if compared else 1
+    check(images >= least, f"{name} must be at least {counted(least, 'image')}, got {images}")
     check(images <= _MOST_IMAGES, f"{name} must be at most {_MOST_IMAGES:,} images; give fewer")
 
 

@@ -32,6 +32,7 @@ from aimamba.train.settings import FitConfig
 from aimamba.train.task import Objective
 
 _IMAGES_AT_ONCE = 32
+_SAME = "task.objective = 'cca' contrasts conditions, and all {what} images have the same one; add images"
 
 
 class Contrast(NamedTuple):
@@ -77,7 +78,7 @@ class ContrastiveTask(GeneratorTask):
         for codes, what in ((self.train, "training"), (self.held_out, "held-out")):
             check(
                 _several(codes, captioned=self.model.config.text is not None),
-                f"task.objective = 'cca' contrasts conditions, and all {what} images have the same one; add images",
+                _SAME.format(what=what),
             )
         self.reference = reference_of(self.model)
 
@@ -147,11 +148,14 @@ class ContrastiveTask(GeneratorTask):
         return Contrast(loss, positive.detach(), negative.detach(), paired, after[: len(codes)].detach())
 
 
-def check_contrast(config: FitConfig, *, fresh_classes: Sequence[str], fresh_captions: bool, init: str) -> None:
-    """Check that a run can use ``ContrastiveTask``.
+def check_contrast(
+    config: FitConfig, *, conditions: int | None, fresh_classes: Sequence[str], fresh_captions: bool, init: str
+) -> None:
+    """Check that a run can use ``ContrastiveTask``, as far as that is known before its images are encoded.
 
     Args:
         config: The settings of its loop.
+        conditions: How many conditions the images have at most; None where they have captions.
         fresh_classes: The classes that ``init`` does not know.
         fresh_captions: Whether the generator begins to learn captions.
         init: The model that it starts from, for messages.
@@ -168,6 +172,7 @@ def check_contrast(config: FitConfig, *, fresh_classes: Sequence[str], fresh_cap
     check(
         not config.compile, "fit.compile would not compile the frozen copy of task.objective = 'cca'; set it to false"
     )
+    check(conditions is None or conditions > 1, _SAME.format(what="training"))
     check_pairs(config)
 
 

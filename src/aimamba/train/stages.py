@@ -200,7 +200,10 @@ def _generator_task(
     if contrastive:
         fresh = [name for name, row in zip(table.names, table.rows, strict=True) if row is None]
         new_captions = text is not None and not reads
-        check_contrast(recipe.fit, fresh_classes=fresh, fresh_captions=new_captions, init=opened.source)
+        conditions = None if reads else len(names)
+        check_contrast(
+            recipe.fit, conditions=conditions, fresh_classes=fresh, fresh_captions=new_captions, init=opened.source
+        )
     train, held_out = source.load()
     learned = reading.learn(train, log)
     if learned.text is not None and not reads:
