@@ -30,6 +30,7 @@ LOCAL = "local"
 """The address of a Ray that is started on this machine and ends with the command."""
 
 _OPENS_WITHIN, _ANSWERS_WITHIN = 10.0, 60.0  # seconds
+_SILENT = 10.0  # seconds after which waiting for a worker is told
 _STORE = 1 << 29  # bytes of a local object store; what is larger goes to the disk
 _REPEATS = 3  # of a unit whose worker was lost
 _RESTARTS = 100  # of a worker
@@ -73,7 +74,7 @@ class Cluster:
         self._needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(device == "cuda")}
 
     def call(self, function: Callable[..., Value], *arguments: Any) -> Value:
-        """Call a function in a worker, and return what it returns.
+        """Call a function in a worker, and return what it returns; if all of them are busy for long, say so.
 
         Raises:
             AimambaError: The function raises it.
@@ -83,7 +84,11 @@ class Cluster:
 
         with _errors_named():
             remote: Any = ray.remote(max_retries=_REPEATS, **self._needs)(_called)
-            version, value = ray.get(remote.remote(function, arguments))
+            answer = remote.remote(function, arguments)
+            if not ray.wait([answer], timeout=_SILENT)[0]:
+                kind = "GPU" if self._needs["num_gpus"] else "CPU"
+                print(f"aimamba: waits for a free {kind} of the Ray cluster", file=sys.stderr, flush=True)
+            version, value = ray.get(answer)
         check(
             version == _version(),
             f"the workers of the Ray cluster have aimamba {version}, and here it is {_version()}; install the "

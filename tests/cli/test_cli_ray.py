@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -106,6 +107,24 @@ def test_encode_and_sample_lose_and_double_nothing(aimamba, models, photos, here
     settings = [(here / f"{name}.settings.json").read_text() for name in ("alone", "shared")]
     assert settings[0] == settings[1]
     assert not (here / "shared.npz.parts").exists()
+
+
+@needs_ray
+def test_a_cluster_whose_workers_are_all_busy_is_told(local_ray, monkeypatch, capfd):
+    import ray
+
+    from aimamba import cluster
+
+    @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
+    def occupy() -> None:
+        time.sleep(4)
+
+    monkeypatch.setattr(cluster, "_SILENT", 0.2)
+    busy = occupy.remote()
+    until(lambda: ray.available_resources().get("CPU", 0) == 0)
+    assert cluster.Cluster(1, "cpu").call(bool) is False
+    assert capfd.readouterr().err == "aimamba: waits for a free CPU of the Ray cluster\n"
+    ray.get(busy)
 
 
 class Clients:
