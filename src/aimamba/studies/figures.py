@@ -276,7 +276,8 @@ def _guidance_free(figure: "Figure", results: Results) -> None:
                 if value is not None and rate is not None:
                     place = rate, value
                     known = _escaped(group) if index == 0 else None
-                    axes.plot(*place, "osD^vP*X<>"[number % 10], color=f"C{number % 10}", label=known)
+                    mark, color = "osD^vP*X<>"[number % 10], f"C{number % 10}"
+                    axes.plot(*place, mark, color=color, label=known, markersize=7, fillstyle="none")
                     axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize="x-small")
         axes.set(xlabel="images per second", ylabel=name)
         axes.margins(0.18, 0.12)
