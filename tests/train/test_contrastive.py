@@ -17,8 +17,9 @@ from aimamba.models.text import TextConfig
 from aimamba.ops.loss.log_likelihood import sliced_log_likelihood
 from aimamba.pipeline import Pipeline
 from aimamba.train.conditions import Conditions
-from aimamba.train.contrastive import ContrastiveTask, check_contrast
+from aimamba.train.contrastive import ContrastiveTask
 from aimamba.train.fit import FitConfig, fit
+from aimamba.train.frozen import check_known
 from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.plan.cards import find_card
 from aimamba.train.plan.outline import outline
@@ -101,7 +102,7 @@ class TestLoss:
         with torch.no_grad():
             r = [
                 [row_of(task.model, codes, batch.labels[j], captions[j])
-                 - row_of(task.reference, codes, batch.labels[j], captions[j]) for j in (i, other[i])]
+                 - row_of(task.copy, codes, batch.labels[j], captions[j]) for j in (i, other[i])]
                 for i, codes in enumerate(batch.codes)
             ]  # fmt: skip
         positive, negative = torch.tensor(r).unbind(1)
@@ -114,14 +115,14 @@ class TestLoss:
 
     def test_steps_raise_what_fits_and_lower_what_does_not(self, make, here, kind):
         task = make(kind, cca_lambda=1.0)
-        before = copy.deepcopy(task.reference.state_dict())
+        before = copy.deepcopy(task.copy.state_dict())
         fit(task, FitConfig(steps=8, batch_size=12, lr=5e-3, warmup_steps=0, ema_decay=0.0), here / "run")
         _, metrics = task.loss(task.model, next(task.batches(0, 12)), torch.Generator().manual_seed(0))
         assert metrics["positive"] > metrics["negative"]
         assert metrics["accuracy"] > 0.7
         if kind == "classes":  # both kinds of rows are alike in all but the condition, and only their margin must rise
             assert metrics["positive"] > 0 > metrics["negative"]
-        assert all(torch.equal(weight, before[name]) for name, weight in task.reference.state_dict().items())
+        assert all(torch.equal(weight, before[name]) for name, weight in task.copy.state_dict().items())
         assert task.objective().metric == "loss"
 
     def test_images_without_a_condition_have_the_first_term_alone(self, make, rng, kind):
@@ -227,20 +228,20 @@ class TestRuns:
     def test_the_copy_shares_what_is_not_trained(self, given):
         pytest.importorskip("peft")
         task = make_task(recipe("generator", init="given", task={**CCA, "lora_rank": 2}), device=CPU)
-        pairs = zip(task.model.parameters(), task.reference.parameters(), strict=True)
+        pairs = zip(task.model.parameters(), task.copy.parameters(), strict=True)
         assert all((one is two) != one.requires_grad for one, two in pairs)
         loss, found = task.loss(task.model.train(), next(task.batches(0, 4)), torch.Generator().manual_seed(0))
         assert float(found["positive"]) == float(found["negative"]) == 0
         loss.backward()
         assert all((weight.grad is not None) == weight.requires_grad for weight in task.model.parameters())
-        assert not any(weight.requires_grad for weight in task.reference.parameters())
+        assert not any(weight.requires_grad for weight in task.copy.parameters())
 
     @pytest.mark.parametrize(
         ("sections", "message"),
         [
             ({"task": {"cca_beta": 0.0}}, "task.cca_beta must be positive, got 0"),
             ({"task": {"cca_lambda": math.inf}}, "task.cca_lambda must be positive, got inf"),
-            ({"task": {"objective": "dpo"}}, "objective must be one of 'likelihood', 'cca', got 'dpo'"),
+            ({"task": {"objective": "dpo"}}, "objective must be one of 'likelihood', 'cca', 'distillation', got 'dpo'"),
             ({"task": {"classes": "new"}}, "given does not know the class 'thumbs'; train it first"),
             ({"fit": {"compile": True}}, "fit.compile would not compile the frozen copy"),
             ({"fit": {"accumulation": 2}}, "fit.batch_size / fit.accumulation is 1; it must be at least 2"),
@@ -261,9 +262,9 @@ class TestRuns:
 
     def test_captions_that_the_model_cannot_read(self):
         with one_line_error(ConfigError, match=r"^task.objective = 'cca' sharpens .* given does not know captions; "):
-            check_contrast(
+            check_known(
+                "cca",
                 FitConfig(steps=1, batch_size=2, lr=1.0),
-                conditions=2,
                 fresh_classes=(),
                 fresh_captions=True,
                 init="given",

@@ -11,9 +11,7 @@ the unconditional model where it is.
 Shape letters: B batch, L codes of an image.
 """
 
-import copy
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aimamba.checkpoints.fingerprint import fingerprint
-from aimamba.config import check, to_mapping
+from aimamba.config import check
 from aimamba.data.codes import CaptionedBatch, CodeBatch, CodeSet
 from aimamba.models import AiM
-from aimamba.ops.loss.log_likelihood import sliced_log_likelihood
 from aimamba.train.conditions import Conditions
-from aimamba.train.generator import GeneratorTask
+from aimamba.train.frozen import FrozenCopyTask, log_likelihood, twice
 from aimamba.train.settings import FitConfig
 from aimamba.train.task import Objective
 
@@ -61,12 +57,8 @@ class Contrast(NamedTuple):
         return {"loss": self.loss.detach().mean(), **means}
 
 
-class ContrastiveTask(GeneratorTask):
-    """Condition contrastive alignment of a generator with a frozen copy of what it is when the task is made.
-
-    The copy shares the weights that are not trained. It is not a part of checkpoints, which would be twice as large: a
-    run that goes on takes it from ``init`` again, whose fingerprint has to be the same.
-    """
+class ContrastiveTask(FrozenCopyTask):
+    """Condition contrastive alignment of a generator with a frozen copy of it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take the arguments of ``GeneratorTask``.
@@ -76,16 +68,7 @@ class ContrastiveTask(GeneratorTask):
         """
         super().__init__(*arguments, **options)
         for codes, what in ((self.train, "training"), (self.held_out, "held-out")):
-            check(
-                _several(codes, captioned=self.model.config.text is not None),
-                _SAME.format(what=what),
-            )
-        self.reference = reference_of(self.model)
-
-    def basis(self) -> dict[str, str]:
-        """Return the fingerprints of ``GeneratorTask.basis`` and that of the frozen copy."""
-        config = to_mapping(self.model.config)
-        return {**super().basis(), "init": fingerprint(config, self.reference.state_dict())}
+            check(_several(codes, captioned=self.model.config.text is not None), _SAME.format(what=what))
 
     def loss(
         self, model: AiM, batch: CodeBatch | CaptionedBatch, rng: torch.Generator, step: int | Tensor = 0
@@ -137,41 +120,25 @@ class ContrastiveTask(GeneratorTask):
         others, paired = given.others(bare, mute, alone=alone)
         own, others = (each.without(bare, mute, null_class=null_class) for each in (given, others))
         both = own.and_of(others)
-        twice = _twice(codes), None if mask is None else _twice(mask), _twice(read)
-        if self.reference.word_embedding.weight.device != codes.device:
-            self.reference.to(codes.device)
+        inputs = twice(codes), twice(mask), twice(read)
         with torch.no_grad():
-            before = log_likelihood(self.reference, both, *twice)
-        after = log_likelihood(model, both, *twice, checkpointing=self.config.checkpointing)
+            before = log_likelihood(self.copy_on(codes.device), both, *inputs)
+        after = log_likelihood(model, both, *inputs, checkpointing=self.config.checkpointing)
         positive, negative = (after - before).chunk(2)
         loss = -F.logsigmoid(beta * positive) - self.config.cca_lambda * paired * F.logsigmoid(-beta * negative)
         return Contrast(loss, positive.detach(), negative.detach(), paired, after[: len(codes)].detach())
 
 
-def check_contrast(
-    config: FitConfig, *, conditions: int | None, fresh_classes: Sequence[str], fresh_captions: bool, init: str
-) -> None:
-    """Check that a run can use ``ContrastiveTask``, as far as that is known before its images are encoded.
+def check_contrast(config: FitConfig, conditions: int | None) -> None:
+    """Check that a run has something to contrast, as far as that is known before its images are encoded.
 
     Args:
         config: The settings of its loop.
         conditions: How many conditions the images have at most; None where they have captions.
-        fresh_classes: The classes that ``init`` does not know.
-        fresh_captions: Whether the generator begins to learn captions.
-        init: The model that it starts from, for messages.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: It has not.
     """
-    what = "captions" if fresh_captions else f"the class {fresh_classes[0]!r}" if fresh_classes else ""
-    check(
-        not what,
-        f"task.objective = 'cca' sharpens what a model knows, and {init} does not know {what}; train it first, as with "
-        "'aimamba train aim-finetune', and start from that run",
-    )
-    check(
-        not config.compile, "fit.compile would not compile the frozen copy of task.objective = 'cca'; set it to false"
-    )
     check(conditions is None or conditions > 1, _SAME.format(what="training"))
     check_pairs(config)
 
@@ -188,43 +155,6 @@ def check_pairs(config: FitConfig) -> None:
         "task.objective = 'cca' contrasts the images of a part of a batch, and fit.batch_size / fit.accumulation is "
         f"{rows}; it must be at least 2",
     )
-
-
-def reference_of(model: AiM) -> AiM:
-    """Return a frozen copy of ``model``, which shares the weights that are not trained."""
-    frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
-    return copy.deepcopy(model, frozen).requires_grad_(False)
-
-
-def log_likelihood(
-    model: AiM,
-    given: Conditions,
-    codes: Tensor,
-    mask: Tensor | None,
-    read: Tensor,
-    *,
-    checkpointing: bool = False,
-    logits_at_once: int | None = None,
-) -> Tensor:
-    """Return the logarithm of the likelihood of each image's codes (B,), given its condition.
-
-    Args:
-        model: The generator.
-        given: The conditions.
-        codes: All codes of the images (B, L).
-        mask: Factors for the word embeddings (B, L - 1, D).
-        read: What the model reads in place of the codes before each (B, L - 1).
-        checkpointing: See ``AiM.forward``.
-        logits_at_once: See ``sliced_log_likelihood``.
-    """
-    hidden = model(read, given.labels, given.captions, token_mask=mask, head=False, checkpointing=checkpointing)
-    head = model.word_embedding.weight
-    of_codes = sliced_log_likelihood(hidden.flatten(0, 1), head, codes.flatten(), logits_at_once=logits_at_once)
-    return of_codes.view(codes.shape).sum(dim=1)
-
-
-def _twice(rows: Tensor) -> Tensor:
-    return torch.cat([rows, rows])
 
 
 def _several(codes: CodeSet, *, captioned: bool) -> bool:

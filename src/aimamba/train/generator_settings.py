@@ -19,9 +19,11 @@ class GeneratorTaskConfig:
     Attributes:
         objective: What is minimised. ``likelihood``: the cross entropy of the codes. ``cca``: condition contrastive
             alignment (arXiv 2410.09347), which turns a model that needs guidance into one that does not; see
-            ``aimamba.train.contrastive``. It needs ``init``, which must know all conditions of the images.
+            ``aimamba.train.contrastive``. ``distillation``: the divergence from what the model was with guidance, see
+            ``aimamba.train.distillation``. Both need ``init``, which must know all conditions of the images.
         cca_beta: Scale of the logarithm of the likelihood ratio of an image to ``init``.
         cca_lambda: How much images with the condition of another one count, against those with their own.
+        distilled_scale: Scale of guidance that ``distillation`` teaches; 1 is none.
         tokenizer: The tokenizer that makes the codes: a training run, a saved model, or a hub id. By default that of
             ``init``.
         foreign_tokenizer: Whether ``init`` may go on with another tokenizer than the one it was trained with.
@@ -75,9 +77,10 @@ class GeneratorTaskConfig:
         sheet_top_k: Top-k of the sample sheet; 0 samples from all codes.
     """
 
-    objective: Literal["likelihood", "cca"] = "likelihood"
+    objective: Literal["likelihood", "cca", "distillation"] = "likelihood"
     cca_beta: float = 0.02
     cca_lambda: float = 100.0
+    distilled_scale: float = 2.0
     tokenizer: str = ""
     foreign_tokenizer: bool = False
     classes: Classes = "match"
@@ -109,7 +112,7 @@ class GeneratorTaskConfig:
     def __post_init__(self) -> None:
         self.noise.check()
         self.order.check()
-        for name in ("cca_beta", "cca_lambda"):
+        for name in ("cca_beta", "cca_lambda", "distilled_scale"):
             check(0 < getattr(self, name) < math.inf, f"task.{name} must be positive, got {getattr(self, name)}")
         for name, least in (("rear_weight", 0), ("rear_recover_after", 1), ("rear_predict_after", 0)):
             value = getattr(self, name)

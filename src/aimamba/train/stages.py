@@ -27,6 +27,8 @@ from aimamba.pipeline import saved_class_names
 from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
 from aimamba.train.contrastive import ContrastiveTask, check_contrast
+from aimamba.train.distillation import DistillationTask
+from aimamba.train.frozen import check_known
 from aimamba.train.generator import GeneratorTask
 from aimamba.train.generator_settings import Classes, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
@@ -39,6 +41,7 @@ from aimamba.train.toml import read_toml, to_toml
 from aimamba.train.tuning import ClassTable, check_fits, choose_trained, class_table, with_captions, with_classes
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes", "tokenizer")  # settings of a generator that its codes decide
+_TASKS = {"likelihood": GeneratorTask, "cca": ContrastiveTask, "distillation": DistillationTask}
 _NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
@@ -196,14 +199,12 @@ def _generator_task(
         reads or text is None or "captions" in task.parts,
         "task.train leaves out 'captions', of which the model knows nothing yet; add it",
     )
-    contrastive = task.objective == "cca"
-    if contrastive:
+    if task.objective != "likelihood":
         fresh = [name for name, row in zip(table.names, table.rows, strict=True) if row is None]
         new_captions = text is not None and not reads
-        conditions = None if reads else len(names)
-        check_contrast(
-            recipe.fit, conditions=conditions, fresh_classes=fresh, fresh_captions=new_captions, init=opened.source
-        )
+        check_known(task.objective, recipe.fit, fresh_classes=fresh, fresh_captions=new_captions, init=opened.source)
+    if task.objective == "cca":
+        check_contrast(recipe.fit, None if reads else len(names))
     train, held_out = source.load()
     learned = reading.learn(train, log)
     if learned.text is not None and not reads:
@@ -212,8 +213,8 @@ def _generator_task(
     adapter = Adapter.of(recipe.init, given.state_dict(), parts) if task.lora_rank else None
     if table.labels != tuple(range(len(names))):
         train, held_out = train.relabelled(table.labels), held_out.relabelled(table.labels)
-    sets, made = (train, held_out), ContrastiveTask if contrastive else GeneratorTask
-    return made(model, tokenizer.cpu(), *sets, table.names, task, *learned.readers, seed=seed, adapter=adapter)
+    given_all = model, tokenizer.cpu(), train, held_out, table.names, task, *learned.readers
+    return _TASKS[task.objective](*given_all, seed=seed, adapter=adapter)
 
 
 def _finite(model: Model, source: str) -> Model:

@@ -23,9 +23,10 @@ from aimamba.models.text import TextCondition
 from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0
 from aimamba.networks.perceptual import VGG16, PerceptualLoss
 from aimamba.ops.loss.cross_entropy import cost_of_even_targets
+from aimamba.ops.loss.guided_divergence import sliced_guided_divergence
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.conditions import Conditions
-from aimamba.train.contrastive import log_likelihood, reference_of
+from aimamba.train.frozen import frozen_copy, hidden_states, log_likelihood
 from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
 from aimamba.train.random_order import NextPlaces
@@ -39,7 +40,9 @@ from aimamba.train.tuning import choose_trained
 META = torch.device("meta")
 _FEW = 4  # of so many blocks and of twice as many a step is traced; the others are like them
 _OFFICIAL = {"hp-l33/aim-base": "aim-b", "hp-l33/aim-large": "aim-l", "hp-l33/aim-xlarge": "aim-xl"}
-_CONTRASTIVE_WORK = 8 / 3  # two rows of an image, and the forward pass of the frozen copy, a third of the work each
+# How many usual steps one of an objective is. A forward pass is a third of a step: `cca` has two rows of each image in
+# the model, and in the frozen copy, which has no backward pass; `distillation` has them in the copy alone.
+_WORK = {"likelihood": 1.0, "cca": 8 / 3, "distillation": 5 / 3}
 _LATE = 1 << 40  # a step at which all losses have started
 
 
@@ -95,32 +98,22 @@ def _of_generator(recipe: Recipe) -> Outline:
     task.check_start(recipe.init)
     notes: list[str] = []
     config = _generator_config(recipe, task, notes)
-    heads, contrastive = _heads(recipe, task, config), task.objective == "cca"
+    heads, has_copy = _heads(recipe, task, config), task.objective != "likelihood"
     with META:
         next_places = NextPlaces.of(config) if task.random_order else None
     beside = [network for network in (heads, next_places) if network is not None]
 
     def trace(blocks: int, batch: int, place: Place, checkpointing: bool) -> Needs:
         model = _on_meta(dataclasses.replace(config, num_blocks=blocks), task)
-        reference = reference_of(model) if contrastive else None
-        for each in (model, reference):
+        copy = frozen_copy(model) if has_copy else None
+        for each in (model, copy):
             if each is not None:
                 stand_in_for_mixers(each, place)
 
         def loss() -> Tensor:
-            rows = batch if reference is None else 2 * batch
-            codes = torch.empty(rows, config.num_tokens, dtype=torch.long, device=META)
-            labels = torch.empty(rows, dtype=torch.long, device=META)
-            shape = (rows, config.num_tokens - 1, config.width)
-            mask = torch.empty(shape, device=META) if task.token_dropout else None
-            condition = model.condition
-            captions = condition.text.no_captions(rows) if isinstance(condition, TextCondition) else None
-            if reference is not None:
-                inputs, slices = (Conditions(labels, captions), codes, mask, codes[:, :-1]), place.logits_at_once
-                with torch.no_grad():
-                    before = log_likelihood(reference, *inputs, logits_at_once=slices)
-                after = log_likelihood(model, *inputs, checkpointing=checkpointing, logits_at_once=slices)
-                return (after - before).sum()
+            if copy is not None:
+                return _beside_copy(task, model, copy, batch, place, checkpointing)
+            (labels, captions), codes, mask = _batch_of(task, model, batch)
             states = None if heads is None else dict.fromkeys(min(after, blocks) for after in heads.empty_states())
             options = {"token_mask": mask, "checkpointing": checkpointing, "states": states}
             if next_places is not None:
@@ -156,15 +149,46 @@ def _of_generator(recipe: Recipe) -> Outline:
         parameters=_count(model),
         trained=trained + of_others,
         averaged=trained,
-        frozen=4 * (trained if contrastive else of_others + vectors),
-        shared=4 * (_count(model) - trained) if contrastive else 0,
-        work=_CONTRASTIVE_WORK if contrastive else 1.0,
+        frozen=4 * (trained if has_copy else of_others + vectors),
+        shared=4 * (_count(model) - trained) if has_copy else 0,
+        work=_WORK[task.objective],
         blocks=sum(blocks),
         largest=max(blocks),
         tokens=config.num_tokens,
         trace=trace_all,
         notes=tuple(notes),
     )
+
+
+def _batch_of(task: GeneratorTaskConfig, model: AiM, rows: int) -> tuple[Conditions, Tensor, Tensor | None]:
+    """Return conditions, codes and, with token dropout, factors of some images, on the meta device."""
+    config, condition = model.config, model.condition
+    labels = torch.empty(rows, dtype=torch.long, device=META)
+    captions = condition.text.no_captions(rows) if isinstance(condition, TextCondition) else None
+    codes = torch.empty(rows, config.num_tokens, dtype=torch.long, device=META)
+    shape = (rows, config.num_tokens - 1, config.width)
+    return Conditions(labels, captions), codes, torch.empty(shape, device=META) if task.token_dropout else None
+
+
+def _beside_copy(
+    task: GeneratorTaskConfig, model: AiM, copy: AiM, batch: int, place: Place, checkpointing: bool
+) -> Tensor:
+    """Compute the loss of an objective that has a frozen copy, which takes two rows of each image."""
+    given, codes, mask = _batch_of(task, model, 2 * batch)
+    slices = place.logits_at_once
+    if task.objective == "cca":
+        inputs = given, codes, mask, codes[:, :-1]
+        with torch.no_grad():
+            before = log_likelihood(copy, *inputs, logits_at_once=slices)
+        after = log_likelihood(model, *inputs, checkpointing=checkpointing, logits_at_once=slices)
+        return (after - before).sum()
+    with torch.no_grad():
+        conditional, unconditional = hidden_states(copy, given, mask, codes[:, :-1]).chunk(2)
+    given, codes, mask = _batch_of(task, model, batch)
+    own = hidden_states(model, given, mask, codes[:, :-1], checkpointing=checkpointing)
+    ours, theirs = model.word_embedding.weight, copy.word_embedding.weight
+    taught = conditional, unconditional, theirs, task.distilled_scale
+    return sliced_guided_divergence(own, ours, *taught, logits_at_once=slices).sum()
 
 
 def _on_meta(config: AiMConfig, task: GeneratorTaskConfig) -> AiM:
