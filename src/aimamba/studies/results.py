@@ -131,8 +131,9 @@ def _is_run(run: Any) -> bool:
     known = (
         isinstance(run, dict) and "provenance" in run and any(key in run for key in ("held_out", "samples", "speed"))
     )
-    held_out = run.get("held_out", {"bits_per_token": None}) if known else None
-    return isinstance(held_out, dict) and "bits_per_token" in held_out
+    if not known or "held_out" not in run:
+        return known
+    return isinstance(run["held_out"], dict) and "bits_per_token" in run["held_out"]
 
 
 def _plain(value: Any) -> Any:
