@@ -58,7 +58,7 @@ def first_state(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
 def forget(*caches) -> None:
     """Forget earlier trials, and the package."""
     module = flash_linear_attention
-    for each in (module.open_ssd, module.open_delta, module.open_trapezoid, *caches):
+    for each in (module.is_installed, module.open_ssd, module.open_delta, module.open_trapezoid, *caches):
         each.cache_clear()
 
 

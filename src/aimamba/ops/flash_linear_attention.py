@@ -38,8 +38,14 @@ def choose(x: Tensor, plain: Form, open_form: Callable[[], Form], unsupported: C
     name = wanted()
     if name == "fla":
         return open_form()
-    tried = name is None and x.dtype in HALF and importlib.util.find_spec("fla") is not None
+    tried = name is None and x.dtype in HALF and is_installed()
     return open_form() if tried and unsupported() is None else plain
+
+
+@cache
+def is_installed() -> bool:
+    """Return whether the package is there, without importing it."""
+    return importlib.util.find_spec("fla") is not None
 
 
 @cache
