@@ -172,7 +172,12 @@ class Team:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None:
-            self.disband()
+            try:
+                with self.losses_named():
+                    self.disband()
+            except LostError:
+                self.watch.end_process_within(_ENDS_WITHIN)
+                raise
             dist.destroy_process_group()
             return
         self.watch.end(f"{kind.__name__ if kind else 'an error'}")
@@ -181,9 +186,15 @@ class Team:
         self.watch.end_process_within(_ENDS_WITHIN)  # threads may wait for processes that are gone
 
     def disband(self) -> None:
-        """Wait until all processes are here and none watches another: each ends by itself, some later than others."""
+        """Wait until all processes are here, and stop watching: from then on each ends when it likes.
+
+        Raises:
+            RuntimeError: One of them has ended before; see ``losses_named``.
+        """
+        self.watch.leave()
+        with self.watch.patient():
+            dist.barrier()
         self.watch.end()
-        dist.barrier()
 
     def _say_that_it_waits(self) -> None:
         where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"

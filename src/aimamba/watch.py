@@ -51,6 +51,7 @@ class Watch(threading.Thread):
         self._count, self._since, self._longest = 0, time.monotonic(), 0.0
         self._patient = 1  # until the first step
         self._beat = 0
+        self._done = False
         self._signs: dict[int, _Sign] = {}
         self._over = threading.Event()
         self._told = threading.Lock()
@@ -81,6 +82,12 @@ class Watch(threading.Thread):
         self._longest, self._since = 0.0, time.monotonic()
         self._patient -= 1
 
+    def leave(self) -> None:
+        """Tell the others that this process is done, and watch them until ``end``: they may still be at work."""
+        self._done = True
+        with contextlib.suppress(RuntimeError):
+            self._show()
+
     def end(self, failure: str | None = None) -> None:
         """Stop watching, and tell the others that this process ends; with ``failure`` they end too."""
         self._over.set()
@@ -110,6 +117,8 @@ class Watch(threading.Thread):
                 self._show()
                 self._look()
             except RuntimeError:  # the store is gone
+                if self._done:  # with the process that holds it, which has ended first
+                    return
                 line = "the process that holds the run together, torchrun's first, does not answer"
                 self._tell(line)
                 continue
@@ -137,7 +146,7 @@ class Watch(threading.Thread):
 
     def _show(self) -> None:
         self._beat += 1
-        self._store.set(f"beat/{self._rank}", f"{self._beat} {self._count}")
+        self._store.set(f"beat/{self._rank}", _DONE if self._done else f"{self._beat} {self._count}")
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -18,6 +18,7 @@ from aimamba.cli import main
 from aimamba.models import VQModel
 from aimamba.train.checkpoint import read_checkpoint
 from aimamba.train.checkpoint_files import checkpoint_files
+from tests.until import until
 
 TEXT = """--size 16 --batch-size 4 --device cpu --set model.channels=8 --set model.z_channels=8 --set fit.log_every=1
 --set model.norm_groups=4 --set model.codebook_size=16 --set fit.precision=float32 --set fit.evaluate_every=0
@@ -95,6 +96,34 @@ def test_two_machines_are_stopped_and_continue(tmp_path, photos):
     assert read_checkpoint(checkpoint_files(out)[0]).step == int(steps)
     assert VQModel.from_pretrained(out).num_parameters() > 0
     assert "Warning" not in text.replace("warnings.warn", "")
+
+
+def test_impatient_ctrl_c_does_not_lose_the_checkpoint(tmp_path, photos):
+    """Three of them in a row, to the command, as a terminal sends them; its processes are in groups of their own."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = ["train", "avatars-tiny-vq", "--data", str(photos), "--out", str(out)]
+    command += [*TEXT.replace("--device cpu", "").split(), "--steps", "5000", "--devices", "cpu:2"]
+    package = str(Path(aimamba.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
+    line = [sys.executable, "-m", "aimamba", *command]
+    with log.open("w") as file:
+        given = {"stderr": file, "stdout": file, "env": environment, "start_new_session": True}
+        parent = subprocess.Popen(line, **given, preexec_fn=_heed_ctrl_c)  # noqa: PLW1509 - one thread
+    until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text(), 120)
+    for _ in range(3):
+        os.killpg(parent.pid, signal.SIGINT)
+        time.sleep(0.1)
+    assert parent.wait(60) == 130, log.read_text()
+    text = log.read_text()
+    [taken] = re.findall(r"stopped after step (\d+) of 5000; the same command continues", text) or [text]
+    assert [path.name for path in checkpoint_files(out)] == [f"checkpoint-{int(taken):06d}.dcp"]
+    assert "frame #" not in text
+    assert not (out / "checkpoint.dcp.partial").exists()
+
+
+def _heed_ctrl_c() -> None:
+    """What a shell starts in the background ignores it, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_settings_for_several_processes_name_the_command(tmp_path, capsys):

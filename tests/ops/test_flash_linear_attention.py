@@ -130,6 +130,20 @@ def test_a_wrong_name_and_a_missing_package(scan, monkeypatch):
         dispatch(*make())
 
 
+def test_a_package_that_fails_on_import_is_one_line(scan, monkeypatch, tmp_path):
+    """As flash-linear-attention does where Triton finds no driver."""
+    (tmp_path / "fla").mkdir()
+    (tmp_path / "fla" / "__init__.py").write_text("raise RuntimeError('no driver\\nand more')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("fla", "fla.ops", "fla.ops.simple_gla", "fla.ops.gated_delta_rule"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    _, dispatch, plain, _, make = scan
+    assert_close(flat(dispatch(*make())), flat(plain(*make())), rtol=0, atol=0)
+    monkeypatch.setenv(backends.ENVIRONMENT, "fla")
+    with pytest.raises(ConfigError, match=r"^scan 'fla' cannot be imported \(RuntimeError: no driver\); [^\n]*$"):
+        dispatch(*make())
+
+
 @pytest.mark.parametrize("fault", ["fails", "wrong"])
 def test_a_kernel_that_does_not_work_is_not_used_and_logged_once(scan, monkeypatch, caplog, fault):
     def broken(q, k, v, g, *rest, scale, **options):

@@ -100,6 +100,7 @@ def test_foreign_files_are_refused(path, text):
         ({"runs": {"one": {"provenance": {}}}}, "the run 'one' lacks provenance or numbers"),
         ({"runs": {"one": {**RUN, "held_out": 2.5}}}, "the run 'one' lacks provenance or numbers"),
         ({"runs": {"one": {**RUN, "held_out": {"loss": 2.5}}}}, "the run 'one' lacks provenance or numbers"),
+        ({"runs": {"one": {**RUN, "held_out": {"bits_per_token": "x"}}}}, "the run 'one' lacks provenance or numbers"),
         ({"runs": {"one": RUN, "two": "lost"}}, "the run 'two' lacks provenance or numbers"),
     ],
 )

@@ -27,6 +27,7 @@ NAMES = ("thumbs", "clay", "moons", "cats", "dogs")
 WORDS = ("red", "green", "blue", "tall", "round", "flat")
 DISTIL = {"objective": "distillation", "tokenizer": ""}
 OBJECTIVES = ("likelihood", "distillation", "cca")
+ALMOST_ONE, ALMOST_ALL = 1 + 1e-9, 1 - 1e-9
 ALL = {"label_dropout": 0.0, "class_dropout": 0.0, "caption_dropout": 0.0}
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -92,18 +93,18 @@ class TestLoss:
         assert metrics == {}
 
     def test_without_guidance_nothing_is_to_learn_at_the_start(self, make, rng):
-        task = make(distilled_scale=1.0, token_dropout=0.2, code_noise=0.3)
+        task = make(distilled_scale=ALMOST_ONE, token_dropout=0.2, code_noise=0.3)
         loss, _ = task.loss(task.model.train(), next(task.batches(0, 6)), rng())
         assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
         assert task.evaluate(task.model.eval())["loss"] == pytest.approx(0.0, abs=1e-6)
 
     def test_images_without_a_condition_keep_the_unconditional_model(self, make, rng):
-        task = make(distilled_scale=4.0, label_dropout=1.0)
+        task = make(distilled_scale=4.0, label_dropout=ALMOST_ALL)
         loss, _ = task.loss(task.model, next(task.batches(0, 6)), rng())
         assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
 
     def test_held_out_images_have_all_their_conditions(self, make):
-        task = make(distilled_scale=3.0, label_dropout=1.0)
+        task = make(distilled_scale=3.0, label_dropout=ALMOST_ALL)
         metrics = task.evaluate(task.model.eval())
         assert metrics["loss"] > 0.01
         usual = super(DistillationTask, task).evaluate(task.model)["bits_per_token"]
@@ -157,7 +158,18 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("sections", "message"),
         [
-            ({"task": {"distilled_scale": 0.0}}, "task.distilled_scale must be positive, got 0"),
+            (
+                {"task": {"distilled_scale": 0.0}},
+                "task.distilled_scale must be above 1, which is no guidance, .*, got 0",
+            ),
+            ({"task": {"distilled_scale": 1.0}}, "task.distilled_scale must be above 1, .*, got 1.0"),
+            ({"task": {"distilled_scale": 1e38}}, "task.distilled_scale must be above 1, .*, got 1e"),
+            ({"task": {"label_dropout": 1.0}}, "task.label_dropout = 1 leaves all images without a condition"),
+            ({"task": {"cca_beta": 3.0}}, "task.cca_beta is for task.objective = 'cca'; leave it out, or set that too"),
+            (
+                {"task": {"objective": "cca", "distilled_scale": 3.0}},
+                "task.distilled_scale is for task.objective = 'dis",
+            ),
             ({"task": {"rear_weight": 1.0}}, "task.rear_weight goes with task.objective = 'likelihood'"),
             (
                 {"task": {"classes": "new"}},

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 25.0  # seconds without a sign of life after which a process counts as lost
 _LAUNCHED = "AIMAMBA_LAUNCHED"  # set for processes that --devices has started
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _MOST = 1024  # processes on one machine
 
 
@@ -208,6 +209,9 @@ def _launch(count: int, command: list[str]) -> None:
     )
     goes_on = "the same command goes on with what is finished"
     logging.disable(logging.CRITICAL)  # the agent reports in its own words what a line tells
+    # Its own handler would end it at a second signal, and its processes while they still save their work.
+    config.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
+    handlers = {number: signal.signal(number, _stop_agent) for number in _SIGNALS}
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as failed:
@@ -224,3 +228,14 @@ def _launch(count: int, command: list[str]) -> None:
         raise stopped from None
     finally:
         logging.disable(logging.NOTSET)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _stop_agent(number: int, _frame: FrameType | None) -> None:
+    """Let the agent of torchrun pass a signal on to its processes and wait for them, and ignore what follows."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise SignalException("stopped", signal.Signals(number))

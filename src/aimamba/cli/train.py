@@ -15,7 +15,7 @@ from typing import Any
 from aimamba.cli.arguments import Parser
 from aimamba.cli.many import add_devices, started
 from aimamba.data import spec
-from aimamba.errors import ConfigError, printable
+from aimamba.errors import ConfigError, counted, printable
 
 _FLAGS = {
     "data": "data.source",
@@ -114,9 +114,9 @@ def run(arguments: argparse.Namespace) -> None:
     if place is not None and place.rank > 0:
         return
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    taken = (
-        f"{result.steps} steps" if result.step == result.steps else f"step {result.step} of {result.steps}, the best"
-    )
+    taken = f"step {result.step} of {result.steps}, the best"
+    if result.step == result.steps:
+        taken = counted(result.steps, "step")
     print_line(f"{result.model}: {taken}, held out: {numbers}")
 
 

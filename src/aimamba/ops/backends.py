@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -48,9 +49,10 @@ def wanted(name: str | None = None) -> str | None:
     return name or None
 
 
-def missing(name: str, error: ImportError) -> ConfigError:
+def missing(name: str, error: Exception) -> ConfigError:
     """Return the error for a backend whose package cannot be imported."""
-    return ConfigError(f"scan {name!r} cannot be imported ({error}); 'pip install aimamba[{name}]' brings it")
+    why = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ConfigError(f"scan {name!r} cannot be imported ({why}); 'pip install aimamba[{name}]' brings it")
 
 
 def trial(
@@ -81,6 +83,18 @@ def _compare(
 ) -> str | None:
     inputs = make_inputs()
     first = next(iter(inputs.values()))
+    with on_device(first.device):
+        return _difference(open_form, plain, inputs, first, chunk_size)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that launches kernels on a device: Triton takes the current one, which each thread has anew."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _difference(
+    open_form: Callable[[], Form], plain: Form, inputs: dict[str, Tensor], first: Tensor, chunk_size: int
+) -> str | None:
     weight = torch.randn(first.shape, generator=torch.Generator().manual_seed(1)).to(first)
     try:
         results = [_results(form, list(inputs.values()), weight, chunk_size) for form in (open_form(), plain)]

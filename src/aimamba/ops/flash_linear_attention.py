@@ -76,7 +76,7 @@ def open_delta() -> Form:
     """
     try:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: PLC0415 - an extra
-    except ImportError as error:
+    except Exception as error:  # an installed package may fail in its own way
         raise missing("fla", error) from error
 
     def delta(
@@ -126,7 +126,7 @@ def open_trapezoid() -> Form:
 def _import_simple_gla() -> Any:
     try:
         from fla.ops.simple_gla import chunk_simple_gla  # noqa: PLC0415 - an extra
-    except ImportError as error:
+    except Exception as error:  # an installed package may fail in its own way
         raise missing("fla", error) from error
     return chunk_simple_gla
 

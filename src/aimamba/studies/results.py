@@ -133,7 +133,8 @@ def _is_run(run: Any) -> bool:
     )
     if not known or "held_out" not in run:
         return known
-    return isinstance(run["held_out"], dict) and "bits_per_token" in run["held_out"]
+    bits = run["held_out"].get("bits_per_token", "none") if isinstance(run["held_out"], dict) else "none"
+    return bits is None or isinstance(bits, int | float)
 
 
 def _plain(value: Any) -> Any:

@@ -124,10 +124,13 @@ def fit(
     if is_finished(out, text, config.steps, resolve):
         return _report_finished(out, config, tensorboard=tensorboard, quiet=quiet)
     keep_freed_memory()
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # on which Triton launches kernels
     with locked(out):
         remove_old_drafts(out)
         saved = find_checkpoint(out, text, config.steps, resolve)
-        run = Run(task() if callable(task) else task, config, out, text, torch.device(device), saved)
+        run = Run(task() if callable(task) else task, config, out, text, device, saved)
         _train(run, tensorboard=tensorboard, quiet=quiet)
     return _result(out, config)
 

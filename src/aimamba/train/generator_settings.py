@@ -9,6 +9,8 @@ from aimamba.train.parts import MODULES, Part
 from aimamba.train.random_order import RandomOrder
 from aimamba.train.rear import CodeNoise
 
+_MOST_SCALE = 100
+
 Classes = Literal["match", "extend", "number", "new"]
 
 
@@ -23,7 +25,7 @@ class GeneratorTaskConfig:
             ``aimamba.train.distillation``. Both need ``init``, which must know all conditions of the images.
         cca_beta: Scale of the logarithm of the likelihood ratio of an image to ``init``.
         cca_lambda: How much images with the condition of another one count, against those with their own.
-        distilled_scale: Scale of guidance that ``distillation`` teaches; 1 is none.
+        distilled_scale: Scale of guidance that ``distillation`` teaches, above 1.
         tokenizer: The tokenizer that makes the codes: a training run, a saved model, or a hub id. By default that of
             ``init``.
         foreign_tokenizer: Whether ``init`` may go on with another tokenizer than the one it was trained with.
@@ -112,8 +114,23 @@ class GeneratorTaskConfig:
     def __post_init__(self) -> None:
         self.noise.check()
         self.order.check()
-        for name in ("cca_beta", "cca_lambda", "distilled_scale"):
+        for name in ("cca_beta", "cca_lambda"):
             check(0 < getattr(self, name) < math.inf, f"task.{name} must be positive, got {getattr(self, name)}")
+        check(
+            1 < self.distilled_scale <= _MOST_SCALE,
+            f"task.distilled_scale must be above 1, which is no guidance, and at most {_MOST_SCALE}, got "
+            f"{self.distilled_scale}",
+        )
+        check(
+            self.objective != "distillation" or self.label_dropout < 1,
+            "task.label_dropout = 1 leaves all images without a condition, so there is no guidance to distil",
+        )
+        for name in ("cca_beta", "cca_lambda", "distilled_scale"):
+            objective = "distillation" if name == "distilled_scale" else "cca"
+            check(
+                self.objective == objective or getattr(self, name) == type(self).__dataclass_fields__[name].default,
+                f"task.{name} is for task.objective = '{objective}'; leave it out, or set that too",
+            )
         for name, least in (("rear_weight", 0), ("rear_recover_after", 1), ("rear_predict_after", 0)):
             value = getattr(self, name)
             check(least <= value < math.inf, f"task.{name} must be at least {least}, got {value}")

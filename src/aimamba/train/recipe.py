@@ -183,7 +183,8 @@ def recipe_text(name_or_path: str) -> str:
 def _description(recipe: Recipe, name: str, changed: Collection[str]) -> str:
     """Describe a recipe of which some settings, by dotted name, are not those of its file."""
     if {"data.source", "data.size", "stage"} & set(changed):
-        return f"a {recipe.stage} for {recipe.data.source} at {recipe.data.size} pixels, from the recipe {name}"
+        size = f" at {recipe.data.size} pixels" if recipe.data.size else ""
+        return f"a {recipe.stage} for {recipe.data.source}{size}, from the recipe {name}"
     if changed and recipe.description:
         return f"{recipe.description}; changed: {', '.join(changed)}"
     return recipe.description

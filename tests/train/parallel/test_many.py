@@ -177,6 +177,34 @@ def test_a_process_that_is_slow_to_end_after_a_signal_is_not_told_that_another_i
     assert ranks.errors[1] == ""
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGKILL, "ended or lost the connection"), (signal.SIGSTOP, "gave no sign for 5 s")]
+)
+def test_a_process_that_is_lost_when_all_is_done_is_named(tmp_path, number, said):
+    ranks = Ranks(2, _train_and_stop, tmp_path / "run", number, logs=tmp_path)
+    ranks.processes[0].join(60)
+    if number == signal.SIGSTOP:
+        ranks.kill(1)
+    ranks.wait()
+    assert ranks.codes == [2, -signal.SIGKILL], ranks.errors
+    [line] = [line for line in ranks.errors[0].splitlines() if line.startswith("aimamba: rank 0 stops")]
+    assert re.match(rf"aimamba: rank 0 stops: rank 1 \(.*\) {said}; the same command goes on from", line)
+    assert "Traceback" not in ranks.errors[0]
+    assert newest(tmp_path / "run").step == 20
+
+
+def _train_and_stop(rank: int, out: Path, number: int) -> None:
+    train_as_before = ManyRun.train
+
+    def train_and_stop(run: ManyRun, *arguments) -> None:
+        train_as_before(run, *arguments)
+        if rank == 1:
+            os.kill(os.getpid(), number)
+
+    ManyRun.train = train_and_stop
+    train(rank, "generator", out, (1, 2), {})
+
+
 def _train_and_end_late(rank: int, out: Path, slow: int) -> None:
     """Get SIGTERM, and take longer than two looks of the watch between the last checkpoint and the end."""
     train_as_before = ManyRun.train

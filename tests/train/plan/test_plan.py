@@ -152,6 +152,10 @@ def test_the_settings_of_the_command_are_settings_of_a_recipe():
         ),
         ({"settings": {"fit.compile": True}}, "fit.compile = true compiles the model of one process, and there are 8"),
         (
+            {"name": "distill-guidance", "settings": {"fit.compile": True}, "gpus": 1},
+            "fit.compile would not compile the frozen copy of task.objective = 'distillation'; set it to false",
+        ),
+        (
             {"name": "cca", "settings": {"fit.batch_size": 1}, "gpus": 1},
             "task.objective = 'cca' contrasts the images of a part of a batch, and .* is 1; it must be at least 2",
         ),

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aimamba.ops import triton as kernels
-from aimamba.ops.backends import ENVIRONMENT
+from aimamba.ops.backends import ENVIRONMENT, on_device
 from aimamba.ops.mixer import sequence as plain
 from aimamba.ops.mixer.native import sequence as native
 from aimamba.ops.mixer.weights import MixerWeights
@@ -100,8 +100,9 @@ def _try(device: torch.device, heads: int, inner: int, states: int, taps: int) -
         results = []
         for form, dtype in forms:
             leaves = [tensor.detach().requires_grad_() for tensor in (projected.to(dtype), *weights)]
-            out = form(leaves[0], MixerWeights(*leaves[1:]))
-            found = [out.detach(), *torch.autograd.grad(out, leaves, slope.to(out.dtype))]
+            with on_device(device):
+                out = form(leaves[0], MixerWeights(*leaves[1:]))
+                found = [out.detach(), *torch.autograd.grad(out, leaves, slope.to(out.dtype))]
             results.append([tensor.float() for tensor in found])
     except Exception as error:  # whatever a compiler, a driver or another version of Triton may raise
         return f"{type(error).__name__}: {error}".splitlines()[0]
