@@ -1,6 +1,6 @@
 """Draw held-out avatars, one of each style, above what tokenizers make of them.
 
-python docs/figures/tokenizers.py OUT.png [--styles STYLE,STYLE,...] NAME=MODEL [NAME=MODEL ...]
+python docs/figures/reconstructions.py OUT.png [--styles STYLE,STYLE,...] NAME=MODEL [NAME=MODEL ...]
 
 The cards and docs/fine-tuning-tokenizer.md name the commands of their pictures.
 """
