@@ -85,8 +85,8 @@ def printable(text: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 image``, ``2,000 images``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    """Return a number with its noun: ``1 image``, ``2,000 images``, ``10 classes``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def suggest(word: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from aimamba.cli.arguments import Parser, add_foreign_tokenizer, open_model
-from aimamba.errors import ConfigError
+from aimamba.errors import ConfigError, counted
 
 
 def add_arguments(parser: Parser) -> None:
@@ -54,5 +54,5 @@ def run(arguments: argparse.Namespace) -> None:
             checkpoint, tokenizer=arguments.tokenizer, dtype=dtype, foreign_tokenizer=arguments.foreign_tokenizer
         )
         write_folder_atomically(out, partial(pipeline.save_pretrained, dtype=dtype))
-        classes = pipeline.generator.config.num_classes
-        print_line(f"pipeline of {pipeline.image_size} px and {classes} classes written to {out}")
+        classes = counted(pipeline.generator.config.num_classes, "class")
+        print_line(f"pipeline of {pipeline.image_size} px and {classes} written to {out}")

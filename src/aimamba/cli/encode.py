@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from aimamba.cli.arguments import Parser, add_placement, require_positive
 from aimamba.cli.many import add_devices, add_ray, crew, started
 from aimamba.data import spec
+from aimamba.errors import counted
 
 if TYPE_CHECKING:
     from aimamba.sharing import Sharing
@@ -112,7 +113,7 @@ def _encode(arguments: argparse.Namespace, size: int, out: Path, sharing: "Shari
     for split, meta in zip(("train", "held-out"), metas, strict=True):
         if sharing.is_first:
             print_line(
-                f"{out / split}: {meta.pictures} images of {len(meta.class_names)} classes, "
-                f"{len(meta.views)} views of {meta.grid[0]} x {meta.grid[1]} codes"
+                f"{out / split}: {counted(meta.pictures, 'image')} of {counted(len(meta.class_names), 'class')}, "
+                f"{counted(len(meta.views), 'view')} of {meta.grid[0]} x {meta.grid[1]} codes"
                 f"{', with captions' if meta.captions else ''}"
             )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from aimamba.config import check
 from aimamba.data.sheets import sheet
+from aimamba.errors import counted
 from aimamba.files import write_atomically
 from aimamba.models import AiM, VQModel
 
@@ -106,7 +107,7 @@ def card_text(
         base_model=card.base_model,
         tags=list(_TAGS),
     ).to_yaml()
-    classes = f"{shape.num_classes:,} classes"
+    classes = counted(shape.num_classes, "class")
     if class_names:
         listed = ", ".join(f"`{' '.join(each.replace('`', ' ').split())}`" for each in class_names[:_MOST_NAMES])
         classes += f": {listed}{', ...' if len(class_names) > _MOST_NAMES else ''}"

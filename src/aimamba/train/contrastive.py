@@ -68,7 +68,8 @@ class ContrastiveTask(FrozenCopyTask):
         """
         super().__init__(*arguments, **options)
         for codes, what in ((self.train, "training"), (self.held_out, "held-out")):
-            check(_several(codes, captioned=self.model.config.text is not None), _SAME.format(what=what))
+            several = _several(codes, captioned=self.model.config.text is not None)
+            check(several, _SAME.format(what=f"{len(codes):,} {what}"))
 
     def loss(
         self, model: AiM, batch: CodeBatch | CaptionedBatch, rng: torch.Generator, step: int | Tensor = 0
