@@ -25,7 +25,7 @@ def test_other_images_are_not_limited_as_those_of_the_recipe(aimamba, photos, he
 def test_from_a_folder_to_samples(aimamba, photos, here):
     status, out, err = aimamba("train", "aim-finetune", *TINY, "--out", "run", "--set", "task.train=classes")
     assert status == 0, err
-    assert out.startswith("run/model: 1 steps, held out: loss")
+    assert out.startswith("run/model: 1 step, held out: loss")
     base, tuned = (AiM.from_pretrained(name) for name in ("avatars-64", "run"))
     assert tuned.config.num_classes == 2
     assert all(

@@ -259,7 +259,7 @@ class TestRuns:
 
     def test_results_alone_go_to_stdout(self, recipes, aimamba):
         _, out, err = aimamba("train", "vq.toml", "--steps", 1, "--device", "cpu", "--out", "elsewhere")
-        assert out.startswith("elsewhere/model: 1 steps, held out: ")
+        assert out.startswith("elsewhere/model: 1 step, held out: ")
         assert out.count("\n") == 1
         assert "finished elsewhere" in err
         assert "model" in os.listdir("elsewhere")
@@ -270,7 +270,7 @@ class TestSettings:
         flags = "--data avatars:planets,sprouts --lr 0.5 --seed 7 --set fit.lr=1e-3 --set fit.betas=[0.8,0.9]"
         status, out, _ = aimamba("train", "avatars-tiny-vq", *shlex.split(f"{TINY} {flags}"))
         assert status == 0
-        assert out.startswith("runs/avatars-tiny-vq/model: 1 steps")
+        assert out.startswith("runs/avatars-tiny-vq/model: 1 step")
         recipe = tomllib.loads((here / "runs/avatars-tiny-vq/recipe.toml").read_text())
         assert recipe["data"]["source"] == "avatars:planets,sprouts"
         assert (recipe["data"]["size"], recipe["data"]["per_class"], recipe["model"]["channels"]) == (16, 4, 8)
@@ -333,7 +333,7 @@ class TestQuietAndWorkers:
         for command in (["vq.toml"], ["aim.toml", "--tokenizer", trained / "runs/vq"]):
             status, out, err = aimamba("train", *command, "--steps", 1, "--device", "cpu", "--out", "run", "--quiet")
             assert status == 0
-            assert out.startswith("run/model: 1 steps, held out: ")
+            assert out.startswith("run/model: 1 step, held out: ")
             assert err == ""
             shutil.rmtree("run")
 
