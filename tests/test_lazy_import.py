@@ -37,7 +37,9 @@ def test_a_model_does_not_bring_the_programs_that_draw_avatars():
 
 
 def test_ray_is_not_imported_before_it_is_asked_for():
-    names = loaded("import aimamba.cluster, aimamba.data.encoding, aimamba.evaluation.sources, aimamba.cli.many")
+    names = loaded(
+        "import aimamba.cluster.workers, aimamba.data.encoding, aimamba.evaluation.sources, aimamba.cli.many"
+    )
     assert names.isdisjoint({"ray", "pyarrow", "pandas"})
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Int32
 from torch import Tensor
 from torch import distributed as dist
 
-from aimamba.cluster import Cluster
+from aimamba.cluster.workers import Cluster
 from aimamba.distributed import Team
 
 Value = TypeVar("Value")

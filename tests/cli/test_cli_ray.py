@@ -31,7 +31,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def local_ray(cache):
     """A Ray of this machine, which the commands of all tests find and leave: starting it takes longest."""
-    from aimamba.cluster import connected
+    from aimamba.cluster.workers import connected
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIMAMBA_CACHE", str(cache))  # by which its workers are known
@@ -113,7 +113,7 @@ def test_encode_and_sample_lose_and_double_nothing(aimamba, models, photos, here
 def test_a_cluster_whose_workers_are_all_busy_is_told(local_ray, monkeypatch, capfd):
     import ray
 
-    from aimamba import cluster
+    from aimamba.cluster import workers as cluster
 
     @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
     def occupy() -> None:
@@ -253,9 +253,9 @@ REFUSALS = {
 @needs_ray
 @pytest.mark.parametrize("command", REFUSALS)
 def test_what_cannot_work_is_one_line_in_finite_time(command, refusal, models, photos, here, monkeypatch):
-    from aimamba import cluster
+    from aimamba.cluster import session
 
-    monkeypatch.setattr(cluster, "_ANSWERS_WITHIN", 2.0)
+    monkeypatch.setattr(session, "_ANSWERS_WITHIN", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
         ports = {"SILENT": str(silent.getsockname()[1]), "CLOSED": str(closed.getsockname()[1])}
         closed.close()
@@ -268,7 +268,7 @@ def test_what_cannot_work_is_one_line_in_finite_time(command, refusal, models, p
 
 @pytest.mark.parametrize("command", [ENCODE, SAMPLE])
 def test_without_ray_the_command_to_type_is_named(command, refusal, models, photos, monkeypatch):
-    monkeypatch.setattr("aimamba.cluster.find_spec", lambda _: None)
+    monkeypatch.setattr("aimamba.cluster.workers.find_spec", lambda _: None)
     line = refusal(*command.replace("MODELS", str(models)).split(), "--ray")
     assert line == "--ray needs Ray Data, which is not installed; type: pip install 'aimamba[ray]'"
 
@@ -314,7 +314,7 @@ def test_torchrun_and_ray_exclude_each_other(refusal, models, monkeypatch):
     ],
 )
 def test_workers_follow_what_the_cluster_has(resources, device, workers, expected):
-    from aimamba.cluster import choose_workers
+    from aimamba.cluster.workers import choose_workers
     from aimamba.errors import ConfigError
 
     if isinstance(expected, str):

@@ -2,63 +2,41 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from test_stages import CPU, DATA, recipe
 from torch.nn import functional as F
 from torch.testing import assert_close
+from tuned import KINDS, save_given, tuned
 
-from aimamba.data.codes import CodeSet
-from aimamba.data.vocabulary import Vocabulary
 from aimamba.errors import ConfigError
-from aimamba.models.text import TextConfig
 from aimamba.pipeline import Pipeline
 from aimamba.train.distillation import DistillationTask
 from aimamba.train.fit import FitConfig, fit
-from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.plan.cards import find_card
 from aimamba.train.plan.outline import outline
 from aimamba.train.plan.plan import make_plan
 from aimamba.train.stages import make_task, resolved
 from refusals import one_line_error
 
-NAMES = ("thumbs", "clay", "moons", "cats", "dogs")
-WORDS = ("red", "green", "blue", "tall", "round", "flat")
 DISTIL = {"objective": "distillation", "tokenizer": ""}
 OBJECTIVES = ("likelihood", "distillation", "cca")
 ALMOST_ONE, ALMOST_ALL = 1 + 1e-9, 1 - 1e-9
-ALL = {"label_dropout": 0.0, "class_dropout": 0.0, "caption_dropout": 0.0}
 
 pytestmark = pytest.mark.usefixtures("here")
 
 
-@pytest.fixture(params=["classes", "captions"])
+@pytest.fixture(params=KINDS)
 def make(request, make_aim, make_vq):
-    """Make a task; images differ in their class or, all of one class, in their caption."""
-    reads = request.param == "captions"
-
-    def make(**config):
-        generator, sets = np.random.default_rng(0), []
-        for count in (12, 6):
-            codes = generator.integers(0, 24, (count, 1, 9)).astype(np.uint16)
-            labels = np.zeros(count, np.int64) if reads else np.arange(count) % 5
-            sets.append(CodeSet(codes, labels, captions=[(f"a {WORDS[i % 6]} thing",) for i in range(count)]))
-        vocabulary = Vocabulary.train([f"a {word} thing" for word in WORDS], 300) if reads else None
-        text = TextConfig(tokens=8, width=32, blocks=1, vocabulary=len(vocabulary)) if reads else None
-        settings = GeneratorTaskConfig(objective="distillation", **ALL | config)
-        return DistillationTask(make_aim(text=text), make_vq(), *sets, NAMES, settings, vocabulary, seed=3)
-
-    return make
+    """Make a task of images that differ in their class, or in their caption."""
+    kind = request.param
+    return lambda **config: tuned(DistillationTask, kind, make_aim, make_vq, objective="distillation", **config)
 
 
 @pytest.fixture
 def given(here, make_aim, make_vq):
-    """A pipeline in the folder ``given`` that knows the classes of the images, and one more."""
-    vq = make_vq()
-    model = make_aim(num_tokens=64, num_classes=3, width=32, tokenizer=vq.code_fingerprint())
-    Pipeline(vq, model, ("cats", "thumbs", "landscape")).save_pretrained(here / "given")
-    return model
+    """A pipeline in the folder ``given``."""
+    return save_given(here / "given", make_aim, make_vq)
 
 
 def logits(model, codes, labels, captions):

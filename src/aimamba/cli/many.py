@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 25.0  # seconds without a sign of life after which a process counts as lost
 _LAUNCHED = "AIMAMBA_LAUNCHED"  # set for processes that --devices has started
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _MOST = 1024  # processes on one machine
 
 
@@ -126,7 +126,7 @@ def crew(arguments: argparse.Namespace, advice: str) -> Iterator["Sharing"]:
 
     place = find_place()
     if getattr(arguments, "ray", None) is not None:
-        from aimamba.cluster import connected
+        from aimamba.cluster.workers import connected
 
         with one_voice(place):
             check(

@@ -130,7 +130,8 @@ def serve_model(arguments: argparse.Namespace, *, with_studio: bool, open_browse
 def _run_replicas(arguments: argparse.Namespace, config: "ServeConfig") -> None:
     """Serve with several processes of Ray."""
     from aimamba.cli.output import print_notice
-    from aimamba.cluster import LOCAL, choose_workers, session
+    from aimamba.cluster.session import LOCAL, session
+    from aimamba.cluster.workers import choose_workers
     from aimamba.config import check
     from aimamba.serve.server import address_of, listen
 

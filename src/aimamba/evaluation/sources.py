@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int, Int32, Int64, UInt8
 from torch import Tensor
 
-from aimamba.cluster import Cluster
+from aimamba.cluster.workers import Cluster
 from aimamba.config import check, to_mapping
 from aimamba.data.images import split
 from aimamba.data.npz import NpzImages, write_npz

@@ -66,7 +66,7 @@ def trial(
     Args:
         open_form: Returns the form of the backend.
         plain: The form to compare it with.
-        make_inputs: Makes inputs by name, in the order of the form's arguments; outputs are like the first.
+        make_inputs: Makes inputs by name, in the order of the form's arguments.
         chunk_size: For both forms.
     """
     with ThreadPoolExecutor(1) as thread:
@@ -78,37 +78,32 @@ def warn(scan: str, device: torch.device, kernels: str, reason: str) -> None:
     _log.warning("%s on %s uses plain operations, not %s: %s", scan, device, kernels, reason)
 
 
-def _compare(
-    open_form: Callable[[], Form], plain: Form, make_inputs: Callable[[], dict[str, Tensor]], chunk_size: int
-) -> str | None:
-    inputs = make_inputs()
-    first = next(iter(inputs.values()))
-    with on_device(first.device):
-        return _difference(open_form, plain, inputs, first, chunk_size)
-
-
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Return a context that launches kernels on a device: Triton takes the current one, which each thread has anew."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _difference(
-    open_form: Callable[[], Form], plain: Form, inputs: dict[str, Tensor], first: Tensor, chunk_size: int
+def _compare(
+    open_form: Callable[[], Form], plain: Form, make_inputs: Callable[[], dict[str, Tensor]], chunk_size: int
 ) -> str | None:
-    weight = torch.randn(first.shape, generator=torch.Generator().manual_seed(1)).to(first)
+    inputs = make_inputs()
+    tensors = list(inputs.values())
     try:
-        results = [_results(form, list(inputs.values()), weight, chunk_size) for form in (open_form(), plain)]
+        with on_device(tensors[0].device):
+            results = [_results(form, tensors, chunk_size) for form in (open_form(), plain)]
     except Exception as error:  # whatever a compiler, a driver or another version of a package may raise
         return f"{type(error).__name__}: {error}".splitlines()[0]
+    narrowest = min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)
     for name, ours, exact in zip(("y", *inputs), *results, strict=True):
         deviation = float((ours - exact).abs().max() / exact.abs().max())
-        if not deviation <= _TOLERANCE[first.dtype]:
+        if not deviation <= _TOLERANCE[narrowest]:
             return f"{name} or its gradient is off by {deviation:.1g} of its largest number"
     return None
 
 
-def _results(form: Form, inputs: Sequence[Tensor], weight: Tensor, chunk_size: int) -> list[Tensor]:
-    """Return the outputs and the gradients of all inputs, in float32."""
+def _results(form: Form, inputs: Sequence[Tensor], chunk_size: int) -> list[Tensor]:
+    """Return the outputs and, for a fixed gradient of these, the gradients of all inputs, in float32."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     y, _ = form(*leaves, None, chunk_size=chunk_size)
-    return [y.detach().float(), *(each.float() for each in torch.autograd.grad(y, leaves, weight))]
+    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y.detach().float(), *(each.float() for each in torch.autograd.grad(y, leaves, slope))]

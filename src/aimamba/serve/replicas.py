@@ -22,7 +22,8 @@ from ray.exceptions import RayError
 from starlette.types import ASGIApp
 
 from aimamba import errors
-from aimamba.cluster import LOCAL, Cluster
+from aimamba.cluster.session import LOCAL
+from aimamba.cluster.workers import Cluster
 from aimamba.config import check
 from aimamba.errors import ConfigError, LostError
 from aimamba.pipeline import Pipeline
@@ -105,7 +106,7 @@ def serve_replicas(
         name: Name of the model.
         config: Limits; those of the scheduler are for each replica.
         tokenizer: Name of the tokenizer, if it was given separately.
-        address: Of Ray, as for ``aimamba.cluster.session``.
+        address: Of Ray, as for ``aimamba.cluster.session.session``.
         host: Where the proxy listens.
         port: The same.
         cluster: Number and device of the replicas.

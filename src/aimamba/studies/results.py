@@ -133,8 +133,9 @@ def _is_run(run: Any) -> bool:
     )
     if not known or "held_out" not in run:
         return known
-    bits = run["held_out"].get("bits_per_token", "none") if isinstance(run["held_out"], dict) else "none"
-    return bits is None or isinstance(bits, int | float)
+    held_out = run["held_out"]
+    known = isinstance(held_out, dict) and "bits_per_token" in held_out
+    return known and isinstance(held_out["bits_per_token"], int | float | None)
 
 
 def _plain(value: Any) -> Any:

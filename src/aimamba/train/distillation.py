@@ -60,19 +60,42 @@ class DistillationTask(FrozenCopyTask):
     def _divergence(
         self, model: AiM, given: Conditions, left_out: tuple[Tensor, Tensor], mask: Tensor | None, read: Tensor
     ) -> Tensor:
-        """Return the divergence at each code (B L,)."""
-        null_class = model.condition.null_class
-        everything = torch.ones_like(left_out[0])
-        given = given.without(*left_out, null_class=null_class)
-        both = given.and_of(given.without(everything, everything, null_class=null_class))
-        teacher = self.copy_on(read.device)
-        with torch.no_grad():
-            conditional, unconditional = hidden_states(teacher, both, twice(mask), twice(read)).chunk(2)
-        return sliced_guided_divergence(
-            hidden_states(model, given, mask, read, checkpointing=self.config.checkpointing),
-            model.word_embedding.weight,
-            conditional,
-            unconditional,
-            teacher.word_embedding.weight,
-            self.config.distilled_scale,
+        given = given.without(*left_out, null_class=model.condition.null_class)
+        scale, checkpointing = self.config.distilled_scale, self.config.checkpointing
+        return guided_divergence(
+            model, self.copy_on(read.device), given, mask, read, scale, checkpointing=checkpointing
         )
+
+
+def guided_divergence(
+    model: AiM,
+    teacher: AiM,
+    given: Conditions,
+    mask: Tensor | None,
+    read: Tensor,
+    scale: float,
+    *,
+    checkpointing: bool = False,
+    logits_at_once: int | None = None,
+) -> Tensor:
+    """Return the divergence of a model from a guided teacher at each code (B L,), in nats.
+
+    Args:
+        model: The generator.
+        teacher: Another one, which gets no gradient.
+        given: The conditions.
+        mask: Factors for the word embeddings (B, L - 1, D).
+        read: What both read in place of the codes before each (B, L - 1).
+        scale: Scale of guidance.
+        checkpointing: See ``AiM.forward``.
+        logits_at_once: See ``sliced_guided_divergence``.
+    """
+    everything = torch.ones_like(given.labels, dtype=torch.bool)
+    both = given.and_of(given.without(everything, everything, null_class=model.condition.null_class))
+    with torch.no_grad():
+        conditional, unconditional = hidden_states(teacher, both, twice(mask), twice(read)).chunk(2)
+    own = hidden_states(model, given, mask, read, checkpointing=checkpointing)
+    heads = model.word_embedding.weight, teacher.word_embedding.weight
+    return sliced_guided_divergence(
+        own, heads[0], conditional, unconditional, heads[1], scale, logits_at_once=logits_at_once
+    )

@@ -94,28 +94,33 @@ def twice(rows: Tensor | None) -> Tensor | None:
     return None if rows is None else torch.cat([rows, rows])
 
 
-def check_known(
-    objective: str, config: FitConfig, *, fresh_classes: Sequence[str], fresh_captions: bool, init: str
-) -> None:
-    """Check that a run can use such an objective.
+def check_loop(objective: str, config: FitConfig) -> None:
+    """Check that the loop of a run suits such an objective.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    check(
+        not config.compile,
+        f"fit.compile would not compile the frozen copy of task.objective = '{objective}'; set it to false",
+    )
+
+
+def check_known(objective: str, *, fresh_classes: Sequence[str], fresh_captions: bool, init: str) -> None:
+    """Check that a model knows the conditions of the images that it is to be fine-tuned on by such an objective.
 
     Args:
         objective: Its name.
-        config: The settings of its loop.
         fresh_classes: The classes that ``init`` does not know.
         fresh_captions: Whether the generator begins to learn captions.
         init: The model that it starts from, for messages.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: It does not.
     """
     what = "captions" if fresh_captions else f"the class {fresh_classes[0]!r}" if fresh_classes else ""
     check(
         not what,
         f"task.objective = '{objective}' sharpens what a model knows, and {init} does not know {what}; train it first, "
         "as with 'aimamba train aim-finetune', and start from that run",
-    )
-    check(
-        not config.compile,
-        f"fit.compile would not compile the frozen copy of task.objective = '{objective}'; set it to false",
     )

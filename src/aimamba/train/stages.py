@@ -28,7 +28,7 @@ from aimamba.seeds import seeded
 from aimamba.train.best import not_finite
 from aimamba.train.contrastive import ContrastiveTask, check_contrast
 from aimamba.train.distillation import DistillationTask
-from aimamba.train.frozen import check_known
+from aimamba.train.frozen import check_known, check_loop
 from aimamba.train.generator import GeneratorTask
 from aimamba.train.generator_settings import Classes, GeneratorTaskConfig
 from aimamba.train.parts import Adapter
@@ -202,7 +202,8 @@ def _generator_task(
     if task.objective != "likelihood":
         fresh = [name for name, row in zip(table.names, table.rows, strict=True) if row is None]
         new_captions = text is not None and not reads
-        check_known(task.objective, recipe.fit, fresh_classes=fresh, fresh_captions=new_captions, init=opened.source)
+        check_loop(task.objective, recipe.fit)
+        check_known(task.objective, fresh_classes=fresh, fresh_captions=new_captions, init=opened.source)
     if task.objective == "cca":
         check_contrast(recipe.fit, None if reads else len(names))
     train, held_out = source.load()

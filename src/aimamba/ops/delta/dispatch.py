@@ -6,7 +6,6 @@ on a few tokens succeeds. Everything else is ``aimamba.ops.delta.chunked``. ``AI
 Shape letters: B batch, L tokens, H heads, N features of a key, P features of a value.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -47,16 +46,10 @@ def delta_scan(
 def unsupported(device: torch.device, dtype: torch.dtype, heads: int, width: int, features: int) -> str | None:
     """Return the reason why the kernel cannot be used for such inputs, or None. The reason is logged once."""
     make_inputs = partial(_trial_inputs, device, dtype, heads, width, features)
-    fast = partial(_values_first, flash_linear_attention.open_delta)
-    reason = backends.trial(fast, _values_first(lambda: delta_chunked), make_inputs)
+    reason = backends.trial(flash_linear_attention.open_delta, delta_chunked, make_inputs)
     if reason is not None:
         backends.warn("the gated delta rule", device, "the kernel of flash-linear-attention", reason)
     return reason
-
-
-def _values_first(open_form: Callable[[], Form]) -> Form:
-    form = open_form()
-    return lambda v, q, k, *rest, chunk_size: form(q, k, v, *rest, chunk_size=chunk_size)
 
 
 def _trial_inputs(device: torch.device, dtype: torch.dtype, heads: int, width: int, features: int) -> dict[str, Tensor]:
@@ -67,4 +60,4 @@ def _trial_inputs(device: torch.device, dtype: torch.dtype, heads: int, width: i
 
     v, q, k = normal(width).to(dtype), normal(features), F.normalize(normal(features), dim=-1)
     gates = {"log_decay": -F.softplus(normal() - 2), "beta": normal().sigmoid()}
-    return {"v": v, "q": q * features**-0.5, "k": k, **gates}
+    return {"q": q * features**-0.5, "k": k, "v": v, **gates}

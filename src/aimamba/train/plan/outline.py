@@ -23,10 +23,10 @@ from aimamba.models.text import TextCondition
 from aimamba.networks.efficientnet import FEATURE_WIDTHS, EfficientNetLite0
 from aimamba.networks.perceptual import VGG16, PerceptualLoss
 from aimamba.ops.loss.cross_entropy import cost_of_even_targets
-from aimamba.ops.loss.guided_divergence import sliced_guided_divergence
 from aimamba.train.codebook import CodebookUse
 from aimamba.train.conditions import Conditions
-from aimamba.train.frozen import frozen_copy, hidden_states, log_likelihood
+from aimamba.train.distillation import guided_divergence
+from aimamba.train.frozen import frozen_copy, log_likelihood
 from aimamba.train.generator_settings import GeneratorTaskConfig
 from aimamba.train.plan.on_paper import Needs, Place, cross_entropy, needs, stand_in_for_mixers
 from aimamba.train.random_order import NextPlaces
@@ -174,21 +174,15 @@ def _beside_copy(
     task: GeneratorTaskConfig, model: AiM, copy: AiM, batch: int, place: Place, checkpointing: bool
 ) -> Tensor:
     """Compute the loss of an objective that has a frozen copy, which takes two rows of each image."""
+    options: dict[str, Any] = {"checkpointing": checkpointing, "logits_at_once": place.logits_at_once}
+    if task.objective == "distillation":
+        given, codes, mask = _batch_of(task, model, batch)
+        return guided_divergence(model, copy, given, mask, codes[:, :-1], task.distilled_scale, **options).sum()
     given, codes, mask = _batch_of(task, model, 2 * batch)
-    slices = place.logits_at_once
-    if task.objective == "cca":
-        inputs = given, codes, mask, codes[:, :-1]
-        with torch.no_grad():
-            before = log_likelihood(copy, *inputs, logits_at_once=slices)
-        after = log_likelihood(model, *inputs, checkpointing=checkpointing, logits_at_once=slices)
-        return (after - before).sum()
+    inputs = given, codes, mask, codes[:, :-1]
     with torch.no_grad():
-        conditional, unconditional = hidden_states(copy, given, mask, codes[:, :-1]).chunk(2)
-    given, codes, mask = _batch_of(task, model, batch)
-    own = hidden_states(model, given, mask, codes[:, :-1], checkpointing=checkpointing)
-    ours, theirs = model.word_embedding.weight, copy.word_embedding.weight
-    taught = conditional, unconditional, theirs, task.distilled_scale
-    return sliced_guided_divergence(own, ours, *taught, logits_at_once=slices).sum()
+        before = log_likelihood(copy, *inputs, logits_at_once=place.logits_at_once)
+    return (log_likelihood(model, *inputs, **options) - before).sum()
 
 
 def _on_meta(config: AiMConfig, task: GeneratorTaskConfig) -> AiM:

@@ -12,7 +12,7 @@ from functools import cache
 from aimamba.config import check
 from aimamba.errors import ConfigError
 from aimamba.train.contrastive import check_pairs
-from aimamba.train.frozen import check_known
+from aimamba.train.frozen import check_loop
 from aimamba.train.parallel.layout import check_shares
 from aimamba.train.plan.cards import GIB, Card, Rate, rate_of
 from aimamba.train.plan.on_paper import Needs, Place
@@ -165,7 +165,7 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
     accumulation = batch // gpus // chosen.at_once
     objective = recipe.task.get("objective", "likelihood")
     if objective != "likelihood":
-        check_known(objective, recipe.fit, fresh_classes=(), fresh_captions=False, init="")
+        check_loop(objective, recipe.fit)
     if objective == "cca":
         check_pairs(replace(recipe.fit, accumulation=accumulation))
     given = None if tokens_per_second is None else Rate(tokens_per_second, "given")
