@@ -7,13 +7,15 @@ import torch
 from ranks import together
 from ranks_task import CPU, TIMEOUT, Generator
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aimamba.distributed import Team, find_place
 from aimamba.errors import ConfigError
 from aimamba.train.parallel.layout import Layout
-from aimamba.train.parallel.spread import SpreadLoss, WholeBatchNorm, share_batch_norms
+from aimamba.train.parallel.spread import SpreadLoss, WholeBatchNorm, gather, share_batch_norms
 from tests.refusals import one_line_error
 
 
@@ -63,15 +65,16 @@ def test_a_batch_norm_that_cannot_be_shared_is_refused(norm):
         share_batch_norms(nn.Sequential(norm))
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operations that reduce something over processes."""
+class Exchanges(TorchDispatchMode):
+    """Notes the names of the operations that send something to other processes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.reductions = 0
+        self.names = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.reductions += function.namespace == "c10d" and "reduce" in function.name()
+        if "c10d" in function.namespace:
+            self.names.append(function.name())
         return function(*arguments, **(options or {}))
 
 
@@ -81,13 +84,36 @@ def reductions(_rank: int, accumulation: int) -> int:
     with Team(find_place(), CPU, timeout=TIMEOUT):
         options = {"layout": Layout(2, 1), "precision": "float32", "accumulation": accumulation}
         loss = SpreadLoss(task.loss, task.model, None, device=CPU, **options)
-        with Operations() as seen:
+        with Exchanges() as seen:
             for part, batch in zip(range(accumulation), task.batches(0, 4 // accumulation), strict=False):
                 loss(task.model, batch, torch.Generator().manual_seed(part), 0)[0].backward()
-        return int(seen.reductions)
+        return sum("reduce" in name for name in seen.names)
 
 
 def test_gradients_are_reduced_once_a_batch(tmp_path):
     whole, parts = (together(2, reductions, number, logs=tmp_path)[0] for number in (1, 4))
     assert whole > 0
     assert parts == whole
+
+
+def gathers(_rank: int, shards: int) -> list[str]:
+    """Spread tensors of 0 to 4 rows and gather them again; return the names of the exchanges."""
+    with Team(find_place(), CPU, timeout=TIMEOUT):
+        mesh = init_device_mesh("cpu", (3 // shards, shards), mesh_dim_names=("copies", "shards"))
+        whole = {str(rows): torch.randn(rows, 2, 3, generator=torch.Generator().manual_seed(rows)) for rows in range(5)}
+        sharded = {n: distribute_tensor(t, mesh, [Replicate(), Shard(0)], src_data_rank=None) for n, t in whole.items()}
+        sharded["copied"] = distribute_tensor(whole["3"], mesh, [Replicate(), Replicate()], src_data_rank=None)
+        found = {}
+        with Exchanges() as seen:
+            gather({**sharded, "plain": whole["2"]}, found.__setitem__)
+        assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+        assert torch.equal(found["copied"], whole["3"])
+        assert torch.equal(found["plain"], whole["2"])
+        return seen.names
+
+
+@pytest.mark.parametrize(("shards", "exchanges"), [(1, set()), (3, {"c10d::allgather_"})])
+def test_shards_are_gathered_by_an_exchange_whose_name_is_short(tmp_path, shards, exchanges):
+    """Gloo's threads write the name of each exchange without a lock; with one of 16 letters the heap was damaged."""
+    for names in together(3, gathers, shards, logs=tmp_path):
+        assert set(names) == exchanges

@@ -11,9 +11,10 @@ from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from aimamba import distributed
 from aimamba.config import check
@@ -22,6 +23,8 @@ from aimamba.train.ema import decay_now
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.step import Loss, Reports
 from aimamba.train.task import Batch, Model
+
+_SHARDS = "shards"  # the name of that dimension of the mesh
 
 
 class _LossModule(nn.Module, Generic[Model, Batch]):
@@ -65,7 +68,7 @@ class SpreadLoss(Generic[Model, Batch]):
             accumulation: Parts of a batch.
         """
         self._accumulation, self._part = accumulation, 0
-        self.mesh = init_device_mesh(device.type, (layout.replicate, layout.shard), mesh_dim_names=("copies", "shards"))
+        self.mesh = init_device_mesh(device.type, (layout.replicate, layout.shard), mesh_dim_names=("copies", _SHARDS))
         # A block returns its residual as a view in places; nothing is ever written into it.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         module = _LossModule(loss, model, auxiliary)
@@ -145,11 +148,27 @@ def gather(tensors: Mapping[str, Tensor], keep: Callable[[str, Tensor], object] 
         keep: Called with each name and whole tensor; None in a process that only takes part.
     """
     for name, tensor in tensors.items():
-        whole = tensor.detach()
-        if isinstance(whole, DTensor):
-            whole = whole.full_tensor()
+        whole = _whole(tensor) if isinstance(tensor, DTensor) else tensor.detach()
         if keep is not None:
             keep(name, whole)
+
+
+def _whole(tensor: DTensor) -> Tensor:
+    """Return a DTensor as the tensor that it stands for; a collective call.
+
+    ``full_tensor`` would do, but Gloo's threads note the name of each exchange without a lock (PyTorch 2.13), and the
+    name of its exchange, ALLGATHER_COALESCED, is too long to be stored in place: two threads may free it twice.
+    """
+    local, group = tensor.to_local().detach(), tensor.device_mesh.get_group(_SHARDS)
+    processes = group.size()
+    if processes == 1 or not any(isinstance(placement, Shard) for placement in tensor.placements):
+        return local
+    rows = -(-tensor.shape[0] // processes)  # the last processes may hold fewer
+    padded = local.new_zeros((rows, *tensor.shape[1:]))
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in range(processes)]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat(parts)[: tensor.shape[0]]
 
 
 class ShardedAverage:
