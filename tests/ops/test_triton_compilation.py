@@ -65,14 +65,15 @@ launch = norms.DEFAULT
 sizes["OVERLAP"] = xl["OVERLAP"]
 build(norms._norm_step_kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True, "SPLITS": 4}, numbers, launch)
 
-def tiles(outputs, inputs):
-    division = products.divide(torch.empty(outputs, inputs, device="meta"), products.DEFAULT)
-    return {name.upper(): getattr(division, name) for name in ("block", "tiles", "parts", "lanes")}
+def tiles(outputs, inputs, kept=0):
+    weight = torch.empty(outputs, inputs, device="meta", dtype=torch.bfloat16)
+    division = products.divide(weight, products.DEFAULT, kept=kept)
+    return {name.upper(): getattr(division, name) for name in ("block", "tiles", "shares", "parts", "lanes")}
 
 embedded = dict.fromkeys("inputs position position_shift".split(), "*i64")
 given = "opening words places", "residual", {"D": 1536, "PREFIX": 16, "BLOCK": 2048, "PLACED": True}
 build(embedding._embed_step_kernel, *given, embedded, norms.Launch(4))
-sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536)
+sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536, kept=2)
 build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"D": 3072, "ROWS": 2, "OVERLAP": xl["OVERLAP"]} | tiles(1536, 3072)
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)

@@ -1,9 +1,9 @@
 """The step for recordings computes what ``AiM.step`` computes."""
 
-import importlib.util
 import itertools
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,20 +176,26 @@ class Computing(TorchDispatchMode):
         return operation(*arguments, **(options or {}))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@torch.no_grad()
-def test_a_block_is_three_launches_and_reads_its_weights_once(make_aim, monkeypatch):
+@pytest.fixture
+def launches(monkeypatch):
+    """Tensors that each kernel of a step is launched on. Nothing is computed."""
+    pytest.importorskip("triton", reason="Triton is not installed")
     from aimamba.ops.embedding.triton import step as embedding
     from aimamba.ops.linear.triton import linear as products
     from aimamba.ops.mixer.triton import step as mixing
     from aimamba.ops.norm.triton import residual as norms
 
-    launches = []
+    found = []
     for module, name in [
         (products, "_linear_kernel"), (products, "_residual_kernel"), (mixing, "_dual_kernel"),
         (norms, "_norm_step_kernel"), (embedding, "_embed_step_kernel"),
     ]:  # fmt: skip
-        monkeypatch.setattr(module, name, Launched(launches))
+        monkeypatch.setattr(module, name, Launched(found))
+    return found
+
+
+@torch.no_grad()
+def test_a_block_is_three_launches_and_reads_its_weights_once(make_aim, launches):
     found = {}
     for blocks in (2, 3):
         model = make_aim(num_blocks=blocks, num_tokens=16)
@@ -211,6 +217,20 @@ def test_a_block_is_three_launches_and_reads_its_weights_once(make_aim, monkeypa
     assert launched == 3
     assert computed == 0
     assert found[2] == (3 * 2 + 3, 0), "before the blocks one, after them the norm and the head"
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+@pytest.mark.parametrize("preset", AIM_PRESETS)
+@torch.no_grad()
+def test_published_sizes_take_three_launches_a_block_for_one_image_and_two(preset, rows, launches):
+    blocks = 3
+    with torch.device("meta"):
+        model = AiM(replace(AIM_PRESETS[preset], num_blocks=blocks)).to(torch.bfloat16)
+        step = RecordedStep(model, triton_operators())
+        memory, inputs = step.new_memory(rows), torch.zeros(rows, dtype=torch.long)
+        with Computing() as computing:
+            step(inputs, memory, places=0)
+    assert (len(launches), computing.count) == (3 * blocks + 3, 0)
 
 
 def test_long_sequences_take_the_state_form(make_aim):
