@@ -52,10 +52,10 @@ xl = {"H": 48, "P": 64, "N": 128, "TAPS": 4}
 xl["OVERLAP"] = sys.argv[1] == "90"
 xl["channel_stride"] = 1
 build(mixer._state_kernel, narrow, wide, xl | {"GROUP": mixer.STATE.heads}, {"tap_stride": "i32:16"}, mixer.STATE)
-for launches, int8 in ((mixer.DUAL, False), (mixer.DUAL_INT8, True)):
+for int8 in (False, True):
     numbers = {"capacity": "i32:16", "tap_stride": "i32:16"} | ({"x_cache": "*i8"} if int8 else {})
-    for launch in launches.values():
-        sizes = xl | mixer.sizes_of(launch, launch.heads, 64, torch.int8 if int8 else torch.bfloat16)
+    for launch in mixer.DUAL.values():
+        sizes = xl | mixer.sizes_of(launch, 64, torch.int8 if int8 else torch.bfloat16)
         build(mixer._dual_kernel, narrow, wide, sizes, numbers, launch)
 counts = "shift_stride scale_stride gate_stride parts inner outputs span".split()
 numbers = dict.fromkeys(counts, "i32") | {"eps": "fp32"}
@@ -77,7 +77,7 @@ sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536, kept=2)
 build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"D": 3072, "ROWS": 2, "OVERLAP": xl["OVERLAP"]} | tiles(1536, 3072)
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
-sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
+sizes = {"V": 16384, "BLOCK": 16384, "SPAN": 128, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
 sizes["MIN_PS"] = False
 numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "unconditional_rows": "*i64", "tokens": "*i64"}
 numbers["min_p"] = "fp32"

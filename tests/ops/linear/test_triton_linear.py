@@ -116,10 +116,7 @@ def test_published_products_are_divided_evenly(outputs, inputs, kept, monkeypatc
 
 def test_the_head_has_programs_of_its_own_size(monkeypatch):
     """As measured on an H200, see docs/log.md."""
-    chosen = []
-    monkeypatch.setattr(products, "processors", lambda _: 4)
-    monkeypatch.setattr(products, "divide", lambda weight, launch: chosen.append(launch) or 1 / 0)
-    for outputs in (399, 400):
-        with pytest.raises(ZeroDivisionError):
-            products.linear(torch.empty(2, WIDTH), torch.empty(outputs, WIDTH))
-    assert chosen == [products.DEFAULT, products.MANY_OUTPUTS]
+    monkeypatch.setattr(products, "processors", lambda _: 132)
+    shapes = [(16384, 768), (16384, 2048), (8576, 2048), (768, 1536)]
+    chosen = [products.launch_of(torch.empty(shape, device="meta")) for shape in shapes]
+    assert chosen == [products.MANY_OUTPUTS] * 2 + [products.DEFAULT] * 2

@@ -232,6 +232,11 @@ def divide(weight: Float[Tensor, "o d"], launch: Launch, *, kept: int = 0) -> Di
     return Division(triton.cdiv(outputs, span), span, block, tiles, shares, parts, lanes)
 
 
+def launch_of(weight: Float[Tensor, "o d"]) -> Launch:
+    """Return the layout that ``linear`` takes for a weight."""
+    return MANY_OUTPUTS if len(weight) >= _MANY * processors(weight.device) else DEFAULT
+
+
 def linear(
     x: Float[Tensor, "b d"], weight: Float[Tensor, "o d"], *, launch: Launch | None = None, overlap: bool = False
 ) -> Float[Tensor, "b o"]:
@@ -244,8 +249,7 @@ def linear(
     if rows > MOST_ROWS:
         return F.linear(x, weight)
     y = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    if launch is None:
-        launch = MANY_OUTPUTS if outputs >= _MANY * processors(x.device) else DEFAULT
+    launch = launch or launch_of(weight)
     division = divide(weight, launch)
     options = overlap_options(x, overlap)
     _linear_kernel[(division.programs,)](
