@@ -1,28 +1,31 @@
 """The kernels of a decoding step on paper: bytes, programs, and what their binaries take, without a GPU.
 
-Bytes count every tensor that a kernel reads or writes once, after 128 tokens of an image in bfloat16. Matrix products
+Bytes count every tensor that a kernel reads or writes once, after 128 tokens of an image in bfloat16; by fold and
+replay, half-way between two folds of a longer image. Matrix products
 with many rows are cuBLAS's and not in the table.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from aimamba.generation.engines.recorded_step import Cache, Form, bytes_per_row
+from aimamba.generation.engines.recorded_step import FOLD_EVERY, Cache, Form, bytes_per_row, first_fold
 from aimamba.models import AIM_PRESETS, AiM
 from benchmarks.binaries import Binary, Usage, build
 
 POSITION = 128
+LENGTHS = (256, 1024, 4096)  # tokens of an image
 SHOWN = (("aim-xl", 128), ("aim-l", 2), ("aim-b", 2), ("aim-b", 128))  # sizes and rows
 _NARROW = "projected conv_weight conv_bias window B_cache x_cache gated shift scale mixed gate hidden weight x y logits"
 _NARROW += " opening words places"
 _WIDE = "dt_bias A_log D norm_weight ssm weight_cache squares residual final_weight new_residual scales temperatures ks"
-_WIDE += " min_ps"
+_WIDE += " min_ps folded carry"
 _WHOLE = "capacity tap_stride shift_stride scale_stride gate_stride"  # multiples of 16
 _TYPES = dict.fromkeys(_NARROW.split(), "*bf16") | dict.fromkeys(_WIDE.split(), "*fp32")
-_TYPES |= dict.fromkeys(f"{_WHOLE} parts inner outputs span k".split(), "i32")
+_TYPES |= dict.fromkeys(f"{_WHOLE} every parts inner outputs span k".split(), "i32")
 _TYPES |= dict.fromkeys(["positions", "inputs", "position", "position_shift", "unconditional_rows", "tokens"], "*i64")
 _TYPES |= {"eps": "fp32", "temperature": "fp32", "min_p": "fp32", "uniforms": "*fp64"}
 
@@ -54,12 +57,11 @@ class Step:
 
     def mixer_bytes(self, form: Form) -> int:
         """Return the bytes that the kernel of a form moves: memory, inputs, window and results."""
-        with torch.device("meta"):
-            model = AiM(AIM_PRESETS[self.preset]).to(torch.bfloat16)
-        cache: Cache = "int8" if self.int8 else "model"
+        model, cache = _model(self.preset), _cache(self.int8)
+        position = first_fold(model, cache) + FOLD_EVERY // 2 if form == "folded" else POSITION
         channels = self.E + 2 * self.N
         window = 2 * channels * (model.config.conv_width + 1)
-        return self.rows * (bytes_per_row(model, form, POSITION, cache) + 2 * self.F + window + 2 * self.E)
+        return self.rows * (bytes_per_row(model, form, position, cache) + 2 * self.F + window + 2 * self.E)
 
     def built(self, kernel: Any, sizes: Mapping[str, Any], warps: int) -> Binary:
         """Compile a kernel for this step."""
@@ -92,6 +94,15 @@ def state(step: Step) -> tuple[Any, Binary]:
 
     launch = mixer.STATE.fitted(step.H)
     return launch, step.built(mixer._state_kernel, step.mixer_sizes() | {"GROUP": launch.heads}, launch.warps)
+
+
+def folded(step: Step) -> tuple[Any, Binary]:
+    """Compile fold and replay; return its layout too."""
+    from aimamba.ops.mixer.triton import folded as mixer  # noqa: PLC0415
+
+    launch = mixer.FOLDED.fitted(step.H)
+    sizes = mixer.folded_sizes(launch, step.P, torch.int8 if step.int8 else torch.bfloat16)
+    return launch, step.built(mixer._folded_kernel, step.mixer_sizes() | sizes, launch.warps)
 
 
 def in_proj(step: Step) -> tuple[Any, Binary]:
@@ -150,6 +161,9 @@ def rows_of(step: Step) -> Iterator[Row]:
     name = "dual form, int8" if step.int8 else "dual form"
     groups = step.H // launch.heads
     yield Row(name, _layout(launch), step.rows * groups, step.mixer_bytes("dual"), binary.usage)
+    launch, binary = folded(step)
+    name = "fold and replay, int8" if step.int8 else "fold and replay"
+    yield Row(name, _layout(launch), step.rows * step.H, step.mixer_bytes("folded"), binary.usage)
     if step.int8:
         return
     launch, binary = state(step)
@@ -189,6 +203,54 @@ def print_table(bandwidth: float, capability: int) -> None:
                 size, usage = row.bytes / 1e6, row.usage
                 figures = f"{row.programs} | {size:.2f} | {size / bandwidth:.2f} | {usage.registers} | {usage.stack}"
                 print(f"| {row.name} | {row.layout} | {figures} | {usage.warps} |")
+
+
+def print_forms(preset: str = "aim-xl") -> None:
+    """Print how many bytes each form of the SSD moves for a token of a row and block, in the mean over an image."""
+    forms: tuple[tuple[str, Form, bool, int], ...] = (
+        ("dual", "dual", False, 4),
+        ("dual, x in 8 bits", "dual", True, 4),
+        ("state", "state", False, 4),
+        ("state, if it were bfloat16", "state", False, 2),
+        ("fold and replay", "folded", False, 4),
+        ("fold and replay, x in 8 bits", "folded", True, 4),
+        ("fold and replay, if the state were bfloat16", "folded", False, 2),
+    )
+    print(f"| {preset}, MB for a token | " + " | ".join(f"{length:,} tokens" for length in LENGTHS) + " |")
+    print("|---|" + "---:|" * len(LENGTHS))
+    for name, form, int8, width in forms:
+        means = " | ".join(
+            f"{mean_bytes(preset, form, length, int8=int8, width=width) / 1e6:.2f}" for length in LENGTHS
+        )
+        print(f"| {name} | {means} |")
+
+
+def mean_bytes(preset: str, form: Form, length: int, *, int8: bool = False, width: int = 4) -> float:
+    """Return the bytes that a form moves for a token of a row and block, in the mean over an image.
+
+    Args:
+        preset: Name of the size, in bfloat16.
+        form: Form of the SSD.
+        length: Tokens of the image.
+        int8: Cache x in 8 bits.
+        width: Bytes of a number of the state. The engine has 4.
+    """
+    model, cache = _model(preset), _cache(int8)
+    moved = sum(bytes_per_row(model, form, token, cache) for token in range(length))
+    passes = 2 * length if form == "state" else 0  # how often the state is read or written
+    if form == "folded":
+        begun = max(0, length - first_fold(model, cache))
+        passes = begun + 2 * (begun // FOLD_EVERY) + (length >= first_fold(model, cache))
+    return (moved - (4 - width) * passes * model.config.inner * model.config.state_size) / length
+
+
+def _model(preset: str) -> AiM:
+    with torch.device("meta"):
+        return AiM(replace(AIM_PRESETS[preset], num_blocks=1)).to(torch.bfloat16)
+
+
+def _cache(int8: bool) -> Cache:
+    return "int8" if int8 else "model"
 
 
 def _linear(step: Step, outputs: int, inputs: int) -> tuple[Any, Binary]:

@@ -185,6 +185,8 @@ def main() -> None:
     if arguments.only != "training":
         print("\nDecoding, token 128, bfloat16:\n")
         decoding_kernels.print_table(arguments.bandwidth, arguments.capability)
+        print("\nForms of the SSD:\n")
+        decoding_kernels.print_forms()
 
 
 def print_training(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json
 import re
-from benchmarks.decoding_kernels import Step, dual, head, in_proj, out_proj, sampling
+from benchmarks.decoding_kernels import Step, dual, folded, head, in_proj, out_proj, sampling
 from aimamba.models import AIM_PRESETS
 
 def report(name, preset, rows, int8, binary, **more):
@@ -35,6 +35,9 @@ for preset in AIM_PRESETS:
             if rows == 128 or preset == "aim-xl":
                 launch, binary = dual(step)
                 report("dual", preset, rows, int8, binary, launch=launch._asdict())
+    if preset == "aim-xl":
+        for int8 in (False, True):
+            report("folded", preset, 128, int8, folded(Step(preset, 128, int8=int8))[1])
     for rows in (2, 4):
         step = Step(preset, rows)
         for kernel in (in_proj, out_proj, head):
@@ -55,7 +58,7 @@ def binaries(tmp_path_factory):
 
 
 def test_nothing_spills(binaries):
-    assert len(binaries) == len(AIM_PRESETS) * (2 + 6) + 4 + 2
+    assert len(binaries) == len(AIM_PRESETS) * (2 + 6) + 4 + 2 + 2
     spilled = [(each["name"], each["preset"], each["rows"], each["stack"]) for each in binaries if each["stack"]]
     assert spilled == []
 
@@ -83,6 +86,10 @@ def test_few_rows_leave_registers_for_the_next_kernel(binaries):
     (few,) = (each for each in binaries if each["name"] == "dual" and each["rows"] == 2 and not each["int8"])
     taken = few["registers"] * 32 * few["launch"]["warps"]
     assert taken + 128 * 128 <= 65536
+
+
+def test_two_programs_of_fold_and_replay_share_a_multiprocessor(binaries):
+    assert [each["warps"] for each in binaries if each["name"] == "folded"] == [16, 16]
 
 
 def test_eight_heads_share_two_warps(binaries):

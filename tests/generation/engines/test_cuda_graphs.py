@@ -27,7 +27,7 @@ SHAPE = {"width": 128, "head_width": 64, "state_size": 128, "num_blocks": 4, "nu
 @pytest.fixture(params=VARIANTS, ids=lambda variant: "-".join(variant.values()))
 def built(request, make_aim, monkeypatch):
     """A model on the device, and its engine, which folds after 16 tokens and then after every 12."""
-    monkeypatch.setattr(recorded_step, "first_fold", lambda _: 16)
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 16)
     monkeypatch.setattr(recorded_step, "FOLD_EVERY", 12)
     settings = dict(request.param)
     form = settings.pop("form", None)

@@ -116,7 +116,7 @@ def test_rows_leave_and_join_at_different_positions(model):
 
 
 def test_rows_that_fold_at_different_steps_leave_and_join(make_aim, monkeypatch):
-    monkeypatch.setattr(recorded_step, "first_fold", lambda _: 4)
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 4)
     monkeypatch.setattr(recorded_step, "FOLD_EVERY", 3)
     model = make_aim(dtype=torch.float64, num_tokens=20)
     engine, recorder = make_engine(model, form="folded")
@@ -226,7 +226,7 @@ def test_only_the_end_of_an_image_reads_a_number(model, config):
 )
 def test_kernels_equal_the_model(make_aim, rows, length, form, settings, dtype, monkeypatch):
     """The last row begins a token later than the others; few rows and many take different kernels."""
-    monkeypatch.setattr(recorded_step, "first_fold", lambda _: 3)
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 3)
     monkeypatch.setattr(recorded_step, "FOLD_EVERY", 2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     exact, model = (

@@ -288,6 +288,8 @@ def test_bytes_of_fold_and_replay(make_aim):
     memory = RecordedStep(model, form="folded").new_memory(2)
     assert memory["0.B"].shape[1] == first
     assert memory["0.folded"][0].nbytes == state
+    narrow = RecordedStep(model, form="folded", cache="int8").new_memory(2)
+    assert narrow["0.B"].shape[1] == first_fold(model, "int8") == 544, "as many bytes of narrower tokens"
 
 
 def test_why_the_kernels_do_not_support_a_model(make_aim, monkeypatch):
@@ -320,7 +322,7 @@ def test_the_packaged_weights(monkeypatch):
 
     expected = by_model(exact)
     rounding = (by_model(narrow) - expected).abs().mean()
-    monkeypatch.setattr(recorded_step, "first_fold", lambda _: 8)
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 8)
     monkeypatch.setattr(recorded_step, "FOLD_EVERY", 4)
     for form in FORMS:
         assert_close(by_step(exact, form), expected, rtol=1e-4, atol=1e-4)

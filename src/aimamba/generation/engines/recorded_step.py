@@ -106,7 +106,7 @@ def bytes_per_row(model: AiM, form: Form, tokens: int, cache: Cache = "model") -
     x = inner * (1 if cache == "int8" else narrow)
     heads = inner // config.head_width
     token = x + narrow * config.state_size + 2 * 4 * heads
-    first = first_fold(model)
+    first = first_fold(model, cache)
     if form == "dual" or tokens < first - 1:
         return (tokens + 1) * token
     begun = tokens >= first
@@ -116,12 +116,12 @@ def bytes_per_row(model: AiM, form: Form, tokens: int, cache: Cache = "model") -
     return (cached + 1) * token + read + full * (state * (1 + begun) + cached * token)
 
 
-def first_fold(model: AiM) -> int:
+def first_fold(model: AiM, cache: Cache = "model") -> int:
     """Return how many tokens are cached before the first fold: those that take the bytes of the state and of a replay.
 
     A replay is of half the tokens between two folds in the mean.
     """
-    narrow = model.word_embedding.weight.element_size()
+    narrow = 1 if cache == "int8" else model.word_embedding.weight.element_size()
     tokens = 4 * model.config.state_size // narrow + FOLD_EVERY // 2
     return max(FOLD_EVERY, -(-tokens // _SLOTS_STEP) * _SLOTS_STEP)
 
@@ -156,7 +156,7 @@ class RecordedStep:
         self.model = model
         self.operators = operators or Operators()
         self.form = form or choose_form(model, cache)
-        self.x_dtype = torch.int8 if cache == "int8" else None  # None: the model's
+        self.cache = cache
         self.capacity = model.config.steps + 1
         self.renew()
 
@@ -202,12 +202,12 @@ class RecordedStep:
         if self.form == "folded":
             memory["folded"] = weight.new_empty(rows, heads, head_width, states, dtype=wide)
             memory["carry"] = weight.new_empty(rows, heads, dtype=wide)
-            slots = first_fold(self.model)
+            slots = first_fold(self.model, self.cache)
         else:  # every head's weights begin at a multiple of 64 bytes, so that a thread loads several at once
             slots = -(-self.model.config.steps // _SLOTS_STEP) * _SLOTS_STEP
         return memory | {
             "B": weight.new_empty(rows, slots, states),
-            "x": weight.new_empty(rows, heads, slots, head_width, dtype=self.x_dtype),
+            "x": weight.new_empty(rows, heads, slots, head_width, dtype=torch.int8 if self.cache == "int8" else None),
             "weights": weight.new_empty(rows, heads, slots, dtype=wide),
         }
 
