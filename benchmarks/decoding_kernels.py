@@ -18,7 +18,7 @@ from benchmarks.binaries import Binary, Usage, build
 
 POSITION = 128
 LENGTHS = (256, 1024, 4096)  # tokens of an image
-SHOWN = (("aim-xl", 128), ("aim-l", 2), ("aim-b", 2), ("aim-b", 128))  # sizes and rows
+SHOWN = (("aim-xl", 128), ("aim-xl", 4), ("aim-l", 2), ("aim-b", 2), ("aim-b", 128))  # sizes and rows
 _NARROW = "projected conv_weight conv_bias window B_cache x_cache gated shift scale mixed gate hidden weight x y logits"
 _NARROW += " opening words places"
 _WIDE = "dt_bias A_log D norm_weight ssm weight_cache squares residual final_weight new_residual scales temperatures ks"
@@ -272,7 +272,8 @@ def _tiles(division: Any) -> dict[str, Any]:
 
 
 def _layout(launch: Any) -> str:
-    return ", ".join(f"{number} {name}" for name, number in launch._asdict().items())
+    """Return a layout as the documents write it: heads, tokens, warps and stages of a program."""
+    return f"({', '.join(str(number) for number in launch)})"
 
 
 def _shares(division: Any) -> str:
