@@ -19,6 +19,7 @@ from aimamba.ops.conv.triton import causal
 from aimamba.ops.embedding.triton import step as embedding
 from aimamba.ops.linear.triton import linear as products
 from aimamba.ops.loss.triton import cross_entropy
+from aimamba.ops.mixer.triton import folded
 from aimamba.ops.mixer.triton import step as mixer
 from aimamba.ops.norm.triton import gated, modulated
 from aimamba.ops.norm.triton import residual as norms
@@ -57,6 +58,9 @@ for int8 in (False, True):
     for launch in mixer.DUAL.values():
         sizes = xl | mixer.sizes_of(launch, 64, torch.int8 if int8 else torch.bfloat16)
         build(mixer._dual_kernel, narrow, wide, sizes, numbers, launch)
+    numbers |= {"every": "i32"} | dict.fromkeys(("folded", "carry"), "*fp32")
+    sizes = xl | folded.folded_sizes(folded.FOLDED, 64, torch.int8 if int8 else torch.bfloat16)
+    build(folded._folded_kernel, narrow, wide, sizes, numbers, folded.FOLDED)
 counts = "shift_stride scale_stride gate_stride parts inner outputs span".split()
 numbers = dict.fromkeys(counts, "i32") | {"eps": "fp32"}
 narrow, wide = "shift scale mixed gate hidden weight x y", "residual norm_weight final_weight squares new_residual"
@@ -147,7 +151,7 @@ def test_kernels_compile(tmp_path, capability):
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
-    names = ["_state_kernel", *["_dual_kernel"] * 6, "_norm_step_kernel", "_embed_step_kernel"]
+    names = ["_state_kernel", *[*["_dual_kernel"] * 3, "_folded_kernel"] * 2, "_norm_step_kernel", "_embed_step_kernel"]
     names += ["_residual_kernel", "_linear_kernel", "_guided_sample_kernel"]
     names += ["_forward_kernel", "_states_kernel", "_chunk_kernel"] * 2
     names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]

@@ -329,16 +329,20 @@ def test_the_packaged_weights(monkeypatch):
         assert (by_step(narrow, form) - expected).abs().mean() < rounding
 
 
+@pytest.mark.parametrize("form", ["dual", "folded"])
 @torch.no_grad()
-def test_the_packaged_weights_with_an_8_bit_cache():
+def test_the_packaged_weights_with_an_8_bit_cache(form, monkeypatch):
     """``python -m benchmarks.cache_quality`` has the figures for every class; these are bounds."""
     exact = Pipeline.from_pretrained("avatars-64").generator.eval()
     labels = torch.tensor([0, 7])
     *_, codes = generate(exact, labels, SamplingConfig())
     inputs = torch.cat([labels[:, None], codes[:, :-1]], dim=1)
 
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 32)
+    monkeypatch.setattr(recorded_step, "FOLD_EVERY", 16)
+
     def logits(cache):
-        step = RecordedStep(exact, form="dual", cache=cache)
+        step = RecordedStep(exact, form=form, cache=cache)
         return decode_in_memory(step, inputs, step.new_memory(len(labels)))
 
     expected, found = logits("model"), logits("int8")

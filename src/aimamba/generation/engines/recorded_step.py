@@ -146,7 +146,7 @@ class RecordedStep:
     Args:
         model: The generator, in bfloat16, float32 or wider.
         operators: Plain functions, or kernels.
-        form: Form of SSD; by default the one that moves the fewest bytes.
+        form: Form of SSD; by default see ``choose_form``.
         cache: How tokens' x is cached. The state form has no such cache.
     """
 
