@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aimamba import AiM
-from aimamba.generation.engines.recorded_step import Cache, Form, bytes_per_row
+from aimamba.generation.engines.recorded_step import FOLD_EVERY, Cache, Form, bytes_per_row, first_fold
 from aimamba.ops.mixer.weights import MixerWeights
 from aimamba.ops.sampling import logits as plain
 from benchmarks.measurement import LAYOUTS, Measurement, SkippedError, first_line
@@ -28,6 +28,8 @@ TRAINING = "training"  # a subject for the kernels of a training step
 STATE_POSITION = 128  # the state has one size at every position
 PRODUCTS = ((4096, 4), (8192, 4), (8192, 8), (16384, 8), (16384, 16))  # numbers of a tile, and warps of a program
 FEW_ROWS = 8
+REPLAYED = (FOLD_EVERY // 2, FOLD_EVERY - 1)  # tokens since the first fold; the second step folds again
+FOLDED_LAYOUTS = ((1, 32, 8, 1), (1, 16, 8, 1), (1, 64, 8, 1))
 DUAL_LAYOUTS = {  # heads, tokens, warps and stages of a program, for few rows and for many
     False: (
         (1, 64, 8, 1), (1, 128, 8, 1), (1, 64, 4, 1), (1, 32, 4, 1), (1, 64, 8, 3), (1, 32, 4, 3), (2, 64, 8, 1),
@@ -103,15 +105,29 @@ def copy_rate(device: torch.device) -> float:
 
 
 def time_mixing(step: Step, form: Form, positions: Iterable[int], cache: Cache = "model") -> list[Piece]:
-    """Time the kernel between the two projections of a mixer, in one form of SSD, at positions inside an image."""
-    from aimamba.ops.mixer.triton import step as mixing  # noqa: PLC0415 - imports Triton
+    """Time the kernel between the two projections of a mixer, in one form of SSD, at positions inside an image.
 
-    kernel: Callable[..., object] = mixing.state_mixer_step if form == "state" else mixing.dual_mixer_step
+    By fold and replay, which images of that length need not reach, positions count from the first fold.
+    """
+    from aimamba.ops.mixer.triton import folded  # noqa: PLC0415 - imports Triton
+    from aimamba.ops.mixer.triton import step as mixing  # noqa: PLC0415
+
+    kernels: dict[Form, Callable[..., object]] = {
+        "state": mixing.state_mixer_step,
+        "dual": mixing.dual_mixer_step,
+        "folded": functools.partial(folded.folded_mixer_step, every=FOLD_EVERY),
+    }
+    kernel = kernels[form]
     weights = _mixer_weights(step)
     width = 2 * step.inner + 2 * step.model.config.state_size + step.heads
     projected = torch.randn(step.rows, width, device=step.device, dtype=DTYPE)
-    pieces, last = [], step.model.config.num_tokens - 1
-    for position in sorted({min(position, last) for position in positions}):
+    pieces = []
+    if form == "folded":
+        positions = [first_fold(step.model, cache) + replayed for replayed in positions]
+    else:
+        last = step.model.config.num_tokens - 1
+        positions = sorted({min(position, last) for position in positions})
+    for position in positions:
         size = step.rows * bytes_per_row(step.model, form, position, cache)
         filled = torch.full((step.rows,), position, device=step.device)
         memories = [_mixer_memory(step, form, cache) for _ in range(copies(size))]
@@ -131,6 +147,8 @@ def mixing_launches(step: Step, form: Form, layout: Callable[..., Any]) -> list[
         return [None]
     if form == "state":
         return [layout(group, 1, warps, 1) for group in (1, 2) for warps in (4, 8)]
+    if form == "folded":
+        return list(itertools.starmap(layout, FOLDED_LAYOUTS))
     return [layout(*launch) for launch in DUAL_LAYOUTS[step.rows > FEW_ROWS] if step.heads % launch[0] == 0]
 
 
@@ -213,6 +231,7 @@ PIECES: dict[str, Callable[[Step], list[Piece]]] = {
     "modulation": time_modulation,
     "state": lambda step: time_mixing(step, "state", [STATE_POSITION]),
     "dual": lambda step: time_mixing(step, "dual", POSITIONS),
+    "folded": lambda step: time_mixing(step, "folded", REPLAYED),
     "dual, int8": lambda step: time_mixing(step, "dual", POSITIONS, "int8"),
 }
 
@@ -252,13 +271,16 @@ def _mixer_memory(step: Step, form: Form, cache: Cache = "model") -> list[Tensor
     window = made(rows, config.conv_width, step.inner + 2 * config.state_size, dtype=DTYPE)
     if form == "state":
         return [window, made(rows, heads, config.head_width, config.state_size)]
-    capacity = config.num_tokens
-    return [
+    capacity = first_fold(step.model, cache) if form == "folded" else config.num_tokens
+    memory = [
         window,
         made(rows, capacity, config.state_size, dtype=DTYPE),
         made(rows, heads, capacity, config.head_width, dtype=torch.int8 if cache == "int8" else DTYPE),
         torch.ones(rows, heads, capacity, device=step.device),  # a token of weight 0 would not be read
     ]
+    if form == "folded":
+        memory += [made(rows, heads, config.head_width, config.state_size), made(rows, heads)]
+    return memory
 
 
 def _product_launches(step: Step, layout: Callable[..., Any]) -> dict[str, dict[str, Any]]:

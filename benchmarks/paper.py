@@ -1,25 +1,24 @@
-"""The training kernels on paper: ``python -m benchmarks.paper`` prints bytes, operations and registers of each.
+"""The kernels on paper: ``python -m benchmarks.paper`` prints bytes, operations and registers of each.
 
 Needs no GPU. Bytes count every tensor that a kernel reads or writes once; times are the larger of bytes and operations
 over the two rates. Registers, stack and shared memory are those of the binary that Triton compiles, and warps are how
-many of them a multiprocessor has room for.
+many of them a multiprocessor has room for. The kernels of a training step come first, and then those of decoding steps
+(``benchmarks.decoding_kernels``).
 
 Shape letters: B batch, L tokens, M = B L, D width, E inner width, H heads, P head width, N state size, C convolved
 channels, Z projected features, Q tokens of a tile, T tiles.
 """
 
 import argparse
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from aimamba.models import AIM_PRESETS
+from benchmarks import decoding_kernels
+from benchmarks.binaries import Usage, build
 
 NARROW = "projected active tiles y dy dactive dprojected out dout mixed gate scale shift hidden dhidden dmixed dshift"
 NARROW += " dscale dgate logits"
@@ -27,15 +26,6 @@ WIDE = "weight bias dt_bias A_log dt total skip ddt dskip dtiles later earlier s
 WIDE += " dresidual dweights losses"
 WHOLE = "L T M width groups gate_stride scale_stride shift_stride parts"
 _PLAIN = (4, 3)  # warps and stages of kernels that are launched without a choice
-_REGISTERS, _SHARED, _WARPS, _PROGRAMS = 65536, 227 * 1024, 64, 32  # of a multiprocessor of Hopper
-
-
-class Usage(NamedTuple):
-    """What a compiled kernel takes."""
-
-    registers: int
-    stack: int
-    warps: int
 
 
 @dataclass(frozen=True)
@@ -72,34 +62,10 @@ class Shape:
 
 
 def compiled(kernel: Any, sizes: Mapping[str, Any], warps: int, stages: int, capability: int) -> Usage:
-    """Compile a kernel for a GPU, without one, and read what its binary takes."""
-    import triton  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-    from triton.compiler import ASTSource  # noqa: PLC0415
-
-    names = [parameter.name for parameter in kernel.params]
+    """Compile a kernel for a GPU, without one, and return what its binary takes."""
     types = dict.fromkeys(NARROW.split(), "*bf16") | dict.fromkeys(WIDE.split(), "*fp32")
     types |= dict.fromkeys(WHOLE.split(), "i32") | {"eps": "fp32", "factor": "fp32", "targets": "*i64"}
-    types |= dict.fromkeys(sizes, "constexpr")
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types[name] for name in names},
-        constexprs={(names.index(name),): value for name, value in sizes.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if types[n].startswith("*")},
-    )
-    options = {"num_warps": warps, "num_stages": stages}
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(found[1]) for found in (re.search(r"REG:(\d+)", said), re.search(r"STACK:(\d+)", said)))
-    programs = min(_PROGRAMS, _WARPS // warps, _REGISTERS // (-(-registers // 8) * 8 * 32 * warps))
-    if built.metadata.shared:
-        programs = min(programs, _SHARED // (built.metadata.shared + 1024))
-    return Usage(registers, stack, programs * warps)
+    return build(kernel, types, sizes, warps, stages, capability).usage
 
 
 def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
@@ -205,14 +171,26 @@ def _conv_sizes(s: Shape, launch: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a table for each pass, and what follows for a step."""
+    """Print the tables of training, of decoding, or both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="aim-b", choices=AIM_PRESETS)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--bandwidth", type=float, default=4.1, help="TB/s, read and written")
     parser.add_argument("--rate", type=float, default=790.0, help="TFLOP/s of large bfloat16 products")
     parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--only", choices=("training", "decoding"))
     arguments = parser.parse_args()
+    if arguments.only != "decoding":
+        print_training(arguments)
+    if arguments.only != "training":
+        print("\nDecoding, token 128, bfloat16:\n")
+        decoding_kernels.print_table(arguments.bandwidth, arguments.capability)
+        print("\nForms of the SSD:\n")
+        decoding_kernels.print_forms()
+
+
+def print_training(arguments: argparse.Namespace) -> None:
+    """Print a table for each pass of training, and what follows for a step."""
     from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
 
     shape = Shape(arguments.size, arguments.batch, quadratic.LAUNCHES[torch.bfloat16].tokens)

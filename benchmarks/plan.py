@@ -20,7 +20,8 @@ DECODER_VARIANTS = {"aim": ("plain", "fast", "fast, no kernel"), "vq-official": 
 TRAINING_VARIANTS = {"aim": ("", "compiled", "blocks compiled"), "attention": ("",)}
 TRAINING_BATCH = 4
 GROWTH_TOKENS, GROWTH_BATCHES = (256, 1024, 4096), (1, 8)
-KERNELS = ("products", "modulation", "state", "dual", "dual, int8")  # of a decoding step; shapes depend on the size
+# Of a decoding step; shapes depend on the size.
+KERNELS = ("products", "modulation", "state", "dual", "folded", "dual, int8")
 SCAN_BACKENDS = {
     "cpu": ("chunked", "plain"),
     "cuda": ("chunked", "triton", "mamba-ssm", "fla", "plain"),

@@ -51,12 +51,13 @@ def test_kernels_need_a_cuda_device():
 def test_every_kernel_runs(timed, make_aim):
     found = [piece for make in kernels.PIECES.values() for piece in make(step(make_aim))]
     assert {piece["kernel"] for piece in found} == {
-        "state", "dual", "dual, int8", "modulation", "in_proj", "out_proj", "head",
+        "state", "dual", "dual, int8", "folded", "modulation", "in_proj", "out_proj", "head",
         "sampling", "sampling top_k", "sampling top_p",
     }  # fmt: skip
     assert all(piece["microseconds"] == 2.0 for piece in found), [piece for piece in found if "failed" in piece]
     assert all(piece["bytes"] > 0 for piece in found)
     assert [piece["position"] for piece in found if piece["kernel"] == "dual"] == [32, 128, 255]
+    assert [piece["position"] for piece in found if piece["kernel"] == "folded"] == [288 + 32, 288 + 63]
     few = kernels.time_mixing(step(make_aim, num_tokens=9), "dual", kernels.POSITIONS)
     assert [piece["position"] for piece in few] == [8]  # the last one of the image: its memory ends there
     assert {piece["launch"] for piece in found} == {"default", "torch", "kernel", "with norm default"}

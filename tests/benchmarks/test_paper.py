@@ -1,4 +1,4 @@
-"""The training kernels on paper: the arithmetic, without compiling them."""
+"""The kernels on paper: the arithmetic, without compiling them."""
 
 import pytest
 
@@ -31,3 +31,27 @@ def test_a_kernel_takes_the_longer_of_its_bytes_and_its_operations():
     assert row.microseconds(4.1, 790.0) == pytest.approx(10.0)
     assert row.microseconds(8.2, 790.0) == pytest.approx(10.0)
     assert row.microseconds(4.1, 79.0) == pytest.approx(100.0)
+
+
+def test_means_of_the_forms_of_the_ssd():
+    """A state of half the width halves the bytes of the state form; short images never fold."""
+    from benchmarks.decoding_kernels import mean_bytes
+
+    state = 2 * 4 * 3072 * 128
+    assert mean_bytes("aim-xl", "state", 256) == state
+    assert mean_bytes("aim-xl", "state", 256, width=2) == state / 2
+    short = [mean_bytes("aim-xl", form, 256, width=width) for form in ("dual", "folded") for width in (4, 2)]
+    assert len(set(short)) == 1
+    long, narrow = (mean_bytes("aim-xl", "folded", 4096, width=width) for width in (4, 2))
+    assert 0.5 * state < long < 0.6 * state
+    passes = 1 + (4096 - 288) + 2 * ((4096 - 288) // 64)
+    assert long - narrow == pytest.approx(passes * state / 4 / 4096)
+
+
+def test_programs_of_a_multiprocessor():
+    from benchmarks.binaries import programs_of
+
+    assert programs_of(128, 0, 8) == 2
+    assert programs_of(129, 0, 8) == 1
+    assert programs_of(16, 0, 1) == 32
+    assert programs_of(16, 100 * 1024, 1) == 2

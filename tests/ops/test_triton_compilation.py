@@ -19,6 +19,7 @@ from aimamba.ops.conv.triton import causal
 from aimamba.ops.embedding.triton import step as embedding
 from aimamba.ops.linear.triton import linear as products
 from aimamba.ops.loss.triton import cross_entropy
+from aimamba.ops.mixer.triton import folded
 from aimamba.ops.mixer.triton import step as mixer
 from aimamba.ops.norm.triton import gated, modulated
 from aimamba.ops.norm.triton import residual as norms
@@ -52,11 +53,14 @@ xl = {"H": 48, "P": 64, "N": 128, "TAPS": 4}
 xl["OVERLAP"] = sys.argv[1] == "90"
 xl["channel_stride"] = 1
 build(mixer._state_kernel, narrow, wide, xl | {"GROUP": mixer.STATE.heads}, {"tap_stride": "i32:16"}, mixer.STATE)
-for launches, int8 in ((mixer.DUAL, False), (mixer.DUAL_INT8, True)):
+for int8 in (False, True):
     numbers = {"capacity": "i32:16", "tap_stride": "i32:16"} | ({"x_cache": "*i8"} if int8 else {})
-    for launch in launches.values():
-        sizes = xl | mixer.sizes_of(launch, launch.heads, 64, torch.int8 if int8 else torch.bfloat16)
+    for launch in mixer.DUAL.values():
+        sizes = xl | mixer.sizes_of(launch, 64, torch.int8 if int8 else torch.bfloat16)
         build(mixer._dual_kernel, narrow, wide, sizes, numbers, launch)
+    numbers |= {"every": "i32"} | dict.fromkeys(("folded", "carry"), "*fp32")
+    sizes = xl | folded.folded_sizes(folded.FOLDED, 64, torch.int8 if int8 else torch.bfloat16)
+    build(folded._folded_kernel, narrow, wide, sizes, numbers, folded.FOLDED)
 counts = "shift_stride scale_stride gate_stride parts inner outputs span".split()
 numbers = dict.fromkeys(counts, "i32") | {"eps": "fp32"}
 narrow, wide = "shift scale mixed gate hidden weight x y", "residual norm_weight final_weight squares new_residual"
@@ -65,18 +69,19 @@ launch = norms.DEFAULT
 sizes["OVERLAP"] = xl["OVERLAP"]
 build(norms._norm_step_kernel, narrow, wide, sizes | {"BLOCK": 2048, "FINAL": True, "SPLITS": 4}, numbers, launch)
 
-def tiles(outputs, inputs):
-    division = products.divide(torch.empty(outputs, inputs, device="meta"), products.DEFAULT)
-    return {name.upper(): getattr(division, name) for name in ("block", "tiles", "parts", "lanes")}
+def tiles(outputs, inputs, kept=0):
+    weight = torch.empty(outputs, inputs, device="meta", dtype=torch.bfloat16)
+    division = products.divide(weight, products.DEFAULT, kept=kept)
+    return {name.upper(): getattr(division, name) for name in ("block", "tiles", "shares", "parts", "lanes")}
 
 embedded = dict.fromkeys("inputs position position_shift".split(), "*i64")
 given = "opening words places", "residual", {"D": 1536, "PREFIX": 16, "BLOCK": 2048, "PLACED": True}
 build(embedding._embed_step_kernel, *given, embedded, norms.Launch(4))
-sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536)
+sizes |= {"ROWS": 2, "EVEN": 2, "GROUPS": 64} | tiles(6448, 1536, kept=2)
 build(products._residual_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
 sizes = {"D": 3072, "ROWS": 2, "OVERLAP": xl["OVERLAP"]} | tiles(1536, 3072)
 build(products._linear_kernel, narrow, wide, sizes, numbers, products.DEFAULT)
-sizes = {"V": 16384, "BLOCK": 16384, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
+sizes = {"V": 16384, "BLOCK": 16384, "SPAN": 128, "GUIDED": True, "TEMPERATURES": False, "KS": False, "TOP_K": True}
 sizes["MIN_PS"] = False
 numbers = {"temperature": "fp32", "k": "i32", "uniforms": "*fp64", "unconditional_rows": "*i64", "tokens": "*i64"}
 numbers["min_p"] = "fp32"
@@ -146,7 +151,7 @@ def test_kernels_compile(tmp_path, capability):
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
-    names = ["_state_kernel", *["_dual_kernel"] * 6, "_norm_step_kernel", "_embed_step_kernel"]
+    names = ["_state_kernel", *[*["_dual_kernel"] * 3, "_folded_kernel"] * 2, "_norm_step_kernel", "_embed_step_kernel"]
     names += ["_residual_kernel", "_linear_kernel", "_guided_sample_kernel"]
     names += ["_forward_kernel", "_states_kernel", "_chunk_kernel"] * 2
     names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.capture import capture
+from aimamba.generation.engines import recorded_step
 from aimamba.generation.engines.cuda_graphs import CudaGraphEngine
 from decoding import decode
 from waiting import counted_waits
@@ -16,6 +17,7 @@ from waiting import counted_waits
 VARIANTS = [
     {"adaln": "block", "form": "dual"},
     {"adaln": "group", "form": "state"},
+    {"adaln": "block", "form": "folded"},
     {"adaln": "group", "mixer": "attention", "positions": "rope"},
 ]
 # Published proportions: heads of 64 and states of 128, which is what the kernels are laid out for.
@@ -23,8 +25,10 @@ SHAPE = {"width": 128, "head_width": 64, "state_size": 128, "num_blocks": 4, "nu
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: "-".join(variant.values()))
-def built(request, make_aim):
-    """A model on the device, and its engine."""
+def built(request, make_aim, monkeypatch):
+    """A model on the device, and its engine, which folds after 16 tokens and then after every 12."""
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 16)
+    monkeypatch.setattr(recorded_step, "FOLD_EVERY", 12)
     settings = dict(request.param)
     form = settings.pop("form", None)
     model = make_aim(**SHAPE, **settings).cuda()

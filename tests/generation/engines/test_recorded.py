@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from aimamba.errors import DataError
 from aimamba.generation import SamplingConfig, generate
+from aimamba.generation.engines import recorded_step
 from aimamba.generation.engines.recorded import RecordedEngine
 from aimamba.generation.engines.recorded_step import RecordedStep, triton_operators
 from decoding import Recorder, decode
@@ -114,6 +115,28 @@ def test_rows_leave_and_join_at_different_positions(model):
     assert_close(decode(engine, inputs[:2, 5:], ahead), expected[:2, 5:], **EXACT)
 
 
+def test_rows_that_fold_at_different_steps_leave_and_join(make_aim, monkeypatch):
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 4)
+    monkeypatch.setattr(recorded_step, "FOLD_EVERY", 3)
+    model = make_aim(dtype=torch.float64, num_tokens=20)
+    engine, recorder = make_engine(model, form="folded")
+    inputs = tokens(3, 20)
+    expected = decode(model, inputs)
+    ahead, behind = engine.init_state(2), engine.init_state(1)
+    decode(engine, inputs[:2, :12], ahead)
+    decode(engine, inputs[2:, :5], behind)
+    fresh = engine.init_state(1)
+    together = ahead.select(torch.tensor([1])).join([fresh, behind])
+    places, order = [12, 0, 5], [1, 0, 2]
+    for step in range(8):
+        token = torch.stack([inputs[row, place + step] for row, place in zip(order, places, strict=True)])
+        logits = engine.step(token, together)
+        for i, (row, place) in enumerate(zip(order, places, strict=True)):
+            assert_close(logits[i], expected[row, place + step], **EXACT)
+    assert_close(decode(engine, inputs[:2, 12:], ahead), expected[:2, 12:], **EXACT)
+    assert recorder.recorded == 3, "one recording for each number of rows, whatever the positions"
+
+
 def test_attention_is_recorded_again_as_it_looks_further(make_aim):
     model = make_aim(mixer="attention", positions="rope", num_tokens=150, dtype=torch.float64)
     engine, recorder = make_engine(model)
@@ -197,11 +220,14 @@ def test_only_the_end_of_an_image_reads_a_number(model, config):
         (2, 4, "dual", {"adaln": "block"}),
         (1, 4, "state", {"adaln": "group"}),
         (5, 2, "dual", {"adaln": "group"}),
+        (2, 7, "folded", {"adaln": "block"}),
         (5, 2, None, {"adaln": "group", "mixer": "attention"}),
     ],
 )
-def test_kernels_equal_the_model(make_aim, rows, length, form, settings, dtype):
+def test_kernels_equal_the_model(make_aim, rows, length, form, settings, dtype, monkeypatch):
     """The last row begins a token later than the others; few rows and many take different kernels."""
+    monkeypatch.setattr(recorded_step, "first_fold", lambda *_: 3)
+    monkeypatch.setattr(recorded_step, "FOLD_EVERY", 2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     exact, model = (
         make_aim(num_tokens=8, head_width=16, **settings, dtype=each).to(device) for each in (torch.float32, dtype)

@@ -75,13 +75,48 @@ def test_programs_with_several_tiles(normal, rows, monkeypatch):
     assert_close(products.linear(residual, weight, launch=launch), linear(residual, weight), **CLOSE[torch.float32])
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(16384, 768), (16384, 1536), (4384, 1024), (6448, 1536), (1536, 3072)])
-def test_published_products_are_divided_evenly(outputs, inputs, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_warps_that_share_an_output(normal, rows, dtype, monkeypatch):
+    """Each takes some of the columns, also those that a power of two has beyond the width."""
+    monkeypatch.setattr(products, "processors", lambda _: 2)
+    monkeypatch.setattr(products, "_LANES", 8)
+    monkeypatch.setattr(products, "_MOST_NUMBERS", 32)
+    launch, weight = products.Launch(64, 4), normal(19, WIDTH, dtype=dtype)
+    division = products.divide(weight, launch, kept=4)
+    assert (division.shares, division.parts, division.block) == (4, 1, 1)
+    residual, norm_weight = normal(rows, WIDTH), normal(WIDTH)
+    shift, scale = normal(2, rows, WIDTH, dtype=dtype)
+    expected = plain.residual_linear_step(residual.clone(), norm_weight, shift, scale, weight)
+    found = products.residual_linear_step(residual, norm_weight, shift, scale, weight, launch=launch)
+    assert_close(found, expected, **CLOSE[dtype])
+    x = residual.to(dtype)
+    assert products.divide(weight, launch).shares > 1
+    assert_close(products.linear(x, weight, launch=launch), linear(x, weight), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("kept", [0, 2, 4])
+@pytest.mark.parametrize(("outputs", "inputs"), [
+    (16384, 768), (16384, 1536), (4384, 1024), (6448, 1536), (1536, 3072), (8576, 2048), (2048, 4096),
+])  # fmt: skip
+def test_published_products_are_divided_evenly(outputs, inputs, kept, monkeypatch):
     """Every output has a program, tiles fit into the registers, and no program waits for many others to end."""
     monkeypatch.setattr(products, "processors", lambda _: 132)
-    weight = torch.empty(outputs, inputs, device="meta")
-    division = products.divide(weight, products.DEFAULT)
+    weight = torch.empty(outputs, inputs, device="meta", dtype=torch.bfloat16)
+    division = products.divide(weight, products.DEFAULT, kept=kept)
+    columns = division.parts * division.lanes
+    assert inputs <= division.shares * columns < 2 * inputs
     assert (division.programs - 1) * division.span < outputs <= division.programs * division.span
     assert division.span <= division.tiles * division.block < division.span + division.block
-    assert division.block * division.parts * division.lanes <= 64 * 32 * products.DEFAULT.warps * 2
+    assert division.block * division.shares * columns <= products.DEFAULT.numbers
+    assert kept * columns <= 4096, "numbers that a warp keeps"
     assert division.programs <= 132 * -(-division.programs // 132) <= 2 * 132
+    assert division.shares * division.block >= products.DEFAULT.warps or division.span < division.block
+
+
+def test_the_head_has_programs_of_its_own_size(monkeypatch):
+    """As measured on an H200, see docs/log.md."""
+    monkeypatch.setattr(products, "processors", lambda _: 132)
+    shapes = [(16384, 768), (16384, 2048), (8576, 2048), (768, 1536)]
+    chosen = [products.launch_of(torch.empty(shape, device="meta")) for shape in shapes]
+    assert chosen == [products.MANY_OUTPUTS] * 2 + [products.DEFAULT] * 2

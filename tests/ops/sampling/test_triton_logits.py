@@ -62,3 +62,23 @@ def test_frequencies_are_the_probabilities():
     codes = sampling.guided_sample(logits.expand(images, 4), uniform)
     share = torch.bincount(codes.cpu(), minlength=4) / images
     assert (share - logits[0].softmax(dim=-1).cpu()).abs().max() < 0.011
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.3}, {"top_k": 20}, {"min_p": 0.3}], ids=str)
+def test_a_vocabulary_of_several_spans(settings):
+    """A span without a token that is left, and numbers at which one span ends and the next begins."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = 3 * sampling._SPAN + 5
+    logits = torch.randn(1, vocabulary, generator=generator)
+    logits[:, sampling._SPAN : 2 * sampling._SPAN] -= 1000.0
+    ends = logits.double().softmax(dim=-1).cumsum(dim=-1)[0]
+    uniform = torch.cat([torch.rand(20, generator=generator, dtype=torch.float64), ends[:: sampling._SPAN // 4]])
+    uniform = uniform.clamp(max=1 - 2**-53).to(device)
+    logits = logits.to(device).expand(len(uniform), vocabulary)
+    codes = sampling.guided_sample(logits, uniform, **settings)
+    expected = plain.guided_sample(logits, uniform, **settings)
+    assert codes[:20].tolist() == expected[:20].tolist()
+    beside = logits[0].double() / settings.get("temperature", 1.0)
+    assert (codes - expected).abs().max() <= sampling._SPAN + 1, "a number may lie between two tokens"
+    assert (beside[codes] > -900).all()

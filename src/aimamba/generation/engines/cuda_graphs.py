@@ -31,8 +31,8 @@ class CudaGraphEngine(RecordedEngine):
 
     Args:
         model: The generator, in evaluation mode, in float32 or bfloat16. Its weights may change in place.
-        form: Form of SSD; by default the one that moves fewer bytes per image.
-        cache: How the dual form keeps x of earlier tokens: in the model's dtype, or in 8 bits (``int8``).
+        form: Form of SSD; by default see ``choose_form``.
+        cache: How x of earlier tokens is cached: in the model's dtype, or in 8 bits (``int8``).
         kept: Number of batch sizes whose graphs and memories are kept.
         overlap: Let a kernel start while the one before it still runs, where the device can.
 

@@ -30,11 +30,13 @@ from aimamba.ops.sampling import logits
 Memory = dict[str, Tensor]
 """Everything that is remembered of some rows: named tensors whose first axis is the row."""
 
-Form = Literal["state", "dual"]
+Form = Literal["state", "dual", "folded"]
 
 Cache = Literal["model", "int8"]
-"""How the dual form keeps x of earlier tokens: in the model's dtype, or in 8 bits with one scale a head and token."""
+"""How x of earlier tokens is cached: in the model's dtype, or in 8 bits with one scale a head and token."""
 
+FOLD_EVERY = 64  # tokens, after the first fold
+_GAIN = 0.8  # of the bytes of another form
 _SLOTS_STEP = 16  # caches of the dual form hold a multiple of so many tokens
 _PLACES_STEP = 64  # attention reads a multiple of so many cache entries, so that few recordings serve all positions
 
@@ -45,6 +47,7 @@ class Operators:
 
     state_mixer_step: Callable[..., tuple[Tensor, Tensor]] = mixer_ops.state_mixer_step
     dual_mixer_step: Callable[..., tuple[Tensor, Tensor]] = mixer_ops.dual_mixer_step
+    folded_mixer_step: Callable[..., tuple[Tensor, Tensor]] = mixer_ops.folded_mixer_step
     residual_norm_step: Callable[..., Tensor] = residual_norm_step
     residual_linear_step: Callable[..., tuple[Tensor, Tensor]] = residual_linear_step
     linear: Callable[..., Tensor] = linear
@@ -74,6 +77,7 @@ def triton_operators(*, overlap: bool = True) -> Operators:
     """
     from aimamba.ops.embedding.triton import step as embedding  # noqa: PLC0415 - imports Triton
     from aimamba.ops.linear.triton import linear as products  # noqa: PLC0415
+    from aimamba.ops.mixer.triton import folded  # noqa: PLC0415
     from aimamba.ops.mixer.triton import step as mixer  # noqa: PLC0415
     from aimamba.ops.norm.triton import residual as norms  # noqa: PLC0415
     from aimamba.ops.sampling.triton import logits as sampling  # noqa: PLC0415
@@ -81,6 +85,7 @@ def triton_operators(*, overlap: bool = True) -> Operators:
     return Operators(
         partial(mixer.state_mixer_step, overlap=overlap),
         partial(mixer.dual_mixer_step, overlap=overlap),
+        partial(folded.folded_mixer_step, overlap=overlap),
         partial(norms.residual_norm_step, overlap=overlap),
         partial(products.residual_linear_step, overlap=overlap),
         partial(products.linear, overlap=overlap),
@@ -94,18 +99,45 @@ def bytes_per_row(model: AiM, form: Form, tokens: int, cache: Cache = "model") -
     """Return the bytes that a Mamba-2 block reads and writes for one token of a row, after ``tokens`` tokens."""
     config, narrow = model.config, model.word_embedding.weight.element_size()
     inner = config.inner
+    state = 4 * inner * config.state_size
     if form == "state":
-        return 2 * 4 * inner * config.state_size
+        return 2 * state
     # A token's weight decays in place, so it is read and written. The scale of an 8-bit x is part of it.
     x = inner * (1 if cache == "int8" else narrow)
-    return (tokens + 1) * (x + narrow * config.state_size + 2 * 4 * inner // config.head_width)
+    heads = inner // config.head_width
+    token = x + narrow * config.state_size + 2 * 4 * heads
+    first = first_fold(model, cache)
+    if form == "dual" or tokens < first - 1:
+        return (tokens + 1) * token
+    begun = tokens >= first
+    cached = (tokens - first) % FOLD_EVERY if begun else tokens
+    full = cached + 1 == (FOLD_EVERY if begun else first)
+    read = (state + 2 * 4 * heads) * begun  # the state, and how far it has decayed
+    return (cached + 1) * token + read + full * (state * (1 + begun) + cached * token)
+
+
+def first_fold(model: AiM, cache: Cache = "model") -> int:
+    """Return how many tokens are cached before the first fold: those that take the bytes of the state and of a replay.
+
+    A replay is of half the tokens between two folds in the mean.
+    """
+    narrow = 1 if cache == "int8" else model.word_embedding.weight.element_size()
+    tokens = 4 * model.config.state_size // narrow + FOLD_EVERY // 2
+    return max(FOLD_EVERY, -(-tokens // _SLOTS_STEP) * _SLOTS_STEP)
 
 
 def choose_form(model: AiM, cache: Cache = "model") -> Form:
-    """Return the form of SSD that moves fewer bytes over a whole image."""
-    middle = model.config.steps // 2
-    dual, state = (bytes_per_row(model, form, middle, cache) for form in ("dual", "state"))
-    return "dual" if dual < state else "state"
+    """Return the form of SSD that moves the fewest bytes over a whole image.
+
+    Fold and replay, whose speed has not been measured, must move a fifth less than the others.
+    """
+
+    def moved(form: Form) -> int:
+        return sum(bytes_per_row(model, form, tokens, cache) for tokens in range(model.config.steps))
+
+    measured: tuple[Form, ...] = ("dual", "state")
+    best = min(measured, key=moved)
+    return "folded" if moved("folded") < _GAIN * moved(best) else best
 
 
 class RecordedStep:
@@ -114,8 +146,8 @@ class RecordedStep:
     Args:
         model: The generator, in bfloat16, float32 or wider.
         operators: Plain functions, or kernels.
-        form: Form of SSD; by default the one that moves fewer bytes.
-        cache: How the dual form keeps x. The state form has no such cache.
+        form: Form of SSD; by default see ``choose_form``.
+        cache: How tokens' x is cached. The state form has no such cache.
     """
 
     def __init__(
@@ -124,7 +156,7 @@ class RecordedStep:
         self.model = model
         self.operators = operators or Operators()
         self.form = form or choose_form(model, cache)
-        self.x_dtype = torch.int8 if cache == "int8" else None  # None: the model's
+        self.cache = cache
         self.capacity = model.config.steps + 1
         self.renew()
 
@@ -167,11 +199,15 @@ class RecordedStep:
         memory = {"window": weight.new_empty(rows, weight.shape[1], weight.shape[0])}
         if self.form == "state":
             return memory | {"ssm": weight.new_empty(rows, heads, head_width, states, dtype=wide)}
-        # Every head's weights begin at a multiple of 64 bytes, so that a thread loads several at once.
-        slots = -(-self.model.config.steps // _SLOTS_STEP) * _SLOTS_STEP
+        if self.form == "folded":
+            memory["folded"] = weight.new_empty(rows, heads, head_width, states, dtype=wide)
+            memory["carry"] = weight.new_empty(rows, heads, dtype=wide)
+            slots = first_fold(self.model, self.cache)
+        else:  # every head's weights begin at a multiple of 64 bytes, so that a thread loads several at once
+            slots = -(-self.model.config.steps // _SLOTS_STEP) * _SLOTS_STEP
         return memory | {
             "B": weight.new_empty(rows, slots, states),
-            "x": weight.new_empty(rows, heads, slots, head_width, dtype=self.x_dtype),
+            "x": weight.new_empty(rows, heads, slots, head_width, dtype=torch.int8 if self.cache == "int8" else None),
             "weights": weight.new_empty(rows, heads, slots, dtype=wide),
         }
 
@@ -252,4 +288,7 @@ class RecordedStep:
             caches = [memory[f"{index}.{name}"] for name in ("window", "ssm")]
             return self.operators.state_mixer_step(projected, weights, *caches, position)
         caches = [memory[f"{index}.{name}"] for name in ("window", "B", "x", "weights")]
+        if self.form == "folded":
+            caches += [memory[f"{index}.{name}"] for name in ("folded", "carry")]
+            return self.operators.folded_mixer_step(projected, weights, *caches, position, every=FOLD_EVERY)
         return self.operators.dual_mixer_step(projected, weights, *caches, position)

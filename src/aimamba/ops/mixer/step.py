@@ -5,14 +5,18 @@ graph needs: shapes never change, memory is updated in place, every row has its 
 from the device. They are the plain versions of the kernels in ``aimamba.ops.mixer.triton.step``, which have the same
 signatures.
 
-SSD has two forms of a step (Dao and Gu, arXiv 2405.21060, section 5). With a_u = exp(dt_u A),
+SSD has two forms of a step (Dao and Gu, arXiv 2405.21060, section 5), and a third is made of both. With
+a_u = exp(dt_u A),
 
     state    h_t = a_t h_{t-1} + dt_t x_t B_t^T,   y_t = h_t C_t
     dual     y_t = sum over s <= t of (C_t . B_s) (a_{s+1} ... a_t) dt_s x_s
+    folded   y_t = (a_{f+1} ... a_t) h_f C_t + sum over f < s <= t of (C_t . B_s) (a_{s+1} ... a_t) dt_s x_s
 
 The first reads and writes a state of H P N numbers. The second reads t tokens of N + H P + H numbers; it writes one
 token, and the H weights ``(a_{s+1} ... a_t) dt_s`` of every token, which decay in place by a_t in each step. Its x may
-be kept in 8 bits, with one scale a head and token, which is part of the weight.
+be kept in 8 bits, with one scale a head and token, which is part of the weight. The third caches tokens likewise; when
+the cache is full, they are folded into the state h_f, which is otherwise only read. So it moves less than half of what
+the first does, however long the sequence.
 
 Shape letters: B rows, E = H P inner width, H heads, P head width, N state size, C = E + 2 N convolved channels, K taps,
 T tokens that a cache holds, F = E + C + H projected features, G partial sums.
@@ -118,7 +122,70 @@ def dual_mixer_step(
     enters with an infinite weight, so that a state that is not finite stays so.
     """
     token = _convolve(projected, weights, window, position)
-    rows = torch.arange(len(projected), device=projected.device)
+    return _gate(_attend(token, B_cache, x_cache, weight_cache, position), token, projected, weights)
+
+
+def folded_mixer_step(
+    projected: Float[Tensor, "b f"],
+    weights: MixerWeights,
+    window: Float[Tensor, "b k c"],
+    B_cache: Float[Tensor, "b t n"],
+    x_cache: Num[Tensor, "b h t p"],
+    weight_cache: Float[Tensor, "b h t"],
+    folded: Float[Tensor, "b h p n"],
+    carry: Float[Tensor, "b h"],
+    position: Int[Tensor, " b"],
+    *,
+    every: int,
+) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b g"]]:
+    """Convolve, apply the SSD by fold and replay, add the skip and gate.
+
+    Takes and returns what ``dual_mixer_step`` does, but positions may be of any size. The first T tokens of a row are
+    cached, and then folded into a state; from then on every ``every`` tokens are. What is folded is what was cached, so
+    the caches' dtypes round each token once.
+
+    Args:
+        projected: Output of the input projection.
+        weights: Weights of the mixer.
+        window: See ``state_mixer_step``.
+        B_cache: See ``dual_mixer_step``. Tokens are cached from slot 0 on, and again after each fold.
+        x_cache: Likewise.
+        weight_cache: Likewise.
+        folded: State of the tokens that are no longer cached. Updated in place once they are; not read before. In
+            float32 or wider it rounds as the state form does, in fewer bits once more with every fold.
+        carry: How far the state has decayed since, float32 or wider. Updated in place.
+        position: Tokens that each row has consumed before.
+        every: Tokens that are folded together after the first time, at most T.
+
+    Returns:
+        See ``state_mixer_step``.
+    """
+    first = B_cache.shape[1]
+    assert 0 < every <= first
+    token = _convolve(projected, weights, window, position)
+    begun = position >= first  # rows that have a state
+    cached = torch.where(begun, (position - first) % every, position)
+    full = cached + 1 == torch.where(begun, every, first)
+    y = _attend(token, B_cache, x_cache, weight_cache, cached)
+    dtype = y.dtype
+    older = folded.to(dtype).masked_fill(~begun[:, None, None, None], 0.0)
+    decayed = torch.where(begun[:, None], carry.to(dtype) * torch.exp(token.dt * token.A), 0.0)  # (B, H)
+    y = y + decayed[..., None] * torch.einsum("bhpn,bn->bhp", older, token.C)
+    known = torch.arange(first, device=position.device) <= cached[:, None]  # (B, T), with the present token
+    weight = weight_cache.to(dtype).masked_fill(~known[:, None], 0.0)
+    values = x_cache.to(dtype).masked_fill(~known[:, None, :, None], 0.0) * weight[..., None]
+    keys = B_cache.to(dtype).masked_fill(~known[..., None], 0.0)
+    total = decayed[..., None, None] * older + torch.einsum("bhtp,btn->bhpn", values, keys)
+    folded.copy_(torch.where(full[:, None, None, None], total.to(folded.dtype), folded))
+    carry.copy_(torch.where(full[:, None], 1.0, decayed))
+    return _gate(y, token, projected, weights)
+
+
+def _attend(
+    token: _Token, B_cache: Tensor, x_cache: Tensor, weight_cache: Tensor, position: Tensor
+) -> Float[Tensor, "b h p"]:
+    """Cache a token, let the weights of those before ``position`` decay, and return the sum y of the dual form."""
+    rows = torch.arange(len(position), device=position.device)
     dtype = token.x.dtype
     fresh, stored = token.dt, token.x  # the weight with which the token enters, and what is stored of it
     if x_cache.dtype == torch.int8:
@@ -127,7 +194,7 @@ def dual_mixer_step(
         fresh = fresh * step.where((token.x * 0).sum(dim=-1) == 0, torch.inf)
     B_cache[rows, position] = token.B.to(B_cache.dtype)
     x_cache[rows, :, position] = stored.to(x_cache.dtype)
-    slot = torch.arange(B_cache.shape[1], device=projected.device)
+    slot = torch.arange(B_cache.shape[1], device=position.device)
     known = (slot < position[:, None])[:, None]  # (B, 1, T)
     weight_cache.copy_(torch.where(known, weight_cache * torch.exp(token.dt * token.A)[..., None], weight_cache))
     weight_cache[rows, :, position] = fresh.to(weight_cache.dtype)
@@ -135,5 +202,4 @@ def dual_mixer_step(
     weight = (similarity[:, None] * weight_cache.to(dtype)).masked_fill(~known, 0.0)  # (B, H, T)
     values = x_cache.to(dtype).masked_fill(~known[..., None], 0.0)
     present = token.dt * (token.B * token.C).sum(dim=-1, keepdim=True)  # (B, H)
-    y = (weight[:, :, None] @ values).squeeze(2) + present[..., None] * token.x  # (B, H, P)
-    return _gate(y, token, projected, weights)
+    return (weight[:, :, None] @ values).squeeze(2) + present[..., None] * token.x

@@ -19,9 +19,9 @@ import triton.language as tl
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from aimamba.ops.mixer.triton.cache import add_block, read_keys, read_values, read_weights, to_store
 from aimamba.ops.mixer.triton.token import finish, make_token, prepare, read_gate, read_scales
 from aimamba.ops.mixer.weights import MixerWeights
-from aimamba.ops.ssd.triton.forward import INTERPRETED
 from aimamba.ops.triton import overlap_options
 
 
@@ -31,7 +31,7 @@ class Launch(NamedTuple):
     Attributes:
         heads: Maximum number of heads of a program, a power of two; fewer if it does not divide the model's heads.
         tokens: Cached tokens that a program reads at once, a power of two; unused in the state form.
-        warps: Warps of a program.
+        warps: Warps of a program with so many heads; fewer if it has fewer.
         stages: With 1, the next tokens are read into registers while the present ones are added. With more, so many
             blocks of tokens are on their way into shared memory.
     """
@@ -41,20 +41,21 @@ class Launch(NamedTuple):
     warps: int
     stages: int
 
+    def fitted(self, heads: int) -> "Launch":
+        """Return the layout for a model with so many heads: as many of them as divide those, and warps to match."""
+        group = math.gcd(heads, self.heads)
+        return self._replace(heads=group, warps=max(1, self.warps * group // self.heads))
 
-# A token whose weight is below this share of the present token's is forgotten for good: float32 resolves 6e-8.
-FORGOTTEN = tl.constexpr(1e-13)
 
-# With few rows the time of one program matters, so programs are small and many. With many rows the bytes matter: 16
-# heads share one load of B, and two blocks of 16 KiB are on their way while a third is added up. With at most 168
-# registers three programs run on a multiprocessor.
+# With few rows the time of one program matters, so programs are small and many, and leave room for the next kernel.
+# With many rows the bytes matter: 16 heads share one load of B, and two blocks of 16 KiB are on their way
+# while a third is added up. With at most 168 registers three programs run on a multiprocessor.
 STATE = Launch(heads=1, tokens=1, warps=8, stages=1)
 DUAL: dict[int, Launch] = {  # by the maximum number of rows
-    8: Launch(heads=1, tokens=128, warps=8, stages=1),
+    8: Launch(heads=1, tokens=64, warps=8, stages=1),
     32: Launch(heads=4, tokens=16, warps=4, stages=1),
     2**31: Launch(heads=16, tokens=8, warps=4, stages=3),
 }
-DUAL_INT8 = DUAL | {2**31: Launch(heads=16, tokens=8, warps=4, stages=3)}
 _VECTORS = 8, 16  # bytes of a thread's load of x, at least and at most
 # Up to so many channels, and in 8 bits, registers suffice for a program to read what it needs last before its loop.
 _EARLY = 256
@@ -95,92 +96,6 @@ def _state_kernel(
 
 @triton.jit
 @no_type_check
-def _read_keys(B_row, weight_rows, slot, position, N: tl.constexpr):
-    """Return B of some tokens, (TOKENS, N), and their weights, (TOKENS, GROUP); zeros from ``position`` on."""
-    known = (slot < position)[:, None]
-    keys = tl.load(B_row + slot[:, None] * N + tl.arange(0, N)[None, :], mask=known, other=0.0)
-    return keys, tl.load(weight_rows[None, :] + slot[:, None], mask=known, other=0.0)
-
-
-@triton.jit
-@no_type_check
-def _read_values(x_rows, slot, weights, P: tl.constexpr, VECTOR: tl.constexpr):
-    """Return x of some tokens, (TOKENS, GROUP, P). Tokens that a head has forgotten, or not seen, are not read."""
-    pointer = x_rows[None, :, None] + slot[:, None, None] * P + tl.arange(0, P)[None, None, :]
-    # Nothing follows from this but how threads share the numbers: each takes VECTOR of a head at once, neighbouring
-    # threads take neighbouring heads, and a thread takes several tokens. Triton 3.6 would do it the other way round,
-    # and then threads exchange sums in the loop.
-    pointer = tl.max_contiguous(pointer, (1, 2, VECTOR))
-    return tl.load(pointer, mask=(weights > 0)[:, :, None], other=0.0, eviction_policy="evict_first")
-
-
-@triton.jit
-@no_type_check
-def _to_store(x, dt, P: tl.constexpr, GROUP: tl.constexpr, INT8: tl.constexpr):
-    """Return the weights with which a token enters, (GROUP,), and what is stored of its x, (GROUP P,)."""
-    if INT8:
-        heads = tl.reshape(x, (GROUP, P))
-        step = tl.max(tl.abs(heads), axis=1) / 127
-        levels = tl.floor(heads / tl.where(step > 0, step, 1.0)[:, None] + 0.5)
-        finite = tl.sum(heads * 0, axis=1) == 0
-        fresh = dt * tl.where(finite, step, float("inf"))
-        stored = tl.reshape(tl.where(finite[:, None], levels, 0.0), (GROUP * P,))
-    else:
-        fresh = dt
-        stored = x
-    return fresh, stored
-
-
-@triton.jit
-@no_type_check
-def _widen(values):
-    """Convert to float32."""
-    if values.dtype == tl.int8 and not INTERPRETED:
-        # A processor converts few integers at a time. These operations put each byte, made unsigned, into the lowest
-        # bits of 2^23 = 0x4B000000, and subtract 2^23 + 128.
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 bytes;
-            xor.b32 bytes, $4, 0x80808080;
-            prmt.b32 $0, bytes, 0x4B000000, 0x7440;
-            prmt.b32 $1, bytes, 0x4B000000, 0x7441;
-            prmt.b32 $2, bytes, 0x4B000000, 0x7442;
-            prmt.b32 $3, bytes, 0x4B000000, 0x7443;
-            add.f32 $0, $0, 0fCB000080;
-            add.f32 $1, $1, 0fCB000080;
-            add.f32 $2, $2, 0fCB000080;
-            add.f32 $3, $3, 0fCB000080;
-            }""",
-            "=f,=f,=f,=f,r",
-            [values],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=4,
-        )
-    return values.to(tl.float32)
-
-
-@triton.jit
-@no_type_check
-def _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD: tl.constexpr):
-    """Let the weights of some tokens decay, store them, and add what the tokens contribute to y.
-
-    ``fresh`` is the weight with which the present token enters.
-    """
-    weights_now = weights * tl.exp(dt * A)[None, :]
-    weights_now = tl.where(weights_now < fresh[None, :] * FORGOTTEN, 0.0, weights_now)
-    tl.store(weight_rows[None, :] + slot[:, None], weights_now, mask=weights > 0)
-    similarity = tl.sum(keys.to(tl.float32) * c[None, :], axis=1)  # (TOKENS,)
-    shares = (similarity[:, None] * weights_now)[:, :, None] * _widen(values)
-    if ADD:
-        sums += tl.sum(shares, axis=0)[None, :, :]
-    else:
-        sums += shares
-    return sums
-
-
-@triton.jit
-@no_type_check
 def _dual_kernel(
     projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, window, B_cache, x_cache, weight_cache,
     positions, gated, squares, capacity, channel_stride, tap_stride,
@@ -196,14 +111,14 @@ def _dual_kernel(
     weight_rows = weight_cache + (row * H + head) * capacity
     B_row = B_cache + row * capacity * N
     if STAGES == 1:
-        keys, weights = _read_keys(B_row, weight_rows, token, position, N)
-        following_keys, following_weights = _read_keys(B_row, weight_rows, TOKENS + token, position, N)
+        keys, weights = read_keys(B_row, token, position, N), read_weights(weight_rows, token, position)
+        following_weights = read_weights(weight_rows, TOKENS + token, position)
     history, tap, shared_history, shared_tap, bias, A = prepare(
         window, conv_weight, conv_bias, dt_bias, A_log, channel_stride, tap_stride, row, group, position,
         H, P, N, TAPS, GROUP,
     )  # fmt: skip
     if STAGES == 1:
-        values = _read_values(x_rows, token, weights, P, VECTOR)
+        values = read_values(x_rows, token, weights, P, VECTOR)
     if EARLY:
         skip, norm = read_scales(D, norm_weight, group, P, GROUP)
     if OVERLAP:
@@ -214,27 +129,28 @@ def _dual_kernel(
     x, b, c, dt = make_token(
         projected, window, history, tap, shared_history, shared_tap, bias, row, group, position, H, P, N, TAPS, GROUP
     )
-    fresh, stored = _to_store(x, dt, P, GROUP, INT8)
+    fresh, stored = to_store(x, dt, P, GROUP, INT8)
     # Programs read only slots of past tokens, and change only the weights of their own heads. The loop adds up tokens
     # only where a thread holds all tokens of its channels; otherwise threads exchange their sums once, at the end.
     sums = tl.zeros((1 if ADD else TOKENS, GROUP, P), dtype=tl.float32)
     if STAGES == 1:
         for start in range(0, position, TOKENS):
             slot = start + token
-            following_values = _read_values(x_rows, TOKENS + slot, following_weights, P, VECTOR)
-            later_keys, later_weights = _read_keys(B_row, weight_rows, 2 * TOKENS + slot, position, N)
-            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
+            following_keys = read_keys(B_row, TOKENS + slot, position, N)
+            following_values = read_values(x_rows, TOKENS + slot, following_weights, P, VECTOR)
+            later_weights = read_weights(weight_rows, 2 * TOKENS + slot, position)
+            sums = add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
             keys = following_keys
             weights = following_weights
             values = following_values
-            following_keys = later_keys
             following_weights = later_weights
     else:
         for start in tl.range(0, position, TOKENS, num_stages=STAGES):
             slot = start + token
-            keys, weights = _read_keys(B_row, weight_rows, slot, position, N)
-            values = _read_values(x_rows, slot, weights, P, VECTOR)
-            sums = _add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
+            keys = read_keys(B_row, slot, position, N)
+            weights = read_weights(weight_rows, slot, position)
+            values = read_values(x_rows, slot, weights, P, VECTOR)
+            sums = add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
 
     if not EARLY:
         skip, norm = read_scales(D, norm_weight, group, P, GROUP)
@@ -265,11 +181,11 @@ def state_mixer_step(
     """
     options = overlap_options(projected, overlap)
     rows, heads, width, states = ssm.shape
-    group = math.gcd(heads, launch.heads)
-    gated, squares = _results(projected, heads, width, group)
-    _state_kernel[(heads // group, rows)](
+    launch = launch.fitted(heads)
+    gated, squares = new_results(projected, heads, width, launch.heads)
+    _state_kernel[(heads // launch.heads, rows)](
         projected, *weights, window, ssm, position, gated, squares, *weights.conv_weight.stride(),
-        heads, width, states, window.shape[1], group, bool(options),
+        heads, width, states, window.shape[1], launch.heads, bool(options),
         num_warps=launch.warps, num_stages=launch.stages, **options,
     )  # fmt: skip
     return gated, squares
@@ -294,39 +210,41 @@ def dual_mixer_step(
     which are then read too early.
     """
     rows, heads, capacity, width = x_cache.shape
-    if launch is None:
-        launches = DUAL_INT8 if x_cache.dtype == torch.int8 else DUAL
-        launch = next(launch for most, launch in launches.items() if rows <= most)
-    group = math.gcd(heads, launch.heads)
-    gated, squares = _results(projected, heads, width, group)
+    launch = (launch or dual_launch(rows)).fitted(heads)
+    gated, squares = new_results(projected, heads, width, launch.heads)
     options = overlap_options(projected, overlap)
-    _dual_kernel[(heads // group, rows)](
+    _dual_kernel[(heads // launch.heads, rows)](
         projected, *weights, window, B_cache, x_cache, weight_cache, position, gated, squares, capacity,
         *weights.conv_weight.stride(),
         H=heads, P=width, N=B_cache.shape[2], TAPS=window.shape[1], OVERLAP=bool(options),
-        **sizes_of(launch, group, width, x_cache.dtype), num_warps=launch.warps, **options,
+        **sizes_of(launch, width, x_cache.dtype), num_warps=launch.warps, **options,
     )  # fmt: skip
     return gated, squares
 
 
-def sizes_of(launch: Launch, group: int, width: int, dtype: torch.dtype) -> dict[str, int | bool]:
-    """Return the sizes that a layout sets of the kernel of the dual form, for groups of heads and a cache of x."""
-    share, most = group * width // (32 * launch.warps), _VECTORS[1] // dtype.itemsize
+def dual_launch(rows: int) -> Launch:
+    """Return the layout of the dual form for a number of rows."""
+    return next(launch for most, launch in DUAL.items() if rows <= most)
+
+
+def sizes_of(launch: Launch, width: int, dtype: torch.dtype) -> dict[str, int | bool]:
+    """Return the sizes that a fitted layout sets of the kernel of the dual form, for heads and a cache of x."""
+    share, most = launch.heads * width // (32 * launch.warps), _VECTORS[1] // dtype.itemsize
     # Where the numbers of a token suffice for all threads, the threads read one token after the other together.
     one_token = share * dtype.itemsize >= _VECTORS[0]
     int8 = dtype == torch.int8
     return {
-        "GROUP": group,
+        "GROUP": launch.heads,
         "TOKENS": launch.tokens,
         "VECTOR": min(share, most) if one_token else most,
         "ADD": one_token,
         "STAGES": launch.stages,
-        "EARLY": int8 or group * width <= _EARLY,
+        "EARLY": int8 or launch.heads * width <= _EARLY,
         "INT8": int8,
     }
 
 
-def _results(projected: Tensor, heads: int, width: int, group: int) -> tuple[Tensor, Tensor]:
+def new_results(projected: Tensor, heads: int, width: int, group: int) -> tuple[Tensor, Tensor]:
     """Return empty tensors for the results. ``projected`` must be contiguous, as the kernels address it."""
     assert projected.is_contiguous()
     rows = projected.shape[0]

@@ -17,6 +17,7 @@ from aimamba.ops.sampling.logits import Setting
 
 LARGEST_VOCABULARY = 32768
 _WARPS = 16
+_SPAN = 128  # tokens
 
 
 @triton.jit
@@ -26,20 +27,41 @@ def _kth_largest(x, k, inside):
     bits = x.to(tl.int32, bitcast=True)
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
     ordered = tl.where(inside, ordered, -2147483648)
-    threshold = tl.full((), -2147483648, tl.int64)
+    threshold = tl.full((), -2147483648, tl.int32)
     for bit in tl.static_range(32):
-        higher = threshold + (1 << (31 - bit))
-        reached = tl.sum((ordered.to(tl.int64) >= higher).to(tl.int32), axis=0)
+        higher = threshold ^ (-2147483648 if bit == 0 else 1 << (31 - bit))  # the sign first: then 0, else bits are set
+        reached = tl.sum((ordered >= higher).to(tl.int32), axis=0)
         threshold = tl.where(reached >= k, higher, threshold)
-    return ordered.to(tl.int64) >= threshold
+    return ordered >= threshold
+
+
+@triton.jit
+@no_type_check
+def _find(weight, target, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the first token at which the sum of all weights up to it exceeds ``target``, or one behind the last.
+
+    Sums are float64: first those of spans of tokens, then those of the tokens in one span, so that a thread never holds
+    all its sums at once.
+    """
+    spans: tl.constexpr = BLOCK // SPAN
+    weights = tl.reshape(weight, (spans, SPAN))
+    span = tl.arange(0, spans)
+    ends = tl.cumsum(tl.sum(weights.to(tl.float64), axis=1), axis=0)
+    chosen = tl.sum((ends <= target).to(tl.int32), axis=0)
+    start = tl.max(tl.where(ends <= target, ends, 0.0), axis=0)
+    within = tl.sum(tl.where((span == chosen)[:, None], weights, 0.0), axis=0)
+    reached = start + tl.cumsum(within.to(tl.float64), axis=0)
+    place = tl.sum((reached <= target).to(tl.int32), axis=0)
+    last = tl.max(tl.where(within > 0, tl.arange(0, SPAN), 0), axis=0)  # the two sums of a span may round differently
+    return chosen * SPAN + tl.minimum(place, last)
 
 
 @triton.jit
 @no_type_check
 def _guided_sample_kernel(
     logits, unconditional_rows, scales, uniforms, temperatures, temperature, ks, k, min_ps, min_p, tokens,
-    V: tl.constexpr, BLOCK: tl.constexpr, GUIDED: tl.constexpr, TEMPERATURES: tl.constexpr, KS: tl.constexpr,
-    TOP_K: tl.constexpr, MIN_PS: tl.constexpr,
+    V: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr, GUIDED: tl.constexpr, TEMPERATURES: tl.constexpr,
+    KS: tl.constexpr, TOP_K: tl.constexpr, MIN_PS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, BLOCK)
@@ -62,10 +84,9 @@ def _guided_sample_kernel(
     if TOP_K:
         kept = inside & (_kth_largest(x, k, inside) | (k <= 0))
     weight = tl.exp(x - tl.max(x, axis=0))
-    weight = tl.where(kept & (weight >= min_p), weight, 0.0).to(tl.float64)
-    below = tl.cumsum(weight, axis=0)
-    target = tl.load(uniforms + row) * tl.sum(weight, axis=0)
-    sampled = tl.sum((inside & (below <= target)).to(tl.int32), axis=0)
+    weight = tl.where(kept & (weight >= min_p), weight, 0.0)
+    target = tl.load(uniforms + row) * tl.sum(weight.to(tl.float64), axis=0)
+    sampled = _find(weight, target, SPAN, BLOCK)
     last = tl.max(tl.where(weight > 0, token, 0), axis=0)
     tl.store(tokens + row, tl.where(temperature == 0, likeliest, tl.minimum(sampled, last)).to(tl.int64))
 
@@ -92,6 +113,7 @@ def guided_sample(
             logits, uniform, unconditional_rows=unconditional_rows, scale=scale,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         )  # fmt: skip
+    block = triton.next_power_of_2(vocabulary)
     tokens = torch.empty(uniform.shape[0], dtype=torch.long, device=logits.device)
     # Numbers are passed to the kernel by value, tensors as pointers; any pointer will do for what is not read.
     temperatures = temperature if isinstance(temperature, Tensor) else None
@@ -109,7 +131,7 @@ def guided_sample(
         uniform if min_ps is None else min_ps,
         0.0 if isinstance(min_p, Tensor) else float(min_p),
         tokens,
-        vocabulary, triton.next_power_of_2(vocabulary),
+        vocabulary, block, min(block, _SPAN),
         unconditional_rows is not None, temperatures is not None, ks is not None, ks is not None or int(top_k) > 0,
         min_ps is not None,
         num_warps=_WARPS,

@@ -1,0 +1,136 @@
+"""Fold and replay against the state form, and its Triton kernel against the plain function, token by token."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from aimamba.ops.mixer import step as plain
+from aimamba.ops.mixer.weights import MixerWeights
+
+HEADS, WIDTH, STATES, TAPS, LENGTH, ROWS = 2, 8, 16, 3, 13, 2
+INNER, CHANNELS = HEADS * WIDTH, HEADS * WIDTH + 2 * STATES
+BEGINS = torch.tensor([0, 3])  # the rows fold at different steps
+FIRST = 5
+CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 2**-6, "atol": 2**-6}}
+
+
+@pytest.fixture
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def kernel():
+    folded = pytest.importorskip("aimamba.ops.mixer.triton.folded", reason="Triton is not installed")
+    return folded.folded_mixer_step
+
+
+def make_weights(dtype, device, *, wide=torch.float32, decay=0.0):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape, scale=1.0, dtype=wide):
+        return (torch.randn(shape, generator=generator) * scale).to(device=device, dtype=dtype)
+
+    return MixerWeights(
+        normal(CHANNELS, TAPS, scale=0.5, dtype=dtype),
+        normal(CHANNELS, scale=0.1, dtype=dtype),
+        normal(HEADS) - 2,
+        normal(HEADS) + decay,
+        normal(HEADS),
+        1 + normal(INNER, scale=0.1),
+    )
+
+
+def make_memory(dtype, device, *, x_dtype=None, wide=torch.float32):
+    """Return memory full of NaN: what was not written must not be read."""
+    shapes = [
+        ((ROWS, TAPS, CHANNELS), dtype),
+        ((ROWS, FIRST, STATES), dtype),
+        ((ROWS, HEADS, FIRST, WIDTH), x_dtype or dtype),
+        ((ROWS, HEADS, FIRST), wide),
+        ((ROWS, HEADS, WIDTH, STATES), wide),
+        ((ROWS, HEADS), wide),
+    ]
+    made = [torch.empty(shape, dtype=each, device=device) for shape, each in shapes]
+    return [tensor.fill_(torch.nan if tensor.is_floating_point() else 99) for tensor in made]
+
+
+def run(step, memory, weights, dtype, device, **options):
+    """Return the outputs of all tokens, divided by the norm's root as in ``residual_norm_step``."""
+    generator = torch.Generator().manual_seed(1)
+    outputs = []
+    for token in range(LENGTH):
+        projected = torch.randn(ROWS, INNER + CHANNELS + HEADS, generator=generator).to(device=device, dtype=dtype)
+        position = (token - BEGINS).clamp(min=0).to(device)
+        gated, squares = step(projected, weights, *memory, position, **options)
+        assert gated.dtype == dtype
+        outputs.append(gated.to(squares.dtype) * torch.rsqrt(squares.sum(dim=-1, keepdim=True) / INNER + 1e-5))
+    return torch.stack(outputs)
+
+
+def run_state(dtype, device, weights, wide=torch.float32):
+    memory = make_memory(dtype, device, wide=wide)
+    return run(plain.state_mixer_step, [memory[0], memory[4]], weights, dtype, device)
+
+
+@pytest.mark.parametrize("decay", [-6.0, 0.0, 3.0])
+@pytest.mark.parametrize("every", [1, 3, FIRST])
+def test_equals_the_state_form(device, every, decay):
+    """Three folds of one row and two of the other with 3 tokens, none of which end with the last token."""
+    weights = make_weights(torch.float64, device, wide=torch.float64, decay=decay)
+    memory = make_memory(torch.float64, device, wide=torch.float64)
+    found = run(plain.folded_mixer_step, memory, weights, torch.float64, device, every=every)
+    expected = run_state(torch.float64, device, weights, torch.float64)
+    assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("every", "heads", "tokens"), [(1, 1, 4), (3, 2, 2), (FIRST, 1, 8)])
+def test_the_kernel_computes_the_same(device, kernel, every, heads, tokens, dtype):
+    from aimamba.ops.mixer.triton.step import Launch
+
+    weights, memory, other = make_weights(dtype, device), make_memory(dtype, device), make_memory(dtype, device)
+    expected = run(plain.folded_mixer_step, memory, weights, dtype, device, every=every)
+    launch = Launch(heads=heads, tokens=tokens, warps=4, stages=1)
+    found = run(kernel, other, weights, dtype, device, every=every, launch=launch)
+    assert_close(found, expected, **CLOSE[dtype])
+    assert_close(other[4:], memory[4:], **CLOSE[dtype])
+    state = run_state(dtype, device, weights)
+    assert (found - state).abs().max() < (1e-4 if dtype == torch.float32 else 0.05) * state.abs().max()
+
+
+def test_the_kernel_with_x_in_8_bits(device, kernel):
+    weights = make_weights(torch.float32, device)
+    memory, other = (make_memory(torch.float32, device, x_dtype=torch.int8) for _ in range(2))
+    expected = run(plain.folded_mixer_step, memory, weights, torch.float32, device, every=3)
+    found = run(kernel, other, weights, torch.float32, device, every=3)
+    assert_close(found, expected, **CLOSE[torch.float32])
+    state = run_state(torch.float32, device, weights)
+    assert 1e-5 < (found - state).abs().max() / state.abs().max() < 0.02
+
+
+def test_one_row_and_the_published_shape(device, kernel):
+    """Heads of 64 and states of 128, at the fold and on both sides of it."""
+    heads, width, states, first, every = 2, 64, 128, 16, 8
+    inner, channels = heads * width, heads * width + 2 * states
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(device)
+
+    weights = MixerWeights(
+        normal(channels, 4), normal(channels), normal(heads) - 3, normal(heads), normal(heads), normal(inner)
+    )
+    for position in (first - 1, first, first + every - 2, first + every - 1):
+        memory = [normal(1, 4, channels), normal(1, first, states), normal(1, heads, first, width)]
+        memory += [torch.rand(1, heads, first, generator=generator).to(device), normal(1, heads, width, states)]
+        memory += [torch.rand(1, heads, generator=generator).to(device)]
+        other, projected = [tensor.clone() for tensor in memory], normal(1, inner + channels + heads)
+        given = torch.tensor([position], device=device)
+        expected, squares = plain.folded_mixer_step(projected, weights, *memory, given, every=every)
+        gated, parts = kernel(projected, weights, *other, given, every=every)
+        assert_close(gated, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        assert_close(parts.sum(dim=-1, keepdim=True), squares, rtol=1e-4, atol=0.0)
+        assert_close(other[4], memory[4], rtol=1e-4, atol=1e-4 * float(memory[4].abs().max()))
+        folds = position in (first - 1, first + every - 1)
+        assert bool((other[5] == 1).all()) == folds
