@@ -217,7 +217,7 @@ class Encoder(nn.Module):
             for i in range(len(widths))
         )
         self.middle = _middle(widths[-1], config)
-        self.norm = nn.GroupNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
+        self.norm = SwishNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
         self.head = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class Encoder(nn.Module):
         hidden = self.stem(F.pixel_unshuffle(images, self.patch_size))
         for level in self.levels:
             hidden = level(hidden)
-        return self.head(F.silu(self.norm(self.middle(hidden))))
+        return self.head(self.norm(self.middle(hidden)))
 
 
 class Decoder(nn.Module):
@@ -248,7 +248,7 @@ class Decoder(nn.Module):
             )
             for i in range(len(widths))
         )
-        self.norm = nn.GroupNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
+        self.norm = SwishNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
         self.patch_size = config.patch_size
         self.head = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
 
@@ -257,7 +257,7 @@ class Decoder(nn.Module):
         hidden = self.middle(self.stem(latents))
         for level in self.levels:
             hidden = level(hidden)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(hidden))), self.patch_size)
+        return F.pixel_shuffle(self.head(self.norm(hidden)), self.patch_size)
 
 
 def _middle(width: int, config: VQConfig) -> nn.Sequential:
@@ -289,21 +289,29 @@ class Level(nn.Module):
         return x if self.resample is None else self.resample(x)
 
 
+class SwishNorm(nn.GroupNorm):
+    """A group norm, then swish."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w)."""
+        return F.silu(super().forward(x))
+
+
 class ResidualBlock(nn.Module):
     """Norm, swish and 3 x 3 convolution, twice, added to a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=_NORM_EPS)
+        self.norm1 = SwishNorm(groups, inputs, eps=_NORM_EPS)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs, eps=_NORM_EPS)
+        self.norm2 = SwishNorm(groups, outputs, eps=_NORM_EPS)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        hidden = self.conv1(self.norm1(x))
+        hidden = self.conv2(self.norm2(hidden))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 
