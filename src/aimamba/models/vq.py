@@ -58,7 +58,6 @@ class VQModel(PretrainedModel[VQConfig]):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
-        self._saved_fingerprint: tuple[str, int] | None = None  # with the changes of the weights before it
         self.quantizer = make_quantizer(config)
         self.encoder = Encoder(config)
         self.to_code = nn.Conv2d(config.z_channels, self.quantizer.channels, 1)
@@ -95,35 +94,37 @@ class VQModel(PretrainedModel[VQConfig]):
             self.codebook.normal_(generator=generator)
             self.codebook.copy_(F.normalize(self.codebook, dim=-1))
 
-    def code_fingerprint(self, *, now: bool = False) -> str:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder's weights; what decides codes may be wider, see ``cast``."""
+        return self.decoder.stem.weight.dtype
+
+    def cast(self, dtype: torch.dtype) -> "VQModel":
+        """Set the dtype of the decoder's weights.
+
+        Encoder and codebook stay float32 or wider, so the codes of an image do not depend on a narrower dtype.
+        """
+        self.to(torch.promote_types(dtype, torch.float32))
+        for part in (self.from_code, self.decoder):
+            part.to(dtype)
+        return self
+
+    def code_fingerprint(self) -> str:
         """Return the SHA-256 of the config and of the float32 weights that decide an image's codes, as 64 hex digits.
 
-        It is the same for equal models, wherever they are stored, and for models that differ in the decoder alone. It
-        is that of the weights as they were saved: one loaded in a narrower dtype has that of its file, unless ``now``
-        asks for the weights as they are.
+        It is the same for equal models, wherever they are stored, and for models that differ in the decoder or its
+        dtype alone.
         """
-        saved = None if now else self._saved_fingerprint
-        if saved is not None and saved[1] == self._changes():
-            return saved[0]
         return self.fingerprint(_DECIDE_CODES)
 
-    def note_saved(self) -> None:
-        """Note the fingerprint of the weights as they were saved, before a narrower dtype rounds them."""
-        self._saved_fingerprint = self.fingerprint(_DECIDE_CODES), self._changes()
-
-    def _changes(self) -> int:
-        """Return how often weights were changed in place; casting and moving them do not count."""
-        weights = [*self.parameters(), *self.buffers()]
-        return sum(0 if weight.is_inference() else weight._version for weight in weights)
-
     def latents(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b e h w"]:
-        """Encode images without rounding to codes."""
+        """Encode images without rounding to codes, in the encoder's dtype."""
         factor = self.config.downsampling
         check(
             images.shape[-1] % factor == 0 and images.shape[-2] % factor == 0,
             f"VQModel: image sides must be multiples of {factor}, got {images.shape[-2]} x {images.shape[-1]}",
         )
-        return self.to_code(self.encoder(images))
+        return self.to_code(self.encoder(images.to(self.to_code.weight.dtype)))
 
     def quantize(self, latents: Float[Tensor, "b e h w"], relaxation: Relaxation | None = None) -> Quantized:
         """Replace latents by the vectors of codes.
@@ -171,7 +172,7 @@ class VQModel(PretrainedModel[VQConfig]):
 
     def vectors(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b e"]:
         """Return the codebook vectors of codes, as ``decode`` reads them."""
-        return self.quantizer.vectors(codes, self.codebook, self.dtype)
+        return self.quantizer.vectors(codes, self.codebook, self.dtype).to(self.dtype)
 
     def all_vectors(self) -> Float[Tensor, "v e"]:
         """Return the codebook vectors of all codes in their order, whatever the quantiser is."""
@@ -183,7 +184,7 @@ class VQModel(PretrainedModel[VQConfig]):
 
     def decode_latents(self, latents: Float[Tensor, "b e h w"]) -> Float[Tensor, "b 3 H W"]:
         """Convert codebook vectors to images."""
-        return self.decoder(self.from_code(latents.contiguous()))
+        return self.decoder(self.from_code(latents.contiguous().to(self.dtype)))
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> VQOutput:
         """Encode, quantise and decode, and return both quantiser losses too."""
