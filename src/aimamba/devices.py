@@ -1,4 +1,4 @@
-"""Devices and dtypes by name, and whether a device is fast in bfloat16."""
+"""Devices and dtypes by name, copies to a device, and whether it is fast in bfloat16."""
 
 import time
 from functools import cache
