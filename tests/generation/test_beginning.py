@@ -38,6 +38,26 @@ def test_no_token_of_a_batch_waits_not_even_the_first(make_aim, monkeypatch, con
     assert sent() >= 4, "labels, scales, guided images and random numbers"
 
 
+def test_the_next_batch_copies_no_state_of_the_one_before(make_aim):
+    """The logits of the first batch are checked later, when its images have arrived; its memory is free by then."""
+    model = make_aim()
+    engine = RecordedEngine(RecordedStep(model), lambda run: run)
+    first, second = (generate(model, LABELS, seeds=seeds, engine=engine) for seeds in ([1, 2, 3], [4, 5, 6]))
+    for _ in range(model.config.num_tokens - 1):
+        next(first)
+    [recording] = engine._recordings.values()
+    assert recording.resident() is not None
+    codes = next(first)
+    assert recording.resident() is None, "nothing that the next batch would have to copy out"
+    memory = {name: tensor.data_ptr() for name, tensor in recording.memory.items()}
+    *_, others = second
+    assert list(first) == []
+    assert {name: tensor.data_ptr() for name, tensor in recording.memory.items()} == memory
+    for found, seeds in ((codes, [1, 2, 3]), (others, [4, 5, 6])):
+        *_, expected = generate(model, LABELS, seeds=seeds, engine="plain")
+        assert torch.equal(found, expected)
+
+
 def test_the_pretended_device_sees_waits(monkeypatch):
     host, device = torch.ones(3), torch.device("meta")
     with pretended_device(monkeypatch) as (waits, sent):

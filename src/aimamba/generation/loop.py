@@ -81,6 +81,8 @@ def generate(
             check_logits(logits)
             state = left
         inputs = plan.inputs(codes[:, t], state.rows)
+        if t + 1 == length:
+            del state, left  # the next batch may use its memory, however long the caller keeps this generator
         yield codes[:, : t + 1]
     check_logits(logits)  # once, at the end: a state that is not finite stays so
 
