@@ -10,6 +10,7 @@ from aimamba.devices import send
 from aimamba.generation import SamplingConfig, generate
 from aimamba.generation.engines.recorded import RecordedEngine
 from aimamba.generation.engines.recorded_step import RecordedStep
+from aimamba.generation.inpainting import inpaint
 from aimamba.generation.plan import SamplingPlan, uniform_numbers
 from waiting import counted_waits, pretended_device
 
@@ -56,6 +57,23 @@ def test_the_next_batch_copies_no_state_of_the_one_before(make_aim):
     for found, seeds in ((codes, [1, 2, 3]), (others, [4, 5, 6])):
         *_, expected = generate(model, LABELS, seeds=seeds, engine="plain")
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ["plain", "resample"])
+def test_a_finished_inpainting_holds_no_state(make_aim, method):
+    model = make_aim()
+    engine = RecordedEngine(RecordedStep(model), lambda run: run)
+    length = model.config.num_tokens
+    mask = torch.zeros(3, length, dtype=torch.bool)
+    mask[:, 2:4] = True
+    run = inpaint(
+        model, LABELS, SamplingConfig(), codes=torch.ones(3, length, dtype=torch.long), mask=mask, seeds=[1, 2, 3],
+        method=method, candidates=2, engine=engine,
+    )  # fmt: skip
+    found = next(codes for codes in run if codes.shape[1] == length)
+    assert [recording.resident() for recording in engine._recordings.values()] == [None] * len(engine._recordings)
+    assert found.shape == (3, length)
+    assert list(run) == []
 
 
 def test_the_pretended_device_sees_waits(monkeypatch):

@@ -152,22 +152,23 @@ class Layouts(TorchDispatchMode):
 @torch.no_grad()
 @pytest.mark.parametrize("by_kernels", [True, False])
 def test_everything_stays_channels_last(make_vq, monkeypatch, by_kernels):
-    """With a stand-in for CUDA, whose own group norm loses the layout."""
+    """Without a device with a stand-in for CUDA, whose own group norm loses the layout."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    model = make_vq(channel_mult=(1, 2, 2))
-    codes, plain = some_codes(model), F.group_norm
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_vq(channel_mult=(1, 2, 2)).to(device)
+    codes, plain = some_codes(model, height=4).to(device), F.group_norm
     expected = model.decode(codes)
     monkeypatch.setattr(F, "group_norm", lambda *given: plain(*given).contiguous())
-    if by_kernels:
-        monkeypatch.setattr(group, "unsupported", group._unfit)
+    monkeypatch.setattr(group, "unsupported", group._unfit if by_kernels else lambda *_: "they shall not be used")
     fast = FastDecoder(model, native=False)
     latents = F.embedding(codes, fast._table).movedim(-1, 1)
     with Layouts() as layouts:
         images = fast._decoder(latents)
-    assert_close(images, expected, rtol=0, atol=2e-5)
+    assert_close(images, expected, rtol=0, atol=2e-5 if device == "cpu" else 0.02)  # TF32
     if by_kernels:
         assert layouts.others == []
-        assert layouts.copies == [(2, 3, 2, 5, 2, 16), (2, 6, 2, 10, 2, 16)], "one for each upsampling"
+        copies = [shape for shape in layouts.copies if shape[1] != 3]  # but those of finished images
+        assert copies == [(2, 4, 2, 5, 2, 16), (2, 8, 2, 10, 2, 16)], "one for each upsampling"
     else:
         assert layouts.others, "the test sees another layout"
 

@@ -152,7 +152,7 @@ def group_norm(
     pixels, tile = height * width, sizes["PIXELS"]
     span = triton.cdiv(triton.cdiv(pixels, tile), launch.parts) * tile  # pixels of a part: whole tiles
     parts = triton.cdiv(pixels, span)
-    moments = torch.empty(batch, parts, 2, groups, dtype=torch.float32, device=x.device)
+    moments = torch.empty(batch, parts, 2 * groups, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _moments_kernel[(parts, batch)](x, moments, pixels, span, **sizes, num_warps=launch.warps)
         _normalise_kernel[(parts, batch)](
