@@ -121,3 +121,37 @@ def test_gradients_come_from_torch(silu):
     assert_close(y, exact(x, scale, shift, 4, silu))
     y.sum().backward()
     assert all(each.grad is not None for each in (x, scale, shift))
+
+
+@pytest.fixture
+def trial():
+    dispatch._trial.cache_clear()
+    yield dispatch._trial
+    dispatch._trial.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_trial_passes(trial, dtype):
+    assert trial(DEVICE, dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (RuntimeError("no C compiler\nand more"), "RuntimeError: no C compiler"),
+        (lambda y: y * 1.1, "their results are wrong"),
+        (lambda y: y * torch.nan, "their results are wrong"),
+    ],
+)
+def test_kernels_that_fail_are_not_used_and_told_once(trial, monkeypatch, caplog, fault, reason):
+    right = kernels.group_norm
+
+    def wrong(*given, **named):
+        if isinstance(fault, Exception):
+            raise fault
+        return fault(right(*given, **named))
+
+    monkeypatch.setattr(kernels, "group_norm", wrong)
+    assert [trial(DEVICE, torch.float32) for _ in range(2)] == [reason] * 2
+    [line] = caplog.messages
+    assert line == f"group norms on {DEVICE} are PyTorch's, not Triton kernels: {reason}"

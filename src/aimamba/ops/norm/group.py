@@ -6,6 +6,9 @@ convolutions that run channels last, that costs two copies of the whole tensor.
 Shape letters: B images, C channels, H W grid.
 """
 
+import functools
+import logging
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +19,9 @@ from aimamba.ops import triton as kernels
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_CHANNELS = 4096
 _MOST_NUMBERS = 1 << 31  # of an image: places in it are 32-bit numbers
+_TOLERANCE = 0.02  # relative to the largest number; bfloat16 is rounded by 0.004, wrong results differ by much more
+
+_log = logging.getLogger(__name__)
 
 
 def group_norm(
@@ -51,10 +57,10 @@ def group_norm(
 
 
 def unsupported(x: Float[Tensor, "b c h w"], weight: Float[Tensor, " c"]) -> str | None:
-    """Return the reason why the kernels cannot normalise ``x``, or None."""
+    """Return the reason why the kernels cannot normalise ``x``, or None. Tries them once on a device."""
     if not x.is_cuda:
         return f"they run on CUDA devices, and the images are on {x.device.type}"
-    return _unfit(x, weight) or kernels.unsupported()
+    return _unfit(x, weight) or kernels.unsupported() or _trial(x.device, x.dtype)
 
 
 def _unfit(x: Tensor, weight: Tensor) -> str | None:
@@ -68,3 +74,27 @@ def _unfit(x: Tensor, weight: Tensor) -> str | None:
     if x.shape[1] > _MOST_CHANNELS or x[0].numel() >= _MOST_NUMBERS:
         return f"they take up to {_MOST_CHANNELS} channels, and less than 2^31 numbers an image"
     return None
+
+
+@functools.cache
+def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Compare the kernels with PyTorch's group norm, and return what is wrong with them, which is logged, or None.
+
+    This finds a device for which they do not compile, as where Triton has no C compiler.
+    """
+    from aimamba.ops.norm.triton import group as fused  # noqa: PLC0415 - imports Triton
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 24, 5, 7, generator=generator).to(device, dtype)
+    weight, bias = torch.randn(2, 24, generator=generator).to(device, dtype)
+    exact = F.silu(F.group_norm(x.float(), 4, weight.float(), bias.float(), 1e-6))
+    reason = None
+    try:
+        found = fused.group_norm(x, weight, bias, groups=4, eps=1e-6, silu=True).float()
+        if not float((found - exact).abs().max()) <= _TOLERANCE * float(exact.abs().max()):
+            reason = "their results are wrong"
+    except Exception as error:  # whatever a compiler or a driver may raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if reason is not None:
+        _log.warning("group norms on %s are PyTorch's, not Triton kernels: %s", device, reason)
+    return reason
