@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   := runs
 READY  := $(VENV)/.ready
-GPU_TESTS := tests/ops tests/generation tests/train/test_training_step.py
+GPU_TESTS := tests/ops tests/generation tests/pipeline/test_batch_size.py tests/train/test_training_step.py
 PEERS  := .peers
 # Which build of PyTorch the demo takes: cpu, cuda, or by default cuda where there is an NVIDIA card. On Linux PyPI's
 # brings some gigabytes of CUDA; elsewhere there is one build alone.

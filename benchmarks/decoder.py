@@ -13,7 +13,7 @@ from aimamba.models import VQ_PRESETS, VQConfig, VQModel
 from benchmarks.measurement import Measurement, SkippedError, UnavailableError, spread
 from benchmarks.timing import peak_bytes, repeated, reset_peak
 
-_QUICK = VQConfig(
+QUICK = VQConfig(
     channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=64, codebook_dim=4, norm_groups=4
 )
 
@@ -30,7 +30,7 @@ def measure_decoder(measurement: Measurement) -> dict[str, Any]:
     torch.manual_seed(0)
     device = torch.device(measurement.device)
     dtype = getattr(torch, measurement.dtype)
-    config = _QUICK if measurement.quick else VQ_PRESETS["vq-f16"]
+    config = QUICK if measurement.quick else VQ_PRESETS["vq-f16"]
     builders = {"aim": _ours, "vq-official": _official}
     decode = builders[measurement.subject](measurement, config, dtype, device)
     reset_peak(device)

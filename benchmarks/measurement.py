@@ -8,6 +8,7 @@ from typing import Any
 SECTIONS = (
     "ceilings",
     "sampling",
+    "images",
     "training",
     "growth",
     "startup",

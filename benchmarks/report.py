@@ -35,6 +35,7 @@ def markdown(results: Results) -> str:
     tables: dict[str, Callable[[list[Found]], str]] = {
         "ceilings": _ceilings,
         "sampling": _sampling,
+        "images": _images,
         "training": _training,
         "growth": _growth,
         "startup": _startup,
@@ -143,6 +144,22 @@ def _sampling(found: list[Found]) -> str:
             ]
         )
     return table(head, rows)
+
+
+def _images(found: list[Found]) -> str:
+    """The whole pipeline; the best batch of a size is the row with the most images."""
+    rows = [
+        [
+            name(each) + _size(each, found),
+            each["dtype"],
+            str(each["batch"]),
+            _number(each["images_per_second"]) + marks(each),
+            _range(each["seconds_per_picture"]),
+            _gib(each["peak_bytes"]),
+        ]
+        for each in sorted(found, key=lambda each: (each["size"], each["dtype"], each["batch"]))
+    ]
+    return table(["decoder included", "dtype", "batch", "images/s", "s/image", "peak GiB"], rows)
 
 
 def _training(found: list[Found]) -> str:
@@ -324,6 +341,7 @@ def summary(found: Found) -> str:
             f"{_number(found['launches'])} launches"
         )
     for key in (
+        "images_per_second",
         "seconds_per_picture",
         "tokens_per_second",
         "milliseconds_per_token",

@@ -17,6 +17,7 @@ from benchmarks.measurement import Measurement, SkippedError, UnavailableError
 _MEASURES = {
     "ceilings": "benchmarks.ceilings:measure_ceiling",
     "sampling": "benchmarks.sampling:measure_sampling",
+    "images": "benchmarks.images:measure_images",
     "training": "benchmarks.training:measure_training",
     "growth": "benchmarks.growth:measure_growth",
     "startup": "benchmarks.startup:measure_startup",

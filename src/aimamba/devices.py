@@ -1,11 +1,14 @@
-"""Devices and dtypes by name, and whether a device is fast in bfloat16."""
+"""Devices and dtypes by name, copies to a device, and whether it is fast in bfloat16."""
 
 import time
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from aimamba.errors import ConfigError
+
+_QUEUES = ("cuda",)  # types of devices that copy from pinned memory in their own time
 
 
 def resolve_device(name: str) -> torch.device:
@@ -38,6 +41,16 @@ def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
     if known not in _DTYPES:
         raise ConfigError(f"dtype {known!r} is unknown; expected one of {', '.join(_DTYPES)}")
     return _DTYPES[known]
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, without a wait for what the device has queued.
+
+    A copy from memory that is not pinned waits for it. The copy is queued behind what the caller's stream has queued.
+    """
+    if device.type in _QUEUES and tensor.device.type == "cpu":
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 _WORTHWHILE = 1.3  # ratio of speeds; autocast spends a part of the gain on casts

@@ -6,7 +6,8 @@ import pytest
 
 from aimamba.models import AIM_PRESETS
 from aimamba.ops.backends import BACKENDS
-from benchmarks.measurement import LAYOUTS, SECTIONS, Measurement, spread
+from benchmarks.images import check_memory
+from benchmarks.measurement import LAYOUTS, SECTIONS, Measurement, SkippedError, spread
 from benchmarks.ours import Ours
 from benchmarks.plan import KERNELS, SCAN_MIXERS, Plan
 from benchmarks.report import summary
@@ -54,6 +55,7 @@ def test_peers_are_measured_where_named():
         ("growth", "attention", "plain", "milliseconds_per_token"),
         ("startup", "load", "", "seconds"),
         ("decoder", "aim", "fast", "seconds_per_picture"),
+        ("images", "aim", "plain", "images_per_second"),
         ("convolution", "ours", "", "milliseconds"),
         ("convolution", "shifted products", "", "milliseconds"),
         ("convolution", "grouped", "", "milliseconds"),
@@ -129,8 +131,10 @@ def test_layouts_are_measured_where_chosen():
 def test_the_most_telling_figures_of_a_gpu():
     figures = plan("cuda", telling=True)
     first = {each.section: (each.size, each.batch) for each in reversed(figures)}
-    assert list(dict.fromkeys(each.section for each in figures))[:2] == ["sampling", "training"]
-    assert (first["sampling"], first["training"]) == (("aim-xl", 64), ("aim-b", 32))
+    assert list(dict.fromkeys(each.section for each in figures))[:3] == ["images", "sampling", "training"]
+    assert (first["images"], first["sampling"], first["training"]) == (("aim-xl", 64), ("aim-xl", 64), ("aim-b", 32))
+    whole = [(each.size, each.batch) for each in figures if each.section == "images" and each.variant == "cuda-graphs"]
+    assert sorted(whole) == [("aim-l", 1), *(("aim-xl", batch) for batch in (64, 128, 256, 512))]
     assert {each.subject for each in figures if each.section in ("sampling", "training")} == {"aim"}, "no peer is named"
     assert len({json.dumps(each.identity) for each in figures}) == len(figures)
     paths = {"official": "AiM", "llamagen": "LlamaGen"}
@@ -138,3 +142,37 @@ def test_the_most_telling_figures_of_a_gpu():
     assert {each.subject for each in more} >= {"official", "llamagen", "vq-official"}
     assert all(each.box_seconds and each.dtype == "bfloat16" for each in more)
     assert {each.section for each in plan("cuda", telling=True, sections=["profile"])} == {"profile"}
+    assert {each.section for each in plan("cuda", telling=True, sections=["sampling"])} == {"sampling", "ceilings"}
+
+
+def test_eight_minutes_decide_what_is_aimed_at():
+    """About 30 figures fit: times the official code, times LlamaGen, and all images with the decoder are among them."""
+    more = plan("cuda", telling=True, paths={"official": "AiM", "llamagen": "LlamaGen"})
+    early = {(each.section, each.subject, each.size, each.batch) for each in more[:16]}
+    assert early >= {
+        ("sampling", "official", "aim-xl", 64),
+        ("sampling", "official", "aim-l", 1),
+        ("training", "llamagen", "aim-b", 32),
+        ("images", "aim", "aim-l", 1),
+        ("ceilings", "bandwidth", "aim-b", 1),
+        ("ceilings", "products", "aim-b", 1),
+        *(("images", "aim", "aim-xl", batch) for batch in (64, 128, 256, 512)),
+    }
+    assert ("kernels", "training", "") in {(each.section, each.subject, each.variant) for each in more[:20]}, "scans"
+    assert not [each for each in more if each.section == "scan"], "of other forms than those that train"
+
+
+def test_images_are_timed_one_batch_after_the_other():
+    settings = {"tokens": 16, "batch": 3, "quick": True, "limit_seconds": 0.2}
+    found = measure(Measurement(section="images", subject="aim", variant="plain", **settings))
+    assert found["batches"] == found["seconds_per_picture"]["runs"] + 1 >= 3
+    fastest, slowest = (1 / found["seconds_per_picture"][key] for key in ("min", "max"))
+    assert slowest <= found["images_per_second"] <= fastest
+    settings |= {"section": "images", "subject": "aim"}
+    assert "made-up" in measure(Measurement(variant="made-up", **settings))["unavailable"]
+
+
+def test_images_that_do_not_fit_are_skipped():
+    check_memory(89 << 30, 100 << 30)
+    with pytest.raises(SkippedError, match="its rows remember 91 GiB, and the device has 100"):
+        check_memory(91 << 30, 100 << 30)

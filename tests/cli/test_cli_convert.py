@@ -55,8 +55,13 @@ def test_a_generator_alone_and_with_a_tokenizer(aimamba, golden, make_vq, here):
 
 def test_our_own_models_in_another_dtype(aimamba, models, here):
     assert aimamba("convert", models / "pipeline", "--out", "half", "--dtype", "bfloat16").status == 0
-    for part, key in (("generator", "word_embedding.weight"), ("tokenizer", "codebook")):
-        assert load_file(here / "half" / part / "model.safetensors")[key].dtype == torch.bfloat16
+    for part, key, dtype in (
+        ("generator", "word_embedding.weight", torch.bfloat16),
+        ("tokenizer", "decoder.stem.weight", torch.bfloat16),
+        ("tokenizer", "encoder.stem.weight", torch.float32),
+        ("tokenizer", "codebook", torch.float32),
+    ):
+        assert load_file(here / "half" / part / "model.safetensors")[key].dtype == dtype
     assert Pipeline.from_pretrained("half").class_names == Pipeline.from_pretrained(models / "pipeline").class_names
 
 

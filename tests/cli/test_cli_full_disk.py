@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from aimamba.data import writer
 from aimamba.files import write_atomically
 from full_disk import FullAt, in_child, mount_small_disk, no_room
 
@@ -55,6 +56,23 @@ def test_it_goes_on(here, models, photos, aimamba, light, monkeypatch, command):
             assert again.status == 0, again.err
         assert content(here / "out") == whole, number
         (here / "out").rename(here / f"out-{number}")
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_several_writers_say_it_once(here, models, aimamba, light, monkeypatch, number):
+    """What other threads have written by then stays, and no thread leaves a draft."""
+    monkeypatch.setattr(writer, "cores", lambda: 8)
+    command = ["sample", "--model", models / "pipeline", "-n", "3", "--classes", "planets,1", "--batch-size", "6"]
+    assert aimamba(*command, "--out", "whole").status == 0
+    with monkeypatch.context() as patch:
+        FullAt(patch, number)
+        status, _, err = aimamba(*command, "--out", "out")
+    assert status == 2
+    assert len([line for line in re.split("[\n\r]", err) if line.startswith("aimamba: ")]) == 1, err
+    left, whole = content(here / "out"), content(here / "whole")
+    assert [name for name in left if whole.get(name) != left[name]] == []
+    assert aimamba(*command, "--out", "out").status == 0
+    assert content(here / "out") == whole
 
 
 def test_a_disk_without_room(here, models, photos, aimamba, light):

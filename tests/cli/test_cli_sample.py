@@ -8,6 +8,7 @@ from PIL import Image
 from aimamba.errors import counted
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
+from aimamba.pipeline import batch_size as batch_sizes
 from aimamba.pipeline import core as pipeline_module
 
 SETTINGS = {
@@ -101,6 +102,37 @@ def test_the_batch_size_changes_nothing(aimamba, models, here):
     assert len({image.tobytes() for image in sampled.values()}) > 9
     for batch_size in (1, 2, 7):
         assert same(pixels(here / f"by-{batch_size}"), sampled)
+
+
+@pytest.mark.parametrize("npz", [False, True])
+def test_on_a_card_the_batch_size_is_chosen_and_told(aimamba, models, here, monkeypatch, npz):
+    """With a stand-in for a card of which half holds three guided images; 15 are wanted."""
+    seen, batches = [], Pipeline.batches
+
+    def noted(self, jobs, *given, **named):
+        return batches(self, (seen.append(len(job)) or job for job in jobs), *given, **named)
+
+    def memory(device):
+        return 2 * 6 * Pipeline.from_pretrained(models / "pipeline").prepare().init_state(1).nbytes
+
+    monkeypatch.setattr(Pipeline, "batches", noted)
+    command = ["sample", "--model", models / "pipeline", "--cfg-scale", 2, "--device", "cpu"]
+    command += ["-n", 15, "--npz", "a.npz"] if npz else ["-n", 3, "--out", "plain"]
+    usual = aimamba(*command)
+    assert (usual.status, seen) == (0, [15]), "16 at once elsewhere"
+    assert "at once" not in usual.err
+    before = (here / "a.npz").read_bytes() if npz else pixels(here / "plain")
+    seen.clear()
+    monkeypatch.setattr(batch_sizes, "_memory", memory)
+    command = [f"other{word}" if word in ("a.npz", "plain") else word for word in command]
+    chosen = aimamba(*command)
+    assert (chosen.status, seen) == (0, [3] * 5)
+    assert "3 images at once, as fits this device (--batch-size)\n" in chosen.err
+    assert ((here / "othera.npz").read_bytes() == before) if npz else same(pixels(here / "otherplain"), before)
+    seen.clear()
+    given = aimamba(*[f"given{word}" if str(word).startswith("other") else word for word in command], "--batch-size", 4)
+    assert (given.status, seen) == (0, [4, 4, 4, 3])
+    assert "at once" not in given.err
 
 
 @pytest.mark.parametrize("flags", SETTINGS)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aimamba import CheckpointError
 from aimamba.data import Avatars
@@ -14,6 +16,7 @@ from aimamba.generation.fast_decoder.folded import FoldedUpsample
 from aimamba.models import VQ_PRESETS, VQModel
 from aimamba.models.vq import Upsample
 from aimamba.ops.conv.native.winograd import load_kernel
+from aimamba.ops.norm import group
 
 NATIVE = {"channels": 32, "z_channels": 16, "num_res_blocks": 2}
 SHAPES = [
@@ -126,6 +129,48 @@ def test_folded_upsample():
     plain = Upsample(6).double()
     x = torch.randn(2, 6, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert_close(FoldedUpsample(plain)(x), plain(x), rtol=0, atol=1e-12)
+
+
+class Layouts(TorchDispatchMode):
+    """Notes copies to another layout, and operators whose output is not channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.copies, self.others = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::")
+        if name == "clone":
+            self.copies.append(tuple(result.shape))
+        image = isinstance(result, torch.Tensor) and result.ndim == 4 and name not in ("permute", "_unsafe_view")
+        if image and not result.is_contiguous(memory_format=torch.channels_last):
+            self.others.append(name)
+        return result
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_kernels", [True, False])
+def test_everything_stays_channels_last(make_vq, monkeypatch, by_kernels):
+    """Without a device with a stand-in for CUDA, whose own group norm loses the layout."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_vq(channel_mult=(1, 2, 2)).to(device)
+    codes, plain = some_codes(model, height=4).to(device), F.group_norm
+    expected = model.decode(codes)
+    monkeypatch.setattr(F, "group_norm", lambda *given: plain(*given).contiguous())
+    monkeypatch.setattr(group, "unsupported", group._unfit if by_kernels else lambda *_: "they shall not be used")
+    fast = FastDecoder(model, native=False)
+    latents = F.embedding(codes, fast._table).movedim(-1, 1)
+    with Layouts() as layouts:
+        images = fast._decoder(latents)
+    assert_close(images, expected, rtol=0, atol=2e-5 if device == "cpu" else 0.02)  # TF32
+    if by_kernels:
+        assert layouts.others == []
+        copies = [shape for shape in layouts.copies if shape[1] != 3]  # but those of finished images
+        assert copies == [(2, 4, 2, 5, 2, 16), (2, 8, 2, 10, 2, 16)], "one for each upsampling"
+    else:
+        assert layouts.others, "the test sees another layout"
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -157,7 +157,25 @@ def test_bfloat16_weights(make_vq):
     images = model.cast(torch.bfloat16).decode(codes)
     assert images.dtype == torch.bfloat16
     assert (images - expected).abs().max() < 0.05 * expected.abs().max()
-    assert model.encode(random_images((8, 8)).bfloat16()).shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_codes_do_not_depend_on_the_dtype(make_vq, dtype):
+    model = make_vq(channels=32)
+    images = random_images((64, 64))
+    codes, before, fingerprint = model.encode(images), model.decode(model.encode(images)), model.code_fingerprint()
+    model.cast(dtype)
+    assert (model.dtype, model.from_code.weight.dtype) == (dtype, dtype)
+    assert torch.equal(model.encode(images), codes)
+    assert model.code_fingerprint() == fingerprint
+    output = model(images)
+    assert torch.equal(output.codes, codes)
+    assert (output.images.dtype, output.vectors.dtype) == (dtype, torch.float32)
+    assert_close(output.images.float(), before, rtol=0, atol=0.05 * float(before.abs().max()))
+    model.to(dtype)  # torch's own cast narrows everything, and then codes move
+    assert not torch.equal(model.encode(images), codes)
+    assert model.code_fingerprint() != fingerprint
 
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1)])
@@ -225,4 +243,4 @@ def test_an_encoder_that_overflows_is_refused(make_vq):
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     model.encode(images)
     with pytest.raises(CheckpointError, match="dtype is too narrow"):
-        model.cast(torch.float16).encode(images.half())
+        model.to(torch.float16).encode(images)

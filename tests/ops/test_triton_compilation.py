@@ -22,6 +22,7 @@ from aimamba.ops.loss.triton import cross_entropy
 from aimamba.ops.mixer.triton import folded
 from aimamba.ops.mixer.triton import step as mixer
 from aimamba.ops.norm.triton import gated, modulated
+from aimamba.ops.norm.triton import group as groups
 from aimamba.ops.norm.triton import residual as norms
 from aimamba.ops.sampling.triton import logits as sampling
 from aimamba.ops.ssd.triton import backward as scan_backward
@@ -140,6 +141,13 @@ sizes = {"D": 1536, "WIDE_G": 256 // tokens, "COLUMNS": modulated._COLUMNS, "ADD
 build(modulated._modulation_sums_kernel, narrow, wide, sizes, numbers, plain)
 sizes = {"V": 16384, "WIDE": 16384, "LEARNING": True}
 build(cross_entropy._cross_entropy_kernel, narrow, wide, sizes, numbers, norms.Launch(16))
+
+# The tokenizer's decoder: its narrowest level.
+sizes = groups.sizes_of(128, 32)
+numbers = {"N": "i32:16", "span": "i32:16", "eps": "fp32"}
+build(groups._moments_kernel, "x", "moments", sizes, numbers, groups.DEFAULT)
+sizes |= {"PARTS": groups.DEFAULT.parts, "SILU": True}
+build(groups._normalise_kernel, "x weight bias out", "moments", sizes, numbers, groups.DEFAULT)
 """
 
 
@@ -161,7 +169,7 @@ def test_kernels_compile(tmp_path, capability):
         for name in ("convolution", "gated_norm", "modulated_norm")
         for suffix in ("kernel", "backward_kernel")
     ]
-    names += ["_modulation_sums_kernel", "_cross_entropy_kernel"]
+    names += ["_modulation_sums_kernel", "_cross_entropy_kernel", "_moments_kernel", "_normalise_kernel"]
     assert [name for name, *_ in built] == names
     assert {local for _, local, _ in built} == {"False"}, "no kernel keeps its numbers in memory"
     of_a_step = names[: names.index("_guided_sample_kernel")]

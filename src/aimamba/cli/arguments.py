@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from aimamba.errors import CheckpointError, ConfigError, printable, suggest
+from aimamba.errors import CheckpointError, ConfigError, counted, printable, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from aimamba.generation import SamplingConfig
     from aimamba.models import VQModel
     from aimamba.pipeline import Pipeline
+    from aimamba.sharing import Sharing
 
 MODEL_BY_DEFAULT = "avatars-64"
+_BATCH_SIZE = 16
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +47,11 @@ class Parser(argparse.ArgumentParser):
 def add_placement(parser: Parser) -> None:
     """Add ``--device`` and ``--dtype``: where and in which precision a model runs."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="float32 (default), bfloat16 (the fastest to sample with on a CUDA device), float16 or float64",
+    )
 
 
 def add_foreign_tokenizer(parser: Parser) -> None:
@@ -67,8 +73,13 @@ def add_engine(parser: Parser) -> None:
     )
 
 
-def add_sampling(parser: Parser) -> None:
-    """Add the settings of sampling, with the names and defaults of ``SamplingConfig``, and ``--batch-size``."""
+def add_sampling(parser: Parser, *, fitting: bool = False) -> None:
+    """Add the settings of sampling, with the names and defaults of ``SamplingConfig``, and ``--batch-size``.
+
+    Args:
+        parser: Of the command.
+        fitting: Whether the command chooses the batch size where it is not given, see ``batch_size_of``.
+    """
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first image; each following one uses the next (default 0)"
     )
@@ -95,7 +106,38 @@ def add_sampling(parser: Parser) -> None:
     parser.add_argument(
         "--min-p", type=float, default=0.0, help="least probability, as a share of the likeliest token's (default 0)"
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="images at once; does not change them (default 16)")
+    chosen = f"{_BATCH_SIZE}, on a CUDA device as many as fit, up to 256" if fitting else f"{_BATCH_SIZE}"
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=None if fitting else _BATCH_SIZE,
+        help=f"images at once; does not change them (default {chosen})",
+    )
+
+
+def batch_size_of(
+    arguments: argparse.Namespace, pipeline: "Pipeline", count: int, sharing: "Sharing", *, guided: bool
+) -> int:
+    """Return ``--batch-size``, or where it is not given what fits on the device; on CUDA, tell what that is.
+
+    Args:
+        arguments: Those of the command.
+        pipeline: The model.
+        count: Images to generate in all.
+        sharing: The processes that share them; all get the same number.
+        guided: Whether some are guided.
+    """
+    from aimamba.pipeline.batch_size import fitting_batch_size
+
+    if arguments.batch_size is not None:
+        return int(arguments.batch_size)
+    processes = 1 if sharing.team is None else sharing.team.place.size
+    size = sharing.once(lambda: fitting_batch_size(pipeline, count, guided=guided, processes=processes))
+    if size is None:
+        return _BATCH_SIZE
+    if sharing.is_first:
+        print(f"{counted(size, 'image')} at once, as fits this device (--batch-size)", file=sys.stderr)
+    return size
 
 
 def sampling_of(arguments: argparse.Namespace, where: str) -> "SamplingConfig":
@@ -160,17 +202,17 @@ def add_lpips(parser: Parser) -> None:
     )
 
 
-def require_positive(**values: int) -> None:
+def require_positive(**values: int | None) -> None:
     """Check that counts are at least 1.
 
     Args:
-        values: Counts by the name of their option, without its dashes.
+        values: Counts by the name of their option, without its dashes; None where it is not given.
 
     Raises:
         ConfigError: A count is below 1.
     """
     for name, value in values.items():
-        if value < 1:
+        if value is not None and value < 1:
             option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} must be at least 1, got {value}")
 

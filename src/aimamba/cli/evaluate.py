@@ -22,6 +22,7 @@ from aimamba.cli.arguments import (
     add_placement,
     add_sampling,
     add_sweep,
+    batch_size_of,
     load_pipeline,
     sampling_of,
     scales_of,
@@ -49,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("-n", type=int, metavar="N", help="samples of the model (default 5000)")
     parser.add_argument("--labels", metavar="HOW", help="balanced (default): classes in turn; or random")
     add_foreign_tokenizer(parser)
-    add_sampling(parser)
+    add_sampling(parser, fitting=True)
     parser.add_argument(
         "--train",
         metavar="SET",
@@ -90,6 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
         pipeline = sharing.in_turn(lambda: _load(arguments, request, saved, faults, sharing))
         if pipeline is not None:
             request = replace(request, sampling=pipeline.settings(request.sampling))
+            guided = request.protocol is not None or {request.sampling.cfg_scale, *(request.sweep or ())} != {1.0}
+            size = batch_size_of(arguments, pipeline, request.sample_count, sharing, guided=guided)
+            request = replace(request, batch_size=size)
         with ExitStack() as stack:
             if saved is not None:
                 parts = locked_parts(saved.with_name(f"{saved.name}.parts"))
@@ -215,7 +219,7 @@ def _request(arguments: argparse.Namespace) -> "EvaluationRequest":
         count=arguments.n,
         labels=arguments.labels,
         sampling=sampling_of(arguments, "evaluate"),
-        batch_size=arguments.batch_size,
+        batch_size=1 if arguments.batch_size is None else arguments.batch_size,  # chosen when the model is known
         dtype=arguments.dtype,
         sweep=scales_of(arguments.sweep),
         protocol=arguments.protocol,

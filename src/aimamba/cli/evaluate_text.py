@@ -12,6 +12,7 @@ all of a caption at once, between what is read on real images with their caption
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from aimamba.cli.arguments import (
     add_placement,
     add_sampling,
     add_sweep,
+    batch_size_of,
     load_pipeline,
     sampling_of,
     scales_of,
@@ -48,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
         "-n", type=int, default=2000, metavar="N", help="samples of each set at each guidance scale (default 2000)"
     )
     add_foreign_tokenizer(parser)
-    add_sampling(parser)
+    add_sampling(parser, fitting=True)
     add_sweep(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the numbers over the guidance scale, as SVG")
     add_measuring(parser)
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         count=arguments.n,
         sampling=sampling_of(arguments, "evaluate-text"),
         sweep=scales_of(arguments.sweep),
-        batch_size=arguments.batch_size,
+        batch_size=1 if arguments.batch_size is None else arguments.batch_size,  # chosen when the model is known
         dtype=arguments.dtype,
         features=arguments.features,
         size=arguments.size,
@@ -84,6 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
     pipeline = load_pipeline(arguments)
     check_takes_captions(pipeline, request.model)
     pipeline.prepare()
+    size = batch_size_of(arguments, pipeline, request.count, ALONE, guided=set(request.scales) != {1.0})
+    request = replace(request, batch_size=size)
     codes = 4 * request.count * pipeline.grid**2 * len(names) * len(request.scales)
     require_space(cache_folder(), codes, "keeping the samples' codes (AIMAMBA_CACHE)")
     record = pipeline.record(request.model)

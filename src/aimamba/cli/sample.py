@@ -18,6 +18,7 @@ from aimamba.cli.arguments import (
     add_foreign_tokenizer,
     add_placement,
     add_sampling,
+    batch_size_of,
     load_pipeline,
     require_positive,
     sampling_of,
@@ -71,7 +72,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--labels", metavar="HOW", help="with --npz: balanced (default): classes in turn; or random")
     add_foreign_tokenizer(parser)
-    add_sampling(parser)
+    add_sampling(parser, fitting=True)
     add_placement(parser)
     add_devices(parser)
     add_ray(parser)
@@ -157,7 +158,8 @@ def _write_folder(
         sharing.once(begin)
         sharing.in_turn(lambda: _check_seen(out))
         files = [file for row in rows for file in row]
-        there = write_samples(pipeline, files, arguments.batch_size, sharing=sharing)
+        batch_size = batch_size_of(arguments, pipeline, len(files), sharing, guided=config.cfg_scale != 1)
+        there = write_samples(pipeline, files, batch_size, sharing=sharing)
         if not sharing.is_first:
             return
         names = shown_names(pipeline, wanted)
@@ -314,10 +316,11 @@ def _write_npz(
     def samples() -> ModelSource:
         labels = make_labels(how, arguments.n, pipeline.generator.config.num_classes, config.seed)
         keep = lambda config: KeptCodes(parts, kept_settings(model, how, config))  # noqa: E731
-        return ModelSource(arguments.model, pipeline, labels, config, arguments.batch_size, keep=keep)
+        return ModelSource(arguments.model, pipeline, labels, config, batch_size, keep=keep)
 
     with ExitStack() as stack:
         sharing.once(begin)
+        batch_size = batch_size_of(arguments, pipeline, arguments.n, sharing, guided=config.cfg_scale != 1)
         source = sharing.in_turn(samples)
         source.agree(sharing)
         assert source.kept is not None

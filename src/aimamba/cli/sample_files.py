@@ -1,6 +1,7 @@
 """The folder that ``aimamba sample`` writes: an image for each class and seed, its settings, and sheets of them."""
 
 import json
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,8 +10,8 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from aimamba.cli.output import file_names, write_json
@@ -150,18 +151,20 @@ def write_samples(
             wanted = sum(file.path not in finished for file in batch)
             yield [(given_of(file.record, null_class), file.record.sampling.seed) for file in batch]
 
-    def write(batch: Sequence[SampleFile], images: Tensor) -> None:
-        for file, image in zip(batch, images.numpy(), strict=True):
-            if file.path not in finished:
-                write_png(file.path, Image.fromarray(image), file.record.to_text())
-                written.advance(1)
+    counting = threading.Lock()
+
+    def write(file: SampleFile, image: np.ndarray) -> None:
+        write_png(file.path, Image.fromarray(image), file.record.to_text())
+        with counting:
+            written.advance(1)
 
     with bar:
         made = pipeline.batches(jobs(), files[0].record.sampling, progress=lambda _: units.advance(wanted))
         try:
             with BackgroundWriter() as writer:
                 for found in made:
-                    writer.put(partial(write, begun.popleft(), found.images))
+                    pairs = zip(begun.popleft(), found.images.numpy(), strict=True)
+                    writer.put([partial(write, *pair) for pair in pairs if pair[0].path not in finished])
             units.finish()
         except KeyboardInterrupt as error:
             done = there + written.done

@@ -249,12 +249,12 @@ def encode_views(tokenizer: VQModel, images: ImageSet, chosen: range, views: str
     """
     size = tokenizer.config.codebook_size
     check(size <= LARGEST_CODEBOOK, f"codes are kept in two bytes: at most {LARGEST_CODEBOOK} codes, got {size}")
-    device, dtype = tokenizer.device, tokenizer.dtype
+    device = tokenizer.device
     seen = np.stack([np.stack(_views(images, index, views)) for index in chosen])  # (B, v, S, S, 3)
     columns = []
     for view in range(seen.shape[1]):
         batch = torch.from_numpy(seen[:, view]).permute(0, 3, 1, 2)
-        columns.append(tokenizer.encode(to_float(batch).to(device, dtype)).flatten(1).cpu().numpy())
+        columns.append(tokenizer.encode(to_float(batch).to(device)).flatten(1).cpu().numpy())
     return np.stack(columns, axis=1).astype(np.uint16)
 
 

@@ -86,7 +86,7 @@ def draw_all(
     total = sum(request.amount for request in requests)
     if total == 0:
         return
-    processes = processes or _cores()
+    processes = processes or cores()
     threads = processes if total >= _WORTH_SHARING and sys.executable else 1
     deliver = _draw_here if threads == 1 else _draw_apart
     pieces = -(-threads // len(requests))  # as many as keep every process busy
@@ -187,7 +187,8 @@ def _split(request: DrawRequest, pieces: int) -> list[DrawRequest]:
     return [request._replace(first=first, last=last) for first, last in pairwise(cuts)]
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores of the processor this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

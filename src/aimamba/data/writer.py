@@ -1,39 +1,41 @@
-"""Write files in a thread beside the work that makes their content."""
+"""Write files in threads beside the work that makes their content."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from aimamba.data.drawing import cores
+
+_MOST_THREADS = 4
+
 
 class BackgroundWriter:
-    """Runs tasks in order in one thread, with a bounded number of them waiting.
+    """Runs groups of tasks in a few threads: a group begins when every task of the one before it is finished.
 
-    Use it as a context: leaving it waits until every task is finished, also after an interruption, so that nothing that
-    was handed over is lost. An error of a task is raised by the next ``put``, or on leaving, as itself; tasks that have
-    not begun by then are dropped.
+    So one group at most is unfinished while the next one is made. Use it as a context: leaving it waits until every
+    task is finished, also after an interruption, so that nothing that was handed over is lost. An error of a task is
+    raised by the next ``put``, or on leaving, as itself; of several, that of the first task. Tasks that have not begun
+    by then are dropped.
 
     Args:
-        waiting: Tasks that may be unfinished when ``put`` returns.
+        threads: Tasks of a group that run at once; by default up to 4, for half of the processor's cores at most.
     """
 
-    def __init__(self, waiting: int = 1) -> None:
-        self._waiting = waiting
+    def __init__(self, threads: int | None = None) -> None:
         self._tasks: deque[Future[Any]] = deque()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aimamba-writer")
-        self.finished = 0
-        """Tasks that have been finished."""
+        threads = max(1, min(_MOST_THREADS, cores() // 2)) if threads is None else threads
+        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="aimamba-writer")
 
-    def put(self, task: Callable[[], object]) -> None:
-        """Hand over a task; wait while too many are unfinished.
+    def put(self, group: Iterable[Callable[[], object]]) -> None:
+        """Hand over a group of tasks; wait for the one before it.
 
         Raises:
             Exception: An error of an earlier task.
         """
-        self._tasks.append(self._executor.submit(self._run, task))
-        while self._tasks and (self._tasks[0].done() or len(self._tasks) > self._waiting):
-            self._take()
+        self._finish()
+        self._tasks.extend(map(self._executor.submit, group))
 
     def __enter__(self) -> "BackgroundWriter":
         return self
@@ -43,23 +45,20 @@ class BackgroundWriter:
     ) -> None:
         """Wait for all tasks. An error of the block itself goes before one of a task."""
         try:
-            while self._tasks:
-                self._take()
+            self._finish()
         except Exception:
             if error is None:
                 raise
         finally:
             self._executor.shutdown(cancel_futures=True)
 
-    def _take(self) -> None:
+    def _finish(self) -> None:
         try:
-            self._tasks.popleft().result()
+            while self._tasks:
+                self._tasks[0].result()
+                self._tasks.popleft()
         except Exception:
             for task in self._tasks:
                 task.cancel()
             self._tasks.clear()
             raise
-
-    def _run(self, task: Callable[[], object]) -> None:
-        task()
-        self.finished += 1

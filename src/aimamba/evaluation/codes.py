@@ -173,7 +173,7 @@ class Reconstructions:
 def _encode(images: UInt8[np.ndarray, "b s s 3"], pipeline: Pipeline) -> Int[Tensor, "b l"]:
     tokenizer = pipeline.tokenizer
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    codes = tokenizer.encode(to_float(pixels).to(tokenizer.device, tokenizer.dtype))
+    codes = tokenizer.encode(to_float(pixels).to(tokenizer.device))
     return codes.flatten(1).cpu().to(torch.int32)
 
 

@@ -123,7 +123,7 @@ def _reconstruct(
             on_broken(error)
             continue
         pixels = torch.from_numpy(original).permute(2, 0, 1)[None]
-        decoded = to_uint8(decoder(model.encode(to_float(pixels).to(model.device, model.dtype)))).cpu()
+        decoded = to_uint8(decoder(model.encode(to_float(pixels).to(model.device)))).cpu()
         yield Reconstruction(
             name=found.name,
             original=original,

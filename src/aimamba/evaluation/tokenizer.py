@@ -78,7 +78,7 @@ def compare_tokenizer(
     with tqdm(total=len(images), desc="reconstructing", unit="image", disable=not progress) as bar:
         for batch in images.batches(extractor.batch_size):
             originals = to_channels_first(batch)
-            codes = model.encode(to_float(originals).to(model.device, model.dtype))
+            codes = model.encode(to_float(originals).to(model.device))
             reconstructions = to_uint8(decoder(codes)).cpu()
             counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
             for name, values in _errors(reconstructions, originals, lpips).items():

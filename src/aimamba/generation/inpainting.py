@@ -128,6 +128,7 @@ def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
             yield found.view(count, number, length)[:, 0, : t + 1]
     for t in range(last + 1, length - 1) if number == 1 else ():
         yield found[:, : t + 1]
+    del state  # as in `generate`: the next batch may use its memory
     yield _chosen(found.view(count, number, length), weights, choices[-1], method)
     check_logits(logits)
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from aimamba.devices import send
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.generation.engines import Engine, make_engine
 from aimamba.generation.plan import Labels, SamplingPlan, check_codes, check_labels, uniform_numbers
@@ -64,7 +65,7 @@ def generate(
     configs, seeds = each_config(config, seeds, count)
     plan = SamplingPlan(model, labels, configs, negatives)
     [uniforms] = uniform_numbers(model, seeds)  # (L, B)
-    known = None if prefix is None else check_codes(model, prefix.to(plan.device), count, "prefix")
+    known = None if prefix is None else send(check_codes(model, prefix, count, "prefix"), plan.device)
     stepper = make_engine(model, engine) if isinstance(engine, str) else engine
     state = stepper.init_state(plan.rows, position_shift=position_shift)
     inputs = torch.empty(0)
@@ -80,6 +81,8 @@ def generate(
             check_logits(logits)
             state = left
         inputs = plan.inputs(codes[:, t], state.rows)
+        if t + 1 == length:
+            del state, left  # the next batch may use its memory, however long the caller keeps this generator
         yield codes[:, : t + 1]
     check_logits(logits)  # once, at the end: a state that is not finite stays so
 

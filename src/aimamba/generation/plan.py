@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aimamba.devices import send
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation.engines import Engine, SamplingEngine
 from aimamba.generation.sampling import SamplingConfig
@@ -43,7 +44,7 @@ class SamplingPlan:
         configs: Sequence[SamplingConfig],
         negatives: Float[Tensor, "b p1 d"] | None = None,
     ) -> None:
-        """Check the settings and move them to the device.
+        """Check the settings and send them to the device. Does not wait for it, if labels are on the host.
 
         Args:
             model: The generator.
@@ -64,11 +65,11 @@ class SamplingPlan:
         guided = (scales != 1).any(dim=0).nonzero().flatten()  # images that need an unconditional row
         self.last_guided = int((scales != 1).any(dim=1).nonzero().max()) + 1 if len(guided) else 0
         rows = torch.arange(self.count).index_copy(0, guided, self.count + torch.arange(len(guided)))
-        self._unconditional_rows = rows.to(self.device) if len(guided) else None
-        self.guided, self._scales = guided.to(self.device), scales.to(self.device)
+        self._unconditional_rows = send(rows, self.device) if len(guided) else None
+        self.guided, self._scales = send(guided, self.device), send(scales, self.device)
         given = torch.tensor([negative_label(model, configs[i]) for i in guided.tolist()], dtype=torch.long)
-        others = given.to(self.device) if negatives is None else negatives.to(self.device)[self.guided]
-        self._given = labels.to(self.device), others
+        others = send(given, self.device) if negatives is None else send(negatives, self.device)[self.guided]
+        self._given = send(labels, self.device), others
         filters = {name: self._setting([getattr(each, name) for each in configs]) for name in _FILTERS}
         changes = any(config.temperature_end is not None for config in courses)
         course = [self._temperature_at(t) for t in (tokens if changes else tokens[:1])]
@@ -79,7 +80,7 @@ class SamplingPlan:
 
     def _setting(self, values: Sequence[int | float]) -> Setting:
         """Return a number if all images agree, so that kernels need no table of them."""
-        return values[0] if len(set(values)) == 1 else torch.tensor(values, device=self.device)
+        return values[0] if len(set(values)) == 1 else send(torch.tensor(values), self.device)
 
     @property
     def rows(self) -> int:
@@ -143,6 +144,8 @@ class SamplingPlan:
 def uniform_numbers(model: AiM, seeds: Sequence[int], rows: int = 1) -> Float[Tensor, "n l b"]:
     """Return the random numbers of each image, uniform in [0, 1): the same on every device and in every batch.
 
+    They are made on the host and sent to the device, which does not wait for them unless it has nothing else to do.
+
     Args:
         model: The generator.
         seeds: A seed for each image (B).
@@ -150,7 +153,7 @@ def uniform_numbers(model: AiM, seeds: Sequence[int], rows: int = 1) -> Float[Te
     """
     shape, device = (rows, model.config.num_tokens), model.word_embedding.weight.device
     numbers = [torch.rand(shape, dtype=torch.float64, generator=seeded(seed)) for seed in seeds]
-    return torch.stack(numbers, dim=-1).to(uniform_dtype(device)).to(device)
+    return send(torch.stack(numbers, dim=-1).to(uniform_dtype(device)), device)
 
 
 def check_labels(model: AiM, labels: Labels) -> None:

@@ -107,13 +107,7 @@ class PretrainedModel(nn.Module, Generic[Config]):
             model = cls(from_mapping(cls.config_class, config, where=str(stored.place)))
         fill(model, tensors, where=str(stored.place))
         model._stored_dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        dtype = model.dtype if asked is None else asked
-        if values and dtype.itemsize < torch.float32.itemsize:
-            model.note_saved()
-        return model.cast(dtype).to(device).eval()
-
-    def note_saved(self) -> None:
-        """Note what the weights' narrower dtype is about to take away; for subclasses."""
+        return model.cast(model.dtype if asked is None else asked).to(device).eval()
 
     def save_pretrained(
         self, folder: str | Path, *, config: Config | None = None, dtype: str | torch.dtype | None = None

@@ -58,7 +58,6 @@ class VQModel(PretrainedModel[VQConfig]):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
-        self._saved_fingerprint: tuple[str, int] | None = None  # with the changes of the weights before it
         self.quantizer = make_quantizer(config)
         self.encoder = Encoder(config)
         self.to_code = nn.Conv2d(config.z_channels, self.quantizer.channels, 1)
@@ -95,35 +94,37 @@ class VQModel(PretrainedModel[VQConfig]):
             self.codebook.normal_(generator=generator)
             self.codebook.copy_(F.normalize(self.codebook, dim=-1))
 
-    def code_fingerprint(self, *, now: bool = False) -> str:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder's weights; what decides codes may be wider, see ``cast``."""
+        return self.decoder.stem.weight.dtype
+
+    def cast(self, dtype: torch.dtype) -> "VQModel":
+        """Set the dtype of the decoder's weights.
+
+        Encoder and codebook stay float32 or wider, so the codes of an image do not depend on a narrower dtype.
+        """
+        self.to(torch.promote_types(dtype, torch.float32))
+        for part in (self.from_code, self.decoder):
+            part.to(dtype)
+        return self
+
+    def code_fingerprint(self) -> str:
         """Return the SHA-256 of the config and of the float32 weights that decide an image's codes, as 64 hex digits.
 
-        It is the same for equal models, wherever they are stored, and for models that differ in the decoder alone. It
-        is that of the weights as they were saved: one loaded in a narrower dtype has that of its file, unless ``now``
-        asks for the weights as they are.
+        It is the same for equal models, wherever they are stored, and for models that differ in the decoder or its
+        dtype alone.
         """
-        saved = None if now else self._saved_fingerprint
-        if saved is not None and saved[1] == self._changes():
-            return saved[0]
         return self.fingerprint(_DECIDE_CODES)
 
-    def note_saved(self) -> None:
-        """Note the fingerprint of the weights as they were saved, before a narrower dtype rounds them."""
-        self._saved_fingerprint = self.fingerprint(_DECIDE_CODES), self._changes()
-
-    def _changes(self) -> int:
-        """Return how often weights were changed in place; casting and moving them do not count."""
-        weights = [*self.parameters(), *self.buffers()]
-        return sum(0 if weight.is_inference() else weight._version for weight in weights)
-
     def latents(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b e h w"]:
-        """Encode images without rounding to codes."""
+        """Encode images without rounding to codes, in the encoder's dtype."""
         factor = self.config.downsampling
         check(
             images.shape[-1] % factor == 0 and images.shape[-2] % factor == 0,
             f"VQModel: image sides must be multiples of {factor}, got {images.shape[-2]} x {images.shape[-1]}",
         )
-        return self.to_code(self.encoder(images))
+        return self.to_code(self.encoder(images.to(self.to_code.weight.dtype)))
 
     def quantize(self, latents: Float[Tensor, "b e h w"], relaxation: Relaxation | None = None) -> Quantized:
         """Replace latents by the vectors of codes.
@@ -171,7 +172,7 @@ class VQModel(PretrainedModel[VQConfig]):
 
     def vectors(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b e"]:
         """Return the codebook vectors of codes, as ``decode`` reads them."""
-        return self.quantizer.vectors(codes, self.codebook, self.dtype)
+        return self.quantizer.vectors(codes, self.codebook, self.dtype).to(self.dtype)
 
     def all_vectors(self) -> Float[Tensor, "v e"]:
         """Return the codebook vectors of all codes in their order, whatever the quantiser is."""
@@ -183,7 +184,7 @@ class VQModel(PretrainedModel[VQConfig]):
 
     def decode_latents(self, latents: Float[Tensor, "b e h w"]) -> Float[Tensor, "b 3 H W"]:
         """Convert codebook vectors to images."""
-        return self.decoder(self.from_code(latents.contiguous()))
+        return self.decoder(self.from_code(latents.contiguous().to(self.dtype)))
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> VQOutput:
         """Encode, quantise and decode, and return both quantiser losses too."""
@@ -217,7 +218,7 @@ class Encoder(nn.Module):
             for i in range(len(widths))
         )
         self.middle = _middle(widths[-1], config)
-        self.norm = nn.GroupNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
+        self.norm = SwishNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
         self.head = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ class Encoder(nn.Module):
         hidden = self.stem(F.pixel_unshuffle(images, self.patch_size))
         for level in self.levels:
             hidden = level(hidden)
-        return self.head(F.silu(self.norm(self.middle(hidden))))
+        return self.head(self.norm(self.middle(hidden)))
 
 
 class Decoder(nn.Module):
@@ -248,7 +249,7 @@ class Decoder(nn.Module):
             )
             for i in range(len(widths))
         )
-        self.norm = nn.GroupNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
+        self.norm = SwishNorm(config.norm_groups, widths[-1], eps=_NORM_EPS)
         self.patch_size = config.patch_size
         self.head = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
 
@@ -257,7 +258,7 @@ class Decoder(nn.Module):
         hidden = self.middle(self.stem(latents))
         for level in self.levels:
             hidden = level(hidden)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(hidden))), self.patch_size)
+        return F.pixel_shuffle(self.head(self.norm(hidden)), self.patch_size)
 
 
 def _middle(width: int, config: VQConfig) -> nn.Sequential:
@@ -289,21 +290,29 @@ class Level(nn.Module):
         return x if self.resample is None else self.resample(x)
 
 
+class SwishNorm(nn.GroupNorm):
+    """A group norm, then swish."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w)."""
+        return F.silu(super().forward(x))
+
+
 class ResidualBlock(nn.Module):
     """Norm, swish and 3 x 3 convolution, twice, added to a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=_NORM_EPS)
+        self.norm1 = SwishNorm(groups, inputs, eps=_NORM_EPS)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs, eps=_NORM_EPS)
+        self.norm2 = SwishNorm(groups, outputs, eps=_NORM_EPS)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        hidden = self.conv1(self.norm1(x))
+        hidden = self.conv2(self.norm2(hidden))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from aimamba.config import from_mapping
 from aimamba.data.class_names import find_class
 from aimamba.data.vocabulary import Vocabulary
+from aimamba.devices import send
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.plan import Labels
@@ -62,7 +63,11 @@ class Conditions:
         if isinstance(classes, str | Mapping | Prompt):
             raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
         if any(isinstance(each, Prompt) for each in classes):
-            return torch.stack([self.opening(each) for each in classes])
+            made: dict[str, Tensor] = {}  # a batch often holds one prompt many times
+            for each in classes:
+                if repr(each) not in made:
+                    made[repr(each)] = self.opening(each)
+            return torch.stack([made[repr(each)] for each in classes])
         if not any(isinstance(each, Mapping) for each in classes):
             return torch.tensor([self.label(each) for each in classes], dtype=torch.long)  # type: ignore[arg-type]
         return torch.stack([self.weights(each) for each in classes if not isinstance(each, Prompt)])
@@ -77,10 +82,10 @@ class Conditions:
         text, given = (given.text, given.label) if isinstance(given, Prompt) else (None, given)
         device = self.generator.word_embedding.weight.device
         null = torch.tensor([self.generator.condition.null_class])
-        label = (null if given is None else self.labels([given])).to(device)
+        label = send(null if given is None else self.labels([given]), device)
         if text is None:
             return self.generator.openings(label)[0]
-        return self.generator.openings(label, self.read([text]).to(device))[0]
+        return self.generator.openings(label, send(self.read([text]), device))[0]
 
     def read(self, prompts: Sequence[str]) -> Captions:
         """Return prompts as the generator takes captions, see ``aimamba.models.text``.

@@ -253,7 +253,7 @@ class PipelineCore(Conditions):
             CheckpointError: The tokenizer's weights are damaged.
         """
         tokenizer = self.tokenizer
-        pixels = to_float(read_images(images, self.image_size, fit)).to(tokenizer.device, tokenizer.dtype)
+        pixels = to_float(read_images(images, self.image_size, fit)).to(tokenizer.device)
         parts = pixels.split(1 if tokenizer.device.type == "cpu" else _ENCODED_AT_ONCE)
         codes = torch.cat([tokenizer.encode(part) for part in parts]).flatten(1)
         with torch.inference_mode(mode=False):  # so that the caller may train on them

@@ -168,4 +168,4 @@ class Drawing(Scoring):
         """Return the codes of a grey image, which stand for tokens that are not there yet."""
         tokenizer = self.tokenizer
         grey = to_float(torch.full((1, 3, self.image_size, self.image_size), 127, dtype=torch.uint8))
-        return tokenizer.encode(grey.to(tokenizer.device, tokenizer.dtype)).flatten(1)
+        return tokenizer.encode(grey.to(tokenizer.device)).flatten(1)

@@ -307,7 +307,7 @@ class Editing(Drawing):
     ) -> Any:
         """Generate what follows the first ``kept`` tokens, ``n`` times for each image."""
         configs, seeds = self.each_image(config, len(codes), n)
-        many, given = codes.repeat_interleave(n, dim=0), labels.repeat_interleave(n, dim=0)
+        many, given = codes.cpu().repeat_interleave(n, dim=0), labels.repeat_interleave(n, dim=0)
 
         def start(part: slice) -> Iterator[Tensor]:
             return self.generate(given[part], configs[part], seeds=seeds[part], prefix=many[part, :kept])

@@ -64,8 +64,8 @@ def save_parts(
         tokenizer = tokenizer.in_dtype(one_dtype(dtype))
     tokenizer.save_pretrained(folder / VQModel.folder_in_pipeline, dtype=dtype)
     config = generator.config
-    if config.tokenizer in (None, tokenizer.code_fingerprint()):
-        config = replace(config, tokenizer=tokenizer.code_fingerprint(now=True))
+    if config.tokenizer is None:
+        config = replace(config, tokenizer=tokenizer.code_fingerprint())
     if save_generator is None:
         generator.save_pretrained(folder / AiM.folder_in_pipeline, config=config, dtype=dtype)
     else:

@@ -63,7 +63,7 @@ class Pipeline(Editing):
             tokenizer: Where the tokenizer is, if ``source`` holds none.
             device: Device of the weights, or ``auto`` for the fastest; on ``meta`` they have shapes but no values.
             dtype: Dtype of the weights, or its name such as ``bfloat16``; float32 by default, ``auto`` for that of the
-                files.
+                files. The codes of given images do not depend on it, see ``VQModel.cast``.
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
             foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
             verify: Whether to compare the weights with their SHA-256 sums; by default they are, up to 1 GB.
@@ -174,7 +174,8 @@ class Pipeline(Editing):
     ) -> "Pipeline":
         """Move the weights to a device, cast them to a dtype, or both, in place; return the pipeline.
 
-        Norms and the like stay float32, see ``AiM.cast``.
+        Norms and the like stay float32, and so does what decides the codes of images; see ``AiM.cast`` and
+        ``VQModel.cast``.
 
         Args:
             places: Devices and dtypes, or their names, such as ``"cuda"``, ``torch.bfloat16`` or ``"auto"``, which is
@@ -192,10 +193,8 @@ class Pipeline(Editing):
             for place in found:
                 if isinstance(place, torch.device):
                     part.to(place)
-                    continue
-                if place.itemsize < part.dtype.itemsize:
-                    part.note_saved()
-                part.cast(place)
+                else:
+                    part.cast(place)
         return self
 
     def __call__(

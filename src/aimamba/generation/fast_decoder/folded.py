@@ -9,16 +9,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aimamba.models.vq import Decoder, Upsample
+from aimamba.models.vq import Decoder, SwishNorm, Upsample
+from aimamba.ops.norm.group import group_norm
 
 
 def fold_upsampling(decoder: Decoder) -> Decoder:
-    """Return a copy of ``decoder``, channels last, with ``FoldedUpsample`` in place of ``Upsample``."""
+    """Return a copy of ``decoder`` that computes channels last, with ``FoldedUpsample`` in place of ``Upsample``."""
     decoder = deepcopy(decoder).requires_grad_(False)
-    for level in decoder.levels:
-        if isinstance(level.resample, Upsample):
-            level.resample = FoldedUpsample(level.resample)
+    for module in list(decoder.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, Upsample):
+                setattr(module, name, FoldedUpsample(part))
+            elif isinstance(part, nn.GroupNorm):
+                setattr(module, name, ChannelsLastNorm(part))
     return decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+
+
+class ChannelsLastNorm(nn.Module):
+    """A group norm, with swish if the given one has it, by ``aimamba.ops.norm.group``."""
+
+    def __init__(self, plain: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = plain.weight, plain.bias
+        self.groups, self.eps = plain.num_groups, plain.eps
+        self.swish = isinstance(plain, SwishNorm)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalise (B, C, h, w)."""
+        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, silu=self.swish)
 
 
 class FoldedUpsample(nn.Module):
@@ -43,9 +61,11 @@ class FoldedUpsample(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Map (B, C, h, w) to (B, C, 2 h, 2 w)."""
         batch, _, height, width = x.shape
-        parts = self.conv(x).permute(0, 2, 3, 1).unflatten(-1, (2, 2, self.channels))  # (B, h + 1, w + 1, 2, 2, C)
-        output = parts.new_empty(batch, height, 2, width, 2, self.channels)
-        for a in (0, 1):
-            for b in (0, 1):
-                output[:, :, a, :, b] = parts[:, a : a + height, b : b + width, a, b]
-        return output.view(batch, 2 * height, 2 * width, self.channels).permute(0, 3, 1, 2)
+        parts = self.conv(x).permute(0, 2, 3, 1).contiguous()  # (B, h + 1, w + 1, 4 C), as it comes channels last
+        image, row, column, _ = parts.stride()
+        # Output (2 i + a, 2 j + b) is part (a, b) of cell (i + a, j + b), so a step in a or b is a cell and some parts.
+        interleaved = parts.as_strided(
+            (batch, height, 2, width, 2, self.channels),
+            (image, row, row + 2 * self.channels, column, column + self.channels, 1),
+        )
+        return interleaved.reshape(batch, 2 * height, 2 * width, self.channels).permute(0, 3, 1, 2)

@@ -1,1 +1,1 @@
-"""Root-mean-square norms: plain, gated and modulated."""
+"""Root-mean-square norms (plain, gated and modulated), and the group norm of images."""
