@@ -18,6 +18,7 @@ from aimamba.errors import ConfigError
 from aimamba.train import step as steps
 from aimamba.train.ahead import Ahead
 from aimamba.train.checkpoint import read_checkpoint
+from aimamba.train.ema import ExponentialAverage
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.generator import code_cross_entropy
 from aimamba.train.interruption import Interrupted
@@ -179,6 +180,35 @@ def test_a_step_that_is_not_finite_changes_nothing(make_aim, device, kind):
     assert counts == {4.0}
     values, _ = step.take([batch_of(5, device)], 5, 0.01)
     assert values.isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", [TrainingStep, RecordedStep])
+def test_the_average_moves_inside_the_step(make_aim, device, kind):
+    """So it is recorded with it, and a step that is not finite does not move it."""
+    model = make_aim().to(device)
+    options = {"record": Recorder(SimpleNamespace(model=model))} if kind is RecordedStep and device == "cpu" else {}
+    average = ExponentialAverage(model, decay=0.9)
+    step = make_step(kind, model, device=device, average=average, **options)
+    expected = {name: tensor.clone() for name, tensor in average.model.named_parameters()}
+    for number in range(6):
+        bad, bias = number == 4, model.final_adaln.bias
+        kept = bias.detach().clone()
+        if bad:
+            with torch.no_grad():
+                bias[0] = math.nan
+        before = {name: tensor.clone() for name, tensor in average.model.named_parameters()}
+        step.take([batch_of(number, device)], number, 0.01)
+        if bad:
+            with torch.no_grad():
+                bias.copy_(kept)
+            assert all(torch.equal(tensor, before[name]) for name, tensor in average.model.named_parameters())
+            continue
+        share = 1 - min(0.9, (1 + average.updates) / (10 + average.updates))
+        average.updates += 1
+        for name, weight in model.named_parameters():
+            expected[name].lerp_(weight.detach(), share)
+            assert_close(average.model.get_parameter(name), expected[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)
