@@ -212,14 +212,23 @@ def test_the_average_moves_inside_the_step(make_aim, device, kind):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_no_step_waits_for_the_device_and_reading_its_loss_does_once(make_aim, device, monkeypatch):
+@pytest.mark.parametrize(
+    "made",
+    [
+        {}, {"adaln": "none"}, {"adaln": "block"}, {"adaln": "single"}, {"mixer": "mamba3"},
+        {"mixer": "gated-deltanet"}, {"mixer": "attention", "positions": "rope"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_step_waits_for_the_device_and_reading_its_loss_does_once(make_aim, device, monkeypatch, made):
     if device == "cpu":  # the sliced form reads the factor of a gradient where that is no wait
 
         def whole(model, codes, labels):
             return torch.nn.functional.cross_entropy(model(codes[:, :-1], labels).mT, codes)
 
         monkeypatch.setattr(f"{__name__}.code_cross_entropy", whole)
-    step = make_step(TrainingStep, make_aim(), device=device)
+    model = make_aim(**made)
+    step = make_step(TrainingStep, model, device=device, average=ExponentialAverage(model.to(device), 0.9))
     step.take([batch_of(0, device)], 0, 0.01)
     batch = batch_of(1, device)
     with counted_waits(device) as waits:

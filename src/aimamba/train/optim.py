@@ -88,6 +88,8 @@ class Learner(NamedTuple):
             limit: Largest norm; 0 is no limit.
         """
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        if not gradients:  # as of a discriminator that does not train yet
+            return torch.zeros((), device=next(self.network.parameters()).device)
         norm = nn.utils.get_total_norm(gradients)
         if hasattr(norm, "full_tensor"):  # of sharded parameters, each process has a part of it
             norm = norm.full_tensor()

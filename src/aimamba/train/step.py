@@ -116,7 +116,7 @@ class TrainingStep(Generic[Model, Batch]):
             losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
         losses, reports = self.combine(losses, reports)
-        gradients = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
+        gradients = [learner.clip(self.config.clip_norm) for learner in self.learners]
         values = torch.stack([torch.stack(losses).mean(), *gradients])
         skip = values.isfinite().all().logical_not().float()
         for learner in self.learners:

@@ -124,7 +124,7 @@ def combined(losses: list[Tensor], reports: Reports, more: Iterable[float]) -> t
     """
     device = losses[0].device
     numbers: list[Tensor | float] = [*losses, *(value for report in reports for value in report.values()), *more]
-    stacked = torch.stack([torch.as_tensor(n, dtype=torch.float32, device=device).detach() for n in numbers])
+    stacked = torch.stack([_scalar_on(device, number) for number in numbers])
     means = list(distributed.mean(stacked).unbind())
     rest = means[len(losses) :]
     averaged: Reports = []
@@ -133,6 +133,13 @@ def combined(losses: list[Tensor], reports: Reports, more: Iterable[float]) -> t
         rest = rest[len(report) :]
     sums = stacked.new_tensor([]) if not rest else torch.stack(rest) * distributed.size()
     return means[: len(losses)], averaged, sums
+
+
+def _scalar_on(device: torch.device, number: Tensor | float) -> Tensor:
+    """Return a number as a float32 scalar on a device, without waiting for a copy."""
+    if isinstance(number, Tensor):
+        return number.detach().to(device, torch.float32)
+    return torch.full((), number, dtype=torch.float32, device=device)
 
 
 def spread(whole: Tensor, like: DTensor) -> DTensor:
