@@ -59,7 +59,10 @@ def build(kernel, narrow, wide, sizes, numbers, launch, dtype=""):
     assert built.metadata.shared <= (227 if sys.argv[1] == "90" else 163) * 1024
     assert "cubin" in built.asm
     overlapping = "griddepcontrol.wait" in built.asm["ptx"]
-    print(kernel.__name__ + dtype, *usage(built.asm["cubin"]), 32 * launch.warps, overlapping)
+    counts = re.findall("(%[^ ]+) = tt.get_num_programs", built.asm["ttir"])
+    products = re.findall("arith.muli (.*) : i32", built.asm["ttir"])
+    short = any(count in re.split("[, ]+", operands) for count in counts for operands in products)
+    print(kernel.__name__ + dtype, *usage(built.asm["cubin"]), 32 * launch.warps, overlapping, short)
 
 narrow = "projected conv_weight conv_bias window B_cache x_cache gated"
 wide = "dt_bias A_log D norm_weight ssm weight_cache squares"
@@ -199,8 +202,10 @@ def test_kernels_compile(tmp_path, capability):
     most = {name: known[capability == 90] for name, known in SPILLED.items()}
     spilled = {name: int(stack) for name, stack, *_ in built if int(stack) > most.get(name, 0)}
     assert not spilled, "bytes a thread that do not fit into its registers"
-    registers = {name: int(registers) * int(threads) for name, _, registers, threads, _ in built}
+    registers = {name: int(registers) * int(threads) for name, _, registers, threads, *_ in built}
     assert 2 * registers["_cross_entropy_kernel"] <= 65536, "one program reads while the other computes"
+    of_training = built[names.index("_guided_sample_kernel") + 1 :]
+    assert {name for name, *_, short in of_training if short == "True"} == set(), "a large batch has 2^31 numbers"
     of_a_step = names[: names.index("_guided_sample_kernel")]
     overlapping = [name for name in of_a_step if name != "_embed_step_kernel"] if capability >= 90 else []
-    assert [name for name, *_, waits in built if waits == "True"] == overlapping, "steps overlap"
+    assert [name for name, *_, waits, _ in built if waits == "True"] == overlapping, "steps overlap"

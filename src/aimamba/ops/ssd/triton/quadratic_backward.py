@@ -124,8 +124,8 @@ def _pairs_kernel(
                 sums, similar, active, dt, total, dy, later, earlier, row, i, j, first, L, T,
                 C, H, P, WIDE_P, Q, WIDE_T, GROUP, False,
             )  # fmt: skip
-        place = (((group * tl.num_programs(2) + row) * T + i) * T + j) * Q * Q + token[:, None] * Q + token[None, :]
-        tl.store(dtiles + place, sums)
+        place = (group * tl.num_programs(2).to(tl.int64) + row) * T * T * Q * Q
+        tl.store(dtiles + place + (i * T + j) * Q * Q + token[:, None] * Q + token[None, :], sums)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def _projections_kernel(
     m, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
     token, state = tl.arange(0, Q), tl.arange(0, WIDE_N)
     row_start = active + row * L * C + E
-    size = tl.num_programs(2) * T * T * Q * Q
+    size = tl.num_programs(2).to(tl.int64) * T * T * Q * Q
     dtiles += row * T * T * Q * Q
     sums = tl.zeros((Q, WIDE_N), dtype=tl.float32)
     if tl.program_id(1) == 0:
