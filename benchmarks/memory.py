@@ -131,10 +131,10 @@ def _train(case: Case, device: torch.device) -> None:
     average = ExponentialAverage(model, 0.999)
     config = FitConfig(steps=1, batch_size=case.batch, lr=1e-4)
     precision = "bfloat16" if device.type == "cuda" else "float32"
-    step = TrainingStep(loss, model, learners, config, device, precision)
+    step = TrainingStep(loss, model, learners, config, device, precision, average=average)
     for _ in range(_STEPS):
         step.take([batch], _LATE, 1e-4)[0].tolist()
-        average.update(model)
+        average.updates += 1
 
 
 def _generator(case: Case, device: torch.device) -> tuple[nn.Module, None, Any, Any]:

@@ -87,12 +87,12 @@ def _with_optimizer(measurement: Measurement, subject: Subject, batch: CodeBatch
     average = ExponentialAverage(subject.model, _DECAY)
     kind: Any = RecordedStep if graph else TrainingStep
     learners = [Learner(subject.model, optimizer, _LR)]
-    step = kind(loss, subject.model, learners, config, device, measurement.dtype)
+    step = kind(loss, subject.model, learners, config, device, measurement.dtype, average=average)
 
     def update() -> list[float]:
         values, _ = step.take([batch], 0, _LR)
         read: list[float] = values.tolist()
-        average.update(subject.model)
+        average.updates += 1
         return read
 
     return update

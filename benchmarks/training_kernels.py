@@ -122,7 +122,7 @@ def _scan_launches(quadratic: Any) -> Iterator[Any]:
 
 
 def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:
-    from aimamba.ops.norm.triton import modulated  # noqa: PLC0415 - imports Triton
+    from aimamba.ops.norm.triton import final, modulated  # noqa: PLC0415 - imports Triton
 
     length, width = model.config.num_tokens, model.config.width
     made = functools.partial(torch.randn, device=device)
@@ -143,6 +143,12 @@ def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> 
             launch=modulated.Launch(*launch),
         )  # fmt: skip
         yield "norm between blocks, backward", list(launch), 18 * size, call
+    leaves = [tensor.detach().requires_grad_() for tensor in (residual, mixed, gate, weight, weight, scale, shift)]
+    last = functools.partial(final.final_norm, *leaves, dtype=DTYPE, eps=1e-5)
+    yield "last norms", "default", 12 * size, last
+    hidden = last()[1]
+    call = functools.partial(torch.autograd.grad, hidden, leaves, dhidden, retain_graph=True)
+    yield "last norms, backward", "default", 14 * size, call
 
 
 def _product_calls(model: AiM, batch: int, device: torch.device) -> Iterator[Timed]:

@@ -1,4 +1,4 @@
-"""Count the operations after which a program waits for the device, on any device."""
+"""Count the operations with which a program waits for the device, on any device."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from aimamba import devices
 
 _AS_LONG_AS_THE_NUMBERS_SAY = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
 # Some versions of torch show "item" and "is_nonzero" themselves in inference mode, others what they call.
+_COPYING = ("tensor", "as_tensor", "new_tensor")
 _READING = ("_local_scalar_dense", "item", "is_nonzero", "equal", *_AS_LONG_AS_THE_NUMBERS_SAY)
 
 
@@ -31,8 +32,8 @@ class _Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Lists(TorchFunctionMode):
-    """Records ``tolist`` and ``numpy``, which read memory without an operator."""
+class _Calls(TorchFunctionMode):
+    """Records what is no operator: ``tolist`` and ``numpy`` read memory, and numbers of the host are copied there."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__()
@@ -40,7 +41,9 @@ class _Lists(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
-        if name in ("tolist", "numpy") and isinstance(args[0], torch.Tensor):
+        reads = name in ("tolist", "numpy") and isinstance(args[0], torch.Tensor)
+        on_device = name == "new_tensor" or (kwargs or {}).get("device") is not None
+        if reads or (name in _COPYING and on_device and not isinstance(args[-1], torch.Tensor)):
             self.found.append(name)
         return function(*args, **(kwargs or {}))
 
@@ -50,11 +53,11 @@ def counted_waits(device: str = "cpu") -> Iterator[list[str]]:
     """Yield a list of the waits inside the block, one entry for each.
 
     On a CUDA device it is what torch reports. On the CPU it is what would wait if the tensors were on a device, as far
-    as operators tell: a copy to the host cannot be seen there.
+    as operators and calls tell: a tensor that is moved to the host or from there cannot be seen.
     """
     found: list[str] = []
     if device == "cpu":
-        with _Operators(found), _Lists(found):
+        with _Operators(found), _Calls(found):
             yield found
         return
     before = torch.cuda.get_sync_debug_mode()

@@ -21,6 +21,7 @@ from aimamba.ops.quantize import nearest_code, relaxed_one_hot, sign_entropies
 from aimamba.train.rear import VectorHeads
 from quantizer_settings import KINDS, SETTINGS
 from refusals import one_line_error
+from waiting import counted_waits
 
 
 @pytest.fixture
@@ -56,6 +57,16 @@ def test_a_whole_tokenizer(make, kind):
     assert_close(model.decode(codes), output.images, rtol=1e-12, atol=1e-12)
     assert_close(FastDecoder(model, native=False)(codes), output.images, rtol=1e-9, atol=1e-9)
     assert model.num_parameters() == count_tokenizer(model.config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pass_waits_for_no_device(make, kind):
+    model, given = make(kind).train(), images()
+    model(given).images.square().mean().backward()
+    with counted_waits() as waits:
+        output = model(given)
+        (output.images.square().mean() + output.codebook_loss + output.commitment_loss).backward()
+    assert waits == []
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("gumbel",)])

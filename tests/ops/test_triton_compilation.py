@@ -10,7 +10,11 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 # Compiled in a separate process, because here the kernels are interpreted.
 PROGRAM = """
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,7 +25,7 @@ from aimamba.ops.linear.triton import linear as products
 from aimamba.ops.loss.triton import cross_entropy
 from aimamba.ops.mixer.triton import folded
 from aimamba.ops.mixer.triton import step as mixer
-from aimamba.ops.norm.triton import gated, modulated
+from aimamba.ops.norm.triton import final, gated, modulated
 from aimamba.ops.norm.triton import group as groups
 from aimamba.ops.norm.triton import residual as norms
 from aimamba.ops.sampling.triton import logits as sampling
@@ -30,7 +34,17 @@ from aimamba.ops.ssd.triton import chunked as scan
 from aimamba.ops.ssd.triton import forward as scan_forward
 from aimamba.ops.ssd.triton import quadratic, quadratic_backward
 
-def build(kernel, narrow, wide, sizes, numbers, launch):
+CUOBJDUMP = next(Path(triton.__file__).parent.rglob("cuobjdump"))
+
+def usage(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.search("STACK:([0-9]+)", said)[1], re.search("REG:([0-9]+)", said)[1]
+
+def build(kernel, narrow, wide, sizes, numbers, launch, dtype=""):
     names = [parameter.name for parameter in kernel.params]
     whole = {name for name, kind in numbers.items() if kind == "i32:16"}  # strides, a multiple of 16
     types = {"positions": "*i64"} | dict.fromkeys(narrow.split(), "*bf16") | dict.fromkeys(wide.split(), "*fp32")
@@ -46,7 +60,11 @@ def build(kernel, narrow, wide, sizes, numbers, launch):
     built = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     assert built.metadata.shared <= (227 if sys.argv[1] == "90" else 163) * 1024
     assert "cubin" in built.asm
-    print(kernel.__name__, "ld.local" in built.asm["ptx"], "griddepcontrol.wait" in built.asm["ptx"])
+    overlapping = "griddepcontrol.wait" in built.asm["ptx"]
+    counts = re.findall("(%[^ ]+) = tt.get_num_programs", built.asm["ttir"])
+    products = re.findall("arith.muli (.*) : i32", built.asm["ttir"])
+    short = any(count in re.split("[, ]+", operands) for count in counts for operands in products)
+    print(kernel.__name__ + dtype, *usage(built.asm["cubin"]), 32 * launch.warps, overlapping, short)
 
 narrow = "projected conv_weight conv_bias window B_cache x_cache gated"
 wide = "dt_bias A_log D norm_weight ssm weight_cache squares"
@@ -92,13 +110,14 @@ numbers |= dict.fromkeys("x_row x_token x_head B_row B_token C_row C_token".spli
 narrow, wide = "x B C y carried dy after dx", "dt A first last dlast dfirst ddt dA dB dC"
 for dtype in scan.DTYPES:
     numbers |= dict.fromkeys(narrow.split(), "*fp32" if dtype == torch.float32 else "*bf16")
-    launch = scan_forward.LAUNCHES[dtype]
+    launch, said = scan_forward.LAUNCHES[dtype], f":{dtype}".replace("torch.", "")
     chunk = scan.chunk_length(torch.empty(1, 256, 1, 1, dtype=dtype), 64)
     sizes = {"H": 48, "P": 64, "N": 128, "Q": chunk, "WIDE_P": 64, "WIDE_N": 128, "FIRST": False}
-    build(scan_forward._forward_kernel, narrow, wide, sizes | {"KEEP": True}, numbers, launch)
-    build(scan_backward._states_kernel, narrow, wide, sizes | {"LAST": False}, numbers, launch)
+    build(scan_forward._forward_kernel, narrow, wide, sizes | {"KEEP": True}, numbers, launch, said)
+    build(scan_backward._states_kernel, narrow, wide, sizes | {"LAST": False}, numbers, launch, said)
     launch = scan_backward.CHUNK
-    build(scan_backward._chunk_kernel, narrow, wide, sizes | {"LAST": False, "GROUP": launch.heads}, numbers, launch)
+    sizes |= {"LAST": False, "GROUP": launch.heads}
+    build(scan_backward._chunk_kernel, narrow, wide, sizes, numbers, launch, said)
 
 # Training of AiM-XL: 256 tokens.
 inner, heads, width, states, features = 3072, 48, 64, 128, 6448
@@ -139,6 +158,12 @@ for suffix, launch in (("", modulated.FORWARD), ("_backward", modulated.BACKWARD
     build(getattr(modulated, f"_modulated_norm{suffix}_kernel"), narrow, wide, sizes | tile, numbers, launch)
 sizes = {"D": 1536, "WIDE_G": 256 // tokens, "COLUMNS": modulated._COLUMNS, "ADD": True}
 build(modulated._modulation_sums_kernel, narrow, wide, sizes, numbers, plain)
+numbers |= dict.fromkeys("norm_weight final_weight".split(), "*fp32")
+for suffix, launch, more in (("", final.FORWARD, {}), ("_backward", final.BACKWARD, {"NEW": True})):
+    sizes = {"D": 1536, "WIDE": 2048, "TOKENS": launch.tokens, "STAGES": launch.stages}
+    build(getattr(final, f"_final_norm{suffix}_kernel"), narrow, wide, sizes | more, numbers, launch)
+sizes = {"D": 1536, "WIDE_G": 256 // launch.tokens, "COLUMNS": final._COLUMNS}
+build(final._final_sums_kernel, narrow, wide, sizes, numbers, plain)
 sizes = {"V": 16384, "WIDE": 16384, "LEARNING": True}
 build(cross_entropy._cross_entropy_kernel, narrow, wide, sizes, numbers, norms.Launch(16))
 
@@ -149,6 +174,17 @@ build(groups._moments_kernel, "x", "moments", sizes, numbers, groups.DEFAULT)
 sizes |= {"PARTS": groups.DEFAULT.parts, "SILU": True}
 build(groups._normalise_kernel, "x weight bias out", "moments", sizes, numbers, groups.DEFAULT)
 """
+
+# Bytes a thread of some kernels keeps in memory, at most, on compute capability 8.0 and 9.0: by Triton 3.7.1.
+SPILLED = {
+    # The chunked scan takes a program of 255 registers and more in every layout (4 to 16 warps, chunks of 32 and 64
+    # tokens, 16 to 64 channels, its backward pass as one kernel or two). Shorter chunks spill less, but twice the
+    # states would be kept for the backward pass. Models take it beyond 1,024 tokens, and never in float32 unasked.
+    "_forward_kernel:float32": (448, 488),
+    "_chunk_kernel:float32": (2656, 808),
+    "_forward_kernel:bfloat16": (416, 24),
+    "_chunk_kernel:bfloat16": (1600, 816),
+}
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -161,7 +197,8 @@ def test_kernels_compile(tmp_path, capability):
     built = [line.split() for line in done.stdout.splitlines()]
     names = ["_state_kernel", *[*["_dual_kernel"] * 3, "_folded_kernel"] * 2, "_norm_step_kernel", "_embed_step_kernel"]
     names += ["_residual_kernel", "_linear_kernel", "_guided_sample_kernel"]
-    names += ["_forward_kernel", "_states_kernel", "_chunk_kernel"] * 2
+    scan = "_forward_kernel", "_states_kernel", "_chunk_kernel"
+    names += [f"{name}:{dtype}" for dtype in ("float32", "bfloat16") for name in scan]
     names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]
     names += ["_steps_kernel", "_steps_backward_kernel"]
     names += [
@@ -169,9 +206,16 @@ def test_kernels_compile(tmp_path, capability):
         for name in ("convolution", "gated_norm", "modulated_norm")
         for suffix in ("kernel", "backward_kernel")
     ]
-    names += ["_modulation_sums_kernel", "_cross_entropy_kernel", "_moments_kernel", "_normalise_kernel"]
+    names += ["_modulation_sums_kernel", "_final_norm_kernel", "_final_norm_backward_kernel", "_final_sums_kernel"]
+    names += ["_cross_entropy_kernel", "_moments_kernel", "_normalise_kernel"]
     assert [name for name, *_ in built] == names
-    assert {local for _, local, _ in built} == {"False"}, "no kernel keeps its numbers in memory"
+    most = {name: known[capability == 90] for name, known in SPILLED.items()}
+    spilled = {name: int(stack) for name, stack, *_ in built if int(stack) > most.get(name, 0)}
+    assert not spilled, "bytes a thread that do not fit into its registers"
+    registers = {name: int(registers) * int(threads) for name, _, registers, threads, *_ in built}
+    assert 2 * registers["_cross_entropy_kernel"] <= 65536, "one program reads while the other computes"
+    of_training = built[names.index("_guided_sample_kernel") + 1 :]
+    assert {name for name, *_, short in of_training if short == "True"} == set(), "a large batch has 2^31 numbers"
     of_a_step = names[: names.index("_guided_sample_kernel")]
     overlapping = [name for name in of_a_step if name != "_embed_step_kernel"] if capability >= 90 else []
-    assert [name for name, _, waits in built if waits == "True"] == overlapping, "steps overlap"
+    assert [name for name, *_, waits, _ in built if waits == "True"] == overlapping, "steps overlap"

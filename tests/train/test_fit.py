@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from toy_task import ToyTask, settings
 
 from aimamba.config import from_mapping
@@ -340,13 +340,14 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, monkeypatc
 
 
 def test_clipping_bounds_the_gradient_but_reports_its_length(tmp_path, metrics):
+    """The optimiser, which clips, leaves gradients as it has used them."""
     norms: list[float] = []
 
     def watch(optimizer, *_):
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
         norms.append(float(torch.nn.utils.get_total_norm(gradients)))
 
-    watching = register_optimizer_step_pre_hook(watch)
+    watching = register_optimizer_step_post_hook(watch)
     try:
         fit(ToyTask(lambda step: 1000.0), settings(clip_norm=0.5), tmp_path)
     finally:

@@ -75,7 +75,8 @@ def test_hidden_states_are_those_of_the_forward_pass_and_do_not_change_it(make_a
     residual, mixed, gate = entered[1]
     assert_close(states[1], residual + gate[:, None] * mixed)
     final = model.modulations(model.condition.opening(labels, None)[:, -1])[1]
-    assert_close(model._final(states[3], final[:, None]), plain)
+    shift, scale = final[:, None].unbind(2)
+    assert_close(model.final_norm(model.norm(states[3])) * (1 + scale) + shift, plain)
 
 
 def test_the_heads_learn_and_the_model_learns_from_them(rng):

@@ -18,6 +18,7 @@ from aimamba.errors import ConfigError
 from aimamba.train import step as steps
 from aimamba.train.ahead import Ahead
 from aimamba.train.checkpoint import read_checkpoint
+from aimamba.train.ema import ExponentialAverage
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.generator import code_cross_entropy
 from aimamba.train.interruption import Interrupted
@@ -182,14 +183,52 @@ def test_a_step_that_is_not_finite_changes_nothing(make_aim, device, kind):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_no_step_waits_for_the_device_and_reading_its_loss_does_once(make_aim, device, monkeypatch):
+@pytest.mark.parametrize("kind", [TrainingStep, RecordedStep])
+def test_the_average_moves_inside_the_step(make_aim, device, kind):
+    """So it is recorded with it, and a step that is not finite does not move it."""
+    model = make_aim().to(device)
+    options = {"record": Recorder(SimpleNamespace(model=model))} if kind is RecordedStep and device == "cpu" else {}
+    average = ExponentialAverage(model, decay=0.9)
+    step = make_step(kind, model, device=device, average=average, **options)
+    expected = {name: tensor.clone() for name, tensor in average.model.named_parameters()}
+    for number in range(6):
+        bad, bias = number == 4, model.final_adaln.bias
+        kept = bias.detach().clone()
+        if bad:
+            with torch.no_grad():
+                bias[0] = math.nan
+        before = {name: tensor.clone() for name, tensor in average.model.named_parameters()}
+        step.take([batch_of(number, device)], number, 0.01)
+        if bad:
+            with torch.no_grad():
+                bias.copy_(kept)
+            assert all(torch.equal(tensor, before[name]) for name, tensor in average.model.named_parameters())
+            continue
+        share = 1 - min(0.9, (1 + average.updates) / (10 + average.updates))
+        average.updates += 1
+        for name, weight in model.named_parameters():
+            expected[name].lerp_(weight.detach(), share)
+            assert_close(average.model.get_parameter(name), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "made",
+    [
+        {}, {"adaln": "none"}, {"adaln": "block"}, {"adaln": "single"}, {"mixer": "mamba3"},
+        {"mixer": "gated-deltanet"}, {"mixer": "attention", "positions": "rope"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_step_waits_for_the_device_and_reading_its_loss_does_once(make_aim, device, monkeypatch, made):
     if device == "cpu":  # the sliced form reads the factor of a gradient where that is no wait
 
         def whole(model, codes, labels):
             return torch.nn.functional.cross_entropy(model(codes[:, :-1], labels).mT, codes)
 
         monkeypatch.setattr(f"{__name__}.code_cross_entropy", whole)
-    step = make_step(TrainingStep, make_aim(), device=device)
+    model = make_aim(**made)
+    step = make_step(TrainingStep, model, device=device, average=ExponentialAverage(model.to(device), 0.9))
     step.take([batch_of(0, device)], 0, 0.01)
     batch = batch_of(1, device)
     with counted_waits(device) as waits:

@@ -151,7 +151,8 @@ class TestTrained:
         choose_trained(model, GeneratorTaskConfig(tokenizer="x", train="classes"))
         average = ExponentialAverage(model, 0.5)
         model.condition.table.weight.data += 1
-        average.update(model)
+        average.prepare()
+        average.update(model, torch.zeros(()))
         own = [name for name, weight in average.model.named_parameters() if weight is not model.get_parameter(name)]
         assert own == [TABLE]
         assert [len(group["params"]) for group in adamw(

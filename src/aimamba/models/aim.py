@@ -27,6 +27,7 @@ from aimamba.models.state import AiMState, MixerState
 from aimamba.models.text import Captions, TextCondition
 from aimamba.ops.cache import Position, common
 from aimamba.ops.linear.linear import linear
+from aimamba.ops.norm.final import final_norm
 from aimamba.ops.norm.modulated import residual_modulated_norm
 from aimamba.ops.norm.rms import modulated_rms_norm_step
 
@@ -165,16 +166,6 @@ class AiM(PretrainedModel[AiMConfig]):
         final = self.final_adaln(F.silu(condition)).unflatten(-1, (2, -1))
         return self.adaln(condition), final
 
-    def _final(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
-        """Apply both final norms and the final modulation (B, ..., 2, D)."""
-        shift, scale = final_modulation.unbind(-2)
-        hidden = self.final_norm(self.norm(residual)).to(final_modulation.dtype)
-        return hidden * (1 + scale) + shift
-
-    def _logits(self, residual: Tensor, final_modulation: Tensor) -> Tensor:
-        """Apply what follows the blocks, and the tied head."""
-        return linear(self._final(residual, final_modulation), self.word_embedding.weight)
-
     def forward(
         self,
         codes: Int[Tensor, "b l1"],
@@ -239,12 +230,14 @@ class AiM(PretrainedModel[AiMConfig]):
             gate = next_gate
             if before in wanted:  # to which this block has added the output of the one before
                 wanted[before] = residual[:, prefix:]
-        if mixed is not None and gate is not None:
-            residual = residual + gate[:, None] * mixed
-        residual = residual[:, prefix:]
+        assert mixed is not None  # there is a block
+        assert gate is not None
+        shift, scale = final_modulation.unbind(1)
+        residual, hidden = final_norm(residual, mixed, gate, self.norm.weight, self.final_norm.weight, scale, shift)
+        hidden = hidden[:, prefix:]
         if len(self.blocks) in wanted:
-            wanted[len(self.blocks)] = residual
-        return (self._logits if head else self._final)(residual, final_modulation[:, None])
+            wanted[len(self.blocks)] = residual[:, prefix:]
+        return linear(hidden, self.word_embedding.weight) if head else hidden
 
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
         """Return the state of rows at position 0.
@@ -345,3 +338,9 @@ class AiM(PretrainedModel[AiMConfig]):
             residual = block.step(residual, modulation, mixer, position)
         state.position = state.position + 1
         return self._logits(residual, state.final_modulation)
+
+    def _logits(self, residual: Float[Tensor, "b d"], final_modulation: Float[Tensor, "b 2 d"]) -> Float[Tensor, "b v"]:
+        """Apply what follows the blocks to one token of each row: both norms, the modulation, the tied head."""
+        shift, scale = final_modulation.unbind(1)
+        hidden = self.final_norm(self.norm(residual)).to(shift.dtype) * (1 + scale) + shift
+        return linear(hidden, self.word_embedding.weight)

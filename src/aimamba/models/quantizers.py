@@ -19,6 +19,7 @@ from aimamba.ops.quantize import (
     codes_to_levels,
     codes_to_signs,
     divergence_from_uniform,
+    half_levels,
     levels_to_codes,
     nearest_code,
     relaxed_one_hot,
@@ -169,7 +170,7 @@ class FiniteScalar(Quantizer):
         return integers / self._scale(integers)
 
     def _scale(self, like: Tensor) -> Tensor:
-        return like.new_tensor([count // 2 for count in self.levels])
+        return half_levels(self.levels, like.dtype, like.device)
 
 
 class LookupFree(Quantizer):

@@ -5,9 +5,10 @@ Shape letters: M vectors, V codebook size, E width of a codebook vector.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,7 +47,7 @@ def bound_to_levels(latents: Float[Tensor, "*b e"], levels: Sequence[int]) -> Fl
 
     The integers of L levels are ``-(L // 2)`` to ``(L - 1) // 2``, and a latent of 0 gives 0.
     """
-    count = latents.new_tensor(levels)
+    count = _numbers(tuple(levels), latents.dtype, latents.device)
     half = (count - 1) * (1 + _WIDER) / 2
     offset = (1 - count % 2) / 2  # an even number of integers is not symmetric
     return torch.tanh(latents + torch.atanh(offset / half)) * half - offset
@@ -54,23 +55,31 @@ def bound_to_levels(latents: Float[Tensor, "*b e"], levels: Sequence[int]) -> Fl
 
 def levels_to_codes(integers: Float[Tensor, "*b e"], levels: Sequence[int]) -> Int[Tensor, "*b"]:
     """Return the codes of rounded latents, see ``bound_to_levels``: the first channel is the lowest digit."""
-    half, place = _halves(levels, integers.device), _places(levels, integers.device)
+    half, place = half_levels(levels, torch.long, integers.device), _places(levels, integers.device)
     return ((integers.round().long() + half) * place).sum(dim=-1)
 
 
 def codes_to_levels(codes: Int[Tensor, "*b"], levels: Sequence[int]) -> Int[Tensor, "*b e"]:
     """Return the integers of codes, see ``levels_to_codes``."""
-    count = torch.tensor(list(levels), device=codes.device)
-    half, place = _halves(levels, codes.device), _places(levels, codes.device)
+    count = _numbers(tuple(levels), torch.long, codes.device)
+    half, place = half_levels(levels, torch.long, codes.device), _places(levels, codes.device)
     return codes.long()[..., None] // place % count - half
 
 
-def _halves(levels: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([count // 2 for count in levels], device=device)
+def half_levels(levels: Sequence[int], dtype: torch.dtype, device: torch.device) -> Shaped[Tensor, " e"]:
+    """Return half of each number of levels, rounded down: the largest integer below 0, see ``bound_to_levels``."""
+    return _numbers(tuple(count // 2 for count in levels), dtype, device)
 
 
 def _places(levels: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([math.prod(levels[:index]) for index in range(len(levels))], device=device)
+    return _numbers(tuple(math.prod(levels[:index]) for index in range(len(levels))), torch.long, device)
+
+
+@lru_cache(maxsize=16)
+def _numbers(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return constants, which are kept: a step of training would wait for their copy."""
+    with torch.inference_mode(mode=False):  # a normal tensor, which later calls can use in every mode
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def signs_to_codes(latents: Float[Tensor, "*b e"]) -> Int[Tensor, "*b"]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from aimamba.train.best import HeldOut, not_finite
 from aimamba.train.checkpoint import Checkpoint, Found, Stateful, check_same_basis, restore, write_checkpoint
 from aimamba.train.checkpoint_files import CHECKPOINT_FILE
 from aimamba.train.costs import Costs
-from aimamba.train.ema import ExponentialAverage
+from aimamba.train.ema import Average, ExponentialAverage
 from aimamba.train.interruption import Interrupted, Interruption
 from aimamba.train.optim import Learner, adamw, learning_rate
 from aimamba.train.records import Records
@@ -40,14 +40,6 @@ from aimamba.train.tracking import Progress, RunningMeans
 Value = TypeVar("Value")
 
 _MAX_FAILURES = 5
-
-
-class Average(Stateful, Protocol):
-    """A moving average of the weights."""
-
-    def update(self, model: Any) -> None:
-        """Update the average with the weights of ``model``."""
-        ...
 
 
 def _blocks(model: nn.Module) -> Iterable[nn.Module]:
@@ -125,7 +117,9 @@ class Run(Generic[Model, Batch]):
             self.step, self.seconds = saved.step, saved.seconds
             self.kept = saved.step if found.path.name == CHECKPOINT_FILE else None
         self.parts["best"] = self.best
-        self.taken = steps(loss, self.model, self.learners, config, device, self.precision, combine, task.end_step)
+        self.taken = steps(
+            loss, self.model, self.learners, config, device, self.precision, combine, task.end_step, self.average
+        )
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         self.costs = Costs(task.amount(), config, parameters=trained, start=self.step, device=device)
         if self.writes:
@@ -257,7 +251,7 @@ class Run(Generic[Model, Batch]):
         norm = math.hypot(*norms)
         if math.isfinite(mean) and math.isfinite(norm):
             if self.average is not None:
-                self.average.update(self.model)
+                self.average.updates += 1  # which this step has done on the device
             self.means.add({"loss": mean, **dict(zip(self.norms, norms, strict=True))})
             for report in reports:
                 self.means.add(report)

@@ -31,10 +31,10 @@ class FitConfig:
         compile: Whether to compile a generator with ``torch.compile``: ``true`` compiles the whole model, so the first
             step takes a minute or two; ``"blocks"`` compiles block by block, which takes seconds. On CPU it needs a
             C++ compiler and gains little, because the centre of a mixer is already one kernel (docs/speed.md).
-        cuda_graph: Whether to record forward and backward pass, clipping and optimiser as one CUDA graph, which every
-            step replays. It saves the time in which Python launches kernels; results are the same up to rounding.
-            ``auto`` does so for a generator that one process trains on a CUDA device, unless ``accumulation`` or
-            ``compile`` is set.
+        cuda_graph: Whether to record forward and backward pass, clipping, optimiser and moving average as one CUDA
+            graph, which every step replays. It saves the time in which Python launches kernels; results are the same up
+            to rounding. ``auto`` does so for a generator that one process trains on a CUDA device, unless
+            ``accumulation`` or ``compile`` is set.
         seed: Seed of the initial weights, the order of the images and the randomness in the loss.
         log_every: Steps between training metrics.
         evaluate_every: Steps between evaluations on held-out images; 0 is only at the end.

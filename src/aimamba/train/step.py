@@ -1,4 +1,4 @@
-"""One training step on the device: loss, gradients, clipping and optimisers, without waiting for the device.
+"""One training step on the device, without waiting for it: loss, gradients, clipping, optimisers, moving average.
 
 ``RecordedStep`` records it as a CUDA graph. A step of a generator launches a thousand kernels or more; replayed as a
 graph, they follow each other without Python in between.
@@ -18,6 +18,7 @@ from aimamba import distributed
 from aimamba.config import check
 from aimamba.errors import ConfigError
 from aimamba.generation.capture import capture
+from aimamba.train.ema import Average
 from aimamba.train.optim import Learner
 from aimamba.train.settings import FitConfig
 from aimamba.train.task import Batch, Model, Task, map_tensors
@@ -67,6 +68,7 @@ class TrainingStep(Generic[Model, Batch]):
         precision: ``float32`` or ``bfloat16``, for the forward pass.
         combine: Averages losses and reports over processes; one process has nothing to average.
         end: ``Task.end_step``.
+        average: The moving average of the model, which each step updates; None for none. The caller counts the updates.
     """
 
     loss: Loss[Model, Batch]
@@ -77,6 +79,7 @@ class TrainingStep(Generic[Model, Batch]):
     precision: str
     combine: Combine = alone
     end: EndStep = _nothing
+    average: Average | None = None
 
     def take(self, parts: Iterable[Batch], step: int, lr: float) -> tuple[Tensor, Reports]:
         """Take step number ``step``; if its loss or gradient is not finite, weights and moments stay as they are.
@@ -90,13 +93,16 @@ class TrainingStep(Generic[Model, Batch]):
             A vector on the device: the loss as reported, then the norm of each network's gradient before clipping; and
             the reports of the parts. Both may be overwritten by the next step.
         """
-        self._set_lr(lr)
+        self._prepare(lr)
         found = self._run(parts, step_generator(self.config.seed, step, self.device), step)
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)
         return found
 
-    def _set_lr(self, lr: float) -> None:
+    def _prepare(self, lr: float) -> None:
+        """Tell the device what changes from step to step."""
+        if self.average is not None:
+            self.average.prepare()
         for learner in self.learners:
             learner.set_lr(lr * (learner.peak / self.config.lr))
 
@@ -110,12 +116,14 @@ class TrainingStep(Generic[Model, Batch]):
             losses.append(torch.as_tensor(report.pop("loss", loss)).detach().float())
             reports.append(report)
         losses, reports = self.combine(losses, reports)
-        gradients = [learner.clip(self.config.clip_norm).to(self.device) for learner in self.learners]
+        gradients = [learner.clip(self.config.clip_norm) for learner in self.learners]
         values = torch.stack([torch.stack(losses).mean(), *gradients])
         skip = values.isfinite().all().logical_not().float()
         for learner in self.learners:
             learner.step(skip)
         self.end(skip)
+        if self.average is not None:
+            self.average.update(self.model, skip)
         return values, reports
 
 
@@ -149,7 +157,7 @@ class RecordedStep(TrainingStep[Model, Batch]):
             ConfigError: The batch has another shape than those before it, or the step cannot be recorded. Where
                 ``fit.cuda_graph`` is ``auto``, such steps are taken as they are written.
         """
-        self._set_lr(lr)
+        self._prepare(lr)
         self._rng.manual_seed(step_seed(self.config.seed, step))
         self._number.fill_(step)
         [batch] = parts

@@ -62,6 +62,7 @@ def assert_near(projected, weights, bound):
         (1, 2, 16, 16, 4),
         (32, 2, 16, 16, 4),
         (70, 3, 16, 32, 4),
+        (130, 2, 16, 16, 4),
         (40, 2, 8, 20, 3),
         (5, 7, 16, 16, 2),
         (3, 1, 16, 16, 1),
@@ -84,6 +85,15 @@ def test_bfloat16_is_about_as_exact_as_the_plain_form(length):
 @pytest.mark.parametrize("step", [-12.0, 3.0])
 def test_heads_that_forget_nothing_and_heads_that_forget_at_once(step):
     assert_near(*make(1, 70, 3, 16, 16, rate=5.0, step=step), 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_laid_out_as_their_weights(dtype):
+    """Otherwise autograd would copy them."""
+    projected, weights = make(1, 40, 2, 16, 16, dtype=dtype)
+    gradients = outcome(lambda *inputs: fused.mixer_sequence(*inputs, state_size=16), projected, weights)
+    for name, weight in weights._asdict().items():
+        assert gradients[name].stride() == weight.stride(), name
 
 
 def test_the_same_bits_in_every_run():

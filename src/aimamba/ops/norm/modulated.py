@@ -36,7 +36,7 @@ def residual_modulated_norm(
     Returns:
         The new residual, and the input of the next block's mixer.
     """
-    if _kernels_apply(residual, weight):
+    if kernels_apply(residual, weight):
         from aimamba.ops.norm.triton import modulated as fused  # noqa: PLC0415 - imports Triton
 
         # A matrix product follows, which would narrow the result under autocast.
@@ -47,6 +47,7 @@ def residual_modulated_norm(
     return residual, modulated_rms_norm(residual, weight, scale, shift, eps=EPS)
 
 
-def _kernels_apply(residual: Tensor, weight: Tensor) -> bool:
-    wide = residual.dtype == weight.dtype == torch.float32
+def kernels_apply(residual: Tensor, *weights: Tensor) -> bool:
+    """Return whether Triton kernels can take a residual and the weights of its norms."""
+    wide = all(tensor.dtype == torch.float32 for tensor in (residual, *weights))
     return wide and residual.is_cuda and residual.numel() > 0 and kernels.unsupported() is None

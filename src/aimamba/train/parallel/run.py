@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from aimamba.distributed import Team
 from aimamba.train.ahead import Ahead
 from aimamba.train.checkpoint import Checkpoint, Found
+from aimamba.train.ema import Average
 from aimamba.train.interruption import Interruption
 from aimamba.train.parallel.checkpoint import ShardedWriter, laid_out
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.parallel.spread import ShardedAverage, SpreadLoss, combined, gather
-from aimamba.train.run import Average, Run, Value
+from aimamba.train.run import Run, Value
 from aimamba.train.settings import FitConfig
 from aimamba.train.step import Combine, Loss, Reports
 from aimamba.train.task import Auxiliary, Batch, Model, Task

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from aimamba import distributed
 from aimamba.config import check
 from aimamba.models import AiM
-from aimamba.train.ema import decay_now
+from aimamba.train.ema import Followers, decay_now, new_share
 from aimamba.train.parallel.layout import Layout
 from aimamba.train.step import Loss, Reports
 from aimamba.train.task import Batch, Model
@@ -124,7 +124,7 @@ def combined(losses: list[Tensor], reports: Reports, more: Iterable[float]) -> t
     """
     device = losses[0].device
     numbers: list[Tensor | float] = [*losses, *(value for report in reports for value in report.values()), *more]
-    stacked = torch.stack([torch.as_tensor(n, dtype=torch.float32, device=device).detach() for n in numbers])
+    stacked = torch.stack([_scalar_on(device, number) for number in numbers])
     means = list(distributed.mean(stacked).unbind())
     rest = means[len(losses) :]
     averaged: Reports = []
@@ -133,6 +133,13 @@ def combined(losses: list[Tensor], reports: Reports, more: Iterable[float]) -> t
         rest = rest[len(report) :]
     sums = stacked.new_tensor([]) if not rest else torch.stack(rest) * distributed.size()
     return means[: len(losses)], averaged, sums
+
+
+def _scalar_on(device: torch.device, number: Tensor | float) -> Tensor:
+    """Return a number as a float32 scalar on a device, without waiting for a copy."""
+    if isinstance(number, Tensor):
+        return number.detach().to(device, torch.float32)
+    return torch.full((), number, dtype=torch.float32, device=device)
 
 
 def spread(whole: Tensor, like: DTensor) -> DTensor:
@@ -180,7 +187,7 @@ class ShardedAverage:
     Attributes:
         tensors: The averages by name, laid out as those of the model.
         decay: Largest value of ``d``.
-        updates: Number of updates so far.
+        updates: Number of updates so far, see ``Average``.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -191,19 +198,16 @@ class ShardedAverage:
         }
         self.decay = decay
         self.updates = 0
+        self._share = new_share(map(_local, self.tensors.values()))
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Update the average with the weights of ``model``."""
-        decay = decay_now(self.decay, self.updates)
+    def prepare(self) -> None:
+        """See ``Average.prepare``."""
+        self._share.fill_(1 - decay_now(self.decay, self.updates))
+
+    def update(self, model: nn.Module, skip: Tensor) -> None:
+        """See ``Average.update``."""
         moved = [(name, tensor) for name, tensor in model.state_dict().items() if name not in self._frozen]
-        pairs = [(_local(self.tensors[name]), _local(tensor)) for name, tensor in moved]
-        moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        for average, value in pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
-        torch._foreach_lerp_([average for average, _ in moving], [value for _, value in moving], 1 - decay)
-        self.updates += 1
+        Followers((_local(self.tensors[name]), _local(tensor)) for name, tensor in moved).move(self._share, skip)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for ``load_state_dict``."""

@@ -162,12 +162,10 @@ def _convolution_backward_kernel(
         g3 = d1
         g2 = d2
         g1 = d3
-    own = sums + (row * tl.num_programs(1) + tl.program_id(1)) * 5 * C + channel
-    tl.store(own, sum0, mask=inside)
-    tl.store(own + C, sum1, mask=inside)
-    tl.store(own + 2 * C, sum2, mask=inside)
-    tl.store(own + 3 * C, sum3, mask=inside)
-    tl.store(own + 4 * C, total, mask=inside)
+    own = sums + (row * tl.num_programs(1) + tl.program_id(1)) * 5 * C
+    taps = tl.reshape(tl.join(tl.join(sum0, sum2), tl.join(sum1, sum3)), (CHANNELS, 4))  # as the weight has them
+    tl.store(own + channel[:, None] * 4 + tl.arange(0, 4)[None, :], taps, mask=inside[:, None])
+    tl.store(own + 4 * C + channel, total, mask=inside)
 
 
 def causal_conv_silu(
@@ -211,10 +209,10 @@ def causal_conv_silu_backward(
     batch, length, features = projected.shape
     channels, taps = weight.shape
     parts = triton.cdiv(length, launch.tokens)
-    sums = torch.empty(batch * parts, MOST_TAPS + 1, channels, dtype=torch.float32, device=projected.device)
+    sums = torch.empty(batch * parts, (MOST_TAPS + 1) * channels, dtype=torch.float32, device=projected.device)
     _convolution_backward_kernel[(triton.cdiv(channels, launch.channels), parts, batch)](
         projected, weight, bias, dactive, dprojected, sums, length, features, inner, channels, taps,
         launch.tokens, launch.channels, num_warps=launch.warps,
     )  # fmt: skip
-    total = sums.sum(dim=0)
-    return total[MOST_TAPS - taps : MOST_TAPS].t(), total[MOST_TAPS]
+    dweight, dbias = sums.sum(dim=0).split([MOST_TAPS * channels, channels])
+    return dweight.view(channels, MOST_TAPS)[:, MOST_TAPS - taps :], dbias

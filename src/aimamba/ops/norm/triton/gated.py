@@ -66,7 +66,7 @@ def _gated_norm_backward_kernel(
         tl.store(dy + place * E + column, (dgated * z * opening).to(dy.dtype.element_ty), mask=inside)
         dz = dgated * value * opening * (1 + z * (1 - opening))
         tl.store(dprojected + place * Z + column, dz.to(dprojected.dtype.element_ty), mask=inside)
-    tl.store(sums + tl.program_id(0) * E + column, total, mask=inside)
+    tl.store(sums + tl.program_id(0).to(tl.int64) * E + column, total, mask=inside)
 
 
 def gated_rms_norm(

@@ -25,7 +25,8 @@ _COLUMNS = 128  # of a program that adds up parts
 
 @triton.jit
 @no_type_check
-def _load(pointer, column, inside):
+def load(pointer, column, inside):
+    """Load some numbers in float32; zeros where they are not ``inside``."""
     return tl.load(pointer + column, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -39,15 +40,15 @@ def _modulated_norm_kernel(
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, WIDE)
     inside = column < D
-    factor = _load(weight, column, inside) * (1 + _load(scale + row * scale_stride, column, inside))
-    offset = _load(shift + row * shift_stride, column, inside)
+    factor = load(weight, column, inside) * (1 + load(scale + row * scale_stride, column, inside))
+    offset = load(shift + row * shift_stride, column, inside)
     if ADD:
-        opening = _load(gate + row * gate_stride, column, inside)
+        opening = load(gate + row * gate_stride, column, inside)
     for index in tl.range(tl.minimum(TOKENS, L - part * TOKENS), num_stages=STAGES):
         token = row * L + part * TOKENS + index
-        x = _load(residual + token * D, column, inside)
+        x = load(residual + token * D, column, inside)
         if ADD:
-            x += opening * _load(mixed + token * D, column, inside)
+            x += opening * load(mixed + token * D, column, inside)
             tl.store(new_residual + token * D + column, x, mask=inside)
         inverse = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
         y = x * inverse * factor + offset
@@ -65,25 +66,25 @@ def _modulated_norm_backward_kernel(
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, WIDE)
     inside = column < D
-    factor = _load(weight, column, inside) * (1 + _load(scale + row * scale_stride, column, inside))
+    factor = load(weight, column, inside) * (1 + load(scale + row * scale_stride, column, inside))
     if ADD:
-        opening = _load(gate + row * gate_stride, column, inside)
+        opening = load(gate + row * gate_stride, column, inside)
     dshift = tl.zeros((WIDE,), dtype=tl.float32)
     dfactor = tl.zeros((WIDE,), dtype=tl.float32)
     dgate = tl.zeros((WIDE,), dtype=tl.float32)
     for index in tl.range(tl.minimum(TOKENS, L - part * TOKENS), num_stages=STAGES):
         token = row * L + part * TOKENS + index
         inverse = tl.load(inverses + token)
-        gradient = _load(dhidden + token * D, column, inside)
-        normal = _load(residual + token * D, column, inside) * inverse
+        gradient = load(dhidden + token * D, column, inside)
+        normal = load(residual + token * D, column, inside) * inverse
         dshift += gradient
         dfactor += gradient * normal
         dnormal = gradient * factor
         mean = tl.sum(dnormal * normal, axis=0) / D
         dx = (dnormal - normal * mean) * inverse
         if ADD:
-            dx += _load(dnew + token * D, column, inside)
-            dgate += dx * _load(mixed + token * D, column, inside)
+            dx += load(dnew + token * D, column, inside)
+            dgate += dx * load(mixed + token * D, column, inside)
             tl.store(dmixed + token * D + column, (dx * opening).to(dmixed.dtype.element_ty), mask=inside)
         tl.store(dresidual + token * D + column, dx, mask=inside)
     sums += (row * tl.num_programs(0) + part) * 3 * D + column
@@ -106,9 +107,9 @@ def _modulation_sums_kernel(
     total = tl.sum(tl.load(cell, mask=known, other=0.0), axis=0)
     tl.store(dshift + row * D + column, total.to(dshift.dtype.element_ty), mask=inside)
     total = tl.sum(tl.load(cell + D, mask=known, other=0.0), axis=0)
-    product = total * _load(weight, column, inside)
+    product = total * load(weight, column, inside)
     tl.store(dscale + row * D + column, product.to(dscale.dtype.element_ty), mask=inside)
-    product = total * (1 + _load(scale + row * scale_stride, column, inside))
+    product = total * (1 + load(scale + row * scale_stride, column, inside))
     tl.store(dweights + row * D + column, product, mask=inside)
     if ADD:
         total = tl.sum(tl.load(cell + 2 * D, mask=known, other=0.0), axis=0)
@@ -139,7 +140,7 @@ def residual_modulated_norm(
     return (residual if mixed is None else new_residual), hidden
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def rows(tensor: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
     """Copy only if the last axis has a stride; the modulations of a block are slices of those of all blocks."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -163,10 +164,10 @@ def normalise(
         its root mean square (B, L).
     """
     new_residual, hidden, inverses = _results(residual, mixed, dtype)
-    residual, scale, shift = residual.contiguous(), _rows(scale), _rows(shift)
+    residual, scale, shift = residual.contiguous(), rows(scale), rows(shift)
     batch, length, width = residual.shape
     add = mixed is not None
-    mixed, gate = (mixed.contiguous(), _rows(gate)) if mixed is not None and gate is not None else (residual, shift)
+    mixed, gate = (mixed.contiguous(), rows(gate)) if mixed is not None and gate is not None else (residual, shift)
     with torch.cuda.device_of(residual):
         _modulated_norm_kernel[(triton.cdiv(length, launch.tokens), batch)](
             residual, mixed, gate, weight, scale, shift, new_residual, hidden, inverses,
@@ -194,7 +195,7 @@ def normalise_backward(
         The gradients of the residual, the weight, the scale and the shift and, if there was something to add, of what
         was added and of its gate. ``residual`` is the one that was normalised.
     """
-    residual, scale, dhidden, dnew = residual.contiguous(), _rows(scale), dhidden.contiguous(), dnew.contiguous()
+    residual, scale, dhidden, dnew = residual.contiguous(), rows(scale), dhidden.contiguous(), dnew.contiguous()
     batch, length, width = residual.shape
     parts = triton.cdiv(length, launch.tokens)
     add = mixed is not None
@@ -203,7 +204,7 @@ def normalise_backward(
     dshift, dscale = (scale.new_empty(batch, width) for _ in range(2))
     dmixed, dgate, opening = unused, unused, scale
     if mixed is not None and gate is not None:
-        mixed, opening = mixed.contiguous(), _rows(gate)
+        mixed, opening = mixed.contiguous(), rows(gate)
         dmixed, dgate = torch.empty_like(mixed), gate.new_empty(batch, width)
     sums = residual.new_empty(batch, parts, 3, width)
     dweights = residual.new_empty(batch, width)

@@ -34,7 +34,7 @@ class Launch(NamedTuple):
 
 # Chosen by the registers of the compiled code, not by measurement. Exact products of float32 cannot use tensor cores,
 # and every thread holds whole rows of their operands, so their chunks are short (``chunked.chunk_length``).
-LAUNCHES = {torch.bfloat16: Launch(warps=4, stages=2), torch.float32: Launch(warps=8, stages=1)}
+LAUNCHES = {torch.bfloat16: Launch(warps=8, stages=2), torch.float32: Launch(warps=8, stages=1)}
 
 
 class Sizes(NamedTuple):

@@ -95,8 +95,8 @@ def _add_heads(
             sums += shares
             shares = tl.where(token[:, None] > token[None, :], shares, 0.0)
         shares *= similar
-        tl.store(later + (own + i * Q + token) * T + j, tl.sum(shares, axis=1))
-        tl.store(earlier + (own + j * Q + token) * T + i, tl.sum(shares, axis=0))
+        tl.store(later + own * T + (i * T + j) * Q + token, tl.sum(shares, axis=1))
+        tl.store(earlier + own * T + (j * T + i) * Q + token, tl.sum(shares, axis=0))
     return sums
 
 
@@ -124,8 +124,8 @@ def _pairs_kernel(
                 sums, similar, active, dt, total, dy, later, earlier, row, i, j, first, L, T,
                 C, H, P, WIDE_P, Q, WIDE_T, GROUP, False,
             )  # fmt: skip
-        place = (((group * tl.num_programs(2) + row) * T + i) * T + j) * Q * Q + token[:, None] * Q + token[None, :]
-        tl.store(dtiles + place, sums)
+        place = (group * tl.num_programs(2).to(tl.int64) + row) * T * T * Q * Q
+        tl.store(dtiles + place + (i * T + j) * Q * Q + token[:, None] * Q + token[None, :], sums)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def _projections_kernel(
     m, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
     token, state = tl.arange(0, Q), tl.arange(0, WIDE_N)
     row_start = active + row * L * C + E
-    size = tl.num_programs(2) * T * T * Q * Q
+    size = tl.num_programs(2).to(tl.int64) * T * T * Q * Q
     dtiles += row * T * T * Q * Q
     sums = tl.zeros((Q, WIDE_N), dtype=tl.float32)
     if tl.program_id(1) == 0:
@@ -164,35 +164,34 @@ def _steps_backward_kernel(
     projected, dt_bias, A_log, dt, ddt, later, earlier, dskip, dprojected, sums, L, T,
     Z: tl.constexpr, START: tl.constexpr, H: tl.constexpr, Q: tl.constexpr, WIDE_T: tl.constexpr,
 ):  # fmt: skip
-    head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head, m, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     token, other = tl.arange(0, Q), tl.arange(0, WIDE_T)
     own = (row * H + head) * T * Q
-    bias = tl.load(dt_bias + head).to(tl.float32)
+    place = m * Q + token
+    cell = other[:, None] * Q + token[None, :]  # of all tiles that one tile makes pairs with
+    later += own * T
+    earlier += own * T + m * T * Q
+    before = (other <= m)[:, None]
+    rows = tl.sum(tl.load(later + m * T * Q + cell, mask=before, other=0.0), axis=0)
+    columns = tl.sum(tl.load(earlier + cell, mask=((other >= m) & (other < T))[:, None], other=0.0), axis=0)
+    # A log-decay is in the exponents of all pairs that span its token.
+    across = tl.zeros((WIDE_T, Q), dtype=tl.float32)  # from this tile or one before to one after
+    for i in range(m + 1, T):
+        across += tl.load(later + i * T * Q + cell, mask=before, other=0.0)
+    spanning = tl.cumsum(rows - columns, axis=0, reverse=True) + tl.sum(tl.sum(across, axis=1), axis=0)
     rate = -tl.exp(tl.load(A_log + head).to(tl.float32))
-    carry, drate, dbias = 0.0, 0.0, 0.0
-    for back in range(T):
-        m = T - 1 - back
-        place = m * Q + token
-        cell = (own + place)[:, None] * T + other[None, :]
-        rows = tl.sum(tl.load(later + cell, mask=(other <= m)[None, :], other=0.0), axis=1)
-        columns = tl.sum(tl.load(earlier + cell, mask=((other >= m) & (other < T))[None, :], other=0.0), axis=1)
-        # A log-decay is in the exponents of all pairs that span its token.
-        spanning = tl.cumsum(rows - columns, axis=0, reverse=True) + carry
-        carry += tl.sum(rows - columns, axis=0)
-        step = tl.load(dt + own + place)
-        spanning = tl.where(step * rate >= LOWEST_LOG_DECAY, spanning, 0.0)
-        drate += tl.sum(spanning * step, axis=0)
-        cell = (row * L + place) * Z + START + head
-        raw = tl.load(projected + cell, mask=place < L, other=0.0).to(tl.float32) + bias
-        draw = (tl.load(ddt + own + place) + spanning * rate) / (1 + tl.exp(-raw))
-        draw = tl.where(place < L, draw, 0.0)
-        dbias += tl.sum(draw, axis=0)
-        tl.store(dprojected + cell, draw.to(dprojected.dtype.element_ty), mask=place < L)
-    skips = tl.sum(tl.load(dskip + (row * H + head) * T + other, mask=other < T, other=0.0), axis=0)
-    sums += row * 3 * H + head
-    tl.store(sums, dbias)
-    tl.store(sums + H, drate * rate)  # of A_log
-    tl.store(sums + 2 * H, skips)
+    step = tl.load(dt + own + place)
+    spanning = tl.where(step * rate >= LOWEST_LOG_DECAY, spanning, 0.0)
+    cell = (row * L + place) * Z + START + head
+    raw = tl.load(projected + cell, mask=place < L, other=0.0).to(tl.float32)
+    raw += tl.load(dt_bias + head).to(tl.float32)
+    draw = (tl.load(ddt + own + place) + spanning * rate) / (1 + tl.exp(-raw))
+    draw = tl.where(place < L, draw, 0.0)
+    tl.store(dprojected + cell, draw.to(dprojected.dtype.element_ty), mask=place < L)
+    sums += (row * T + m) * 3 * H + head
+    tl.store(sums, tl.sum(draw, axis=0))
+    tl.store(sums + H, tl.sum(spanning * step, axis=0) * rate)  # of A_log
+    tl.store(sums + 2 * H, tl.load(dskip + (row * H + head) * T + m))
 
 
 class Gradients(NamedTuple):
@@ -233,12 +232,12 @@ def ssd_quadratic_backward(
     _projections_kernel[(count, 2, batch)](
         active, dtiles, dactive, length, count, len(dtiles), channels, inner, states, tile(states), tokens, num_warps=4
     )
-    sums = ddt.new_empty(batch, 3, heads)
-    _steps_backward_kernel[(heads, batch)](
+    sums = ddt.new_empty(batch, count, 3, heads)
+    _steps_backward_kernel[(heads, count, batch)](
         projected, dt_bias, A_log, steps.dt, ddt, later, earlier, dskip, dprojected, sums, length, count,
         projected.shape[2], projected.shape[2] - heads, heads, tokens, wide_count, num_warps=1,
     )  # fmt: skip
-    return dactive, Gradients(*sums.sum(dim=0).unbind())
+    return dactive, Gradients(*sums.sum(dim=(0, 1)).unbind())
 
 
 def gradient_of_inputs(
@@ -261,19 +260,20 @@ def gradient_of_inputs(
 
 def gradient_of_pairs(
     dy: Tensor, active: Tensor, tiles: Tensor, steps: Steps, launches: Launches
-) -> tuple[Float[Tensor, "g b t t q q"], Float[Tensor, "b h l t"], Float[Tensor, "b h l t"]]:
+) -> tuple[Float[Tensor, "g b t t q q"], Float[Tensor, "b h t t q"], Float[Tensor, "b h t t q"]]:
     """Compute the gradients of the similarities, summed over each group of heads, and what follows from all pairs.
 
     Returns:
         The gradients, in tiles as ``similarities`` makes them; and for every token and head its sums over the tokens of
-        each earlier tile, and of each later one, of ``shares``, the gradient of a log-decay that one pair adds.
+        each earlier tile, and of each later one, of ``shares``, the gradient of a log-decay that one pair adds: by
+        tile of the token, other tile, and token in its tile.
     """
     batch, heads, _ = steps.dt.shape
     count, tokens, width = tiles.shape[1], tiles.shape[-1], dy.shape[2] // heads
     most = max(1, heads // launches.pair_groups)
     group = max(each for each in range(1, most + 1) if heads % each == 0)
     dtiles = steps.dt.new_empty(heads // group, *tiles.shape)
-    later, earlier = steps.dt.new_empty(2, *steps.dt.shape, count).unbind()
+    later, earlier = steps.dt.new_empty(2, batch, heads, count, count, tokens).unbind()
     _pairs_kernel[(count * count, heads // group, batch)](
         active, tiles, *steps, dy, dtiles, later, earlier, active.shape[1], count,
         active.shape[2], heads, width, tile(width), tokens, triton.next_power_of_2(count), group,
