@@ -165,10 +165,10 @@ def sigint_as_on_a_terminal():
 @pytest.mark.usefixtures("sigint_as_on_a_terminal")
 def test_a_second_signal_acts_at_once():
     with Interruption() as interruption:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert interruption.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_outside_the_main_thread_signals_are_left_alone():
