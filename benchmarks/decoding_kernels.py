@@ -1,8 +1,7 @@
 """The kernels of a decoding step on paper: bytes, programs, and what their binaries take, without a GPU.
 
 Bytes count every tensor that a kernel reads or writes once, after 128 tokens of an image in bfloat16; by fold and
-replay, half-way between two folds of a longer image. Matrix products
-with many rows are cuBLAS's and not in the table.
+replay, half-way between two folds of a longer image. Matrix products with many rows are cuBLAS's and not in the table.
 """
 
 from collections.abc import Iterator, Mapping

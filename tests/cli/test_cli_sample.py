@@ -106,14 +106,14 @@ def test_the_batch_size_changes_nothing(aimamba, models, here):
 
 @pytest.mark.parametrize("npz", [False, True])
 def test_on_a_card_the_batch_size_is_chosen_and_told(aimamba, models, here, monkeypatch, npz):
-    """With a stand-in for a card of which half holds three guided images; 15 are wanted."""
+    """With a stand-in for a card of which a quarter holds three guided images; 15 are wanted."""
     seen, batches = [], Pipeline.batches
 
     def noted(self, jobs, *given, **named):
         return batches(self, (seen.append(len(job)) or job for job in jobs), *given, **named)
 
     def memory(device):
-        return 2 * 6 * Pipeline.from_pretrained(models / "pipeline").prepare().init_state(1).nbytes
+        return 4 * 6 * Pipeline.from_pretrained(models / "pipeline").prepare().init_state(1).nbytes
 
     monkeypatch.setattr(Pipeline, "batches", noted)
     command = ["sample", "--model", models / "pipeline", "--cfg-scale", 2, "--device", "cpu"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ for preset in AIM_PRESETS:
                 report("dual", preset, rows, int8, binary, launch=launch._asdict())
     if preset == "aim-xl":
         for int8 in (False, True):
-            report("folded", preset, 128, int8, folded(Step(preset, 128, int8=int8))[1])
+            binary = folded(Step(preset, 128, int8=int8))[1]
+            order = re.findall(r"ld\\.global\\.L1::evict_first|bar\\.sync|st\\.global", binary.ptx)
+            report("folded", preset, 128, int8, binary, order=order)
     for rows in (2, 4):
         step = Step(preset, rows)
         for kernel in (in_proj, out_proj, head):
@@ -90,6 +93,13 @@ def test_few_rows_leave_registers_for_the_next_kernel(binaries):
 
 def test_two_programs_of_fold_and_replay_share_a_multiprocessor(binaries):
     assert [each["warps"] for each in binaries if each["name"] == "folded"] == [16, 16]
+
+
+def test_all_warps_have_read_the_weights_of_tokens_before_one_stores_what_they_decay_to(binaries):
+    """Otherwise a warp that lags behind would let them decay twice; x is what a turn reads last."""
+    for each in (each for each in binaries if each["name"] == "folded"):
+        after = [later for now, later in pairwise(each["order"]) if now.startswith("ld")]
+        assert after == ["bar.sync"], each["order"]
 
 
 def test_eight_heads_share_two_warps(binaries):

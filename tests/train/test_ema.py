@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from aimamba.train import optim
 from aimamba.train.ema import ExponentialAverage
 
 TAKEN, SKIPPED = torch.zeros(()), torch.ones(())
@@ -67,8 +68,11 @@ def test_its_state_continues_it():
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("heeding", [("cpu",), ()])
 @pytest.mark.parametrize("decay", [0.3, 0.9])
-def test_a_skipped_step_leaves_no_trace(decay):
+def test_a_skipped_step_leaves_no_trace(decay, heeding, monkeypatch):
+    """Also where a fused optimiser does not heed that it is to skip a step, as on a Mac."""
+    monkeypatch.setattr(optim, "_HEEDING", heeding)
     model = Changing()
     average, other = ExponentialAverage(model, decay), ExponentialAverage(model, decay)
     for value in (3.0, torch.nan, 5.0):

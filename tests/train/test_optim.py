@@ -1,8 +1,12 @@
+import copy
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from aimamba.train.optim import adamw, learning_rate
+from aimamba.train import optim
+from aimamba.train.optim import Learner, adamw, learning_rate
 
 
 class Mixed(nn.Module):
@@ -77,3 +81,28 @@ def test_schedules():
 def test_warmup_may_be_absent_or_longer_than_the_run():
     assert rates("linear", steps=2, warmup_steps=0, final_fraction=0.0) == pytest.approx([2.0, 1.0])
     assert rates("cosine", steps=2, warmup_steps=8) == pytest.approx([0.25, 0.5])
+
+
+@pytest.mark.parametrize("heeding", [("cpu",), ()])
+@pytest.mark.parametrize("limit", [0.5, 1e6, 0.0])
+def test_clipping_and_skipping(heeding, limit, monkeypatch):
+    """On a Mac too, whose fused optimisers heed neither the scale nor that a step is to be skipped."""
+    monkeypatch.setattr(optim, "_HEEDING", heeding)
+    network = nn.Linear(4, 3)
+    other = copy.deepcopy(network)
+    learner = Learner(network, adamw(network, lr=0.1, betas=(0.9, 0.99), weight_decay=0.1), 0.1)
+    plain = adamw(other, lr=0.1, betas=(0.9, 0.99), weight_decay=0.1)
+    rng = torch.Generator().manual_seed(0)
+    for gradient in (1.0, math.nan, 3.0):
+        before = copy.deepcopy((network.state_dict(), learner.optimizer.state_dict()["state"]))
+        for one, two in zip(network.parameters(), other.parameters(), strict=True):
+            one.grad = gradient * torch.randn(one.shape, generator=rng)
+            two.grad = one.grad.clone()
+        norm = learner.clip(limit)
+        learner.step((~norm.isfinite()).float())
+        if math.isnan(gradient):
+            torch.testing.assert_close((network.state_dict(), learner.optimizer.state_dict()["state"]), before)
+        else:
+            torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(other.parameters(), limit or math.inf))
+            plain.step()
+            torch.testing.assert_close(network.state_dict(), other.state_dict(), rtol=1e-6, atol=1e-6)

@@ -120,6 +120,8 @@ def batch_size_of(
 ) -> int:
     """Return ``--batch-size``, or where it is not given what fits on the device; on CUDA, tell what that is.
 
+    Workers of Ray may have other devices than this process, so with them nothing is chosen.
+
     Args:
         arguments: Those of the command.
         pipeline: The model.
@@ -131,6 +133,8 @@ def batch_size_of(
 
     if arguments.batch_size is not None:
         return int(arguments.batch_size)
+    if sharing.cluster is not None:
+        return _BATCH_SIZE
     processes = 1 if sharing.team is None else sharing.team.place.size
     size = sharing.once(lambda: fitting_batch_size(pipeline, count, guided=guided, processes=processes))
     if size is None:

@@ -8,7 +8,9 @@ from aimamba.pipeline.pipeline import Pipeline
 
 _MOST = 256  # measured on an H200, the more the faster
 _SLICE = 8  # the decoder's, see ``FastDecoder``
-_SHARE = 0.5  # of the device's memory: what all rows remember, beside weights, graphs and the images of a last batch
+# Of the device's memory, what the rows of a batch remember. A last batch is recorded beside it, as are both without
+# guidance where a sweep or an interval asks for that: three times as much in all. The rest is for weights and images.
+_SHARE = 0.25
 
 
 def fitting_batch_size(pipeline: Pipeline, count: int, *, guided: bool, processes: int = 1) -> int | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aimamba.train.checkpoint import Stateful
+from aimamba.train.optim import heeds_numbers
 from aimamba.train.task import Model
 
 
@@ -59,10 +60,16 @@ class Followers:
             share: A float32 scalar on the device.
             skip: Likewise.
         """
+        heeded = heeds_numbers(skip.device)
+        if not heeded and skip == 1:
+            return
         for average, value in self._copied:
             average.copy_(torch.where(skip == 1, average, value))
         for pairs in self._moving.values():
             averages, values = map(list, zip(*pairs, strict=True))
+            if not heeded:
+                torch._foreach_lerp_(averages, values, share.item())
+                continue
             # One kernel for all tensors that reads both numbers on the device: a step of SGD for averages with the
             # gradient -value, to which a weight decay of 1 adds the average.
             torch._fused_sgd_(

@@ -10,6 +10,13 @@ from torch.optim import AdamW, Optimizer
 
 Schedule = Literal["constant", "cosine", "linear"]
 
+_HEEDING = ("cpu", "cuda")  # types of devices
+
+
+def heeds_numbers(device: torch.device) -> bool:
+    """Return whether PyTorch's fused optimisers heed ``grad_scale`` and ``found_inf`` there: Apple's do not."""
+    return device.type in _HEEDING
+
 
 def adamw(
     model: nn.Module,
@@ -82,21 +89,24 @@ class Learner(NamedTuple):
     def clip(self, limit: float) -> Tensor:
         """Let the next step clip the norm of the gradient of all parameters; return the norm.
 
-        The optimiser divides each gradient as it reads it, which saves a pass over all of them.
+        Where it can, the optimiser divides each gradient as it reads it, which saves a pass of its own.
 
         Args:
             limit: Largest norm; 0 is no limit.
         """
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        device = next(self.network.parameters()).device
         if not gradients:  # as of a discriminator that does not train yet
-            return torch.zeros((), device=next(self.network.parameters()).device)
+            return torch.zeros((), device=device)
         norm = nn.utils.get_total_norm(gradients)
         if hasattr(norm, "full_tensor"):  # of sharded parameters, each process has a part of it
             norm = norm.full_tensor()
         norm = norm.float()
-        # How torch's GradScaler tells a fused optimiser. 1e-6 is what clip_grad_norm_ adds.
-        scale = ((norm + 1e-6) / limit).clamp(min=1.0) if limit else None
-        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+        scale = ((norm + 1e-6) / limit).clamp(min=1.0) if limit else None  # 1e-6 is what clip_grad_norm_ adds
+        if scale is not None and not heeds_numbers(device):
+            torch._foreach_div_(gradients, scale)
+        else:  # how torch's GradScaler tells a fused optimiser
+            self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
         return norm
 
     def set_lr(self, lr: float) -> None:
@@ -112,8 +122,12 @@ class Learner(NamedTuple):
 
         Args:
             skip: A float32 scalar on the device; 1 leaves parameters and moments as they are. So nobody has to wait for
-                it, unlike for a condition.
+                it, unlike for a condition, but on devices whose optimisers do not heed it.
         """
+        if skip is not None and not heeds_numbers(skip.device):
+            if skip == 0:
+                self.optimizer.step()
+            return
         self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # like grad_scale in clip
         self.optimizer.step()
 

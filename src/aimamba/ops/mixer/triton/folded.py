@@ -87,6 +87,7 @@ def _folded_kernel(
         slot = start + token
         keys, weights = read_keys(B_row, slot, cached, N), read_weights(weight_rows, slot, cached)
         values = read_values(x_rows, slot, weights, P, VECTOR)
+        tl.debug_barrier()  # one warp stores the decayed weights, and all have read them before
         sums = add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
     skip, norm = read_scales(D, norm_weight, group, P, GROUP)
     z = read_gate(projected, row, group, H, P, N, GROUP)

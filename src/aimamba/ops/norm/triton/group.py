@@ -110,7 +110,7 @@ def _normalise_kernel(
     means = tl.load(place, mask=known, other=0.0)
     squares = tl.load(place + G, mask=known, other=0.0)
     counts = (tl.maximum(tl.minimum(span, N - each * span), 0) * S).to(tl.float32)[:, None]
-    whole = N.to(tl.float32) * S
+    whole = tl.sum(counts, axis=0)
     mean = tl.sum(means * counts, axis=0) / whole
     apart = means - mean[None, :]
     variance = tl.sum(squares + counts * apart * apart, axis=0) / whole
