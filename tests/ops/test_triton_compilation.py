@@ -174,6 +174,7 @@ build(groups._moments_kernel, "x", "moments", sizes, numbers, groups.DEFAULT)
 sizes |= {"PARTS": groups.DEFAULT.parts, "SILU": True}
 build(groups._normalise_kernel, "x weight bias out", "moments", sizes, numbers, groups.DEFAULT)
 one = {"N": 1, "span": 1}  # Triton makes a number that is 1 a constant
+numbers = {"eps": "fp32"}
 build(groups._moments_kernel, "x", "moments", groups.sizes_of(128, 32) | one, numbers, groups.DEFAULT)
 build(groups._normalise_kernel, "x weight bias out", "moments", sizes | one, numbers, groups.DEFAULT)
 """
