@@ -109,28 +109,56 @@ def test_the_kernel_with_x_in_8_bits(device, kernel):
     assert 1e-5 < (found - state).abs().max() / state.abs().max() < 0.02
 
 
+class Published:
+    """Heads of 64 and states of 128: 16 tokens are cached before the first fold, and 8 before each other."""
+
+    def __init__(self, rows, heads, dtype, device):
+        self.generator, self.device, self.dtype = torch.Generator().manual_seed(3), device, dtype
+        self.rows, self.heads, self.channels = rows, heads, heads * 64 + 2 * 128
+        self.weights = MixerWeights(
+            self.normal(self.channels, 4, dtype=dtype), self.normal(self.channels, dtype=dtype),
+            self.normal(heads) - 3, self.normal(heads), self.normal(heads), self.normal(heads * 64),
+        )  # fmt: skip
+
+    def normal(self, *shape, dtype=torch.float32):
+        return torch.randn(shape, generator=self.generator).to(self.device, dtype)
+
+    def memory(self):
+        shapes = (4, self.channels), (16, 128), (self.heads, 16, 64)
+        tokens = [self.normal(self.rows, *shape, dtype=self.dtype) for shape in shapes]
+        weights, carry = self.normal(self.rows, self.heads, 16).abs(), self.normal(self.rows, self.heads).abs()
+        return [*tokens, weights, self.normal(self.rows, self.heads, 64, 128), carry]
+
+    def step(self, step, memory, projected, position):
+        given = torch.full((self.rows,), position, device=self.device)
+        return step(projected, self.weights, *memory, given, every=8)
+
+    def projected(self):
+        return self.normal(self.rows, self.heads * 64 + self.channels + self.heads, dtype=self.dtype)
+
+
 def test_one_row_and_the_published_shape(device, kernel):
-    """Heads of 64 and states of 128, at the fold and on both sides of it."""
-    heads, width, states, first, every = 2, 64, 128, 16, 8
-    inner, channels = heads * width, heads * width + 2 * states
-    generator = torch.Generator().manual_seed(3)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator).to(device)
-
-    weights = MixerWeights(
-        normal(channels, 4), normal(channels), normal(heads) - 3, normal(heads), normal(heads), normal(inner)
-    )
-    for position in (first - 1, first, first + every - 2, first + every - 1):
-        memory = [normal(1, 4, channels), normal(1, first, states), normal(1, heads, first, width)]
-        memory += [torch.rand(1, heads, first, generator=generator).to(device), normal(1, heads, width, states)]
-        memory += [torch.rand(1, heads, generator=generator).to(device)]
-        other, projected = [tensor.clone() for tensor in memory], normal(1, inner + channels + heads)
-        given = torch.tensor([position], device=device)
-        expected, squares = plain.folded_mixer_step(projected, weights, *memory, given, every=every)
-        gated, parts = kernel(projected, weights, *other, given, every=every)
+    """At the fold and on both sides of it."""
+    published = Published(1, 2, torch.float32, device)
+    for position in (15, 16, 22, 23):
+        memory, projected = published.memory(), published.projected()
+        other = [tensor.clone() for tensor in memory]
+        expected, squares = published.step(plain.folded_mixer_step, memory, projected, position)
+        gated, parts = published.step(kernel, other, projected, position)
         assert_close(gated, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
         assert_close(parts.sum(dim=-1, keepdim=True), squares, rtol=1e-4, atol=0.0)
         assert_close(other[4], memory[4], rtol=1e-4, atol=1e-4 * float(memory[4].abs().max()))
-        folds = position in (first - 1, first + every - 1)
-        assert bool((other[5] == 1).all()) == folds
+        assert bool((other[5] == 1).all()) == (position in (15, 23))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("position", [14, 15, 22, 23])
+def test_many_programs_give_the_same_bits_in_every_run(kernel, position):
+    """Warps of a program share the tokens' weights, which change while it runs."""
+    published = Published(128, 48, torch.bfloat16, torch.device("cuda"))
+    memory, projected = published.memory(), published.projected()
+    runs = []
+    for _ in range(50):
+        used = [tensor.clone() for tensor in memory]
+        runs.append([*published.step(kernel, used, projected, position), *used])
+    assert all(torch.equal(one, other) for run in runs[1:] for one, other in zip(run, runs[0], strict=True))
