@@ -97,7 +97,7 @@ def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
     launch = modulated.BACKWARD
     sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "ADD": True}
     norm = [compiled(modulated._modulated_norm_backward_kernel, sizes, launch.warps, 1, capability)]
-    sizes = {"D": s.D, "WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True}
+    sizes = {"D": s.D, "WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "FIRST": False}
     norm.append(compiled(modulated._modulation_sums_kernel, sizes, 4, 1, capability))
     yield Row("norm between blocks", 18 * s.M * s.D / 1e6, usages=norm)
     sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.BACKWARD.tokens, "STAGES": gated.BACKWARD.stages}

@@ -14,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from aimamba.ops.norm.triton.modulated import load, rows
+from aimamba.ops.norm.triton.modulated import add_up, load, rows
 from aimamba.ops.norm.triton.sequence import Launch
 
 FORWARD = Launch(tokens=1, warps=4, stages=1)  # as the kernels of ``modulated``, of which these read as much
 BACKWARD = Launch(tokens=16, warps=8, stages=3)
-_COLUMNS = 128  # of a program that adds up parts
 
 
 @triton.jit
@@ -91,30 +90,6 @@ def _final_norm_backward_kernel(
     tl.store(sums + 3 * D, dfirst_factor, mask=inside)
 
 
-@triton.jit
-@no_type_check
-def _final_sums_kernel(
-    sums, final_weight, scale, dshift, dscale, dgate, dweights, parts, scale_stride,
-    D: tl.constexpr, WIDE_G: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
-    column, part = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, WIDE_G)
-    inside = column < D
-    cell = sums + (row * parts + part)[:, None] * 4 * D + column[None, :]
-    known = (part < parts)[:, None] & inside[None, :]
-    total = tl.sum(tl.load(cell, mask=known, other=0.0), axis=0)
-    tl.store(dshift + row * D + column, total.to(dshift.dtype.element_ty), mask=inside)
-    total = tl.sum(tl.load(cell + D, mask=known, other=0.0), axis=0)
-    product = total * load(final_weight, column, inside)
-    tl.store(dscale + row * D + column, product.to(dscale.dtype.element_ty), mask=inside)
-    product = total * (1 + load(scale + row * scale_stride, column, inside))
-    tl.store(dweights + row * 2 * D + D + column, product, mask=inside)
-    total = tl.sum(tl.load(cell + 2 * D, mask=known, other=0.0), axis=0)
-    tl.store(dgate + row * D + column, total.to(dgate.dtype.element_ty), mask=inside)
-    total = tl.sum(tl.load(cell + 3 * D, mask=known, other=0.0), axis=0)
-    tl.store(dweights + row * 2 * D + column, total, mask=inside)
-
-
 def final_norm(
     residual: Float[Tensor, "b l d"],
     mixed: Float[Tensor, "b l d"],
@@ -162,7 +137,7 @@ class _FinalNorm(torch.autograd.Function):
         parts = triton.cdiv(length, BACKWARD.tokens)
         dresidual, dmixed = torch.empty_like(residual), torch.empty_like(mixed)
         dgate, dscale, dshift = (like.new_empty(batch, width) for like in (gate, scale, scale))
-        sums, dweights = residual.new_empty(batch, parts, 4, width), residual.new_empty(batch, 2, width)
+        sums = residual.new_empty(batch, parts, 4, width)
         with torch.cuda.device_of(residual):
             _final_norm_backward_kernel[(parts, batch)](
                 dhidden, residual if dnew is None else dnew.contiguous(), residual, mixed, gate, norm_weight,
@@ -170,9 +145,5 @@ class _FinalNorm(torch.autograd.Function):
                 width, triton.next_power_of_2(width), BACKWARD.tokens, BACKWARD.stages, dnew is not None,
                 num_warps=BACKWARD.warps,
             )  # fmt: skip
-            _final_sums_kernel[(triton.cdiv(width, _COLUMNS), batch)](
-                sums, final_weight, scale, dshift, dscale, dgate, dweights, parts, scale.stride(0),
-                width, triton.next_power_of_2(parts), _COLUMNS, num_warps=4,
-            )  # fmt: skip
-        dnorm, dfinal = dweights.sum(dim=0).unbind()
+            dfinal, dnorm = add_up(sums, final_weight, scale, dshift, dscale, dgate)
         return dresidual, dmixed, dgate, dnorm, dfinal, dscale, dshift, None, None

@@ -97,12 +97,18 @@ def _modulated_norm_backward_kernel(
 @no_type_check
 def _modulation_sums_kernel(
     sums, weight, scale, dshift, dscale, dgate, dweights, parts, scale_stride,
-    D: tl.constexpr, WIDE_G: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr,
+    D: tl.constexpr, WIDE_G: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
+    """Add up the sums of parts: of the shift, the factor and the gate, and with FIRST of the weight of a norm before.
+
+    ``dweights`` (B, D), with FIRST (B, 2, D): the weight, and that of the norm before.
+    """
+    SUMS: tl.constexpr = 4 if FIRST else 3
+    WEIGHTS: tl.constexpr = 2 if FIRST else 1
     row = tl.program_id(1).to(tl.int64)
     column, part = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, WIDE_G)
     inside = column < D
-    cell = sums + (row * parts + part)[:, None] * 3 * D + column[None, :]
+    cell = sums + (row * parts + part)[:, None] * SUMS * D + column[None, :]
     known = (part < parts)[:, None] & inside[None, :]
     total = tl.sum(tl.load(cell, mask=known, other=0.0), axis=0)
     tl.store(dshift + row * D + column, total.to(dshift.dtype.element_ty), mask=inside)
@@ -110,10 +116,13 @@ def _modulation_sums_kernel(
     product = total * load(weight, column, inside)
     tl.store(dscale + row * D + column, product.to(dscale.dtype.element_ty), mask=inside)
     product = total * (1 + load(scale + row * scale_stride, column, inside))
-    tl.store(dweights + row * D + column, product, mask=inside)
+    tl.store(dweights + row * WEIGHTS * D + column, product, mask=inside)
     if ADD:
         total = tl.sum(tl.load(cell + 2 * D, mask=known, other=0.0), axis=0)
         tl.store(dgate + row * D + column, total.to(dgate.dtype.element_ty), mask=inside)
+    if FIRST:
+        total = tl.sum(tl.load(cell + 3 * D, mask=known, other=0.0), axis=0)
+        tl.store(dweights + row * WEIGHTS * D + D + column, total, mask=inside)
 
 
 def residual_modulated_norm(
@@ -207,19 +216,37 @@ def normalise_backward(
         mixed, opening = mixed.contiguous(), rows(gate)
         dmixed, dgate = torch.empty_like(mixed), gate.new_empty(batch, width)
     sums = residual.new_empty(batch, parts, 3, width)
-    dweights = residual.new_empty(batch, width)
     with torch.cuda.device_of(residual):
         _modulated_norm_backward_kernel[(parts, batch)](
             dhidden, dnew if add else unused, residual, mixed if add else unused, opening, weight, scale, inverses,
             dresidual, dmixed, sums, length, opening.stride(0), scale.stride(0),
             width, triton.next_power_of_2(width), launch.tokens, launch.stages, add, num_warps=launch.warps,
         )  # fmt: skip
-        _modulation_sums_kernel[(triton.cdiv(width, _COLUMNS), batch)](
-            sums, weight, scale, dshift, dscale, dgate, dweights, parts, scale.stride(0),
-            width, triton.next_power_of_2(parts), _COLUMNS, add, num_warps=4,
-        )  # fmt: skip
-    found = [dresidual, dweights.sum(dim=0).to(weight.dtype), dscale, dshift]
+        dweight, *_ = add_up(sums, weight, scale, dshift, dscale, dgate if add else None)
+    found = [dresidual, dweight.to(weight.dtype), dscale, dshift]
     return [*found, dmixed, dgate] if add else found
+
+
+def add_up(
+    sums: Float[Tensor, "b g s d"],
+    weight: Float[Tensor, " d"],
+    scale: Float[Tensor, "b d"],
+    dshift: Float[Tensor, "b d"],
+    dscale: Float[Tensor, "b d"],
+    dgate: Float[Tensor, "b d"] | None,
+) -> Float[Tensor, "w d"]:
+    """Add up the sums of parts and write the gradients of shift, scale and gate.
+
+    Returns:
+        The gradient of the weight and, if there is a fourth sum, that of the weight of a norm before this one.
+    """
+    batch, parts, number, width = sums.shape
+    dweights = sums.new_empty(batch, number - 2, width)
+    _modulation_sums_kernel[(triton.cdiv(width, _COLUMNS), batch)](
+        sums, weight, scale, dshift, dscale, dshift if dgate is None else dgate, dweights, parts, scale.stride(0),
+        width, triton.next_power_of_2(parts), _COLUMNS, dgate is not None, number == 4, num_warps=4,
+    )  # fmt: skip
+    return dweights.sum(dim=0)
 
 
 def _results(residual: Tensor, mixed: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
