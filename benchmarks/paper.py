@@ -23,7 +23,7 @@ from benchmarks.binaries import Usage, build
 NARROW = "projected active tiles y dy dactive dprojected out dout mixed gate scale shift hidden dhidden dmixed dshift"
 NARROW += " dscale dgate logits"
 WIDE = "weight bias dt_bias A_log dt total skip ddt dskip dtiles later earlier sums inverses residual new_residual dnew"
-WIDE += " dresidual dweights losses"
+WIDE += " dresidual dweights losses norm_weight final_weight"
 WHOLE = "L T M width groups gate_stride scale_stride shift_stride parts"
 _PLAIN = (4, 3)  # warps and stages of kernels that are launched without a choice
 
@@ -40,6 +40,14 @@ class Row:
     def microseconds(self, bandwidth: float, rate: float) -> float:
         """Return the least time at ``bandwidth`` in TB/s and ``rate`` in TFLOP/s."""
         return max(self.megabytes / bandwidth, 1000 * self.gigaflop / rate)
+
+    def cells(self, bandwidth: float, rate: float) -> str:
+        """Return the row as Markdown."""
+        registers = ", ".join(f"{u.registers}" + (f" + {u.stack} B" if u.stack else "") for u in self.usages)
+        warps = ", ".join(str(usage.warps) for usage in self.usages)
+        flop = f"{self.gigaflop:.1f}" if self.gigaflop else ""
+        spent = f"{self.microseconds(bandwidth, rate):.0f}"
+        return f"| {self.name} | {self.megabytes:.0f} | {flop} | {spent} | {registers} | {warps} |"
 
 
 class Shape:
@@ -127,6 +135,29 @@ def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
         yield Row(f"{row.name}, both gradients", 2 * row.megabytes, 2 * row.gigaflop)
 
 
+def last_rows(s: Shape, capability: int) -> Iterator[Row]:
+    """Yield the kernels that follow the last block, forward and backward."""
+    from aimamba.ops.loss.triton import cross_entropy  # noqa: PLC0415
+    from aimamba.ops.norm.triton import final, modulated  # noqa: PLC0415
+
+    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": final.FORWARD.tokens, "STAGES": final.FORWARD.stages}
+    norm = compiled(final._final_norm_kernel, sizes, final.FORWARD.warps, 1, capability)
+    yield Row("last norms", 12 * s.M * s.D / 1e6, usages=[norm])
+    product = _product("head", s.M, s.D, s.vocabulary)
+    yield product
+    wide = _wide(s.vocabulary)
+    sizes = {"V": s.vocabulary, "WIDE": wide, "LEARNING": True}
+    loss = compiled(cross_entropy._cross_entropy_kernel, sizes, cross_entropy.warps_of(wide, 2), 1, capability)
+    yield Row("cross entropy", 4 * s.M * s.vocabulary / 1e6, usages=[loss])
+    yield Row(f"{product.name}, both gradients", 2 * product.megabytes, 2 * product.gigaflop)
+    launch = final.BACKWARD
+    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "NEW": False}
+    norms = [compiled(final._final_norm_backward_kernel, sizes, launch.warps, 1, capability)]
+    sizes = {"D": s.D, "WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "FIRST": True}
+    norms.append(compiled(modulated._modulation_sums_kernel, sizes, 4, 1, capability))
+    yield Row("last norms, backward", 14 * s.M * s.D / 1e6, usages=norms)
+
+
 def _again(s: Shape, capability: int) -> Iterator[Row]:
     """Yield what the backward pass computes again."""
     from aimamba.ops.conv.triton import causal  # noqa: PLC0415
@@ -194,25 +225,23 @@ def print_training(arguments: argparse.Namespace) -> None:
     from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
 
     shape = Shape(arguments.size, arguments.batch, quadratic.LAUNCHES[torch.bfloat16].tokens)
-    rates, block = (arguments.bandwidth, arguments.rate), 0.0
+    rates, step = (arguments.bandwidth, arguments.rate), 0.0
     print("| kernel | MB | GFLOP | us | registers | warps |\n|---|---:|---:|---:|---:|---:|")
-    for title, rows in (("forward", forward_rows), ("backward", backward_rows)):
+    parts = (
+        ("forward", forward_rows, shape.blocks),
+        ("backward", backward_rows, shape.blocks),
+        ("the end", last_rows, 1),
+    )
+    for title, rows, times in parts:
         total, launches = 0.0, 0
         for row in rows(shape, arguments.capability):
             total += row.microseconds(*rates)
             launches += len(row.usages)
-            registers = ", ".join(f"{u.registers}" + (f" + {u.stack} B" if u.stack else "") for u in row.usages)
-            warps = ", ".join(str(usage.warps) for usage in row.usages)
-            flop = f"{row.gigaflop:.1f}" if row.gigaflop else ""
-            spent = f"{row.microseconds(*rates):.0f}"
-            print(f"| {row.name} | {row.megabytes:.0f} | {flop} | {spent} | {registers} | {warps} |")
+            print(row.cells(*rates))
         print(f"| **{title}**, {launches} kernels of ours | | | **{total:.0f}** | | |")
-        block += total
-    head = 3 * 2 * shape.M * shape.D * shape.vocabulary / 1e6 / arguments.rate
-    head += 4 * shape.M * shape.vocabulary / 1e6 / arguments.bandwidth
-    step = (shape.blocks * block + head) / 1e3
-    print(f"\n{shape.blocks} blocks {shape.blocks * block / 1e3:.1f} ms, head and loss {head / 1e3:.1f} ms: at most")
-    print(f"{shape.M / step * 1e3:,.0f} tokens/s, without embeddings, the last norms, the optimiser and all waiting")
+        step += times * total / 1e3
+    print(f"\n{shape.blocks} blocks and the end {step:.1f} ms: at most {shape.M / step * 1e3:,.0f} tokens/s, without")
+    print("embeddings, modulations, the optimiser and all waiting")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,13 @@ def test_every_kernel_of_ours_is_counted(rows):
     assert [sum(len(row.usages) for row in some) for some in (forward, backward)] == [6, 11]
 
 
+def test_the_head_and_its_loss_are_counted_at_the_end(rows):
+    shape, *_ = rows
+    end = [*paper.last_rows(shape, 90)]
+    assert sum(len(row.usages) for row in end) == 4
+    assert sum(row.gigaflop for row in end) == pytest.approx(6 * shape.M * shape.D * shape.vocabulary / 1e9)
+
+
 def test_products_are_two_operations_for_each_weight_and_token_forward_and_four_backward(rows):
     shape, forward, backward = rows
     weights = shape.D * shape.Z + shape.E * shape.D

@@ -55,7 +55,12 @@ def cross_entropy_(
     tokens, codes = logits.shape
     losses = torch.empty(tokens, dtype=torch.float32, device=logits.device)
     wide = triton.next_power_of_2(codes)
-    warps = warps or max(1, min(_MOST_WARPS, wide * logits.element_size() // _BYTES_PER_WARP))
+    warps = warps or warps_of(wide, logits.element_size())
     with torch.cuda.device_of(logits):
         _cross_entropy_kernel[(tokens,)](logits, targets, losses, factor, codes, wide, learning, num_warps=warps)
     return losses
+
+
+def warps_of(wide: int, bytes_per_number: int) -> int:
+    """Return the warps of a program for so many logits, a power of two, of so many bytes each."""
+    return max(1, min(_MOST_WARPS, wide * bytes_per_number // _BYTES_PER_WARP))
