@@ -6,12 +6,20 @@ from torch.testing import assert_close
 
 from aimamba.ops.mixer import step as plain
 from aimamba.ops.mixer.weights import MixerWeights
+from tests.ops.small_mixer import (
+    BEGINS,
+    CHANNELS,
+    CLOSE,
+    HEADS,
+    INNER,
+    ROWS,
+    STATES,
+    TAPS,
+    WIDTH,
+    make_weights,
+)  # fmt: skip
 
-HEADS, WIDTH, STATES, TAPS, LENGTH, ROWS = 2, 8, 16, 3, 13, 2
-INNER, CHANNELS = HEADS * WIDTH, HEADS * WIDTH + 2 * STATES
-BEGINS = torch.tensor([0, 3])  # the rows fold at different steps
-FIRST = 5
-CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 2**-6, "atol": 2**-6}}
+LENGTH, FIRST = 13, 5  # the rows fold at different steps
 
 
 @pytest.fixture
@@ -23,22 +31,6 @@ def device():
 def kernel():
     folded = pytest.importorskip("aimamba.ops.mixer.triton.folded", reason="Triton is not installed")
     return folded.folded_mixer_step
-
-
-def make_weights(dtype, device, *, wide=torch.float32, decay=0.0):
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape, scale=1.0, dtype=wide):
-        return (torch.randn(shape, generator=generator) * scale).to(device=device, dtype=dtype)
-
-    return MixerWeights(
-        normal(CHANNELS, TAPS, scale=0.5, dtype=dtype),
-        normal(CHANNELS, scale=0.1, dtype=dtype),
-        normal(HEADS) - 2,
-        normal(HEADS) + decay,
-        normal(HEADS),
-        1 + normal(INNER, scale=0.1),
-    )
 
 
 def make_memory(dtype, device, *, x_dtype=None, wide=torch.float32):

@@ -6,37 +6,27 @@ from torch.testing import assert_close
 
 from aimamba.ops.mixer import step as plain
 from aimamba.ops.mixer.weights import MixerWeights
+from tests.ops.small_mixer import (
+    BEGINS,
+    CHANNELS,
+    CLOSE,
+    HEADS,
+    INNER,
+    ROWS,
+    STATES,
+    TAPS,
+    WIDTH,
+    make_weights,
+)  # fmt: skip
 
 kernels = pytest.importorskip("aimamba.ops.mixer.triton.step", reason="Triton is not installed")
 
-# Two rows that begin at different times; the ring of three taps comes round twice. The interpreter takes 50 ms for each
-# program, so it is given few.
-HEADS, WIDTH, STATES, TAPS, TOKENS, ROWS = 2, 8, 16, 3, 7, 2
-INNER, CHANNELS = HEADS * WIDTH, HEADS * WIDTH + 2 * STATES
-BEGINS = torch.tensor([0, 3])
-# A narrow result is rounded once in either; inputs of the sums differ by one rounding where they are cached.
-CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 2**-6, "atol": 2**-6}}
+TOKENS = 7  # the ring of three taps comes round twice
 
 
 @pytest.fixture
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def make_weights(dtype, device, *, decay=1.0):
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape, scale=1.0, dtype=torch.float32):
-        return (torch.randn(shape, generator=generator) * scale).to(device=device, dtype=dtype)
-
-    return MixerWeights(
-        normal(CHANNELS, TAPS, scale=0.5, dtype=dtype),
-        normal(CHANNELS, scale=0.1, dtype=dtype),
-        normal(HEADS) - 2,
-        normal(HEADS) + decay,
-        normal(HEADS),
-        1 + normal(INNER, scale=0.1),
-    )
 
 
 def make_memory(form, dtype, device, x_dtype=None):
