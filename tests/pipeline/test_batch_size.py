@@ -29,6 +29,7 @@ def test_other_devices_do_not_tell(pipeline):
         (10_000, False, 50_000, 1, 256),
         (10_000, False, 80, 1, 80),
         (10_000, False, 1, 1, 1),
+        (10_000, False, 0, 1, 1),
         (10_000, False, 300, 1, 150),  # two graphs of the same size, and not 256 and 44
         (10_000, False, 300, 4, 75),  # a batch for each
         (10_000, False, 3, 8, 1),

@@ -31,8 +31,8 @@ def fitting_batch_size(pipeline: Pipeline, count: int, *, guided: bool, processe
     bytes_per_row = max(pipeline.prepare().init_state(1).nbytes, 1)
     most = min(int(_SHARE * total / (rows * bytes_per_row)), _MOST)
     most = max(most - most % _SLICE, 1) if most > _SLICE else max(most, 1)
-    rounds = math.ceil(count / (most * processes))
-    return math.ceil(count / (rounds * processes))
+    rounds = max(1, math.ceil(count / (most * processes)))
+    return max(1, math.ceil(count / (rounds * processes)))
 
 
 def _memory(device: torch.device) -> int | None:

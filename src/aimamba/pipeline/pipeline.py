@@ -63,7 +63,7 @@ class Pipeline(Editing):
             tokenizer: Where the tokenizer is, if ``source`` holds none.
             device: Device of the weights, or ``auto`` for the fastest; on ``meta`` they have shapes but no values.
             dtype: Dtype of the weights, or its name such as ``bfloat16``; float32 by default, ``auto`` for that of the
-                files. The codes of given images do not depend on it, see ``VQModel.cast``.
+                files. One narrower than float32 does not change the codes of given images, see ``VQModel.cast``.
             engine: Computes the generator's steps, see ``aimamba.generation.engines``.
             foreign_tokenizer: Accept another tokenizer than the one whose codes the generator was trained on.
             verify: Whether to compare the weights with their SHA-256 sums; by default they are, up to 1 GB.
