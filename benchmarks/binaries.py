@@ -26,9 +26,18 @@ class Usage(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """A kernel as Triton compiles it: its usage, and its text for the assembler."""
+    """A kernel as Triton compiles it.
+
+    Attributes:
+        usage: What it takes.
+        shared: Bytes of shared memory of a program.
+        ir: Its text as Triton first sees it.
+        ptx: Its text for the assembler.
+    """
 
     usage: Usage
+    shared: int
+    ir: str
     ptx: str
 
 
@@ -79,7 +88,8 @@ def build(
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = (int(found[1]) for found in (re.search(r"REG:(\d+)", said), re.search(r"STACK:(\d+)", said)))
     programs = programs_of(registers, built.metadata.shared, warps)
-    return Binary(Usage(registers, stack, programs * warps), built.asm["ptx"])
+    usage = Usage(registers, stack, programs * warps)
+    return Binary(usage, built.metadata.shared, built.asm["ttir"], built.asm["ptx"])
 
 
 def programs_of(registers: int, shared: int, warps: int) -> int:

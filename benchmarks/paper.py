@@ -23,7 +23,7 @@ from benchmarks.binaries import Usage, build
 NARROW = "projected active tiles y dy dactive dprojected out dout mixed gate scale shift hidden dhidden dmixed dshift"
 NARROW += " dscale dgate logits"
 WIDE = "weight bias dt_bias A_log dt total skip ddt dskip dtiles later earlier sums inverses residual new_residual dnew"
-WIDE += " dresidual dweights losses norm_weight final_weight"
+WIDE += " dresidual dweights dbefores losses before firsts"
 WHOLE = "L T M width groups gate_stride scale_stride shift_stride parts"
 _PLAIN = (4, 3)  # warps and stages of kernels that are launched without a choice
 
@@ -78,13 +78,10 @@ def compiled(kernel: Any, sizes: Mapping[str, Any], warps: int, stages: int, cap
 
 def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
     """Yield the kernels of a block's forward pass."""
-    from aimamba.ops.norm.triton import gated, modulated  # noqa: PLC0415
+    from aimamba.ops.norm.triton import gated  # noqa: PLC0415
     from aimamba.ops.ssd.triton import quadratic  # noqa: PLC0415
 
-    launch = modulated.FORWARD
-    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "ADD": True}
-    norm = compiled(modulated._modulated_norm_kernel, sizes, launch.warps, 1, capability)
-    yield Row("norm between blocks", 12 * s.M * s.D / 1e6, usages=[norm])
+    yield Row("norm between blocks", 12 * s.M * s.D / 1e6, usages=_norm(s, capability, last=False))
     yield _product("in_proj", s.M, s.D, s.Z)
     yield from _again(s, capability)
     launch = quadratic.LAUNCHES[torch.bfloat16].output
@@ -99,15 +96,10 @@ def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
 def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
     """Yield the kernels of a block's backward pass."""
     from aimamba.ops.conv.triton import causal  # noqa: PLC0415
-    from aimamba.ops.norm.triton import gated, modulated  # noqa: PLC0415
+    from aimamba.ops.norm.triton import gated  # noqa: PLC0415
     from aimamba.ops.ssd.triton import quadratic, quadratic_backward  # noqa: PLC0415
 
-    launch = modulated.BACKWARD
-    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "ADD": True}
-    norm = [compiled(modulated._modulated_norm_backward_kernel, sizes, launch.warps, 1, capability)]
-    sizes = {"D": s.D, "WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "FIRST": False}
-    norm.append(compiled(modulated._modulation_sums_kernel, sizes, 4, 1, capability))
-    yield Row("norm between blocks", 18 * s.M * s.D / 1e6, usages=norm)
+    yield Row("norm between blocks", 18 * s.M * s.D / 1e6, usages=_norm_backward(s, capability, last=False))
     sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.BACKWARD.tokens, "STAGES": gated.BACKWARD.stages}
     gate = compiled(gated._gated_norm_backward_kernel, sizes, gated.BACKWARD.warps, 1, capability)
     yield Row("gated norm", 10 * s.M * s.E / 1e6, usages=[gate])
@@ -138,11 +130,8 @@ def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
 def last_rows(s: Shape, capability: int) -> Iterator[Row]:
     """Yield the kernels that follow the last block, forward and backward."""
     from aimamba.ops.loss.triton import cross_entropy  # noqa: PLC0415
-    from aimamba.ops.norm.triton import final, modulated  # noqa: PLC0415
 
-    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": final.FORWARD.tokens, "STAGES": final.FORWARD.stages}
-    norm = compiled(final._final_norm_kernel, sizes, final.FORWARD.warps, 1, capability)
-    yield Row("last norms", 12 * s.M * s.D / 1e6, usages=[norm])
+    yield Row("last norms", 12 * s.M * s.D / 1e6, usages=_norm(s, capability, last=True))
     product = _product("head", s.M, s.D, s.vocabulary)
     yield product
     wide = _wide(s.vocabulary)
@@ -150,12 +139,33 @@ def last_rows(s: Shape, capability: int) -> Iterator[Row]:
     loss = compiled(cross_entropy._cross_entropy_kernel, sizes, cross_entropy.warps_of(wide, 2), 1, capability)
     yield Row("cross entropy", 4 * s.M * s.vocabulary / 1e6, usages=[loss])
     yield Row(f"{product.name}, both gradients", 2 * product.megabytes, 2 * product.gigaflop)
-    launch = final.BACKWARD
-    sizes = {"D": s.D, "WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "NEW": False}
-    norms = [compiled(final._final_norm_backward_kernel, sizes, launch.warps, 1, capability)]
-    sizes = {"D": s.D, "WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "FIRST": True}
-    norms.append(compiled(modulated._modulation_sums_kernel, sizes, 4, 1, capability))
-    yield Row("last norms, backward", 14 * s.M * s.D / 1e6, usages=norms)
+    yield Row("last norms, backward", 14 * s.M * s.D / 1e6, usages=_norm_backward(s, capability, last=True))
+
+
+def _norm(s: Shape, capability: int, *, last: bool) -> list[Usage]:
+    from aimamba.ops.norm.triton import modulated  # noqa: PLC0415
+
+    launch = modulated.FORWARD
+    sizes = {
+        "D": s.D,
+        "WIDE": _wide(s.D),
+        "TOKENS": launch.tokens,
+        "STAGES": launch.stages,
+        "ADD": True,
+        "BEFORE": last,
+    }
+    return [compiled(modulated._modulated_norm_kernel, sizes, launch.warps, 1, capability)]
+
+
+def _norm_backward(s: Shape, capability: int, *, last: bool) -> list[Usage]:
+    """After the last block nothing else reads the residual."""
+    from aimamba.ops.norm.triton import modulated  # noqa: PLC0415
+
+    launch, given = modulated.BACKWARD, {"D": s.D, "ADD": True, "BEFORE": last}
+    sizes = {"WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "NEW": not last}
+    gradients = compiled(modulated._modulated_norm_backward_kernel, given | sizes, launch.warps, 1, capability)
+    sizes = {"WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS}
+    return [gradients, compiled(modulated._modulation_sums_kernel, given | sizes, 4, 1, capability)]
 
 
 def _again(s: Shape, capability: int) -> Iterator[Row]:

@@ -122,7 +122,7 @@ def _scan_launches(quadratic: Any) -> Iterator[Any]:
 
 
 def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:
-    from aimamba.ops.norm.triton import final, modulated  # noqa: PLC0415 - imports Triton
+    from aimamba.ops.norm.triton import modulated  # noqa: PLC0415 - imports Triton
 
     length, width = model.config.num_tokens, model.config.width
     made = functools.partial(torch.randn, device=device)
@@ -131,24 +131,20 @@ def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> 
     shift, scale, gate = made(batch, 3, width).to(DTYPE).unbind(1)
     size = batch * length * width
 
-    def forward(launch: Any) -> Any:
-        return modulated.normalise(residual, mixed, gate, weight, scale, shift, DTYPE, 1e-5, launch=launch)
+    def forward(launch: Any, before: Any) -> Any:
+        return modulated.normalise(residual, mixed, gate, weight, scale, shift, before, DTYPE, 1e-5, launch=launch)
 
-    for launch in _NORMS if layouts else [modulated.FORWARD]:
-        yield "norm between blocks", list(launch), 12 * size, functools.partial(forward, modulated.Launch(*launch))
-    new, _, inverses = forward(modulated.FORWARD)
-    for launch in _NORMS_BACKWARD if layouts else [modulated.BACKWARD]:
-        call = functools.partial(
-            modulated.normalise_backward, residual, dhidden, new, mixed, gate, weight, scale, inverses,
-            launch=modulated.Launch(*launch),
-        )  # fmt: skip
-        yield "norm between blocks, backward", list(launch), 18 * size, call
-    leaves = [tensor.detach().requires_grad_() for tensor in (residual, mixed, gate, weight, weight, scale, shift)]
-    last = functools.partial(final.final_norm, *leaves, dtype=DTYPE, eps=1e-5)
-    yield "last norms", "default", 12 * size, last
-    hidden = last()[1]
-    call = functools.partial(torch.autograd.grad, hidden, leaves, dhidden, retain_graph=True)
-    yield "last norms, backward", "default", 14 * size, call
+    for name, before in (("norm between blocks", None), ("last norms", weight)):
+        for launch in _NORMS if layouts else [modulated.FORWARD]:
+            yield name, list(launch), 12 * size, functools.partial(forward, modulated.Launch(*launch), before)
+        new, _, inverses = forward(modulated.FORWARD, before)
+        dnew = residual if before is None else None
+        for launch in _NORMS_BACKWARD if layouts else [modulated.BACKWARD]:
+            call = functools.partial(
+                modulated.normalise_backward, dnew, dhidden, new, mixed, gate, weight, scale, before, inverses,
+                launch=modulated.Launch(*launch),
+            )  # fmt: skip
+            yield f"{name}, backward", list(launch), (18 if before is None else 14) * size, call
 
 
 def _product_calls(model: AiM, batch: int, device: torch.device) -> Iterator[Timed]:

@@ -3,29 +3,26 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+ROOT = Path(__file__).parents[2]
+
 # Compiled in a separate process, because here the kernels are interpreted.
 PROGRAM = """
 import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from aimamba.ops.conv.triton import causal
 from aimamba.ops.embedding.triton import step as embedding
 from aimamba.ops.linear.triton import linear as products
 from aimamba.ops.loss.triton import cross_entropy
 from aimamba.ops.mixer.triton import folded
 from aimamba.ops.mixer.triton import step as mixer
-from aimamba.ops.norm.triton import final, gated, modulated
+from aimamba.ops.norm.triton import gated, modulated
 from aimamba.ops.norm.triton import group as groups
 from aimamba.ops.norm.triton import residual as norms
 from aimamba.ops.sampling.triton import logits as sampling
@@ -33,43 +30,27 @@ from aimamba.ops.ssd.triton import backward as scan_backward
 from aimamba.ops.ssd.triton import chunked as scan
 from aimamba.ops.ssd.triton import forward as scan_forward
 from aimamba.ops.ssd.triton import quadratic, quadratic_backward
+from benchmarks import binaries
 
-CUOBJDUMP = next(Path(triton.__file__).parent.rglob("cuobjdump"))
-
-def usage(cubin):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return re.search("STACK:([0-9]+)", said)[1], re.search("REG:([0-9]+)", said)[1]
+CAPABILITY = int(sys.argv[1])
 
 def build(kernel, narrow, wide, sizes, numbers, launch, dtype=""):
-    names = [parameter.name for parameter in kernel.params]
-    whole = {name for name, kind in numbers.items() if kind == "i32:16"}  # strides, a multiple of 16
+    divisible = frozenset(name for name, kind in numbers.items() if kind == "i32:16" and name not in sizes)
     types = {"positions": "*i64"} | dict.fromkeys(narrow.split(), "*bf16") | dict.fromkeys(wide.split(), "*fp32")
-    types |= numbers | dict.fromkeys(whole, "i32") | dict.fromkeys(sizes, "constexpr")
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types[name] for name in names},
-        constexprs={(names.index(name),): value for name, value in sizes.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in names
-               if types[name].startswith("*") or name in whole},
-    )
-    options = {"num_warps": launch.warps, "num_stages": getattr(launch, "stages", 1)}
-    built = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
-    assert built.metadata.shared <= (227 if sys.argv[1] == "90" else 163) * 1024
-    assert "cubin" in built.asm
-    overlapping = "griddepcontrol.wait" in built.asm["ptx"]
-    counts = re.findall("(%[^ ]+) = tt.get_num_programs", built.asm["ttir"])
-    products = re.findall("arith.muli (.*) : i32", built.asm["ttir"])
+    types |= numbers | dict.fromkeys(divisible, "i32")
+    built = binaries.build(kernel, types, sizes, launch.warps, getattr(launch, "stages", 1), CAPABILITY, divisible)
+    assert built.shared <= (227 if CAPABILITY == 90 else 163) * 1024
+    overlapping = "griddepcontrol.wait" in built.ptx
+    counts = re.findall("(%[^ ]+) = tt.get_num_programs", built.ir)
+    products = re.findall("arith.muli (.*) : i32", built.ir)
     short = any(count in re.split("[, ]+", operands) for count in counts for operands in products)
-    print(kernel.__name__ + dtype, *usage(built.asm["cubin"]), 32 * launch.warps, overlapping, short)
+    usage = built.usage
+    print(kernel.__name__ + dtype, usage.stack, usage.registers, 32 * launch.warps, overlapping, short)
 
 narrow = "projected conv_weight conv_bias window B_cache x_cache gated"
 wide = "dt_bias A_log D norm_weight ssm weight_cache squares"
 xl = {"H": 48, "P": 64, "N": 128, "TAPS": 4}
-xl["OVERLAP"] = sys.argv[1] == "90"
+xl["OVERLAP"] = CAPABILITY == 90
 xl["channel_stride"] = 1
 build(mixer._state_kernel, narrow, wide, xl | {"GROUP": mixer.STATE.heads}, {"tap_stride": "i32:16"}, mixer.STATE)
 for int8 in (False, True):
@@ -148,22 +129,17 @@ for suffix, launch in (("", gated.FORWARD), ("_backward", gated.BACKWARD)):
     kernel = getattr(gated, f"_gated_norm{suffix}_kernel")
     build(kernel, narrow, wide, sizes | {"TOKENS": launch.tokens, "STAGES": launch.stages}, numbers, launch)
 narrow = "mixed gate scale shift hidden dhidden dmixed dshift dscale dgate logits"
-wide = "residual new_residual weight inverses dnew dresidual sums dweights losses factor"
+wide = "residual new_residual weight before inverses firsts dnew dresidual sums dweights dbefores losses factor"
 numbers = dict.fromkeys("L gate_stride scale_stride shift_stride parts".split(), "i32")
 numbers |= {"eps": "fp32", "factor": "fp32", "targets": "*i64"}
-sizes = {"D": 1536, "WIDE": 2048, "ADD": True}
-for suffix, launch in (("", modulated.FORWARD), ("_backward", modulated.BACKWARD)):
-    tokens = launch.tokens
-    tile = {"TOKENS": tokens, "STAGES": launch.stages}
-    build(getattr(modulated, f"_modulated_norm{suffix}_kernel"), narrow, wide, sizes | tile, numbers, launch)
-sizes = {"D": 1536, "WIDE_G": 256 // tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "FIRST": False}
-build(modulated._modulation_sums_kernel, narrow, wide, sizes, numbers, plain)
-numbers |= dict.fromkeys("norm_weight final_weight".split(), "*fp32")
-for suffix, launch, more in (("", final.FORWARD, {}), ("_backward", final.BACKWARD, {"NEW": True})):
-    sizes = {"D": 1536, "WIDE": 2048, "TOKENS": launch.tokens, "STAGES": launch.stages}
-    build(getattr(final, f"_final_norm{suffix}_kernel"), narrow, wide, sizes | more, numbers, launch)
-sizes = {"D": 1536, "WIDE_G": 256 // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "FIRST": True}
-build(modulated._modulation_sums_kernel, narrow, wide, sizes, numbers, plain)
+for before in (False, True):  # between blocks, and after the last one
+    for suffix, launch, more in (("", modulated.FORWARD, {}), ("_backward", modulated.BACKWARD, {"NEW": True})):
+        sizes = {"D": 1536, "WIDE": 2048, "ADD": True, "BEFORE": before}
+        sizes |= {"TOKENS": launch.tokens, "STAGES": launch.stages}
+        kernel = getattr(modulated, f"_modulated_norm{suffix}_kernel")
+        build(kernel, narrow, wide, sizes | more, numbers, launch)
+    sizes = {"D": 1536, "WIDE_G": 256 // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "BEFORE": before}
+    build(modulated._modulation_sums_kernel, narrow, wide, sizes, numbers, plain)
 sizes = {"V": 16384, "WIDE": 16384, "LEARNING": True}
 build(cross_entropy._cross_entropy_kernel, narrow, wide, sizes, numbers, norms.Launch(16))
 
@@ -174,7 +150,6 @@ build(groups._moments_kernel, "x", "moments", sizes, numbers, groups.DEFAULT)
 sizes |= {"PARTS": groups.DEFAULT.parts, "SILU": True}
 build(groups._normalise_kernel, "x weight bias out", "moments", sizes, numbers, groups.DEFAULT)
 one = {"N": 1, "span": 1}  # Triton makes a number that is 1 a constant
-numbers = {"eps": "fp32"}
 build(groups._moments_kernel, "x", "moments", groups.sizes_of(128, 32) | one, numbers, groups.DEFAULT)
 build(groups._normalise_kernel, "x weight bias out", "moments", sizes | one, numbers, groups.DEFAULT)
 """
@@ -196,7 +171,7 @@ def test_kernels_compile(tmp_path, capability):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     command = [sys.executable, "-c", PROGRAM, str(capability)]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [line.split() for line in done.stdout.splitlines()]
     names = ["_state_kernel", *[*["_dual_kernel"] * 3, "_folded_kernel"] * 2, "_norm_step_kernel", "_embed_step_kernel"]
@@ -205,13 +180,9 @@ def test_kernels_compile(tmp_path, capability):
     names += [f"{name}:{dtype}" for dtype in ("float32", "bfloat16") for name in scan]
     names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]
     names += ["_steps_kernel", "_steps_backward_kernel"]
-    names += [
-        f"_{name}_{suffix}"
-        for name in ("convolution", "gated_norm", "modulated_norm")
-        for suffix in ("kernel", "backward_kernel")
-    ]
-    final = ["_final_norm_kernel", "_final_norm_backward_kernel"]
-    names += ["_modulation_sums_kernel", *final, "_modulation_sums_kernel", "_cross_entropy_kernel"]
+    names += [f"_{name}_{suffix}" for name in ("convolution", "gated_norm") for suffix in ("kernel", "backward_kernel")]
+    names += ["_modulated_norm_kernel", "_modulated_norm_backward_kernel", "_modulation_sums_kernel"] * 2
+    names += ["_cross_entropy_kernel"]
     names += ["_moments_kernel", "_normalise_kernel"] * 2
     assert [name for name, *_ in built] == names
     most = {name: known[capability == 90] for name, known in SPILLED.items()}

@@ -27,7 +27,6 @@ from aimamba.models.state import AiMState, MixerState
 from aimamba.models.text import Captions, TextCondition
 from aimamba.ops.cache import Position, common
 from aimamba.ops.linear.linear import linear
-from aimamba.ops.norm.final import final_norm
 from aimamba.ops.norm.modulated import residual_modulated_norm
 from aimamba.ops.norm.rms import modulated_rms_norm_step
 
@@ -233,7 +232,9 @@ class AiM(PretrainedModel[AiMConfig]):
         assert mixed is not None  # there is a block
         assert gate is not None
         shift, scale = final_modulation.unbind(1)
-        residual, hidden = final_norm(residual, mixed, gate, self.norm.weight, self.final_norm.weight, scale, shift)
+        residual, hidden = residual_modulated_norm(
+            residual, mixed, gate, self.final_norm.weight, scale, shift, before=self.norm.weight
+        )
         hidden = hidden[:, prefix:]
         if len(self.blocks) in wanted:
             wanted[len(self.blocks)] = residual[:, prefix:]
