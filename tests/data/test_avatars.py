@@ -90,7 +90,7 @@ class TestPixels:
         script.write_text(
             "import sys\n"
             "from aimamba.data import Avatars, drawing\n"
-            "drawing._WORTH_SHARING, drawing.cores = 1, lambda: 2\n"
+            "drawing._WORTH_SHARING, drawing.usable_cores = 1, lambda: 2\n"
             "print(len(Avatars(8, per_class=4, styles=['thumbs'], cache_dir=sys.argv[1])))\n"
         )
         run = subprocess.run([sys.executable, script, tmp_path / "c"], capture_output=True, text=True, check=True)

@@ -47,7 +47,7 @@ def test_the_next_group_is_made_meanwhile_and_waits():
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4), (64, 4)])
 def test_threads_leave_cores_to_others(monkeypatch, cores, threads):
-    monkeypatch.setattr(writing, "cores", lambda: cores)
+    monkeypatch.setattr(writing, "usable_cores", lambda: cores)
     with BackgroundWriter() as writer:
         assert writer._executor._max_workers == threads
 

@@ -25,3 +25,16 @@ def make_weights(dtype, device, *, wide=torch.float32, decay=1.0):
         normal(HEADS),
         1 + normal(INNER, scale=0.1),
     )
+
+
+def run(step, memory, weights, dtype, device, *, tokens, **options):
+    """Return the outputs of all tokens, divided by the norm's root as in ``residual_norm_step``."""
+    generator = torch.Generator().manual_seed(1)
+    outputs = []
+    for token in range(tokens):
+        projected = torch.randn(ROWS, INNER + CHANNELS + HEADS, generator=generator).to(device=device, dtype=dtype)
+        position = (token - BEGINS).clamp(min=0).to(device)
+        gated, squares = step(projected, weights, *memory, position, **options)
+        assert gated.dtype == dtype
+        outputs.append(gated.to(squares.dtype) * torch.rsqrt(squares.sum(dim=-1, keepdim=True) / INNER + 1e-5))
+    return torch.stack(outputs)

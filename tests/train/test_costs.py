@@ -66,7 +66,7 @@ def test_time_left_after_ten_steps_is_that_of_the_median_step():
 def test_reading_that_holds_the_step_up_is_told(monkeypatch, workers, told):
     clock = itertools.count()  # every batch takes a second to read
     monkeypatch.setattr(costs_module, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
-    monkeypatch.setattr(costs_module.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(costs_module, "usable_cores", lambda: 2)
     run = costs(Amount(5000, 500, 64, "pixel values", workers=workers))
     for _ in itertools.islice(run.timed(itertools.count()), 10):
         lines = run.observe(2.0)

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from aimamba.cli.arguments import Parser
+from aimamba.cores import usable_cores
 from aimamba.errors import ConfigError, LostError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def started(arguments: argparse.Namespace) -> bool:
     command = ["-m", "aimamba", *_without_devices(arguments.typed), "--device", device]
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    threads = str(max(1, usable_cores() // count))
     os.environ.update({_LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)})
     _launch(count, command)
     return True

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from aimamba.cores import usable_cores
 from aimamba.data.transforms import to_array, to_rgb
 
 _WORTH_SHARING = 300  # images; starting an interpreter and building a style takes as long as drawing about as many
@@ -86,7 +87,7 @@ def draw_all(
     total = sum(request.amount for request in requests)
     if total == 0:
         return
-    processes = processes or cores()
+    processes = processes or usable_cores()
     threads = processes if total >= _WORTH_SHARING and sys.executable else 1
     deliver = _draw_here if threads == 1 else _draw_apart
     pieces = -(-threads // len(requests))  # as many as keep every process busy
@@ -185,10 +186,3 @@ def _split(request: DrawRequest, pieces: int) -> list[DrawRequest]:
     pieces = max(1, min(pieces, request.amount))
     cuts = [request.first + request.amount * piece // pieces for piece in range(pieces + 1)]
     return [request._replace(first=first, last=last) for first, last in pairwise(cuts)]
-
-
-def cores() -> int:
-    """Return how many cores of the processor this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

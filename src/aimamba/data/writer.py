@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from aimamba.data.drawing import cores
+from aimamba.cores import usable_cores
 
 _MOST_THREADS = 4
 
@@ -25,7 +25,7 @@ class BackgroundWriter:
 
     def __init__(self, threads: int | None = None) -> None:
         self._tasks: deque[Future[Any]] = deque()
-        threads = max(1, min(_MOST_THREADS, cores() // 2)) if threads is None else threads
+        threads = max(1, min(_MOST_THREADS, usable_cores() // 2)) if threads is None else threads
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="aimamba-writer")
 
     def put(self, group: Iterable[Callable[[], object]]) -> None:

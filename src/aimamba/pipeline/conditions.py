@@ -63,11 +63,12 @@ class Conditions:
         if isinstance(classes, str | Mapping | Prompt):
             raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
         if any(isinstance(each, Prompt) for each in classes):
-            made: dict[str, Tensor] = {}  # a batch often holds one prompt many times
+            different: list[Class] = []  # a batch often holds one prompt many times
             for each in classes:
-                if repr(each) not in made:
-                    made[repr(each)] = self.opening(each)
-            return torch.stack([made[repr(each)] for each in classes])
+                if each not in different:
+                    different.append(each)
+            openings = torch.stack([self.opening(each) for each in different])
+            return openings[[different.index(each) for each in classes]]
         if not any(isinstance(each, Mapping) for each in classes):
             return torch.tensor([self.label(each) for each in classes], dtype=torch.long)  # type: ignore[arg-type]
         return torch.stack([self.weights(each) for each in classes if not isinstance(each, Prompt)])

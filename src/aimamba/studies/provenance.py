@@ -1,6 +1,5 @@
 """Provenance of numbers: weights, machine, versions, commit, date."""
 
-import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 import aimamba
+from aimamba.cores import usable_cores
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     package = Path(aimamba.__file__).parent
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": str(device),
         "system": platform.system(),

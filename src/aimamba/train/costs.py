@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+from aimamba.cores import usable_cores
 from aimamba.errors import counted
 from aimamba.train.settings import FitConfig
 from aimamba.train.task import Amount
@@ -89,7 +90,7 @@ class Costs:
         ]
         share = self._reading / _STEPS / median if median > 0 else 0.0
         long = _LONG_ON_CUDA if self._device.type == "cuda" else _LONG
-        if self._amount.workers == 0 and share > long and (os.cpu_count() or 1) > 1:
+        if self._amount.workers == 0 and share > long and usable_cores() > 1:
             lines.append(
                 f"note: reading images takes {min(share, 1):.0%} of a step: --workers 2 (data.workers) reads them ahead"
             )

@@ -1,23 +1,15 @@
 """Fold and replay against the state form, and its Triton kernel against the plain function, token by token."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from aimamba.ops.mixer import step as plain
 from aimamba.ops.mixer.weights import MixerWeights
-from tests.ops.small_mixer import (
-    BEGINS,
-    CHANNELS,
-    CLOSE,
-    HEADS,
-    INNER,
-    ROWS,
-    STATES,
-    TAPS,
-    WIDTH,
-    make_weights,
-)  # fmt: skip
+from tests.ops import small_mixer
+from tests.ops.small_mixer import CHANNELS, CLOSE, HEADS, ROWS, STATES, TAPS, WIDTH, make_weights
 
 LENGTH, FIRST = 13, 5  # the rows fold at different steps
 
@@ -47,17 +39,7 @@ def make_memory(dtype, device, *, x_dtype=None, wide=torch.float32):
     return [tensor.fill_(torch.nan if tensor.is_floating_point() else 99) for tensor in made]
 
 
-def run(step, memory, weights, dtype, device, **options):
-    """Return the outputs of all tokens, divided by the norm's root as in ``residual_norm_step``."""
-    generator = torch.Generator().manual_seed(1)
-    outputs = []
-    for token in range(LENGTH):
-        projected = torch.randn(ROWS, INNER + CHANNELS + HEADS, generator=generator).to(device=device, dtype=dtype)
-        position = (token - BEGINS).clamp(min=0).to(device)
-        gated, squares = step(projected, weights, *memory, position, **options)
-        assert gated.dtype == dtype
-        outputs.append(gated.to(squares.dtype) * torch.rsqrt(squares.sum(dim=-1, keepdim=True) / INNER + 1e-5))
-    return torch.stack(outputs)
+run = partial(small_mixer.run, tokens=LENGTH)
 
 
 def run_state(dtype, device, weights, wide=torch.float32):

@@ -6,18 +6,8 @@ from torch.testing import assert_close
 
 from aimamba.ops.mixer import step as plain
 from aimamba.ops.mixer.weights import MixerWeights
-from tests.ops.small_mixer import (
-    BEGINS,
-    CHANNELS,
-    CLOSE,
-    HEADS,
-    INNER,
-    ROWS,
-    STATES,
-    TAPS,
-    WIDTH,
-    make_weights,
-)  # fmt: skip
+from tests.ops import small_mixer
+from tests.ops.small_mixer import CHANNELS, CLOSE, HEADS, INNER, ROWS, STATES, TAPS, WIDTH, make_weights
 
 kernels = pytest.importorskip("aimamba.ops.mixer.triton.step", reason="Triton is not installed")
 
@@ -45,16 +35,9 @@ def make_memory(form, dtype, device, x_dtype=None):
 
 
 def run(step, form, weights, dtype, device, x_dtype=None, **options):
-    """Return the outputs of all tokens, divided by the norm's root as in ``residual_norm_step``, and the memory."""
-    generator = torch.Generator().manual_seed(1)
-    memory, outputs = make_memory(form, dtype, device, x_dtype), []
-    for token in range(TOKENS):
-        projected = torch.randn(ROWS, INNER + CHANNELS + HEADS, generator=generator).to(device=device, dtype=dtype)
-        position = (token - BEGINS).clamp(min=0).to(device)
-        gated, squares = step(projected, weights, *memory, position, **options)
-        assert gated.dtype == dtype
-        outputs.append(gated.float() * torch.rsqrt(squares.sum(dim=-1, keepdim=True) / INNER + 1e-5))
-    return torch.stack(outputs), memory
+    """Return the outputs of all tokens and the memory."""
+    memory = make_memory(form, dtype, device, x_dtype)
+    return small_mixer.run(step, memory, weights, dtype, device, tokens=TOKENS, **options), memory
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -106,14 +106,17 @@ def bytes_per_row(model: AiM, form: Form, tokens: int, cache: Cache = "model") -
     x = inner * (1 if cache == "int8" else narrow)
     heads = inner // config.head_width
     token = x + narrow * config.state_size + 2 * 4 * heads
-    first = first_fold(model, cache)
-    if form == "dual" or tokens < first - 1:
+    if form == "dual":
         return (tokens + 1) * token
+    first = first_fold(model, cache)
     begun = tokens >= first
-    cached = (tokens - first) % FOLD_EVERY if begun else tokens
-    full = cached + 1 == (FOLD_EVERY if begun else first)
-    read = (state + 2 * 4 * heads) * begun  # the state, and how far it has decayed
-    return (cached + 1) * token + read + full * (state * (1 + begun) + cached * token)
+    cached, most = ((tokens - first) % FOLD_EVERY, FOLD_EVERY) if begun else (tokens, first)
+    moved = (cached + 1) * token
+    if begun:  # the state, and how far it has decayed
+        moved += state + 2 * 4 * heads
+    if cached + 1 == most:  # what is folded is read again, and the state is written
+        moved += cached * token + (2 if begun else 1) * state
+    return moved
 
 
 def first_fold(model: AiM, cache: Cache = "model") -> int:
