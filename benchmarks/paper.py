@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from aimamba.models import AIM_PRESETS
+from aimamba.ops.triton import unsupported
 from benchmarks import decoding_kernels
 from benchmarks.binaries import Usage, build
 
@@ -57,12 +58,7 @@ class Shape:
         config = AIM_PRESETS[preset]
         self.blocks, self.vocabulary = config.num_blocks, config.vocab_size
         self.B, self.L, self.M = batch, config.num_tokens, batch * config.num_tokens
-        self.D, self.E, self.P, self.N = (
-            config.width,
-            config.inner,
-            config.head_width,
-            config.state_size,
-        )
+        self.D, self.E, self.P, self.N = config.width, config.inner, config.head_width, config.state_size
         self.H, self.C = self.E // self.P, self.E + 2 * self.N
         self.Z = self.E + self.C + self.H
         self.Q, self.T = tokens, -(-self.L // tokens)
@@ -145,16 +141,9 @@ def last_rows(s: Shape, capability: int) -> Iterator[Row]:
 def _norm(s: Shape, capability: int, *, last: bool) -> list[Usage]:
     from aimamba.ops.norm.triton import modulated  # noqa: PLC0415
 
-    launch = modulated.FORWARD
-    sizes = {
-        "D": s.D,
-        "WIDE": _wide(s.D),
-        "TOKENS": launch.tokens,
-        "STAGES": launch.stages,
-        "ADD": True,
-        "BEFORE": last,
-    }
-    return [compiled(modulated._modulated_norm_kernel, sizes, launch.warps, 1, capability)]
+    launch, given = modulated.FORWARD, {"D": s.D, "ADD": True, "BEFORE": last}
+    sizes = {"WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages}
+    return [compiled(modulated._modulated_norm_kernel, given | sizes, launch.warps, 1, capability)]
 
 
 def _norm_backward(s: Shape, capability: int, *, last: bool) -> list[Usage]:
@@ -221,6 +210,8 @@ def main() -> None:
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--only", choices=("training", "decoding"))
     arguments = parser.parse_args()
+    if reason := unsupported():
+        parser.exit(2, f"benchmarks.paper: it compiles kernels with Triton, and {reason}\n")
     if arguments.only != "decoding":
         print_training(arguments)
     if arguments.only != "training":

@@ -1,13 +1,26 @@
 """The kernels on paper: the arithmetic, without compiling them."""
 
+import sys
+
 import pytest
 
-paper = pytest.importorskip("benchmarks.paper")
-pytest.importorskip("triton", reason="Triton is not installed")
+from benchmarks import paper
+
+
+def test_without_triton_it_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(sys, "argv", ["paper"])
+    with pytest.raises(SystemExit) as stop:
+        paper.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    assert "Triton cannot be imported" in said
 
 
 @pytest.fixture
 def rows(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(paper, "compiled", lambda *_: paper.Usage(1, 0, 4))
     shape = paper.Shape("aim-b", 32, 64)
     return shape, [*paper.forward_rows(shape, 90)], [*paper.backward_rows(shape, 90)]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -510,3 +511,21 @@ def test_a_disk_that_does_not_answer_is_not_called_damage(tokenizer, images, tmp
     monkeypatch.setattr(np, "load", load)
     with one_line_error(DataError, "cannot be read .Too many open files"):
         open_codes(tmp_path / "codes")
+
+
+def test_headers_of_shards_are_parsed_one_at_a_time(tokenizer, images, tmp_path, monkeypatch):
+    """Before Python 3.11.9 two parsers at once disturb each other, and a sound shard looked damaged."""
+    encode_to_shards(tokenizer, images, tmp_path / "codes", shard_pictures=1)
+    load, under_way, most = np.load, [], []
+
+    def watched(path, **options):
+        under_way.append(path)
+        most.append(len(under_way))
+        time.sleep(0.01)
+        under_way.remove(path)
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", watched)
+    open_codes(tmp_path / "codes")
+    assert len(most) == 1 + len(images)  # labels and shards
+    assert max(most) == 1

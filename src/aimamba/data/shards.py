@@ -11,6 +11,7 @@ Shape letters: n images, v views of each, L codes of a view.
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,9 @@ from aimamba.models import VQModel
 
 LABELS_FILE = "labels.npy"
 _CHECKED_AT_ONCE = 1 << 28  # bytes
+_PARSING = Lock()
+"""Held while a header is parsed: it is Python source, and before Python 3.11.9 parsers in two threads disturb each
+other (SystemError, https://github.com/python/cpython/issues/106905), so that a sound file would look damaged."""
 
 
 def fingerprint(tokenizer: VQModel) -> str:
@@ -145,7 +149,8 @@ def load_array(path: Path) -> np.ndarray | None:
     if not path.is_file():  # opening a pipe would wait for ever
         return None
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with _PARSING:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except OSError as error:  # too many open files, no permission, a disk that fails: encoding again would not help
