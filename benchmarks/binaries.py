@@ -49,6 +49,7 @@ def build(
     stages: int,
     capability: int,
     divisible: frozenset[str] = frozenset(),
+    registers: int | None = None,
 ) -> Binary:
     """Compile a kernel.
 
@@ -61,6 +62,7 @@ def build(
         stages: See Triton's ``num_stages``.
         capability: The GPU, such as 90 for Hopper.
         divisible: Numbers among the parameters that are multiples of 16.
+        registers: The most that a thread may have; None for no limit.
     """
     import triton  # noqa: PLC0415
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
@@ -78,7 +80,7 @@ def build(
             if kind.startswith("*") or name in divisible
         },
     )
-    options = {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -86,9 +88,9 @@ def build(
         file.flush()
         command = [str(tool), "--dump-resource-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(found[1]) for found in (re.search(r"REG:(\d+)", said), re.search(r"STACK:(\d+)", said)))
-    programs = programs_of(registers, built.metadata.shared, warps)
-    usage = Usage(registers, stack, programs * warps)
+    taken, stack = (int(found[1]) for found in (re.search(r"REG:(\d+)", said), re.search(r"STACK:(\d+)", said)))
+    programs = programs_of(taken, built.metadata.shared, warps)
+    usage = Usage(taken, stack, programs * warps)
     return Binary(usage, built.metadata.shared, built.asm["ttir"], built.asm["ptx"])
 
 

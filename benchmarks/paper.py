@@ -23,8 +23,8 @@ from benchmarks.binaries import Usage, build
 
 NARROW = "projected active tiles y dy dactive dprojected out dout mixed gate scale shift hidden dhidden dmixed dshift"
 NARROW += " dscale dgate logits"
-WIDE = "weight bias dt_bias A_log dt total skip ddt dskip dtiles later earlier sums inverses residual new_residual dnew"
-WIDE += " dresidual dweights dbefores losses before firsts"
+WIDE = "weight bias dt_bias A_log dt total since left skip apart within same dtiles later sums inverses residual"
+WIDE += " new_residual dnew dresidual dweights dbefores losses before firsts"
 WHOLE = "L T M width groups gate_stride scale_stride shift_stride parts"
 _PLAIN = (4, 3)  # warps and stages of kernels that are launched without a choice
 
@@ -65,11 +65,17 @@ class Shape:
         self.pairs = self.B * self.T * (self.T + 1) // 2 * self.Q * self.Q  # of tokens, in tiles that are not skipped
 
 
-def compiled(kernel: Any, sizes: Mapping[str, Any], warps: int, stages: int, capability: int) -> Usage:
+def compiled(
+    kernel: Any, sizes: Mapping[str, Any], warps: int, stages: int, capability: int, registers: int | None = None
+) -> Usage:
     """Compile a kernel for a GPU, without one, and return what its binary takes."""
     types = dict.fromkeys(NARROW.split(), "*bf16") | dict.fromkeys(WIDE.split(), "*fp32")
     types |= dict.fromkeys(WHOLE.split(), "i32") | {"eps": "fp32", "factor": "fp32", "targets": "*i64"}
-    return build(kernel, types, sizes, warps, stages, capability).usage
+    return build(kernel, types, sizes, warps, stages, capability, registers=registers).usage
+
+
+def _launched(kernel: Any, sizes: Mapping[str, Any], launch: Any, capability: int) -> Usage:
+    return compiled(kernel, sizes, launch.warps, launch.stages, capability, launch.registers)
 
 
 def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
@@ -80,8 +86,7 @@ def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
     yield Row("norm between blocks", 12 * s.M * s.D / 1e6, usages=_norm(s, capability, last=False))
     yield _product("in_proj", s.M, s.D, s.Z)
     yield from _again(s, capability)
-    launch = quadratic.LAUNCHES[torch.bfloat16].output
-    scan = compiled(quadratic._output_kernel, _pair_sizes(s), *launch, capability)
+    scan = _launched(quadratic._output_kernel, _pair_sizes(s), quadratic.LAUNCHES[torch.bfloat16].output, capability)
     yield Row("scan", (4 * s.M * s.E + 2 * s.pairs) / 1e6, _of_heads(s), [scan])
     sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.FORWARD.tokens, "STAGES": gated.FORWARD.stages}
     gate = compiled(gated._gated_norm_kernel, sizes, gated.FORWARD.warps, 1, capability)
@@ -102,20 +107,26 @@ def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
     for row in _again(s, capability):
         yield Row(f"{row.name}, again", row.megabytes, row.gigaflop, row.usages)
     launches = quadratic.LAUNCHES[torch.bfloat16]
-    inputs = compiled(quadratic_backward._inputs_kernel, _pair_sizes(s), *launches.inputs, capability)
-    yield Row("scan: inputs", (6 * s.M * s.E + 2 * s.pairs) / 1e6, _of_heads(s), [inputs])
+    inputs = _launched(quadratic_backward._inputs_kernel, _pair_sizes(s), launches.inputs, capability)
+    sums = 8 * s.M * s.H  # two for every token and head
+    yield Row("scan: inputs", (6 * s.M * s.E + 2 * s.pairs + sums) / 1e6, _of_heads(s), [inputs])
     group = max(each for each in range(1, s.H // launches.pair_groups + 1) if s.H % each == 0)
-    spans = 2 * 4 * s.pairs // s.Q * s.H  # two sums for every token of a tile and head
-    similar = 4 * s.pairs * (s.H // group)
-    pairs = compiled(
-        quadratic_backward._pairs_kernel, _pair_sizes(s) | {"WIDE_T": s.T, "GROUP": group}, *launches.pairs, capability
-    )
-    yield Row("scan: pairs", (4 * s.M * s.E + 2 * s.pairs + similar + spans) / 1e6, _of_heads(s), [pairs])
+    gradient = 4 * (s.H // group)  # bytes for each pair
+    sizes, near = _pair_sizes(s) | {"GROUP": group}, s.M * s.Q  # pairs of tokens in one tile
+    within = _launched(quadratic_backward._within_kernel, sizes, launches.within, capability)
+    moved = 4 * s.M * s.E + (2 + gradient) * near + sums
+    yield Row("scan: pairs in a tile", moved / 1e6, _of_heads(s) * near / s.pairs, [within])
+    apart = _launched(quadratic_backward._apart_kernel, sizes | {"WIDE_T": s.T}, launches.apart, capability)
+    far = s.pairs - near
+    later = 4 * far // s.Q * s.H  # a sum for every token, head and earlier tile
+    moved = 4 * s.M * s.E * (s.T - 1) / s.T + (2 + gradient) * far + later
+    yield Row("scan: pairs apart", moved / 1e6, _of_heads(s) * far / s.pairs, [apart])
+    similar = gradient * s.pairs
     shared = compiled(quadratic_backward._projections_kernel, _shared_sizes(s), *_PLAIN, capability)
     yield Row("scan: B and C", (similar + 8 * s.M * s.N) / 1e6, 4 * s.pairs * s.N / 1e9, [shared])
     sizes = {"Z": s.Z, "START": s.Z - s.H, "H": s.H, "Q": s.Q, "WIDE_T": s.T}
     steps = compiled(quadratic_backward._steps_backward_kernel, sizes, 1, 3, capability)
-    yield Row("scan: steps", (spans + 12 * s.M * s.H) / 1e6, usages=[steps])
+    yield Row("scan: steps", (later + 24 * s.M * s.H) / 1e6, usages=[steps])
     launch = causal.BACKWARD
     convolution = compiled(causal._convolution_backward_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
     yield Row("convolution", 6 * s.M * s.C / 1e6, usages=[convolution])
@@ -165,7 +176,7 @@ def _again(s: Shape, capability: int) -> Iterator[Row]:
     launch = causal.FORWARD
     convolution = compiled(causal._convolution_kernel, _conv_sizes(s, launch), launch.warps, 1, capability)
     yield Row("convolution", 4 * s.M * s.C / 1e6, usages=[convolution])
-    sizes = {"Z": s.Z, "START": s.Z - s.H, "H": s.H, "WIDE_H": max(16, _wide(s.H)), "Q": s.Q}
+    sizes = {"Z": s.Z, "START": s.Z - s.H, "H": s.H, "HEADS": quadratic.HEADS, "Q": s.Q}
     usages = [
         compiled(quadratic._steps_kernel, sizes, *_PLAIN, capability),
         compiled(quadratic._similarity_kernel, _shared_sizes(s), *_PLAIN, capability),

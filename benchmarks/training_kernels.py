@@ -25,7 +25,11 @@ _NORMS_BACKWARD = (
     (16, 4, 1), (16, 8, 1), (16, 4, 2), (16, 8, 2), (16, 4, 3), (16, 8, 3), (8, 4, 2), (8, 8, 2), (32, 8, 3),
     (16, 16, 2),
 )  # fmt: skip
-_SCANS = ((64, 4, 1), (64, 4, 2), (64, 4, 3), (64, 8, 1), (64, 8, 2), (32, 4, 2), (32, 2, 2), (32, 4, 3), (128, 8, 2))
+# Tokens, warps, stages and the most registers of a thread.
+_SCANS = (
+    (64, 4, 1, None), (64, 4, 1, 168), (64, 4, 1, 128), (64, 4, 2, None), (64, 4, 2, 168), (64, 4, 2, 128),
+    (64, 8, 1, None), (64, 8, 1, 128), (32, 4, 2, None), (128, 8, 2, None),
+)  # fmt: skip
 
 Timed = tuple[str, object, int, Callable[[], object]]
 """Name of a kernel, its launch layout, the bytes that it reads and writes at least, and a call."""
@@ -98,9 +102,9 @@ def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) ->
         yield "steps", label, 2 * tokens * heads, stepping
         scan = functools.partial(quadratic.ssd_quadratic, active, tiles, steps, skip, inner, launches=launches)
         yield "scan", label, 4 * tokens * inner, scan
-        dactive, ddt = torch.empty_like(active), torch.empty_like(steps.dt)
+        dactive = torch.empty_like(active)
         gradient = functools.partial(
-            quadratic_backward.gradient_of_inputs, dout, active, tiles, steps, skip, dactive, ddt, launches.inputs
+            quadratic_backward.gradient_of_inputs, dout, active, tiles, steps, skip, dactive, launches.inputs
         )
         yield "scan, gradient of inputs", label, 6 * tokens * inner, gradient
         for groups in (2, 4, 8) if layouts else (launches.pair_groups,):
@@ -108,6 +112,11 @@ def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) ->
                 quadratic_backward.gradient_of_pairs, dout, active, tiles, steps, launches._replace(pair_groups=groups)
             )
             yield "scan, gradient of similarities", f"{label}, {groups} groups", 4 * tokens * inner, pairs
+        usual = quadratic.LAUNCHES[DTYPE]
+        for kernel in ("within", "apart") if layouts and launches.tokens == usual.tokens else ():
+            changed = usual._replace(**{kernel: getattr(launches, kernel)})
+            pairs = functools.partial(quadratic_backward.gradient_of_pairs, dout, active, tiles, steps, changed)
+            yield "scan, gradient of similarities", f"{label} for the kernel {kernel}", 4 * tokens * inner, pairs
         yield "scan, backward", label, 6 * tokens * inner, functools.partial(
             quadratic_backward.ssd_quadratic_backward, dout, projected, active, tiles, steps, dt_bias, A_log, skip,
             dprojected, launches=launches,
@@ -116,9 +125,9 @@ def _mixer_calls(model: AiM, batch: int, device: torch.device, layouts: bool) ->
 
 def _scan_launches(quadratic: Any) -> Iterator[Any]:
     """Yield layouts of the scan: one launch for all of its kernels at a time."""
-    for tokens, warps, stages in _SCANS:
-        launch = quadratic.Launch(warps, stages)
-        yield quadratic.Launches(tokens, launch, launch, launch, 4)
+    for tokens, *layout in _SCANS:
+        launch = quadratic.Launch(*layout)
+        yield quadratic.Launches(tokens, launch, launch, launch, launch, 4)
 
 
 def _norm_calls(model: AiM, batch: int, device: torch.device, layouts: bool) -> Iterator[Timed]:

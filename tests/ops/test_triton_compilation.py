@@ -38,7 +38,9 @@ def build(kernel, narrow, wide, sizes, numbers, launch, dtype=""):
     divisible = frozenset(name for name, kind in numbers.items() if kind == "i32:16" and name not in sizes)
     types = {"positions": "*i64"} | dict.fromkeys(narrow.split(), "*bf16") | dict.fromkeys(wide.split(), "*fp32")
     types |= numbers | dict.fromkeys(divisible, "i32")
-    built = binaries.build(kernel, types, sizes, launch.warps, getattr(launch, "stages", 1), CAPABILITY, divisible)
+    layout = launch.warps, getattr(launch, "stages", 1)
+    limit = getattr(launch, "registers", None)
+    built = binaries.build(kernel, types, sizes, *layout, CAPABILITY, divisible, limit)
     assert built.shared <= (227 if CAPABILITY == 90 else 163) * 1024
     overlapping = "griddepcontrol.wait" in built.ptx
     counts = re.findall("(%[^ ]+) = tt.get_num_programs", built.ir)
@@ -103,7 +105,7 @@ for dtype in scan.DTYPES:
 # Training of AiM-XL: 256 tokens.
 inner, heads, width, states, features = 3072, 48, 64, 128, 6448
 narrow = "projected active tiles y dy dactive dprojected out dout"
-wide = "weight bias dt_bias A_log dt total skip ddt dskip dtiles later earlier sums inverses"
+wide = "weight bias dt_bias A_log dt total since left skip apart within same dtiles later sums inverses"
 numbers = dict.fromkeys("L T M width groups".split(), "i32") | {"eps": "fp32"}
 launches = quadratic.LAUNCHES[torch.bfloat16]
 Q = launches.tokens
@@ -113,11 +115,12 @@ steps = {"Z": features, "START": features - heads, "H": heads, "Q": Q}
 plain = scan_forward.Launch(4, 3)  # what kernels without a choice are launched with
 build(quadratic._output_kernel, narrow, wide, pairs, numbers, launches.output)
 build(quadratic_backward._inputs_kernel, narrow, wide, pairs, numbers, launches.inputs)
-group = {"WIDE_T": 256 // Q, "GROUP": heads // launches.pair_groups}
-build(quadratic_backward._pairs_kernel, narrow, wide, pairs | group, numbers, launches.pairs)
+pairs |= {"GROUP": heads // launches.pair_groups}
+build(quadratic_backward._within_kernel, narrow, wide, pairs, numbers, launches.within)
+build(quadratic_backward._apart_kernel, narrow, wide, pairs | {"WIDE_T": 256 // Q}, numbers, launches.apart)
 build(quadratic._similarity_kernel, narrow, wide, shared, numbers, plain)
 build(quadratic_backward._projections_kernel, narrow, wide, shared, numbers, plain)
-build(quadratic._steps_kernel, narrow, wide, steps | {"WIDE_H": 64}, numbers, plain)
+build(quadratic._steps_kernel, narrow, wide, steps | {"HEADS": quadratic.HEADS}, numbers, plain)
 build(quadratic_backward._steps_backward_kernel, narrow, wide, steps | {"WIDE_T": 256 // Q}, numbers, norms.Launch(1))
 for suffix, launch in (("", causal.FORWARD), ("_backward", causal.BACKWARD)):
     kernel = getattr(causal, f"_convolution{suffix}_kernel")
@@ -156,6 +159,7 @@ build(groups._normalise_kernel, "x weight bias out", "moments", sizes | one, num
 
 # Bytes a thread of some kernels keeps in memory, at most, on compute capability 8.0 and 9.0: by Triton 3.6.0 and 3.7.1.
 SPILLED = {
+    "_inputs_kernel": (96, 0),  # its registers are limited so that four programs run on a multiprocessor of Hopper
     # The chunked scan takes a program of 255 registers and more in every layout (4 to 16 warps, chunks of 32 and 64
     # tokens, 16 to 64 channels, its backward pass as one kernel or two). Shorter chunks spill less, but twice the
     # states would be kept for the backward pass. Models take it beyond 1,024 tokens, and never in float32 unasked.
@@ -178,8 +182,8 @@ def test_kernels_compile(tmp_path, capability):
     names += ["_residual_kernel", "_linear_kernel", "_guided_sample_kernel"]
     scan = "_forward_kernel", "_states_kernel", "_chunk_kernel"
     names += [f"{name}:{dtype}" for dtype in ("float32", "bfloat16") for name in scan]
-    names += ["_output_kernel", "_inputs_kernel", "_pairs_kernel", "_similarity_kernel", "_projections_kernel"]
-    names += ["_steps_kernel", "_steps_backward_kernel"]
+    names += ["_output_kernel", "_inputs_kernel", "_within_kernel", "_apart_kernel"]
+    names += ["_similarity_kernel", "_projections_kernel", "_steps_kernel", "_steps_backward_kernel"]
     names += [f"_{name}_{suffix}" for name in ("convolution", "gated_norm") for suffix in ("kernel", "backward_kernel")]
     names += ["_modulated_norm_kernel", "_modulated_norm_backward_kernel", "_modulation_sums_kernel"] * 2
     names += ["_cross_entropy_kernel"]

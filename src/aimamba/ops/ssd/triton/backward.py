@@ -202,7 +202,7 @@ def backward(
     lengths, compiled = (length, chunks), sizes(x, B, chunk)
     _states_kernel[(heads, batch)](
         dt, A, C, dy, dlast if last else unused, after, dfirst if first else unused, *lengths, *C.stride()[:2],
-        *compiled, first, last, num_warps=states_launch.warps, num_stages=states_launch.stages,
+        *compiled, first, last, **states_launch.options(),
     )  # fmt: skip
     group = math.gcd(heads, chunk_launch.heads)
     dx, ddt = torch.empty(x.shape, dtype=x.dtype, device=x.device), wide(dt.shape)

@@ -25,11 +25,19 @@ class Launch(NamedTuple):
 
     Attributes:
         warps: Warps of a program.
-        stages: Pipeline stages of the loop over chunks.
+        stages: Pipeline stages of its loop.
+        registers: The most that a thread may have, for more programs at a time; None for no limit. AMD's compiler takes
+            no limit.
     """
 
     warps: int
     stages: int
+    registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """Return the launch as Triton's arguments."""
+        limit = {} if self.registers is None or torch.version.hip is not None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
 
 # Chosen by the registers of the compiled code, not by measurement. Exact products of float32 cannot use tensor cores,
@@ -185,6 +193,6 @@ def forward(
     _forward_kernel[(heads, batch)](
         x, dt, A, B, C, initial_state if given else last, y, carried, last, length, chunks,
         *x.stride()[:3], *B.stride()[:2], *C.stride()[:2], *sizes(x, B, chunk), given, keep,
-        num_warps=launch.warps, num_stages=launch.stages,
+        **launch.options(),
     )  # fmt: skip
     return y, last, carried
