@@ -78,6 +78,11 @@ def _launched(kernel: Any, sizes: Mapping[str, Any], launch: Any, capability: in
     return compiled(kernel, sizes, launch.warps, launch.stages, capability, launch.registers)
 
 
+def _normed(kernel: Any, sizes: Mapping[str, Any], launch: Any, capability: int) -> Usage:
+    sizes = {**sizes, "TOKENS": launch.tokens, "STAGES": launch.stages}
+    return compiled(kernel, sizes, launch.warps(sizes["WIDE"]), 1, capability, launch.registers)
+
+
 def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
     """Yield the kernels of a block's forward pass."""
     from aimamba.ops.norm.triton import gated  # noqa: PLC0415
@@ -88,8 +93,8 @@ def forward_rows(s: Shape, capability: int) -> Iterator[Row]:
     yield from _again(s, capability)
     scan = _launched(quadratic._output_kernel, _pair_sizes(s), quadratic.LAUNCHES[torch.bfloat16].output, capability)
     yield Row("scan", (4 * s.M * s.E + 2 * s.pairs) / 1e6, _of_heads(s), [scan])
-    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.FORWARD.tokens, "STAGES": gated.FORWARD.stages}
-    gate = compiled(gated._gated_norm_kernel, sizes, gated.FORWARD.warps, 1, capability)
+    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E)}
+    gate = _normed(gated._gated_norm_kernel, sizes, gated.FORWARD, capability)
     yield Row("gated norm", 6 * s.M * s.E / 1e6, usages=[gate])
     yield _product("out_proj", s.M, s.E, s.D)
 
@@ -101,8 +106,8 @@ def backward_rows(s: Shape, capability: int) -> Iterator[Row]:
     from aimamba.ops.ssd.triton import quadratic, quadratic_backward  # noqa: PLC0415
 
     yield Row("norm between blocks", 18 * s.M * s.D / 1e6, usages=_norm_backward(s, capability, last=False))
-    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E), "TOKENS": gated.BACKWARD.tokens, "STAGES": gated.BACKWARD.stages}
-    gate = compiled(gated._gated_norm_backward_kernel, sizes, gated.BACKWARD.warps, 1, capability)
+    sizes = {"Z": s.Z, "E": s.E, "WIDE": _wide(s.E)}
+    gate = _normed(gated._gated_norm_backward_kernel, sizes, gated.BACKWARD, capability)
     yield Row("gated norm", 10 * s.M * s.E / 1e6, usages=[gate])
     for row in _again(s, capability):
         yield Row(f"{row.name}, again", row.megabytes, row.gigaflop, row.usages)
@@ -152,9 +157,8 @@ def last_rows(s: Shape, capability: int) -> Iterator[Row]:
 def _norm(s: Shape, capability: int, *, last: bool) -> list[Usage]:
     from aimamba.ops.norm.triton import modulated  # noqa: PLC0415
 
-    launch, given = modulated.FORWARD, {"D": s.D, "ADD": True, "BEFORE": last}
-    sizes = {"WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages}
-    return [compiled(modulated._modulated_norm_kernel, given | sizes, launch.warps, 1, capability)]
+    sizes = {"D": s.D, "WIDE": _wide(s.D), "ADD": True, "BEFORE": last}
+    return [_normed(modulated._modulated_norm_kernel, sizes, modulated.FORWARD, capability)]
 
 
 def _norm_backward(s: Shape, capability: int, *, last: bool) -> list[Usage]:
@@ -162,8 +166,8 @@ def _norm_backward(s: Shape, capability: int, *, last: bool) -> list[Usage]:
     from aimamba.ops.norm.triton import modulated  # noqa: PLC0415
 
     launch, given = modulated.BACKWARD, {"D": s.D, "ADD": True, "BEFORE": last}
-    sizes = {"WIDE": _wide(s.D), "TOKENS": launch.tokens, "STAGES": launch.stages, "NEW": not last}
-    gradients = compiled(modulated._modulated_norm_backward_kernel, given | sizes, launch.warps, 1, capability)
+    sizes = given | {"WIDE": _wide(s.D), "NEW": not last}
+    gradients = _normed(modulated._modulated_norm_backward_kernel, sizes, launch, capability)
     sizes = {"WIDE_G": s.L // launch.tokens, "COLUMNS": modulated._COLUMNS}
     return [gradients, compiled(modulated._modulation_sums_kernel, given | sizes, 4, 1, capability)]
 

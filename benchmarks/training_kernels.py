@@ -16,14 +16,14 @@ from benchmarks.timing_cuda import copies, microseconds
 DTYPE = torch.bfloat16
 _LOSS_TOKENS = 4096
 
-# Layouts to try: tokens, channels and warps; tokens, warps and stages; tokens, warps and stages.
+# Layouts to try: tokens, channels and warps; tokens, numbers of a thread and stages.
 _CONVOLUTIONS = (
     (32, 256, 1), (32, 128, 1), (32, 256, 2), (64, 128, 1), (16, 128, 1), (64, 256, 2), (32, 64, 1), (16, 256, 2),
 )  # fmt: skip
-_NORMS = ((1, 2, 1), (1, 4, 1), (1, 8, 1), (4, 4, 2), (8, 4, 2), (8, 4, 3), (4, 8, 2), (8, 2, 2), (8, 8, 3))
+_NORMS = ((1, 16, 1), (1, 8, 1), (1, 4, 1), (4, 16, 2), (4, 8, 2), (8, 16, 2), (8, 8, 2), (8, 8, 3), (8, 4, 3))
 _NORMS_BACKWARD = (
-    (16, 4, 1), (16, 8, 1), (16, 4, 2), (16, 8, 2), (16, 4, 3), (16, 8, 3), (8, 4, 2), (8, 8, 2), (32, 8, 3),
-    (16, 16, 2),
+    (16, 16, 1), (16, 8, 1), (16, 4, 1), (16, 16, 2), (16, 8, 2), (16, 4, 2), (16, 16, 3), (16, 8, 3), (16, 4, 3),
+    (8, 8, 2), (32, 4, 3), (16, 16, 3, 128), (16, 4, 3, 64),
 )  # fmt: skip
 # Tokens, warps, stages and the most registers of a thread.
 _SCANS = (

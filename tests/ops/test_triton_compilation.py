@@ -127,10 +127,15 @@ for suffix, launch in (("", causal.FORWARD), ("_backward", causal.BACKWARD)):
     tile = {"TAPS": 4, "TOKENS": launch.tokens, "CHANNELS": launch.channels}
     sizes = {"Z": features, "E": inner, "C": inner + 2 * states}
     build(kernel, narrow, wide, sizes | tile, numbers, launch)
+
+def norm(kernel, sizes, launch):
+    sizes = sizes | {"TOKENS": launch.tokens, "STAGES": launch.stages}
+    launch = scan_forward.Launch(launch.warps(sizes["WIDE"]), 1, launch.registers)
+    build(kernel, narrow, wide, sizes, numbers, launch)
+
 sizes = {"Z": features, "E": inner, "WIDE": 4096}
 for suffix, launch in (("", gated.FORWARD), ("_backward", gated.BACKWARD)):
-    kernel = getattr(gated, f"_gated_norm{suffix}_kernel")
-    build(kernel, narrow, wide, sizes | {"TOKENS": launch.tokens, "STAGES": launch.stages}, numbers, launch)
+    norm(getattr(gated, f"_gated_norm{suffix}_kernel"), sizes, launch)
 narrow = "mixed gate scale shift hidden dhidden dmixed dshift dscale dgate logits"
 wide = "residual new_residual weight before inverses firsts dnew dresidual sums dweights dbefores losses factor"
 numbers = dict.fromkeys("L gate_stride scale_stride shift_stride parts".split(), "i32")
@@ -138,9 +143,7 @@ numbers |= {"eps": "fp32", "factor": "fp32", "targets": "*i64"}
 for before in (False, True):  # between blocks, and after the last one
     for suffix, launch, more in (("", modulated.FORWARD, {}), ("_backward", modulated.BACKWARD, {"NEW": True})):
         sizes = {"D": 1536, "WIDE": 2048, "ADD": True, "BEFORE": before}
-        sizes |= {"TOKENS": launch.tokens, "STAGES": launch.stages}
-        kernel = getattr(modulated, f"_modulated_norm{suffix}_kernel")
-        build(kernel, narrow, wide, sizes | more, numbers, launch)
+        norm(getattr(modulated, f"_modulated_norm{suffix}_kernel"), sizes | more, launch)
     sizes = {"D": 1536, "WIDE_G": 256 // launch.tokens, "COLUMNS": modulated._COLUMNS, "ADD": True, "BEFORE": before}
     build(modulated._modulation_sums_kernel, narrow, wide, sizes, numbers, plain)
 sizes = {"V": 16384, "WIDE": 16384, "LEARNING": True}

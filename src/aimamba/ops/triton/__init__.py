@@ -27,6 +27,14 @@ def unsupported() -> str | None:
 unsupported._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def register_options(most: int | None) -> dict[str, int]:
+    """Return the launch options of a kernel whose threads have at most ``most`` registers, for more programs at a time.
+
+    AMD's compiler takes no limit.
+    """
+    return {} if most is None or torch.version.hip is not None else {"maxnreg": most}
+
+
 @functools.cache
 def _device_overlaps(device: torch.device) -> bool:
     """Whether the device can start a kernel before the previous one ends: NVIDIA's, from Hopper on."""

@@ -6,7 +6,6 @@ multiprocessor, so that one computes while the other reads.
 Shape letters: M tokens, V vocabulary.
 """
 
-import math
 from typing import no_type_check
 
 import torch
@@ -15,10 +14,11 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aimamba.ops.triton.functions import LOG2_E
+
 MOST_CODES = 65536  # in bfloat16 more than 32,768 do not fit into the registers of a program, and some go to memory
 _BYTES_PER_WARP = 2048  # of logits: 64 bytes a thread, which take 64 of its registers
 _MOST_WARPS = 32
-_LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _cross_entropy_kernel(logits, targets, losses, factor, V: tl.constexpr, WIDE
     chosen = tl.load(logits + target, mask=(target >= 0) & (target < V), other=0.0).to(tl.float32)
     values = tl.load(logits + code, mask=inside, other=-float("inf")).to(tl.float32)
     highest = tl.max(values, axis=0)
-    powers = tl.exp2((values - highest) * _LOG2_E)  # fewer instructions than exp, which keeps denormal numbers
+    powers = tl.exp2((values - highest) * LOG2_E)  # fewer instructions than exp, which keeps denormal numbers
     total = tl.sum(powers, axis=0)
     tl.store(losses + token, tl.log(total) + (highest - chosen))
     if LEARNING:

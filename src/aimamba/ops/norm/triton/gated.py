@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aimamba.ops.norm.triton.sequence import Launch
-from aimamba.ops.triton.functions import silu
+from aimamba.ops.triton.functions import sigmoid, silu
 
-FORWARD = Launch(tokens=1, warps=4, stages=1)  # these two as measured on an H200, see docs/log.md
-BACKWARD = Launch(tokens=16, warps=4, stages=3)
+FORWARD = Launch(tokens=1, numbers=16, stages=1)  # these two as measured on an H200, see docs/log.md
+BACKWARD = Launch(tokens=16, numbers=16, stages=3, registers=128)
 
 
 @triton.jit
@@ -57,14 +57,15 @@ def _gated_norm_backward_kernel(
         value = tl.load(y + place * E + column, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(dout + place * E + column, mask=inside, other=0.0).to(tl.float32)
         inverse = tl.load(inverses + place)
-        opening = 1 / (1 + tl.exp(-z))
-        normal = value * z * opening * inverse
+        opening = sigmoid(z)
+        gate = z * opening
+        normal = value * inverse * gate
         total += gradient * normal
         dnormal = gradient * scale
         mean = tl.sum(dnormal * normal, axis=0) / E
         dgated = (dnormal - normal * mean) * inverse
-        tl.store(dy + place * E + column, (dgated * z * opening).to(dy.dtype.element_ty), mask=inside)
-        dz = dgated * value * opening * (1 + z * (1 - opening))
+        tl.store(dy + place * E + column, (dgated * gate).to(dy.dtype.element_ty), mask=inside)
+        dz = dgated * value * (opening + gate * (1 - opening))
         tl.store(dprojected + place * Z + column, dz.to(dprojected.dtype.element_ty), mask=inside)
     tl.store(sums + tl.program_id(0).to(tl.int64) * E + column, total, mask=inside)
 
@@ -86,9 +87,10 @@ def gated_rms_norm(
     """
     batch, length, inner = y.shape
     out, inverses = torch.empty_like(y), torch.empty(batch, length, dtype=torch.float32, device=y.device)
+    wide = triton.next_power_of_2(inner)
     _gated_norm_kernel[(triton.cdiv(batch * length, launch.tokens),)](
         y, projected, weight, out, inverses, eps, batch * length,
-        projected.shape[2], inner, triton.next_power_of_2(inner), launch.tokens, launch.stages, num_warps=launch.warps,
+        projected.shape[2], inner, wide, launch.tokens, launch.stages, **launch.options(wide),
     )  # fmt: skip
     return out, inverses
 
@@ -109,10 +111,10 @@ def gated_rms_norm_backward(
         The gradients of ``y``, in its dtype, and of ``weight``, in float32.
     """
     batch, length, inner = y.shape
-    programs = triton.cdiv(batch * length, launch.tokens)
+    programs, wide = triton.cdiv(batch * length, launch.tokens), triton.next_power_of_2(inner)
     dy, sums = torch.empty_like(y), torch.empty(programs, inner, dtype=torch.float32, device=y.device)
     _gated_norm_backward_kernel[(programs,)](
         dout, y, projected, weight, inverses, dy, dprojected, sums, batch * length,
-        projected.shape[2], inner, triton.next_power_of_2(inner), launch.tokens, launch.stages, num_warps=launch.warps,
+        projected.shape[2], inner, wide, launch.tokens, launch.stages, **launch.options(wide),
     )  # fmt: skip
     return dy, sums.sum(dim=0)

@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from aimamba.ops.norm.triton.sequence import Launch
 
-FORWARD = Launch(tokens=1, warps=4, stages=1)  # these two as measured on an H200, see docs/log.md
-BACKWARD = Launch(tokens=16, warps=8, stages=3)
+FORWARD = Launch(tokens=1, numbers=8, stages=1)  # these two as measured on an H200, see docs/log.md
+BACKWARD = Launch(tokens=16, numbers=4, stages=3)
 _COLUMNS = 128  # of a program that adds up parts
 
 
@@ -196,6 +196,7 @@ def normalise(
     new_residual, hidden, inverses = _results(residual, mixed, before, dtype)
     residual, scale, shift = residual.contiguous(), _rows(scale), _rows(shift)
     batch, length, width = residual.shape
+    wide = triton.next_power_of_2(width)
     add = mixed is not None
     mixed, gate = (mixed.contiguous(), _rows(gate)) if mixed is not None and gate is not None else (residual, shift)
     with torch.cuda.device_of(residual):
@@ -203,8 +204,7 @@ def normalise(
             residual, mixed, gate, weight, scale, shift, weight if before is None else before,
             new_residual, hidden, inverses[0], inverses[-1],
             length, gate.stride(0), scale.stride(0), shift.stride(0), eps,
-            width, triton.next_power_of_2(width), launch.tokens, launch.stages, add, before is not None,
-            num_warps=launch.warps,
+            width, wide, launch.tokens, launch.stages, add, before is not None, **launch.options(wide),
         )  # fmt: skip
     return new_residual, hidden, inverses
 
@@ -230,7 +230,7 @@ def normalise_backward(
     """
     residual, scale, dhidden = residual.contiguous(), _rows(scale), dhidden.contiguous()
     batch, length, width = residual.shape
-    parts = triton.cdiv(length, launch.tokens)
+    parts, wide = triton.cdiv(length, launch.tokens), triton.next_power_of_2(width)
     add = mixed is not None
     unused = residual  # any pointer will do for what is neither read nor written
     dnew = dnew.contiguous() if add and dnew is not None else None
@@ -246,8 +246,8 @@ def normalise_backward(
         _modulated_norm_backward_kernel[(parts, batch)](
             dhidden, unused if dnew is None else dnew, residual, unused if mixed is None else mixed, opening,
             weight, scale, weight if before is None else before, inverses[0], inverses[-1], dresidual, dmixed, sums,
-            length, opening.stride(0), scale.stride(0), width, triton.next_power_of_2(width),
-            launch.tokens, launch.stages, add, dnew is not None, before is not None, num_warps=launch.warps,
+            length, opening.stride(0), scale.stride(0), width, wide,
+            launch.tokens, launch.stages, add, dnew is not None, before is not None, **launch.options(wide),
         )  # fmt: skip
         _modulation_sums_kernel[(triton.cdiv(width, _COLUMNS), batch)](
             sums, weight, scale, dshift, dscale, dgate, dweights[0], dweights[-1], parts, scale.stride(0),

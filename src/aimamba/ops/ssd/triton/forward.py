@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aimamba.ops.ssd import reference
+from aimamba.ops.triton import register_options
 
 LOWEST_LOG_DECAY = tl.constexpr(reference.LOWEST_LOG_DECAY)
 SMALLEST_TILE = 16  # the smallest side of a matrix product
@@ -26,8 +27,7 @@ class Launch(NamedTuple):
     Attributes:
         warps: Warps of a program.
         stages: Pipeline stages of its loop.
-        registers: The most that a thread may have, for more programs at a time; None for no limit. AMD's compiler takes
-            no limit.
+        registers: The most that a thread may have; None for no limit.
     """
 
     warps: int
@@ -35,9 +35,8 @@ class Launch(NamedTuple):
     registers: int | None = None
 
     def options(self) -> dict[str, int]:
-        """Return the launch as Triton's arguments."""
-        limit = {} if self.registers is None or torch.version.hip is not None else {"maxnreg": self.registers}
-        return {"num_warps": self.warps, "num_stages": self.stages} | limit
+        """Return the launch as Triton's options."""
+        return {"num_warps": self.warps, "num_stages": self.stages} | register_options(self.registers)
 
 
 # Chosen by the registers of the compiled code, not by measurement. Exact products of float32 cannot use tensor cores,

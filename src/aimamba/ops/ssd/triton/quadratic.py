@@ -31,12 +31,10 @@ from aimamba.ops.ssd.triton.forward import (
     store_tile,
     tile,
 )
-from aimamba.ops.triton.functions import softplus
+from aimamba.ops.triton.functions import LOG2_E, softplus
 
 HEADS = 16
 """Heads of a program that computes step sizes."""
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Launches(NamedTuple):
@@ -102,7 +100,7 @@ def _steps_kernel(
 @no_type_check
 def decay_within(total, Q: tl.constexpr):
     """Return exp(total_t - total_s) for the tokens s <= t of a tile, and 1 for s > t: (Q, Q)."""
-    scaled = total * _LOG2_E  # fewer instructions than exp, which keeps denormal numbers
+    scaled = total * LOG2_E  # fewer instructions than exp, which keeps denormal numbers
     return tl.exp2(tl.minimum(scaled[:, None] - scaled[None, :], 0.0))
 
 

@@ -31,6 +31,7 @@ from aimamba.ops.ssd.triton.forward import (
     tile,
 )
 from aimamba.ops.ssd.triton.quadratic import LAUNCHES, Launches, Steps, decay_within, load_pair
+from aimamba.ops.triton.functions import sigmoid
 
 
 @triton.jit
@@ -190,7 +191,7 @@ def _steps_backward_kernel(
     cell = (row * L + place) * Z + START + head
     raw = tl.load(projected + cell, mask=place < L, other=0.0).to(tl.float32)
     raw += tl.load(dt_bias + head).to(tl.float32)
-    draw = tl.where(place < L, dstep / (1 + tl.exp(-raw)), 0.0)
+    draw = tl.where(place < L, dstep * sigmoid(raw), 0.0)
     tl.store(dprojected + cell, draw.to(dprojected.dtype.element_ty), mask=place < L)
     sums += (row * T + m) * 3 * H + head
     tl.store(sums, tl.sum(draw, axis=0))
