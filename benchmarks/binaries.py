@@ -18,11 +18,15 @@ class Usage(NamedTuple):
         registers: 32-bit registers of a thread.
         stack: Bytes of a thread's stack, in which the compiler keeps what the registers have no room for.
         warps: Warps that a multiprocessor has room for.
+        instructions: Instructions of the binary.
+        loops: Instructions of each of its loops, in their order.
     """
 
     registers: int
     stack: int
     warps: int
+    instructions: int = 0
+    loops: tuple[int, ...] = ()
 
 
 class Binary(NamedTuple):
@@ -86,12 +90,28 @@ def build(
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
+        command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     taken, stack = (int(found[1]) for found in (re.search(r"REG:(\d+)", said), re.search(r"STACK:(\d+)", said)))
     programs = programs_of(taken, built.metadata.shared, warps)
-    usage = Usage(taken, stack, programs * warps)
+    usage = Usage(taken, stack, programs * warps, *count_instructions(said))
     return Binary(usage, built.metadata.shared, built.asm["ttir"], built.asm["ptx"])
+
+
+def count_instructions(text: str) -> tuple[int, tuple[int, ...]]:
+    """Return the instructions of a disassembled binary, and those of each of its loops.
+
+    A loop is what lies between a branch and an earlier address to which it jumps. Of padding, the branch to itself that
+    ends a binary, nothing is counted.
+    """
+    found = [(int(place, 16), what) for place, what in re.findall(r"/\*([0-9a-f]{4,5})\*/ +([^/]*?) *;", text)]
+    places = [place for place, _ in found]
+    jumps = [(place, re.search(r"\bBRA\b.* 0x([0-9a-f]+)", what)) for place, what in found]
+    spans = [(int(jump[1], 16), place) for place, jump in jumps if jump is not None]
+    loops = [(start, end) for start, end in spans if start < end]
+    whole = next((start for start, end in spans if start == end), None)
+    count = len(places) if whole is None else sum(place < whole for place in places)
+    return count, tuple(sum(start <= place <= end for place in places) for start, end in sorted(loops))
 
 
 def programs_of(registers: int, shared: int, warps: int) -> int:

@@ -1,9 +1,9 @@
-"""The kernels on paper: ``python -m benchmarks.paper`` prints bytes, operations and registers of each.
+"""The kernels on paper: ``python -m benchmarks.paper`` prints bytes, operations and instructions of each.
 
 Needs no GPU. Bytes count every tensor that a kernel reads or writes once; times are the larger of bytes and operations
 over the two rates. Registers, stack and shared memory are those of the binary that Triton compiles, and warps are how
-many of them a multiprocessor has room for. The kernels of a training step come first, and then those of decoding steps
-(``benchmarks.decoding_kernels``).
+many of them a multiprocessor has room for. Of instructions, those of each loop are in brackets. The kernels of a
+training step come first, and then those of decoding steps (``benchmarks.decoding_kernels``).
 
 Shape letters: B batch, L tokens, M = B L, D width, E inner width, H heads, P head width, N state size, C convolved
 channels, Z projected features, Q tokens of a tile, T tiles.
@@ -46,9 +46,10 @@ class Row:
         """Return the row as Markdown."""
         registers = ", ".join(f"{u.registers}" + (f" + {u.stack} B" if u.stack else "") for u in self.usages)
         warps = ", ".join(str(usage.warps) for usage in self.usages)
+        counts = ", ".join(f"{u.instructions}" + "".join(f" ({loop})" for loop in u.loops) for u in self.usages)
         flop = f"{self.gigaflop:.1f}" if self.gigaflop else ""
         spent = f"{self.microseconds(bandwidth, rate):.0f}"
-        return f"| {self.name} | {self.megabytes:.0f} | {flop} | {spent} | {registers} | {warps} |"
+        return f"| {self.name} | {self.megabytes:.0f} | {flop} | {spent} | {registers} | {warps} | {counts} |"
 
 
 class Shape:
@@ -242,7 +243,7 @@ def print_training(arguments: argparse.Namespace) -> None:
 
     shape = Shape(arguments.size, arguments.batch, quadratic.LAUNCHES[torch.bfloat16].tokens)
     rates, step = (arguments.bandwidth, arguments.rate), 0.0
-    print("| kernel | MB | GFLOP | us | registers | warps |\n|---|---:|---:|---:|---:|---:|")
+    print("| kernel | MB | GFLOP | us | registers | warps | instructions |\n|---|---:|---:|---:|---:|---:|---:|")
     parts = (
         ("forward", forward_rows, shape.blocks),
         ("backward", backward_rows, shape.blocks),
@@ -254,7 +255,7 @@ def print_training(arguments: argparse.Namespace) -> None:
             total += row.microseconds(*rates)
             launches += len(row.usages)
             print(row.cells(*rates))
-        print(f"| **{title}**, {launches} kernels of ours | | | **{total:.0f}** | | |")
+        print(f"| **{title}**, {launches} kernels of ours | | | **{total:.0f}** | | | |")
         step += times * total / 1e3
     print(f"\n{shape.blocks} blocks and the end {step:.1f} ms: at most {shape.M / step * 1e3:,.0f} tokens/s, without")
     print("embeddings, modulations, the optimiser and all waiting")

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from benchmarks import paper
+from benchmarks.binaries import count_instructions
 
 
 def test_without_triton_it_says_so_in_one_line(monkeypatch, capsys):
@@ -44,6 +45,21 @@ def test_products_are_two_operations_for_each_weight_and_token_forward_and_four_
     for some, operations in ((forward, 2), (backward, 4)):
         found = sum(row.gigaflop for row in some if "proj" in row.name)
         assert found == pytest.approx(operations * weights * shape.M / 1e9)
+
+
+def test_instructions_are_those_of_the_binary_and_of_its_loops():
+    text = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;          /* 0x00000a0000017a02 */
+                                                                   /* 0x000fe20000000f00 */
+        /*0010*/                   LDG.E R2, desc[UR4][R2.64] ;    /* 0x0000000402027981 */
+        /*0020*/                   FADD R3, R3, R2 ;               /* 0x0000000203037221 */
+        /*0030*/               @P0 BRA 0x10 ;                      /* 0xfffffffc00fc8947 */
+        /*0040*/              @!P0 BRA 0x60 ;                      /* 0xfffffffc00fc8947 */
+        /*0050*/                   EXIT ;                          /* 0x000000000000794d */
+        /*0060*/                   BRA 0x60;                       /* 0xfffffffc00fc7947 */
+        /*0070*/                   NOP;                            /* 0x0000000000007918 */
+    """
+    assert count_instructions(text) == (6, (3,))
 
 
 def test_a_kernel_takes_the_longer_of_its_bytes_and_its_operations():
