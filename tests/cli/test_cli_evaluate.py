@@ -97,7 +97,7 @@ REFUSALS = {
     "--model model --reference avatars-8:held-out:2 --report nine.npz": ["--report", "is a file"],
     "--model model --reference avatars-8:held-out:2 --protocol paper": ["--protocol must be aim-paper, got 'paper'"],
     "--model model --reference avatars-8:held-out:2 --protocol aim-paper": ["needs decode_position_shift 1"],
-    "--model model --reference avatars-8:held-out:2 -n 0": ["-n must be at least 1, got 0"],
+    "--model model --reference avatars-8:held-out:2 -n 0": ["-n must be from 1 to 10,000,000, got 0"],
     "--model model --reference avatars-8:held-out:2 --labels even": ["balanced or random, got 'even'"],
 }
 

@@ -51,6 +51,7 @@ REFUSALS = {
     "--engine cuda-graphs --device cpu": ["cuda-graphs", "the model is on cpu"],
     "-n 0": ["-n must be at least 1, got 0"],
     "-n -3": ["-n must be at least 1, got -3"],
+    "-n 2000001": ["-n 2000001 makes 10,000,005 images", "a folder may have 10,000,000"],
     "--batch-size 0": ["--batch-size must be at least 1, got 0"],
     "--batch-size -2": ["--batch-size must be at least 1, got -2"],
     "--dtype int8": ["dtype 'int8'", "float32, bfloat16, float16, float64"],

@@ -144,8 +144,12 @@ def _write_folder(
 
     from aimamba.cli.output import locked_output, print_line, print_notice
     from aimamba.cli.sample_files import others, plan, shown_names, write_samples, write_settings, write_sheets
+    from aimamba.evaluation.sources import MOST_SAMPLES
 
     wanted = sharing.in_turn(lambda: chosen(arguments.classes, arguments.prompt, pipeline))
+    count = len(wanted) * arguments.n
+    if count > MOST_SAMPLES:
+        raise ConfigError(f"sample: -n {arguments.n} makes {count:,} images; a folder may have {MOST_SAMPLES:,}")
     model = pipeline.record(arguments.model, arguments.tokenizer)
     seeds = range(config.seed, config.seed + arguments.n)
     rows = plan(pipeline, wanted, seeds, config, model, out)
@@ -167,7 +171,7 @@ def _write_folder(
     kept = f" ({there} were there)" if there else ""
     if left := others(out, rows):
         print_notice(f"{out} also holds {counted(left, 'image')} of earlier commands, not on this sheet")
-    print_line(f"{counted(len(wanted) * arguments.n, 'image')} in {out}{kept}, on one sheet: {path}")
+    print_line(f"{counted(count, 'image')} in {out}{kept}, on one sheet: {path}")
 
 
 def _check_seen(out: Path) -> None:

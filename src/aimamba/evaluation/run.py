@@ -19,7 +19,7 @@ from aimamba.evaluation.features import Extractor, open_extractor
 from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.evaluation.metrics import GuidanceMetrics, Metrics
 from aimamba.evaluation.settings import about_images, general_settings
-from aimamba.evaluation.sources import ModelSource, Source, make_labels, open_source, save_source
+from aimamba.evaluation.sources import MOST_SAMPLES, ModelSource, Source, make_labels, open_source, save_source
 from aimamba.evaluation.weights import inception_weights
 from aimamba.generation import SamplingConfig
 from aimamba.pipeline import Pipeline
@@ -93,7 +93,10 @@ class EvaluationRequest:
                 self.count is None or self.count <= protocol.IMAGES,
                 f"--protocol {self.protocol} takes {protocol.IMAGES} samples, fewer for a rehearsal; got {self.count}",
             )
-        check(self.count is None or self.count >= 1, f"-n must be at least 1, got {self.count}")
+        check(
+            self.count is None or 1 <= self.count <= MOST_SAMPLES,
+            f"-n must be from 1 to {MOST_SAMPLES:,}, got {self.count}",
+        )
         check(self.batch_size >= 1, f"--batch-size must be at least 1, got {self.batch_size}")
         for scale in self.sweep or ():
             check(0 <= scale < float("inf"), f"--sweep expects guidance scales of 0 or more, got {scale:g}")

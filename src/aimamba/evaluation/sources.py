@@ -29,6 +29,9 @@ from aimamba.models import AiM, VQModel
 from aimamba.pipeline import Pipeline, Prompt
 from aimamba.sharing import ALONE, Sharing
 
+MOST_SAMPLES = 10_000_000
+"""Samples of a model in one evaluation, or in one folder."""
+
 _SAVED_AT_ONCE = 64  # images
 
 __all__ = ["ModelSource", "Source", "kept_settings", "make_labels", "open_source", "save_source"]
@@ -352,9 +355,9 @@ def make_labels(labelling: str, n: int, classes: int, seed: int = 0) -> Int64[np
         seed: Of the random choice.
 
     Raises:
-        ConfigError: There is no such labelling, or n is below 1.
+        ConfigError: There is no such labelling, or n is below 1 or above ``MOST_SAMPLES``.
     """
-    check(n >= 1, f"-n must be at least 1, got {n}")
+    check(1 <= n <= MOST_SAMPLES, f"-n must be from 1 to {MOST_SAMPLES:,}, got {n}")
     check(labelling in ("balanced", "random"), f"--labels must be balanced or random, got {labelling!r}")
     if labelling == "balanced":
         return np.arange(n, dtype=np.int64) % classes
