@@ -157,6 +157,9 @@ class VQModel(PretrainedModel[VQConfig]):
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
         """Convert images to codes.
 
+        An encoder in half precision, as ``to(torch.bfloat16)`` makes it, gives other codes than that of the checkpoint;
+        ``cast`` leaves it in float32.
+
         Raises:
             ConfigError: A side of the images is not a multiple of the downsampling factor.
             CheckpointError: Latents or codebook contain NaN or infinity, as with damaged weights.
