@@ -6,6 +6,7 @@ type. Errors name the key.
 """
 
 import dataclasses
+import numbers
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -132,6 +133,8 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         item = get_args(hint)[0]
         return tuple(_fit(entry, item, f"{where}[{index}]") for index, entry in enumerate(value))
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float):  # NumPy's
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

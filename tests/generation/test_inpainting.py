@@ -93,7 +93,8 @@ def test_with_many_candidates_it_samples_from_the_posterior(make_aim):
     ("options", "error", "named"),
     [
         ({"method": "smart"}, ConfigError, "method must be one of resample, best, plain, got 'smart'"),
-        ({"candidates": 0}, ConfigError, "candidates must be at least 1, got 0"),
+        ({"candidates": 0}, ConfigError, "candidates must be from 1 to 10,000, got 0"),
+        ({"candidates": 10**11}, ConfigError, "candidates must be from 1 to 10,000, got 100000000000"),
         ({"mask": torch.zeros(3, 9, dtype=torch.bool)}, DataError, "covers no token"),
         ({"mask": torch.ones(3, 8, dtype=torch.bool)}, DataError, "expected a mask of booleans"),
         ({"codes": torch.full((3, 9), 24)}, DataError, "codes outside 0 to 23"),

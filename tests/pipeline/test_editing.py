@@ -7,7 +7,7 @@ import torch
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation import SamplingConfig, generate
 from aimamba.pipeline import Pipeline
-from aimamba.pipeline.drawing import check_whole
+from aimamba.pipeline.drawing import whole
 from refusals import one_line_error
 
 NAMES = ("planets", "sprouts", "Robots", "sea shells", "cats")
@@ -198,7 +198,8 @@ def test_scores_are_the_likelihoods(pipeline, images, codes):
         (lambda p, i: p.inpaint(i, torch.ones(3, 3)), ConfigError, "nothing is kept that would tell the class"),
         (lambda p, i: p.vary(i, 9), ConfigError, "from_token must be from 0 to 8, got 9"),
         (lambda p, i: p.inpaint(i, torch.zeros(3, 3)), DataError, "covers no token"),
-        (lambda p, i: p.interpolate("cats", "planets", 1), ConfigError, "steps must be at least 2"),
+        (lambda p, i: p.interpolate("cats", "planets", 1), ConfigError, "steps must be from 2, for both ends"),
+        (lambda p, i: p.interpolate("cats", "planets", 10**11), ConfigError, "to 1,000,000, got 100000000000"),
         (lambda p, i: p.interpolate("cats", "planets", path="bent"), DataError, "path must be one of linear, sphere"),
         (lambda p, i: list(p.stream(["cats"], every=0)), ConfigError, "every must be at least 1 token, got 0"),
         (lambda p, i: p([{"cats": -1, "planets": 2}]), ConfigError, "weight of class 'cats' in a mixture must be"),
@@ -218,4 +219,4 @@ def test_what_does_not_fit_is_refused(pipeline, images, call, error, named):
 @pytest.mark.parametrize("number", [2.5, "2", None, True])
 def test_numbers_are_whole(number):
     with one_line_error(ConfigError, match="candidates must be a whole number"):
-        check_whole(candidates=number)
+        whole("candidates", number)

@@ -1,6 +1,8 @@
 """From class names to images."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -294,3 +296,37 @@ def test_settings_of_another_type(name, value):
     """Called directly: the annotations that tests enforce would refuse the value first."""
     settings = SimpleNamespace(**(asdict(SamplingConfig()) | {name: value}))
     assert f"number, got {value!r}" in refusal(lambda: SamplingConfig.__post_init__(settings))
+
+
+UNTYPED = """
+import sys
+import numpy as np
+import torch
+from aimamba import Pipeline, SamplingConfig
+from aimamba.errors import AimambaError
+
+pipeline = Pipeline.from_pretrained(sys.argv[1])
+settings = {"seed": 3, "top_k": 5, "temperature": 0.5, "temperature_end": 1.0, "cfg_scale": 1.5, "negative": 2}
+kinds = np.int64, np.int32, np.float32, np.float32, np.float16, np.int64
+given = {name: kind(value) for kind, (name, value) in zip(kinds, settings.items())}
+config = SamplingConfig(**given)
+assert config == SamplingConfig(**settings)
+assert {type(getattr(config, name)) for name in settings} == {int, float}  # which a record in JSON can hold
+wanted = pipeline([1, 4], n=2, config=settings, output_type="numpy")
+for labels in (np.array([1, 4]), torch.tensor([1, 4]), [np.int64(1), 4]):
+    found = pipeline(labels, n=np.int64(2), config=given, batch_size=np.int32(3), output_type="numpy")
+    assert np.array_equal(found, wanted)
+for label in (3, np.int64(3), "cats"):
+    try:
+        pipeline(label)
+    except AimambaError as error:
+        assert str(error).startswith("expected a list of classes, got the single "), error
+"""
+
+
+def test_numbers_of_numpy_and_tensors_are_numbers(pipeline, tmp_path):
+    """In a process of its own: here the types of all arguments are checked."""
+    pipeline.save_pretrained(tmp_path)
+    command = [sys.executable, "-c", UNTYPED, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -201,7 +201,7 @@ def test_a_budget_scales_the_steps_and_their_schedule():
             {"judging": {"scales": [2], "schedules": ["cosine"]}},
             r"schedules\[0\] must be one of .*, got 'cosine'",
         ),
-        ({"judging": {"scales": [-1]}}, "cfg-scale must be 0 or more"),
+        ({"judging": {"scales": [-1]}}, "cfg-scale must be from 0 to 1,000,000"),
         (
             {"judging": {"intervals": [[2.0, 0.5]]}},
             r"judging.intervals holds lists of scale, start and end, as in \[2.0, 0.0, 0.5\]; got \[2.0, 0.5\]",

@@ -103,9 +103,11 @@ def begin(arguments: argparse.Namespace, command: str) -> Begun:
     from aimamba.cli.output import output_folder
     from aimamba.config import check
     from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.pipeline.drawing import MOST_IMAGES
 
     config = sampling_of(arguments, command)
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
+    check(arguments.n <= MOST_IMAGES, f"-n must be at most {MOST_IMAGES:,}, got {arguments.n}")
     check(config.seed + arguments.n <= 1 << 63, f"--seed {config.seed} is too large for -n {arguments.n}")
     resolve_device(arguments.device), resolve_dtype(arguments.dtype)  # a wrong name is reported first
     out = output_folder(arguments.out)

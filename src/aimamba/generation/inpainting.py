@@ -28,6 +28,7 @@ from aimamba.models import AiM
 
 METHODS = ("resample", "best", "plain")
 
+_MOST_CANDIDATES = 10_000
 _FEW = 0.5  # share of the candidates: with a smaller effective number of them, they are resampled
 
 
@@ -167,8 +168,8 @@ def _chosen(
 def _check(model: AiM, method: str, candidates: int, count: int, mask: Tensor) -> None:
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}{suggest(method, METHODS)}")
-    if candidates < 1:
-        raise ConfigError(f"candidates must be at least 1, got {candidates}")
+    if not 1 <= candidates <= _MOST_CANDIDATES:
+        raise ConfigError(f"candidates must be from 1 to {_MOST_CANDIDATES:,}, got {candidates}")
     shape = (count, model.config.num_tokens)
     if tuple(mask.shape) != shape or mask.dtype != torch.bool:
         raise DataError(f"expected a mask of booleans {shape}, got {tuple(mask.shape)} of {mask.dtype}")

@@ -8,6 +8,11 @@ from typing import Literal
 from aimamba.config import check
 from aimamba.seeds import shown
 
+LARGEST_SCALE = 1e6
+"""Of guidance: logits times much more would not fit into float32. Of the power of a schedule as well."""
+
+LARGEST_TOP_K = (1 << 31) - 1
+
 _KINDS = (
     *(
         (name, numbers.Real, "number")
@@ -62,6 +67,8 @@ class SamplingConfig:
             value = getattr(self, name)
             fits = isinstance(value, kind) and not isinstance(value, bool)
             check(fits, "" if fits else f"{name.replace('_', '-')} must be a {words}, got {value!r}")
+            if not isinstance(value, int | float):  # as NumPy's, which records in JSON could not hold
+                object.__setattr__(self, name, int(value) if kind is numbers.Integral else float(value))
         check(
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"temperature must be 0 (always the most likely token) or more, got {self.temperature}",
@@ -72,20 +79,24 @@ class SamplingConfig:
                 number and math.isfinite(self.temperature_end) and self.temperature_end >= 0,
                 f"temperature-end must be a number of 0 or more, got {self.temperature_end!r}",
             )
-        check(self.top_k >= 0, f"top-k must be 0 (all tokens) or more, got {self.top_k}")
+            object.__setattr__(self, "temperature_end", float(self.temperature_end))
+        check(
+            0 <= self.top_k <= LARGEST_TOP_K,
+            f"top-k must be 0 (all tokens) or more, at most {LARGEST_TOP_K:,}, got {shown(self.top_k)}",
+        )
         check(0 < self.top_p <= 1, f"top-p must be in (0, 1], where 1 keeps all tokens, got {self.top_p}")
         check(0 <= self.min_p < 1, f"min-p must be in [0, 1), where 0 keeps all tokens, got {self.min_p}")
         check(
-            math.isfinite(self.cfg_scale) and self.cfg_scale >= 0,
-            f"cfg-scale must be 0 or more, where 1 means no guidance, got {self.cfg_scale}",
+            0 <= self.cfg_scale <= LARGEST_SCALE,
+            f"cfg-scale must be from 0 to {LARGEST_SCALE:,.0f}, where 1 means no guidance, got {self.cfg_scale}",
         )
         check(
             self.cfg_schedule in ("constant", "linear", "power-cosine"),
             f"cfg-schedule must be constant, linear or power-cosine, got {self.cfg_schedule!r}",
         )
         check(
-            math.isfinite(self.cfg_power) and self.cfg_power > 0,
-            f"cfg-power must be above 0, got {self.cfg_power}",
+            0 < self.cfg_power <= LARGEST_SCALE,
+            f"cfg-power must be above 0 and at most {LARGEST_SCALE:,.0f}, got {self.cfg_power}",
         )
         check(
             0 <= self.cfg_start < self.cfg_end <= 1,
@@ -93,8 +104,10 @@ class SamplingConfig:
             f"{self.cfg_start} and {self.cfg_end}",
         )
         if self.negative is not None:
-            fits = isinstance(self.negative, int | str) and not isinstance(self.negative, bool)
+            fits = isinstance(self.negative, numbers.Integral | str) and not isinstance(self.negative, bool)
             check(fits, f"negative must be a class, got {self.negative!r}")
+            if isinstance(self.negative, numbers.Integral):
+                object.__setattr__(self, "negative", int(self.negative))
         check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {shown(self.seed)}")
 
     def without_effect(self) -> dict[str, str]:

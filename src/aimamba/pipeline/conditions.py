@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Conditions:
             ConfigError: There is no such class, the weights of a mixture are not numbers of 0 or more, some above, or
                 the generator takes no prompts.
         """
-        if isinstance(classes, str | Mapping | Prompt):
+        if isinstance(classes, str | Mapping | Prompt | Integral):
             raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
         if any(isinstance(each, Prompt) for each in classes):
             different: list[Class] = []  # a batch often holds one prompt many times

@@ -4,6 +4,7 @@ Shape letters: B images, L tokens of an image, s side of an image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from aimamba.pipeline.images import OutputType, write_images
 from aimamba.pipeline.prompts import Class, Prompt
 from aimamba.pipeline.scoring import Scoring
 
-_MOST_IMAGES = 1_000_000  # of each class or image, in one call
+MOST_IMAGES = 1_000_000  # of each class or image, in one call
 
 Progress = Callable[[int, int], None]
 """Called after every step with the numbers of tokens generated so far and in total."""
@@ -30,15 +31,15 @@ Settings = SamplingConfig | Mapping[str, Any]
 """Settings of sampling, or a mapping of them."""
 
 
-def check_whole(**numbers: object) -> None:
-    """Check that numbers are whole.
+def whole(name: str, number: object) -> int:
+    """Return a whole number, which may be NumPy's, as Python's.
 
     Raises:
-        ConfigError: One is not.
+        ConfigError: It is not whole; the message has ``name``.
     """
-    for name, number in numbers.items():
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise ConfigError(f"{name} must be a whole number, got {number!r:.80}")
+    if not isinstance(number, Integral) or isinstance(number, bool):
+        raise ConfigError(f"{name} must be a whole number, got {number!r:.80}")
+    return int(number)
 
 
 class Preview(NamedTuple):
@@ -68,7 +69,7 @@ class Drawing(Scoring):
         Raises:
             ConfigError: The rows are not some of the grid's.
         """
-        check_whole(keep_rows=keep_rows)
+        keep_rows = whole("keep_rows", keep_rows)
         if not 0 <= keep_rows < self.grid:
             raise ConfigError(f"keep_rows must be from 0 to {self.grid - 1} of {self.grid} rows, got {keep_rows}")
         return self.first_tokens(keep_rows * self.grid)
@@ -115,9 +116,9 @@ class Drawing(Scoring):
         Raises:
             ConfigError: A setting is unknown or out of range, or there are as many settings as neither one nor count.
         """
-        check_whole(n=n)
-        if not 1 <= n <= _MOST_IMAGES:
-            raise ConfigError(f"n must be from 1 to {_MOST_IMAGES:,}, got {n}")
+        n = whole("n", n)
+        if not 1 <= n <= MOST_IMAGES:
+            raise ConfigError(f"n must be from 1 to {MOST_IMAGES:,}, got {n}")
         if not isinstance(config, SamplingConfig | Mapping | Sequence):
             raise ConfigError(f"expected settings of sampling, got {type(config).__name__}")
         several = [config] if isinstance(config, SamplingConfig | Mapping) else list(config)
@@ -137,7 +138,7 @@ class Drawing(Scoring):
             batch_size: Images in a part.
             progress: Called after every step.
         """
-        check_whole(batch_size=batch_size)
+        batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ConfigError(f"batch size must be at least 1, got {batch_size}")
         generated, total = 0, count * self.generator.config.num_tokens

@@ -15,7 +15,7 @@ from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.inpainting import inpaint
 from aimamba.generation.plan import Labels
-from aimamba.pipeline.drawing import Drawing, Preview, Progress, Settings, check_whole
+from aimamba.pipeline.drawing import MOST_IMAGES, Drawing, Preview, Progress, Settings, whole
 from aimamba.pipeline.images import Fit, Images, OutputType, check_choice, read_images, read_masks, write_images
 from aimamba.pipeline.prompts import Class, Prompt
 
@@ -71,8 +71,7 @@ class Editing(Drawing):
             ConfigError: A class or setting is unknown, or a number is out of range.
             DataError: The prefix does not fit.
         """
-        every = self.grid if every is None else every
-        check_whole(every=every)
+        every = self.grid if every is None else whole("every", every)
         if every < 1:
             raise ConfigError(f"every must be at least 1 token, got {every}")
         given = self.labels(list(labels))
@@ -156,7 +155,7 @@ class Editing(Drawing):
             ConfigError: A class or setting is unknown, or a number is out of range.
         """
         length = self.generator.config.num_tokens
-        check_whole(from_token=from_token)
+        from_token = whole("from_token", from_token)
         if not 0 <= from_token < length:
             raise ConfigError(f"from_token must be from 0 to {length - 1}, got {from_token}")
         codes = self.encode(images, fit=fit)
@@ -211,7 +210,7 @@ class Editing(Drawing):
         codes = self.encode(pixels)
         mask = read_masks(masks, len(codes), self.image_size, self.grid)
         configs, seeds = self.each_image(config, len(codes), n)
-        check_whole(candidates=candidates)
+        candidates = whole("candidates", candidates)
         given = self.guess(codes, labels, ~mask).repeat_interleave(n, dim=0)
         many, hidden = codes.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
 
@@ -283,9 +282,9 @@ class Editing(Drawing):
         weights of a step add up to more than 1: a mean of two vectors is shorter than they are.
         """
         check_choice("path", path, _PATHS)
-        check_whole(steps=steps)
-        if steps < 2:
-            raise ConfigError(f"steps must be at least 2, for both ends, got {steps}")
+        steps = whole("steps", steps)
+        if not 2 <= steps <= MOST_IMAGES:
+            raise ConfigError(f"steps must be from 2, for both ends, to {MOST_IMAGES:,}, got {steps}")
         if isinstance(a, Prompt) or isinstance(b, Prompt):
             openings = self.labels([a, b]).cpu().double()  # every vector goes its own way
             ways = [_way(openings[:, token], steps, path) @ openings[:, token] for token in range(openings.shape[1])]

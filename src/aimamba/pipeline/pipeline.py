@@ -19,7 +19,7 @@ from aimamba.generation import SamplingConfig
 from aimamba.models.pretrained import one_dtype
 from aimamba.networks.sentence import MINILM
 from aimamba.pipeline.card import ModelCard, shown_classes, write_card
-from aimamba.pipeline.drawing import Progress, Settings
+from aimamba.pipeline.drawing import Progress, Settings, whole
 from aimamba.pipeline.editing import Editing
 from aimamba.pipeline.habits import after_steps, check_habits, seeds_of, with_habits
 from aimamba.pipeline.images import OutputType, write_images
@@ -235,13 +235,16 @@ class Pipeline(Editing):
             config, n = n, 1
         check_habits(habits, n, output_type)
         config, each = with_habits(config, habits), habits.get("num_images_per_prompt", n)
-        if not isinstance(each, int) or each < 1 or batch_size < 1:
+        each, batch_size = whole("n", each), whole("batch_size", batch_size)
+        if each < 1 or batch_size < 1:
             raise ConfigError(f"expected n and batch size to be at least 1, got n {each}, batch size {batch_size}")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if texts and any(isinstance(label, Prompt) for label in labels):
             raise ConfigError("prompts stand beside classes; give all prompts as prompts, or all as labels")
-        beside: Sequence[Any] = labels or (None,)
-        wanted = self.labels([Prompt(text, label) for text in texts for label in beside] if texts else labels)
+        if texts:
+            beside: Sequence[Any] = list(labels) or [None]
+            labels = [Prompt(text, label) for text in texts for label in beside]
+        wanted = self.labels(labels)
         given = wanted.repeat_interleave(each, dim=0)
         configs, seeds = self.each_image(config, len(wanted), each)
 

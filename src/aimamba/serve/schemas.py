@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aimamba.generation import SamplingConfig
+from aimamba.generation.sampling import LARGEST_SCALE, LARGEST_TOP_K
 
 _LARGEST = (1 << 63) - 1  # of a seed
 
@@ -30,14 +31,14 @@ class Settings(Body):
     temperature_end: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Temperature of the last token; by default as for the first."
     )
-    top_k: int = Field(0, ge=0, lt=1 << 31, description="Sample among the k most likely tokens; 0 for all.")
+    top_k: int = Field(0, ge=0, le=LARGEST_TOP_K, description="Sample among the k most likely tokens; 0 for all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample among the tokens that reach this probability.")
     min_p: float = Field(0.0, ge=0, lt=1, description="Leave out tokens below this share of the likeliest one's.")
-    cfg_scale: float = Field(1.0, ge=0, le=1e6, description="Scale of guidance; 1 means none.")
+    cfg_scale: float = Field(1.0, ge=0, le=LARGEST_SCALE, description="Scale of guidance; 1 means none.")
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = Field(
         "constant", description="Course of the scale from the first token to the last."
     )
-    cfg_power: float = Field(1.0, gt=0, le=1e6, description="The power of power-cosine.")
+    cfg_power: float = Field(1.0, gt=0, le=LARGEST_SCALE, description="The power of power-cosine.")
     cfg_start: float = Field(0.0, ge=0, le=1, description="Where guidance begins, as a share of the tokens.")
     cfg_end: float = Field(1.0, ge=0, le=1, description="Where guidance ends; it must be after cfg_start.")
     negative: Sentence | Label | None = Field(

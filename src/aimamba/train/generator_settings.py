@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aimamba.config import check
+from aimamba.generation.sampling import LARGEST_SCALE, LARGEST_TOP_K
 from aimamba.train.parts import MODULES, Part
 from aimamba.train.random_order import RandomOrder
 from aimamba.train.rear import CodeNoise
@@ -144,8 +145,9 @@ class GeneratorTaskConfig:
         for name in ("token_dropout", "label_smoothing"):
             check(0 <= getattr(self, name) < 1, f"task.{name} must lie in [0, 1), got {getattr(self, name)}")
         check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
-        check(self.sheet_cfg_scale >= 0, f"task.sheet_cfg_scale must not be negative, got {self.sheet_cfg_scale}")
-        check(self.sheet_top_k >= 0, f"task.sheet_top_k must not be negative, got {self.sheet_top_k}")
+        for name, most in (("sheet_cfg_scale", LARGEST_SCALE), ("sheet_top_k", LARGEST_TOP_K)):
+            value = getattr(self, name)
+            check(0 <= value <= most, f"task.{name} must be from 0 to {most:,.0f}, got {value}")
         check(self.lora_rank >= 0, f"task.lora_rank must not be negative, got {self.lora_rank}")
         alpha = self.lora_alpha
         check(alpha is None or 0 < alpha < math.inf, f"task.lora_alpha must be positive, got {alpha}")
