@@ -172,7 +172,10 @@ class TestClasses:
         with pytest.raises(DataError, match=match):
             make(styles=styles)
 
-    @pytest.mark.parametrize("options", [{"size": 7}, {"size": 5000}, {"per_class": 0}, {"split": "all"}])
+    @pytest.mark.parametrize(
+        "options",
+        [{"size": 7}, {"size": 5000}, {"per_class": 0}, {"split": "all"}, {"per_class": 10**11}, {"skip": 2**63}],
+    )
     def test_settings_out_of_range(self, make, options):
         with pytest.raises(ConfigError, match=next(iter(options))):
             make(**options)

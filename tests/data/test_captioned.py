@@ -150,6 +150,8 @@ def test_how_many(splits, cache):
 
 
 def test_refusals(cache):
+    with one_line_error(ConfigError, "per_class must be from 1 to 1,000,000, got 100000000000"):
+        CaptionedAvatars(64, per_class=10**11)
     with one_line_error(ConfigError, "no split 'all'; use one of train, held-out, held-out-pairs"):
         open_source("captioned-avatars-8:all")
     with one_line_error(DataError, "style 'critter' have no captions.*did you mean 'critters'"):

@@ -36,6 +36,8 @@ STYLES = (
 AVATARS_PER_CLASS = {"train": 3000, "held-out": 500}
 """Default number of avatars of each style."""
 
+MOST_PER_CLASS = 1_000_000
+
 PACKAGES = ("dicebear-core", "dicebear-styles", "resvg-py")  # which decide the pixels
 _SMALLEST, _LARGEST = 8, 4096  # pixels; DiceBear draws no larger ones
 
@@ -91,6 +93,8 @@ class Avatars(KeptImages):
         per_class = AVATARS_PER_CLASS[split] if per_class is None else per_class
         check(per_class >= 1, f"per_class must be at least 1, got {per_class}")
         check(skip >= 0, f"skip must not be negative, got {skip}")
+        last = skip + per_class
+        check(last <= MOST_PER_CLASS, f"skip and per_class may be {MOST_PER_CLASS:,} in all, got {last:,}")
         _check_styles(styles)
         self.name = f"avatars-{size}:{split}" if name is None else name
         self.size = size

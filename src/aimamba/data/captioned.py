@@ -14,7 +14,7 @@ from tqdm import tqdm
 from aimamba.config import check
 from aimamba.data.avatar_captions import attributes_of, captions_of, is_held_out, mentions_of, options_of
 from aimamba.data.avatar_words import STYLES
-from aimamba.data.avatars import AVATARS_PER_CLASS, PACKAGES, Avatars
+from aimamba.data.avatars import AVATARS_PER_CLASS, MOST_PER_CLASS, PACKAGES, Avatars
 from aimamba.data.drawing import load_style
 from aimamba.data.images import Images
 from aimamba.data.splits import Split
@@ -71,7 +71,10 @@ class CaptionedAvatars(Images):
             DataError: A style has no captions, or is named twice.
         """
         check(split in SPLITS, f"captioned avatars have no split {split!r}; use one of {', '.join(SPLITS)}")
-        check(per_class is None or per_class >= 1, f"per_class must be at least 1, got {per_class}")
+        check(
+            per_class is None or 1 <= per_class <= MOST_PER_CLASS,
+            f"per_class must be from 1 to {MOST_PER_CLASS:,}, got {per_class}",
+        )
         for style in styles:
             if style not in STYLES:
                 near = suggest(style, STYLES)
