@@ -61,7 +61,7 @@ def test_it_goes_on(here, models, photos, aimamba, light, monkeypatch, command):
 @pytest.mark.parametrize("number", [3, 5])
 def test_several_writers_say_it_once(here, models, aimamba, light, monkeypatch, number):
     """What other threads have written by then stays, and no thread leaves a draft."""
-    monkeypatch.setattr(writer, "cores", lambda: 8)
+    monkeypatch.setattr(writer, "usable_cores", lambda: 8)
     command = ["sample", "--model", models / "pipeline", "-n", "3", "--classes", "planets,1", "--batch-size", "6"]
     assert aimamba(*command, "--out", "whole").status == 0
     with monkeypatch.context() as patch:

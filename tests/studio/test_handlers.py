@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 from contextlib import aclosing
 
 import numpy as np
@@ -35,8 +36,9 @@ EMPTY = write_codes(torch.zeros(9, dtype=torch.long))
 
 
 @pytest.fixture
-def studio(make_service):
-    """Run something with the handlers of a page, while the service runs."""
+def studio(make_service, monkeypatch):
+    """Run something with the handlers of a page, while the service runs and has time for every preview."""
+    monkeypatch.setattr("aimamba.generation.scheduler._MOST_CREDIT", math.inf)
 
     def run(use, **limits):
         async def inside():
