@@ -122,7 +122,7 @@ def test_a_port_that_is_taken_and_other_faults_are_one_line(capsys, tmp_path):
     for arguments, message in (
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1, port 8000"),
         (["--port", "70000"], "--port must be 0 to 65535, got 70000"),
-        (["--images", "0"], "images generated together must be 1 or more, got 0"),
+        (["--images", "0"], "images generated together must be 1 to 4,096, got 0"),
         (["--queue", "10"], "must not be more than the images that may wait"),
         (["--api-key-file", str(tmp_path / "keys")], "there is no key in it"),
         (["--api-key-file", str(tmp_path / "none")], "no such file"),

@@ -225,7 +225,7 @@ def test_jobs_that_do_not_fit_are_refused(model, job, message):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"images": 0}, "images generated together must be 1 or more, got 0"),
+        ({"images": 0}, "images generated together must be 1 to 4,096, got 0"),
         ({"images": 10**11}, "images generated together must be 1 to 4,096, got 100000000000"),
         ({"waiting": 0}, "waiting images must be 1 or more, got 0"),
         ({"images": 4, "reserved": 4}, r"below the images generated together \(4\), got 4"),
