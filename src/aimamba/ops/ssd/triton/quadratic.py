@@ -23,14 +23,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from aimamba.ops.ssd.triton.forward import (
-    LOWEST_LOG_DECAY,
-    Launch,
-    load_tile,
-    product,
-    store_tile,
-    tile,
-)
+from aimamba.ops.ssd.triton.forward import LOWEST_LOG_DECAY, Launch, load_tile, product, store_tile, tile
 from aimamba.ops.triton.functions import LOG2_E, softplus
 
 HEADS = 16

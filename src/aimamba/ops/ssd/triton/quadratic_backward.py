@@ -22,14 +22,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from aimamba.ops.ssd.triton.forward import (
-    LOWEST_LOG_DECAY,
-    Launch,
-    load_tile,
-    product,
-    store_tile,
-    tile,
-)
+from aimamba.ops.ssd.triton.forward import LOWEST_LOG_DECAY, Launch, load_tile, product, store_tile, tile
 from aimamba.ops.ssd.triton.quadratic import LAUNCHES, Launches, Steps, decay_within, load_pair
 from aimamba.ops.triton.functions import sigmoid
 
