@@ -316,6 +316,9 @@ wanted = pipeline([1, 4], n=2, config=settings, output_type="numpy")
 for labels in (np.array([1, 4]), torch.tensor([1, 4]), [np.int64(1), 4]):
     found = pipeline(labels, n=np.int64(2), config=given, batch_size=np.int32(3), output_type="numpy")
     assert np.array_equal(found, wanted)
+for labels in (np.array([1, 4, 1, 4]), torch.tensor([1, 4, 1, 4])):
+    assert torch.equal(pipeline.score(wanted, labels).bits, pipeline.score(wanted, [1, 4, 1, 4]).bits)
+    assert torch.equal(pipeline.score(wanted, labels[0]).bits, pipeline.score(wanted, 1).bits)
 for label in (3, np.int64(3), "cats"):
     try:
         pipeline(label)

@@ -212,7 +212,8 @@ class Pipeline(Editing):
         """Generate ``n`` images of each class or prompt.
 
         Args:
-            labels: Class names or numbers, mixtures such as ``{"planets": 0.7, "clay": 0.3}``, or ``Prompt``.
+            labels: Class names or numbers, mixtures such as ``{"planets": 0.7, "clay": 0.3}``, or ``Prompt``; an array
+                or a tensor of numbers will do.
             prompts: Sentences, for a generator that is trained on captions; with ``labels``, each of them in each of
                 these classes.
             n: Images of each class. Image j of every class has the seed ``config.seed + j``. Settings of sampling may

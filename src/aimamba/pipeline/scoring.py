@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -146,6 +147,8 @@ class Scoring(PipelineCore):
         """
         if labels is None:
             return torch.full((count,), self.generator.condition.null_class)
+        if isinstance(labels, np.ndarray | Tensor) and labels.ndim:
+            labels = labels.tolist()
         several = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if len(several) not in (1, count):
             raise DataError(f"got {len(several)} classes for {count} images; give one for all, or one for each")
