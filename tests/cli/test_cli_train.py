@@ -75,7 +75,7 @@ REFUSALS = {
     "aim.toml --tokenizer VQ --set model.num_classes=9": ["model.num_classes is 2", "says 9"],
     "aim.toml --tokenizer VQ --set task.sheet_top_k=-1": ["task.sheet_top_k must be from 0 to 2,147,483,647, got -1"],
     f"aim.toml --tokenizer VQ --set task.sheet_top_k={2**63}": ["task.sheet_top_k must be from 0 to", "got 922337"],
-    "aim.toml --tokenizer VQ --set task.sheet_cfg_scale=inf": ["task.sheet_cfg_scale must be from 0 to 1,000,000"],
+    "aim.toml --tokenizer VQ --set task.sheet_cfg_scale=1e39": ["task.sheet_cfg_scale must be from 0 to 1,000,000"],
     "aim.toml --tokenizer VQ --set task.label_dropout=2": ["task.label_dropout must lie in [0, 1], got 2"],
 }
 
