@@ -90,7 +90,7 @@ def test_a_tokenizer_without_its_images(planned):
         ),
         (["--gpus", "8", "--memory", "1GB"], "not even one image fits"),
         (["--gpus", "8", "--set", "fit.stepz=3"], "unknown setting 'fit.stepz'"),
-        (["--gpus", "1", "--batch-size", "4611686018427387904"], "a plan takes fit.batch_size up to 1,048,576"),
+        (["--gpus", "1", "--batch-size", "4611686018427387904"], "fit.batch_size must be at most 1,048,576"),
         (["--gpus", "8", "--set", "fit.steps"], "--set expects KEY=VALUE"),
         ([], "the following arguments are required: --gpus"),
     ],

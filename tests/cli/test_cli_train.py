@@ -39,6 +39,8 @@ REFUSALS = {
     "vq.toml --workers 9999": ["data.workers must be at most 256, got 9999"],
     "vq.toml --steps 0": ["fit.steps must be at least 1, got 0"],
     "vq.toml --batch-size -1": ["fit.batch_size must be at least 1, got -1"],
+    f"vq.toml --batch-size {2**62}": ["fit.batch_size must be at most 1,048,576, got 4,611,686,018,427,387,904"],
+    f"aim.toml --tokenizer VQ --set task.sheet_pictures={2**62}": ["task.sheet_pictures must be from 1 to 100, got"],
     "vq.toml --lr 0": ["fit.lr must be positive, got 0"],
     "vq.toml --lr nan": ["fit.lr must be positive, got nan"],
     "vq.toml --seed -1": ["fit.seed must not be negative, got -1"],

@@ -10,7 +10,7 @@ from aimamba.train.parts import MODULES, Part
 from aimamba.train.random_order import RandomOrder
 from aimamba.train.rear import CodeNoise
 
-_MOST_SCALE = 100
+_MOST_SCALE, _MOST_SHOWN = 100, 100
 
 Classes = Literal["match", "extend", "number", "new"]
 
@@ -144,7 +144,8 @@ class GeneratorTaskConfig:
             check(0 <= getattr(self, name) <= 1, f"task.{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("token_dropout", "label_smoothing"):
             check(0 <= getattr(self, name) < 1, f"task.{name} must lie in [0, 1), got {getattr(self, name)}")
-        check(self.sheet_pictures >= 1, f"task.sheet_pictures must be at least 1, got {self.sheet_pictures}")
+        fits = 1 <= self.sheet_pictures <= _MOST_SHOWN
+        check(fits, f"task.sheet_pictures must be from 1 to {_MOST_SHOWN}, got {self.sheet_pictures}")
         for name, most in (("sheet_cfg_scale", LARGEST_SCALE), ("sheet_top_k", LARGEST_TOP_K)):
             value = getattr(self, name)
             check(0 <= value <= most, f"task.{name} must be from 0 to {most:,.0f}, got {value}")

@@ -8,6 +8,8 @@ from aimamba.config import check
 from aimamba.seeds import shown
 from aimamba.train.optim import Schedule
 
+_LARGEST_BATCH = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -72,6 +74,10 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoints"):
             check(getattr(self, name) >= 1, f"fit.{name} must be at least 1, got {getattr(self, name)}")
+        check(
+            self.batch_size <= _LARGEST_BATCH,
+            f"fit.batch_size must be at most {_LARGEST_BATCH:,}, got {self.batch_size:,}",
+        )
         intervals = ("evaluate_every", "sheet_every", "checkpoint_every")
         for name in ("weight_decay", "warmup_steps", "clip_norm", "seed", "patience", *intervals):
             check(getattr(self, name) >= 0, f"fit.{name} must not be negative, got {getattr(self, name)}")

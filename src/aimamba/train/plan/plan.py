@@ -23,7 +23,7 @@ _WIDE, _NARROW = 4, 2  # bytes of a number
 _RESERVED = 1.5 * GIB  # CUDA's context, NCCL's buffers, and the tokenizer that renders the sheets
 _USABLE = 0.96  # of the rest; blocks of freed memory do not always fit what is needed next
 _OF_A_NODE = 8
-_MOST_GPUS, _LARGEST_BATCH = 4096, 1 << 20
+_MOST_GPUS = 4096
 _MOST_AT_ONCE = 1 << 16
 _AGAIN = 4 / 3  # times as many operations where activations are computed again
 
@@ -133,7 +133,6 @@ def make_plan(recipe: Recipe, *, gpus: int, card: Card, shard: int = 1, tokens_p
         f"--tokens-per-second must be positive, got {tokens_per_second}",
     )
     batch = recipe.fit.batch_size
-    check(batch <= _LARGEST_BATCH, f"a plan takes fit.batch_size up to {_LARGEST_BATCH:,}, got {batch:,}")
     check(batch % gpus == 0, f"fit.batch_size must be a multiple of --gpus = {gpus}, got {batch}; change one of them")
     if gpus > 1:
         check_shares(replace(recipe.fit, accumulation=1), gpus)
