@@ -110,6 +110,13 @@ def flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+def pythonic(value: Any) -> Any:
+    """Return a number of another kind, as NumPy's, as Python's, which JSON can hold; everything else as it is."""
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
 def check(holds: bool, message: str) -> None:
     """Raise ``ConfigError(message)`` unless ``holds``; used in the ``__post_init__`` of configs."""
     if not holds:
@@ -133,8 +140,7 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         item = get_args(hint)[0]
         return tuple(_fit(entry, item, f"{where}[{index}]") for index, entry in enumerate(value))
-    if isinstance(value, numbers.Real) and not isinstance(value, int | float):  # NumPy's
-        value = int(value) if isinstance(value, numbers.Integral) else float(value)
+    value = pythonic(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

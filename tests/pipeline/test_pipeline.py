@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from aimamba.data.imagenet import imagenet_class_names
 from aimamba.errors import CheckpointError, ConfigError
 from aimamba.generation import SamplingConfig, generate
-from aimamba.pipeline import Pipeline
+from aimamba.pipeline import Pipeline, Prompt
 from refusals import one_line_error
 
 NAMES = ("planets", "sprouts", "Robots", "sea shells", "cats")
@@ -333,3 +333,19 @@ def test_numbers_of_numpy_and_tensors_are_numbers(pipeline, tmp_path):
     command = [sys.executable, "-c", UNTYPED, str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["temperature", "temperature_end", "cfg_scale", "top_p"])
+def test_numbers_that_are_too_large_for_a_float(name):
+    settings = SimpleNamespace(**(asdict(SamplingConfig()) | {name: 10**5000}))
+    assert "must be a number below 1.8e308" in refusal(lambda: SamplingConfig.__post_init__(settings))
+
+
+def test_many_different_prompts_are_read_once_each(pipeline, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        pipeline, "opening", lambda given: read.append(given) or torch.full((2, 4), float(len(given.text)))
+    )
+    prompts = [Prompt("a"), Prompt("bb", {"cats": 1}), Prompt("a"), Prompt("bb", {"cats": 1}), Prompt("a", "cats")]
+    assert pipeline.labels(prompts)[:, 0, 0].tolist() == [1, 2, 1, 2, 1]
+    assert read == [prompts[0], prompts[1], prompts[4]]

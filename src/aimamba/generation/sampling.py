@@ -1,11 +1,11 @@
 """Settings of sampling, and guidance schedules."""
 
 import math
-import numbers
+import sys
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from aimamba.config import check
+from aimamba.config import check, pythonic
 from aimamba.seeds import shown
 
 LARGEST_SCALE = 1e6
@@ -13,13 +13,8 @@ LARGEST_SCALE = 1e6
 
 LARGEST_TOP_K = (1 << 31) - 1
 
-_KINDS = (
-    *(
-        (name, numbers.Real, "number")
-        for name in ("temperature", "top_p", "min_p", "cfg_scale", "cfg_power", "cfg_start", "cfg_end")
-    ),
-    *((name, numbers.Integral, "whole number") for name in ("top_k", "seed")),
-)
+_NUMBERS = ("temperature", "temperature_end", "top_p", "min_p", "cfg_scale", "cfg_power", "cfg_start", "cfg_end")
+_WHOLE_NUMBERS = ("top_k", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +58,23 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind, words in _KINDS:
-            value = getattr(self, name)
+        for name in (*_NUMBERS, *_WHOLE_NUMBERS, "negative"):
+            object.__setattr__(self, name, pythonic(getattr(self, name)))
+        for name in (*_NUMBERS, *_WHOLE_NUMBERS):
+            value, said = getattr(self, name), name.replace("_", "-")
+            if value is None and name == "temperature_end":
+                continue
+            kind, words = (int, "whole number") if name in _WHOLE_NUMBERS else (int | float, "number")
             fits = isinstance(value, kind) and not isinstance(value, bool)
-            check(fits, "" if fits else f"{name.replace('_', '-')} must be a {words}, got {value!r}")
-            if not isinstance(value, int | float):  # as NumPy's, which records in JSON could not hold
-                object.__setattr__(self, name, int(value) if kind is numbers.Integral else float(value))
+            check(fits, "" if fits else f"{said} must be a {words}, got {value!r}")
+            fits = name in _WHOLE_NUMBERS or isinstance(value, float) or abs(value) <= sys.float_info.max
+            check(fits, f"{said} must be a number below 1.8e308, got one of 309 digits or more")
         check(
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"temperature must be 0 (always the most likely token) or more, got {self.temperature}",
         )
-        if self.temperature_end is not None:
-            number = isinstance(self.temperature_end, numbers.Real) and not isinstance(self.temperature_end, bool)
-            check(
-                number and math.isfinite(self.temperature_end) and self.temperature_end >= 0,
-                f"temperature-end must be a number of 0 or more, got {self.temperature_end!r}",
-            )
-            object.__setattr__(self, "temperature_end", float(self.temperature_end))
+        end = self.temperature_end
+        check(end is None or 0 <= end < math.inf, f"temperature-end must be 0 or more, got {end}")
         check(
             0 <= self.top_k <= LARGEST_TOP_K,
             f"top-k must be 0 (all tokens) or more, at most {LARGEST_TOP_K:,}, got {shown(self.top_k)}",
@@ -104,10 +99,8 @@ class SamplingConfig:
             f"{self.cfg_start} and {self.cfg_end}",
         )
         if self.negative is not None:
-            fits = isinstance(self.negative, numbers.Integral | str) and not isinstance(self.negative, bool)
+            fits = isinstance(self.negative, int | str) and not isinstance(self.negative, bool)
             check(fits, f"negative must be a class, got {self.negative!r}")
-            if isinstance(self.negative, numbers.Integral):
-                object.__setattr__(self, "negative", int(self.negative))
         check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {shown(self.seed)}")
 
     def without_effect(self) -> dict[str, str]:

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _RECENT = 32  # images whose times give the rate
 _AT_ONCE = 4  # images that a CPU decodes together; clients get them, and ask anew, while the others are decoded
-_MOST_IMAGES = 4096  # that are generated together
+_MOST_TOGETHER = 4096  # images of a batch
 _MOST_CREDIT = 1.0  # seconds that previews may take at once; besides, they take as long as steps at most
 
 Decode = Callable[[Int[Tensor, "b l"]], UInt8[Tensor, "b s s 3"]]
@@ -52,8 +52,8 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         check(
-            1 <= self.images <= _MOST_IMAGES,
-            f"images generated together must be 1 to {_MOST_IMAGES:,}, got {self.images}",
+            1 <= self.images <= _MOST_TOGETHER,
+            f"images generated together must be 1 to {_MOST_TOGETHER:,}, got {self.images}",
         )
         check(self.waiting >= 1, f"waiting images must be 1 or more, got {self.waiting}")
         check(

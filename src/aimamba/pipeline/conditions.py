@@ -63,12 +63,9 @@ class Conditions:
         if isinstance(classes, str | Mapping | Prompt | Integral):
             raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
         if any(isinstance(each, Prompt) for each in classes):
-            different: list[Class] = []  # a batch often holds one prompt many times
-            for each in classes:
-                if each not in different:
-                    different.append(each)
-            openings = torch.stack([self.opening(each) for each in different])
-            return openings[[different.index(each) for each in classes]]
+            different = {repr(each): each for each in classes}  # often one many times; a mixture has no hash
+            openings = {key: self.opening(each) for key, each in different.items()}
+            return torch.stack([openings[repr(each)] for each in classes])
         if not any(isinstance(each, Mapping) for each in classes):
             return torch.tensor([self.label(each) for each in classes], dtype=torch.long)  # type: ignore[arg-type]
         return torch.stack([self.weights(each) for each in classes if not isinstance(each, Prompt)])

@@ -4,7 +4,6 @@ Shape letters: B images, L tokens of an image, s side of an image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from aimamba.config import pythonic
 from aimamba.data.png_text import text_in_png
 from aimamba.data.sheets import to_float
 from aimamba.errors import AimambaError, ConfigError
@@ -37,9 +37,10 @@ def whole(name: str, number: object) -> int:
     Raises:
         ConfigError: It is not whole; the message has ``name``.
     """
-    if not isinstance(number, Integral) or isinstance(number, bool):
+    found = pythonic(number)
+    if not isinstance(found, int) or isinstance(found, bool):
         raise ConfigError(f"{name} must be a whole number, got {number!r:.80}")
-    return int(number)
+    return found
 
 
 class Preview(NamedTuple):
