@@ -2,8 +2,7 @@
 
 python docs/figures/training_curves.py docs/models/avatars-64 docs/figures/avatars-64-curves.png
 
-The folder holds the ``metrics.jsonl`` of its runs: ``tokenizer``, ``decoder``, ``tokenizer-details``,
-``decoder-details``, ``generator``, ``generator-fresh`` and ``generator-details``.
+The folder holds the ``metrics.jsonl`` of its runs: ``tokenizer``, ``decoder``, ``generator``, and those that followed.
 """
 
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-INK, FIRST, SECOND, THIRD = "#404040", "#1f6f8b", "#d1495b", "#66a182"
+INK, FIRST, SECOND, THIRD, FOURTH, FIFTH = "#404040", "#1f6f8b", "#d1495b", "#66a182", "#8d6a9f", "#c98b2d"
 
 
 def read(path: Path, split: str, name: str) -> tuple[list[int], list[float]]:
@@ -33,9 +32,12 @@ def main(folder: Path, out: Path) -> None:
         "generator": (FIRST, "30,000 avatars"),
         "generator-fresh": (SECOND, "30,000 others"),
         "generator-details": (THIRD, "60,000, new codes"),
+        "generator-vectors": (FOURTH, "60,000 others"),
+        "generator-split": (FIFTH, "8,192 codes"),
     }
+    further = {"decoder-details": (SECOND, ""), "tokenizer-split": (FIFTH, "8,192 codes"), "decoder-split": (SECOND, "")}
     for panel, name, title, stages in (
-        (panels[0], "psnr", "PSNR, held out (dB)", {**tokenizer, "decoder-details": (SECOND, "")}),
+        (panels[0], "psnr", "PSNR, held out (dB)", tokenizer | further),
         (panels[1], "perceptual", "perceptual distance at 64 pixels", tokenizer),
         (panels[2], "bits_per_token", "generator, bits per token (pale: in training)", generator),
     ):

@@ -17,6 +17,9 @@ _PROBE = 1 << 20  # bytes that are written to find out whether there is room
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 """What the system says where there is no room: of a disk, or of a user's quota."""
 
+LONGEST_NAME = 255 - 34
+"""Bytes of the name of a file that is written atomically: its draft's has a dot at either end and 32 digits more."""
+
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")  # see write_atomically
 _SYSTEMS_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end their messages
 

@@ -9,6 +9,7 @@ from aimamba.pipeline import Pipeline
 
 REFUSALS = {
     "TOK nowhere --out codes": ["nowhere: no such file, folder or named set"],
+    "TOK photos --out photos/codes": ["--out photos/codes lies in a folder of images that the command reads"],
     "TOK photos --out codes --size 18": ["--size must be a multiple of 4, the tokenizer's downsampling; got 18"],
     "TOK photos --out codes --size 0": ["--size", "got 0"],
     "TOK photos --out codes --size 24": ["24 x 20 pixels", "at least 24"],

@@ -92,8 +92,16 @@ REFUSALS = {
         "'1,x'",
     ],
     "--model model --reference avatars-8:held-out:2 --sweep -1": [
-        "--sweep expects guidance scales of 0 or more, got -1"
+        "--sweep expects guidance scales from 0 to 1,000,000, got -1"
     ],
+    "--model model --reference avatars-8:held-out:2 --train none --sweep 1e39": ["from 0 to 1,000,000, got 1e+39"],
+    "--model model --reference avatars-8:held-out:2 --train none -n 3": ["more than 3 images in each set, got 3"],
+    "five.npz --reference three.npz": ["three.npz: precision and recall with 3 neighbours need more than 3", "got 3"],
+    "five.npz --reference avatars-8:held-out:2 --train one.npz": ["one.npz: too few images to measure a set, got 1"],
+    "five.npz --reference avatars-8:held-out:2 --json five.npz": ["--json five.npz: this is what the command reads"],
+    "five.npz --reference avatars-8:held-out:2 --json s.npz --save-npz s.npz": ["--json and --save-npz name the same"],
+    "five.npz --reference images --report images": ["--report images: this is what the command reads"],
+    "labels.npz --reference avatars-8:held-out:2": ["labels.npz: arr_1 holds int64 of shape (3,); expected the class"],
     "--model model --reference avatars-8:held-out:2 --report nine.npz": ["--report", "is a file"],
     "--model model --reference avatars-8:held-out:2 --protocol paper": ["--protocol must be aim-paper, got 'paper'"],
     "--model model --reference avatars-8:held-out:2 --protocol aim-paper": ["needs decode_position_shift 1"],
@@ -107,6 +115,10 @@ def test_refusals(refusal, model, here, command):
     np.savez(here / "floats.npz", arr_0=np.zeros((3, 8, 8, 3), np.float32))
     np.savez(here / "one.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8))
     np.savez(here / "nine.npz", arr_0=np.zeros((5, 9, 9, 3), np.uint8))
+    for name, count in {"three": 3, "five": 5}.items():
+        np.savez(here / f"{name}.npz", arr_0=np.zeros((count, 8, 8, 3), np.uint8))
+    np.savez(here / "labels.npz", arr_0=np.zeros((5, 8, 8, 3), np.uint8), arr_1=np.arange(3))
+    (here / "images").mkdir()
     Avatars(8, "held-out", 2, STYLES)  # cached now so that no bar is shown
     message = refusal("evaluate", *command.split())
     for part in REFUSALS[command]:

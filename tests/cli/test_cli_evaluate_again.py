@@ -86,7 +86,7 @@ def test_several_sets_are_measured_as_one(aimamba, refusal, model, here):
         assert np.array_equal(content["arr_1"], labels)
     assert "a.npz is given twice" in refusal("evaluate", "a.npz", "a.npz", *rest)
     assert "give sets of one size" in refusal("evaluate", "a.npz", "large.npz", *rest)
-    assert "would be replaced" in refusal("evaluate", "a.npz", "b.npz", *rest, "--save-npz", "b.npz")
+    assert "this is what the command reads" in refusal("evaluate", "a.npz", "b.npz", *rest, "--save-npz", "b.npz")
     assert "must end in .npz" in refusal("evaluate", "a.npz", *rest, "--save-npz", "b.zip")
     answer = aimamba("evaluate", "a.npz", "whole.npz", *rest)
     assert answer.status == 0

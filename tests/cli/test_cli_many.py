@@ -125,8 +125,13 @@ def test_devices(monkeypatch):
     assert parse_devices("2,0") == (2, "cuda", "2,0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert parse_devices("2,0") == (2, "cuda", "6,4")
-    for text in ("", "0,0", "a", "cpu:0", "cpu:", "cpu:99999999999", "cuda:1", "-1", "0,"):
+    for text in ("", "0,0", "a", "cpu:0", "cpu:", "cuda:1", "-1", "0,"):
         with one_line_error(ConfigError, "expected all, different numbers as in 0,2, or cpu:2"):
+            parse_devices(text)
+    monkeypatch.setattr("aimamba.cli.many.usable_cores", lambda: 6)
+    assert parse_devices("cpu:12") == (12, "cpu", None)
+    for text in ("cpu:13", "cpu:99999999999"):
+        with one_line_error(ConfigError, f"--devices {text}: at most 12 processes on the CPU of this machine"):
             parse_devices(text)
     with one_line_error(ConfigError, "there is no device 4; this machine has 4 CUDA devices, 0 to 3"):
         parse_devices("1,4")

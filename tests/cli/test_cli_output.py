@@ -1,13 +1,23 @@
 """Folders and file names that commands write."""
 
+import os
 import unicodedata
 from pathlib import Path
 
 import pytest
 
 from aimamba.cli import output
-from aimamba.cli.output import file_name, file_names, output_folder
+from aimamba.cli.output import (
+    file_name,
+    file_names,
+    output_file,
+    output_folder,
+    require_apart,
+    require_kept,
+    write_json,
+)
 from aimamba.errors import ConfigError
+from refusals import one_line_error
 
 
 def test_a_folder_is_checked_but_not_made(here):
@@ -85,3 +95,81 @@ def test_names_are_cut_by_bytes():
     assert one != other
     assert one.encode().decode() == one
     assert file_name("猫" * 300) == "猫" * 60
+
+
+class TestPlaces:
+    """What is written replaces nothing else, and what cannot be written is found before the work."""
+
+    @pytest.fixture
+    def places(self, here):
+        (here / "images").mkdir()
+        for name in ("a.npz", "b.npz", "images/a.png"):
+            (here / name).touch()
+        (here / "link").symlink_to("a.npz")
+        (here / "nowhere").symlink_to("missing/file")
+        os.mkfifo(here / "pipe")
+        return here
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("pipe", "--json pipe is a device or a pipe, but a file is needed"),
+            ("/dev/null", "--json /dev/null is a device or a pipe"),
+            ("/dev/stdout", "is a device or a pipe"),
+            ("/proc/x.json", "is a device or a pipe"),
+            ("nowhere", "there is no folder .*missing; make it first"),
+            ("x" * 222, "the name is too long, at most 221 bytes"),
+            ("ü" * 111, "the name is too long, at most 221 bytes"),
+        ],
+    )
+    def test_places_that_no_file_can_take(self, places, path, message):
+        with one_line_error(ConfigError, message):
+            output_file("--json", Path(path))
+
+    def test_a_link_leads_to_its_file(self, places):
+        assert output_file("--json", Path("link")) == places / "a.npz"
+        name = "x" * 221
+        write_json(output_file("--json", Path(name)), {})
+        assert (places / name).read_text() == "{}\n"
+
+    def test_a_folder_that_may_not_be_written_refuses_its_files(self, places, monkeypatch):
+        monkeypatch.setattr(output.os, "access", lambda path, mode: Path(path) != places)
+        with one_line_error(ConfigError, "--json a.npz: writing is not permitted there"):
+            output_file("--json", Path("a.npz"))  # a draft beside it could not be written
+
+    def test_a_link_to_nothing_is_no_folder(self, places):
+        with one_line_error(ConfigError, "--report nowhere is a link to a place that does not exist"):
+            output_folder(Path("nowhere"), "--report")
+
+    @pytest.mark.parametrize(
+        ("outputs", "read", "message"),
+        [
+            ({"--json": "new", "--save-npz": "new"}, [], "--json and --save-npz name the same file, new"),
+            ({"--json": "./new", "--maps": "images/../new"}, [], "--json and --maps name the same file"),
+            ({"--json": "a.npz"}, ["a.npz"], "--json a.npz: this is what the command reads"),
+            ({"--json": "a.npz"}, ["link"], "--json a.npz: this is what the command reads"),
+            ({"--out": "images"}, ["images:held-out"], "--out images: this is what the command reads"),
+            ({"--report": "images/report"}, ["a.npz", "images"], "--report images/report lies in a folder of images"),
+            ({"--maps": "images/maps.png"}, ["images"], "--maps images/maps.png lies in a folder of images"),
+        ],
+    )
+    def test_outputs_apart_from_what_is_read(self, places, outputs, read, message):
+        with one_line_error(ConfigError, message):
+            require_apart({option: Path(path) for option, path in outputs.items()}, read)
+
+    def test_what_does_not_disturb(self, places):
+        outputs = {"--json": Path("images/scores.json"), "--report": Path("report"), "--plot": None}
+        require_apart(outputs, ["images", "avatars-64:held-out:6", None, "x\0y"])
+        require_apart({"--out": Path(".")}, ["images/a.png"])
+        require_kept(Path("images"), ["sheet.png", "a-seed0.png"], ["images/a.png", "a.npz"])
+        with one_line_error(ConfigError, "--out images: a.png is what the command reads, and would be replaced"):
+            require_kept(Path("images"), ["sheet.png", "a.png"], ["a.npz", "images/a.png"])
+
+
+@pytest.mark.parametrize("arguments", [["--out", ""], ["--out="]])
+def test_an_empty_path_is_not_the_current_folder(aimamba, here, arguments):
+    for command in (["reconstruct", "x.png"], ["sample"], ["complete", "x.png", "--keep-rows", 1]):
+        status, _, err = aimamba(*command, *arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "--out: expected a file or a folder, got nothing" in err
+    assert list(here.iterdir()) == []

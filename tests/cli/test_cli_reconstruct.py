@@ -130,6 +130,19 @@ def test_broken_images(aimamba, refusal, models, photos):
     assert "no images found" in refusal(*command, "--skip-broken")
 
 
+def test_what_is_read_is_not_replaced(refusal, models, photos, here):
+    Image.new("RGB", (16, 16)).save(here / "sheet.png")
+    before = (here / "sheet.png").read_bytes()
+    for image, out, named in (
+        ("sheet.png", ".", "--out .: sheet.png is what the command reads"),
+        (photos / "cats", photos / "cats", "this is what the command reads"),
+        (photos, photos / "cats" / "new", "lies in a folder of images that the command reads"),
+    ):
+        assert named in refusal("reconstruct", image, "--model", models / "tokenizer", "--out", out)
+    assert (here / "sheet.png").read_bytes() == before
+    assert not (photos / "cats" / "new").exists()
+
+
 def test_large_images_have_256_pixels_by_default(aimamba, golden, here):
     Image.new("RGB", (300, 270), "red").save("large.png")
     status, out, _ = aimamba("reconstruct", "large.png", "--model", golden / "adaln")

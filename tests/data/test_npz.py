@@ -108,6 +108,16 @@ def member(header, content=b""):
         ("arr_0", member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (-3, 8, 8, 3)}\n"), "shape"),
         ("arr_0", member(b"{'descr': '|u1', 'fortran_order': False, 'shape': ((((((("), "not a readable"),
         ("arr_0", member(b"(" * 5000), "not a readable"),
+        (
+            "arr_0",
+            member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 8, 8, 3)}\n"),
+            "more than there are",
+        ),
+        (
+            "arr_0",
+            member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 0, 0, 3)}\n"),
+            "expected square images",
+        ),
         ("mu", member(b"{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (1,)}\n", bytes(8)), "numbers"),
         ("mu", member(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n", bytes(8)), "expected numbers"),
         ("mu", member(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}\n", b"\xff" * 8), "not finite"),
@@ -122,6 +132,37 @@ def test_hostile_headers(tmp_path, pixels, name, content, message):
     with one_line_error(DataError, match=message) as caught:
         open_source(str(tmp_path / "s.npz"))
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_false_length_in_the_archive_is_not_believed(tmp_path, method):
+    path, announced = tmp_path / "s.npz", 1000 * 64 * 64 * 3
+    header = member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000, 64, 64, 3)}\n")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("arr_0.npy", header)
+    whole = path.read_bytes()
+    length = len(header).to_bytes(4, "little")
+    place = whole.rindex(length)  # in the directory at the end
+    path.write_bytes(whole[:place] + (announced + len(header)).to_bytes(4, "little") + whole[place + 4 :])
+    with one_line_error(DataError, match="not a readable .npz file .arr_0 announces 12.3 MB, more than there are"):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "held"),
+    [
+        (np.arange(4), r"int64 of shape \(4,\)"),
+        (np.zeros((3, 1), np.int64), r"int64 of shape \(3, 1\)"),
+        (np.array([0.0, np.nan, 1.0]), r"float64 of shape \(3,\)"),
+        (np.array([0, -1, 2]), r"int64 of shape \(3,\) from -1 to 2"),
+        (np.array([0, 1 << 62, 2]), r"int64 of shape \(3,\) from 0 to 4611686018427387904"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, pixels, labels, held):
+    np.savez(tmp_path / "s.npz", arr_0=pixels(3), arr_1=labels)
+    message = f"s.npz: arr_1 holds {held}; expected the class of each of the 3 images, whole numbers"
+    with one_line_error(DataError, match=message):
+        open_source(str(tmp_path / "s.npz"))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -110,6 +110,7 @@ def test_a_path_that_exists_goes_before_a_name(tmp_path):
         ("avatars:train:-1", "got '-1'"),
         ("avatars:train:" + "1" * 5000, "expected a number of images"),
         ("avatars-1" + "9" * 5000, "no such file, folder or named set"),
+        ("gone", "^gone: this is a link to a place that does not exist; give another set$"),
         ("photos:held-out:0", "got '0'"),
         ("photos:train:many", "got 'many'"),
         ("s.npz:held-out", r"a file has no classes or splits to choose from; give s\.npz alone"),
@@ -118,6 +119,7 @@ def test_a_path_that_exists_goes_before_a_name(tmp_path):
     ],
 )
 def test_names_that_are_refused(text, message):
+    Path("gone").symlink_to("nowhere")
     with pytest.raises(DataError, match=message):
         parse_spec(text)
 

@@ -38,9 +38,10 @@ def test_defaults_without_and_with_the_protocol():
         ({"model": "m", "count": 0}, "-n must be from 1 to 10,000,000, got 0"),
         ({"model": "m", "count": 10**11}, "-n must be from 1 to 10,000,000, got 100000000000"),
         ({"model": "m", "batch_size": 0}, "--batch-size must be at least 1, got 0"),
-        ({"model": "m", "sweep": (1.0, -1.0)}, "--sweep expects guidance scales of 0 or more, got -1"),
-        ({"model": "m", "sweep": (float("nan"),)}, "guidance scales of 0 or more, got nan"),
-        ({"model": "m", "sweep": (float("inf"),)}, "guidance scales of 0 or more, got inf"),
+        ({"model": "m", "sweep": (1.0, -1.0)}, "--sweep expects guidance scales from 0 to 1,000,000, got -1"),
+        ({"model": "m", "sweep": (float("nan"),)}, "guidance scales from 0 to 1,000,000, got nan"),
+        ({"model": "m", "sweep": (1.0, 1e39)}, "guidance scales from 0 to 1,000,000, got 1e\\+39"),
+        ({"model": "m", "sweep": (float("inf"),)}, "guidance scales from 0 to 1,000,000, got inf"),
     ],
 )
 def test_refusals(values, message):

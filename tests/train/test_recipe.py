@@ -224,6 +224,8 @@ def test_models_that_recipes_make_are_not_looked_up_on_the_hub(tmp_path, monkeyp
         check_trained(load_recipe("avatars-64-decoder"))
     with one_line_error(CheckpointError, "the tokenizer runs/avatars-64-text-vq does not exist yet: .*--tokenizer"):
         check_trained(load_recipe("avatars-64-text"))
+    with one_line_error(CheckpointError, "the model runs/avatars-64-split does not exist yet: make it first, or give"):
+        check_trained(load_recipe("avatars-64-vq-split"))
     (tmp_path / "runs/avatars-64-vq").mkdir(parents=True)
     check_trained(load_recipe("avatars-64-decoder"))
 

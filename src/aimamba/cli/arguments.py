@@ -26,6 +26,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.register("type", Path, _path)
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parse all arguments; an unknown option is reported first, with a suggestion."""
@@ -42,6 +43,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ``ConfigError`` with the message and a pointer to the help."""
         raise ConfigError(f"{self.prog.partition(' ')[2]}: {message}; see '{self.prog} --help'")
+
+
+def _path(text: str) -> Path:
+    """Return a path; an empty one, as of a shell variable that is not set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a file or a folder, got nothing")
+    return Path(text)
 
 
 def add_placement(parser: Parser) -> None:

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Complete and write."""
     import torch
 
-    begun = begin(arguments, "complete")
+    begun = begin(arguments, "complete", images=arguments.images)
     pipeline, rows = begun.pipeline, arguments.keep_rows
     pixels = torch.cat([read_image(path, pipeline.image_size, arguments.fit) for path in arguments.images])
     codes = pipeline.encode(pixels)

@@ -93,14 +93,28 @@ class Begun(NamedTuple):
     out: Path
 
 
-def begin(arguments: argparse.Namespace, command: str) -> Begun:
+def begin(
+    arguments: argparse.Namespace,
+    command: str,
+    *,
+    images: Sequence[Path] = (),
+    beside: Sequence[Path] = (),
+    each: int = 1,
+) -> Begun:
     """Check the options of ``add_drawing`` and load the model.
 
+    Args:
+        arguments: Those of the command.
+        command: Its name.
+        images: The image files that it works on.
+        beside: Other files that it reads.
+        each: How many images ``-n`` counts as one.
+
     Raises:
-        ConfigError: An option is out of range.
+        ConfigError: An option is out of range, or a file that is read would be replaced.
         CheckpointError: The model is missing or damaged.
     """
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import file_names, output_folder, require_kept
     from aimamba.config import check
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.pipeline.drawing import MOST_IMAGES
@@ -108,13 +122,23 @@ def begin(arguments: argparse.Namespace, command: str) -> Begun:
     config = sampling_of(arguments, command)
     require_positive(n=arguments.n, batch_size=arguments.batch_size)
     check(arguments.n <= MOST_IMAGES, f"-n must be at most {MOST_IMAGES:,}, got {arguments.n}")
+    count = arguments.n * max(1, len(images)) * each
+    check(count <= MOST_IMAGES, f"-n {arguments.n} makes {count:,} images, and at most {MOST_IMAGES:,} can be made")
     check(config.seed + arguments.n <= 1 << 63, f"--seed {config.seed} is too large for -n {arguments.n}")
     resolve_device(arguments.device), resolve_dtype(arguments.dtype)  # a wrong name is reported first
     out = output_folder(arguments.out)
+    stems, seeds = file_names([path.stem for path in images]), range(config.seed, config.seed + arguments.n)
+    made = (_file_of(stem, seed) for stem in stems for seed in seeds)
+    require_kept(out, ("sheet.png", *made) if images else (), [*images, *beside])
     pipeline = load_pipeline(arguments)
     config = pipeline.settings(config)
     pipeline.prepare()  # reports an unsupported engine before anything is written
     return Begun(pipeline, config, pipeline.record(arguments.model, arguments.tokenizer), out)
+
+
+def _file_of(stem: str, seed: int) -> str:
+    """Return the name of the file of what was made of an image."""
+    return f"{stem}-seed{seed}.png"
 
 
 def read_image(path: Path, size: int, fit: "Fit") -> "Tensor":
@@ -228,7 +252,7 @@ def write_edits(begun: Begun, command: str, edits: Edits, shown: str, title: str
         digest = hashlib.sha256(json.dumps(edits.codes[index].tolist()).encode()).hexdigest()
         about = {"image": edits.paths[index].name, "image_codes": digest, **edits.about[index]}
         drawn += [
-            Drawn(f"{name}-seed{seed}.png", image, label, seed, about, prompt)
+            Drawn(_file_of(name, seed), image, label, seed, about, prompt)
             for seed, image in zip(seeds, images, strict=True)
         ]
         rows.append([before[index], kept[index], *images])

@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Encode both splits."""
-    from aimamba.cli.output import output_folder
+    from aimamba.cli.output import output_folder, require_apart
     from aimamba.data.codes import view_names
     from aimamba.devices import resolve_dtype
     from aimamba.distributed import find_place, one_voice
@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         require_positive(size=size)
         resolve_dtype(arguments.dtype)
         out = output_folder(arguments.out)
+        require_apart({"--out": out}, [arguments.images])
     stopped = f"stopped; the same command goes on with what is finished in {out}"
     try:
         with crew(arguments, f"the same command goes on with what is finished in {out}") as sharing:

@@ -30,7 +30,7 @@ from aimamba.cli.arguments import (
 from aimamba.cli.kept import kept_samples
 from aimamba.cli.many import add_devices, crew, started
 from aimamba.data import spec
-from aimamba.errors import ConfigError, Faults
+from aimamba.errors import Faults
 
 if TYPE_CHECKING:
     from aimamba.evaluation.run import Evaluation, EvaluationRequest
@@ -74,7 +74,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print and write."""
-    from aimamba.cli.output import locked_parts, output_file, output_folder
+    from aimamba.cli.output import locked_parts, output_file, output_folder, require_apart
     from aimamba.devices import resolve_device
     from aimamba.distributed import find_place, one_voice
     from aimamba.evaluation.run import evaluate
@@ -85,7 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
         request = _request(arguments)
         file = output_file("--json", arguments.json)
         folder = None if arguments.report is None else output_folder(arguments.report, "--report")
-        saved = _npz_file(arguments)
+        saved = output_file("--save-npz", arguments.save_npz, suffix=".npz")
+        written = {"--json": file, "--report": folder, "--save-npz": saved}
+        require_apart(written, (*arguments.samples, arguments.reference, arguments.train))
     with crew(arguments, "the same command goes on with the samples that are finished") as sharing:
         device, faults = resolve_device(arguments.device), Faults()
         pipeline = sharing.in_turn(lambda: _load(arguments, request, saved, faults, sharing))
@@ -187,19 +189,6 @@ def _print(
         print_line(f"samples: {saved}")
     if folder is not None:
         print_line(f"report: {folder / 'index.html'}")
-
-
-def _npz_file(arguments: argparse.Namespace) -> Path | None:
-    """Check ``--save-npz``; nothing is written yet."""
-    from aimamba.cli.output import output_file
-
-    file = output_file("--save-npz", arguments.save_npz, suffix=".npz")
-    if file is None:
-        return None
-    for name in (*arguments.samples, arguments.reference, arguments.train):
-        if name is not None and file.exists() and Path(name).exists() and file.samefile(name):
-            raise ConfigError(f"--save-npz {file}: this is one of the sets to measure, and would be replaced")
-    return file
 
 
 def _broken(evaluation: "Evaluation") -> list[tuple[str, int]]:

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print and write."""
     import hashlib
 
-    from aimamba.cli.output import output_file, print_line, print_table, require_space, write_json
+    from aimamba.cli.output import output_file, print_line, print_table, require_apart, require_space, write_json
     from aimamba.devices import resolve_device
     from aimamba.evaluation.text import TextRequest, check_takes_captions, evaluate_text
     from aimamba.evaluation.text_metrics import figure
@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     names = request.set_names  # a wrong one is reported before the model is loaded
     file, plot = output_file("--json", arguments.json), output_file("--plot", arguments.plot, suffix=".svg")
+    require_apart({"--json": file, "--plot": plot}, [arguments.images])
     device = resolve_device(arguments.device)
     pipeline = load_pipeline(arguments)
     check_takes_captions(pipeline, request.model)

@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Reconstruct, compare, print."""
-    from aimamba.cli.output import output_file, print_table, write_json
+    from aimamba.cli.output import output_file, print_table, require_apart, write_json
     from aimamba.devices import resolve_device
     from aimamba.evaluation.features import open_extractor
     from aimamba.evaluation.image_size import default_size
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
+    require_apart({"--json": file}, [arguments.images])
     model, checkpoint = load_tokenizer(arguments, "give its tokenizer as MODEL")
     side = None
     if arguments.size is None and checkpoint is not None:

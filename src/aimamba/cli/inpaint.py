@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.pipeline.images import read_masks
 
     require_positive(candidates=arguments.candidates)
-    begun = begin(arguments, "inpaint")
+    begun = begin(arguments, "inpaint", images=arguments.images, beside=[arguments.mask])
     pipeline = begun.pipeline
     pixels = torch.cat([read_image(path, pipeline.image_size, arguments.fit) for path in arguments.images])
     mask_file = open_image(expand_home(arguments.mask))

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.cli.output import file_name
     from aimamba.pipeline import Prompt
 
-    begun = begin(arguments, "interpolate")
+    begun = begin(arguments, "interpolate", each=max(1, arguments.steps))
     pipeline, steps = begun.pipeline, arguments.steps
     ends = arguments.start, arguments.end
     if arguments.prompts:

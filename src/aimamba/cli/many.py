@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _TIMEOUT = 25.0  # seconds without a sign of life after which a process counts as lost
 _LAUNCHED = "AIMAMBA_LAUNCHED"  # set for processes that --devices has started
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
-_MOST = 1024  # processes on one machine
+_ALWAYS = 8  # processes on the CPU that are started anywhere
+_ON_A_CORE = 2  # on a machine with more cores
 
 
 def add_devices(parser: Parser) -> None:
@@ -92,7 +93,10 @@ def parse_devices(text: str) -> tuple[int, str, str | None]:
     import torch
 
     cpu, _, number = text.partition(":")
-    if cpu == "cpu" and number.isascii() and number.isdecimal() and 1 <= int(number[:9]) <= _MOST:
+    if cpu == "cpu" and number.isascii() and number.isdecimal() and int(number[:9]) >= 1:
+        most = max(_ALWAYS, _ON_A_CORE * usable_cores())
+        if int(number[:9]) > most:
+            raise ConfigError(f"--devices {text[:20]}: at most {most} processes on the CPU of this machine")
         return int(number), "cpu", None
     there = torch.cuda.device_count()
     listed = f"this machine has {there} CUDA devices" + (f", 0 to {there - 1}" if there else "")

@@ -6,18 +6,20 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from aimamba.data.class_names import normalise
 from aimamba.errors import ConfigError, printable
-from aimamba.files import amount, expand_home, write_atomically
+from aimamba.files import LONGEST_NAME, amount, expand_home, write_atomically
 
 _LONGEST_NAME = 60  # characters
 _LONGEST_BYTES = 180  # with numbers, a seed and a suffix below the 255 bytes of common file systems
 _LONGEST_TEXT = 1000  # characters that are looked at
+_SPECIAL = (("dev",), ("proc",), ("sys",))  # folders of devices
+_NO_IMAGES = (".json", ".npz")  # which can lie among images
 
 
 def output_folder(path: Path, option: str = "--out") -> Path:
@@ -34,6 +36,8 @@ def output_folder(path: Path, option: str = "--out") -> Path:
         ConfigError: A file is in the way, or writing is not permitted.
     """
     path = expand_home(path)
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{option} {path} is a link to a place that does not exist; give another {option}")
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise ConfigError(f"{option} {path}: {nearest} is a file, but a folder is needed; give another {option}")
@@ -43,7 +47,7 @@ def output_folder(path: Path, option: str = "--out") -> Path:
 
 
 def output_file(option: str, path: Path | None, *, suffix: str = "") -> Path | None:
-    """Check that a file can be written; nothing is written yet.
+    """Check that a file can be written; nothing is written yet. Of a link it is the file that it leads to.
 
     Args:
         option: The option that named it, for the message.
@@ -54,20 +58,74 @@ def output_file(option: str, path: Path | None, *, suffix: str = "") -> Path | N
         The path, with a leading ``~`` expanded, or None.
 
     Raises:
-        ConfigError: Its name is another, its folder is missing, the path is a folder, or writing is not permitted.
+        ConfigError: Its name is another or too long, its folder is missing, the path is a folder, a device or a pipe,
+            or writing is not permitted.
     """
     if path is None:
         return None
     path = expand_home(path)
+    special = path.absolute().parts[1:2] in _SPECIAL
+    path = path.resolve() if path.is_symlink() else path
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder, but a file is needed; give a name inside it")
     if suffix and path.suffix != suffix:
         raise ConfigError(f"{option} {path}: the name must end in {suffix}, since that is what is written")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+    if special or path.absolute().parts[1:2] in _SPECIAL or (path.exists() and not path.is_file()):
+        raise ConfigError(f"{option} {path} is a device or a pipe, but a file is needed; give another name")
+    if len(path.name.encode(errors="surrogateescape")) > LONGEST_NAME:
+        raise ConfigError(f"{option} {path}: the name is too long, at most {LONGEST_NAME} bytes")
+    parent = path.absolute().parent  # in which a draft is written first
+    if not os.access(parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ConfigError(f"{option} {path}: writing is not permitted there; give another file")
     return path
+
+
+def require_apart(outputs: Mapping[str, Path | None], read: Iterable[str | Path | None]) -> None:
+    """Check that what a command writes replaces neither what it reads nor one another, and mixes with no images.
+
+    Args:
+        outputs: Files and folders that it writes, by their options; None for what is not written.
+        read: Files, folders and names of sets that it reads.
+
+    Raises:
+        ConfigError: One does.
+    """
+    options: dict[Path, str] = {}
+    names = {str(name) for name in read if name is not None}
+    paths = {expand_home(text) for name in names for text in (name, name.partition(":")[0]) if text}
+    sources = {path.resolve() for path in paths if path.exists()}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        place = path.resolve()
+        if place in options:
+            raise ConfigError(f"{options[place]} and {option} name the same file, {path}; give two names")
+        options[place] = option
+        if place in sources:
+            raise ConfigError(f"{option} {path}: this is what the command reads; give another place")
+        mixed = place.suffix not in _NO_IMAGES and any(parent in sources for parent in place.parents)
+        if mixed:
+            raise ConfigError(f"{option} {path} lies in a folder of images that the command reads; give another place")
+
+
+def require_kept(folder: Path, names: Iterable[str], read: Iterable[str | Path]) -> None:
+    """Check that files that a command writes into a folder replace none that it reads.
+
+    Args:
+        folder: The folder; it may be missing.
+        names: Names of the files.
+        read: Files that it reads.
+
+    Raises:
+        ConfigError: One is among them.
+    """
+    place = folder.resolve()
+    kept = {path.name for path in (expand_home(path).resolve() for path in read) if path.parent == place}
+    for name in names:
+        if name in kept:
+            raise ConfigError(f"--out {folder}: {name} is what the command reads, and would be replaced; give another")
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from aimamba.cli.output import file_name, output_folder, print_line, print_notice
+    from aimamba.cli.output import output_folder, print_line, print_notice, require_apart, require_kept
     from aimamba.data.sheets import page_of
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.errors import DataError, counted
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         require_positive(size=arguments.size)
     device, _ = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out = output_folder(arguments.out)
+    require_apart({"--out": out}, arguments.images)
+    require_kept(out, ["sheet.png", *(_name(*each) for each in enumerate(arguments.images))], arguments.images)
     for text in arguments.images:
         spec.parse_spec(text)  # a wrong name is reported before the model is loaded
     model, checkpoint = load_tokenizer(arguments, "give its tokenizer as --model")
@@ -87,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     with closing(found):  # ends its bar before an error is printed
         for number, (name, original, reconstruction, psnr, lpips) in enumerate(found):
             pair = Image.fromarray(np.concatenate([original, reconstruction], axis=1))
-            _save(out / f"{number:04d}-{file_name(str(Path(name).with_suffix('')))}.png", pair)
+            _save(out / _name(number, name), pair)
             size = len(original)
             ratios.append(psnr)
             distances += [] if lpips is None else [lpips]
@@ -106,6 +108,13 @@ def run(arguments: argparse.Namespace) -> None:
     means = f"mean PSNR {sum(ratios) / len(ratios):.2f} dB"
     means += f", LPIPS {sum(distances) / len(distances):.4f}" if distances else ""
     print_line(f"{counted(len(ratios), 'image')} at {size} px, {means}: {out / 'sheet.png'}")
+
+
+def _name(number: int, image: str) -> str:
+    """Return the name of the file of an image and its reconstruction."""
+    from aimamba.cli.output import file_name
+
+    return f"{number:04d}-{file_name(str(Path(image).with_suffix('')))}.png"
 
 
 def _save(path: Path, image: "Image.Image") -> None:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from aimamba.cli.output import output_file, print_line, print_table, write_json
+    from aimamba.cli.output import output_file, print_line, print_table, require_apart, write_json
     from aimamba.data.sets import open_source
     from aimamba.errors import DataError, counted
 
@@ -48,10 +48,13 @@ def run(arguments: argparse.Namespace) -> None:
     spec.parse_spec(arguments.images)  # a wrong name is reported before the model is loaded
     maps = output_file("--maps", arguments.maps, suffix=".png")
     file = output_file("--json", arguments.json)
+    require_apart({"--maps": maps, "--json": file}, [arguments.images])
     pipeline = load_pipeline(arguments)
     given, size = given_of(arguments, pipeline), pipeline.image_size
     images = open_source(arguments.images, default_size=size, progress=True)
-    if images.size != size or len(images) == 0:
+    if len(images) == 0:
+        raise DataError(f"{arguments.images}: there is no image to score")
+    if images.size != size:
         raise DataError(
             f"{arguments.images}: {counted(len(images), 'image')} of {images.size} pixels, and the model's have {size}"
         )

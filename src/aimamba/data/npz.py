@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from aimamba.data.images import Images, split
-from aimamba.errors import DataError
-from aimamba.files import write_atomically
+from aimamba.errors import DataError, counted
+from aimamba.files import amount, write_atomically
 
 _IMAGES, _LABELS = "arr_0", "arr_1"
 _DAMAGED = (
@@ -33,6 +33,8 @@ and damaged it raises whatever Python's parser does; bzip2's errors are OSError.
 
 _SKIPPED_AT_ONCE = 64  # images
 _LARGEST_LABELS = 1 << 30  # bytes
+_MOST_CLASSES = 1 << 20
+_SMALLEST_SHARE = 1 / 1032  # of its length, to which deflate compresses a file at best
 _LARGEST_STATISTICS = 1 << 29  # bytes; 2,048 features squared are 34 MB
 
 
@@ -86,7 +88,8 @@ class NpzImages(Images):
         except _DAMAGED as error:
             detail = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"{self.name}: not a readable .npz file ({detail}); fetch or write it again") from error
-        if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+        sides = shape[1:3] if _IMAGES in keys else (1, 1)
+        if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or 0 in sides:
             raise DataError(
                 f"{self.name}: arr_0 holds {dtype} of shape {shape}; expected square images as uint8 (n, s, s, 3)"
             )
@@ -95,9 +98,18 @@ class NpzImages(Images):
                 f"{self.name}: holds {', '.join(sorted(keys)) or 'no array'}; expected arr_0, or mu and sigma"
             )
         self._count, self.size = shape[0], shape[1]
-        self.labels = None
-        if labels is not None and labels.shape == (self._count,) and np.issubdtype(labels.dtype, np.integer):
-            self.labels = labels.astype(np.int64)
+        self.labels = None if labels is None or not self._count else self._checked(labels)
+
+    def _checked(self, labels: np.ndarray) -> Int64[np.ndarray, " n"]:
+        numbers = labels.shape == (self._count,) and np.issubdtype(labels.dtype, np.integer)
+        if not numbers or labels.min() < 0 or labels.max() >= _MOST_CLASSES:
+            held = f"{labels.dtype} of shape {labels.shape}"
+            held += f" from {labels.min()} to {labels.max()}" if numbers else ""
+            raise DataError(
+                f"{self.name}: arr_1 holds {held}; expected the class of each of the {counted(self._count, 'image')}, "
+                f"whole numbers from 0 to {_MOST_CLASSES - 1:,}, or no arr_1"
+            )
+        return labels.astype(np.int64)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -146,10 +158,17 @@ class NpzImages(Images):
         return np.stack([found[index] for index in indices])
 
     def _header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        with self._open() as file:
+        with zipfile.ZipFile(self._path) as archive, archive.open(f"{_IMAGES}.npy") as file:
+            assert isinstance(file, zipfile.ZipExtFile)
             shape, fortran, dtype = _read_header(file)
+            member = archive.getinfo(f"{_IMAGES}.npy")
         if fortran:
             raise ValueError("arr_0 is stored column by column")
+        announced, most = math.prod(shape) * dtype.itemsize, member.file_size
+        if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the lengths in a header may be false
+            most = min(most, int(self._path.stat().st_size / _SMALLEST_SHARE))
+        if announced > most:
+            raise ValueError(f"arr_0 announces {amount(announced)}, more than there are")
         return shape, dtype
 
     @contextmanager

@@ -211,6 +211,8 @@ def _refuse(text: str, body: str) -> NoReturn:
     if size.isdecimal() and _existing(folder) is not None:
         raise DataError(f"{text}: a folder takes no -SIZE; give {folder} and --size {size}")
     path = expand_home(body)
+    if os.path.islink(path):
+        raise DataError(f"{text}: this is a link to a place that does not exist; give another set")
     try:
         known = [entry.name for entry in path.parent.iterdir()]
     except (OSError, ValueError):  # no such folder, or none that can be listed

@@ -12,7 +12,7 @@ from torch import Tensor
 from aimamba.errors import DataError
 from aimamba.evaluation.codes import CodeCopying, Reconstructions, compare_codes, encode_source
 from aimamba.evaluation.features import Extractor
-from aimamba.evaluation.measure import SetFeatures, measure_set
+from aimamba.evaluation.measure import SetFeatures, check_enough, measure_set
 from aimamba.evaluation.metrics import TrainingNeighbours
 from aimamba.evaluation.neighbours import Nearest, copying, nearest
 from aimamba.evaluation.sources import ModelSource, Source
@@ -39,10 +39,12 @@ def check_search(reference: Source, train: Source) -> None:
     """Check that there are images to search and to compare with.
 
     Raises:
-        DataError: The reference or the training set has no images.
+        DataError: The reference or the training set has no images, or too few.
     """
     for source in (reference, train):
-        if not len(source):
+        if source.size:
+            check_enough(source)
+        else:
             raise DataError(
                 f"{source.name}: the search for copies needs its images, and it holds statistics alone; "
                 "give a set with images, or --train none"

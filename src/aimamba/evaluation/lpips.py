@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from aimamba.config import check
 from aimamba.data.sheets import to_float
 from aimamba.networks import lpips
 from aimamba.networks.perceptual import SMALLEST_OF_VGG16, PerceptualLoss, lpips_vgg16
@@ -28,6 +29,7 @@ def open_lpips(source: str, size: int, *, device: torch.device | str = "cpu") ->
         ConfigError: The weights are asked for and not installed.
         CheckpointError: They are missing, damaged, or of another network.
     """
+    check(bool(source), "--lpips expects auto, none, or weights, got nothing")
     if source == "none" or (source == "auto" and (size < SMALLEST_OF_VGG16 or not lpips.is_installed())):
         return None
     return lpips_vgg16("lpips" if source == "auto" else source).to(device)

@@ -18,7 +18,7 @@ from aimamba.evaluation.compare import Comparison, check_sets, compare
 from aimamba.evaluation.features import Extractor, open_extractor
 from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.evaluation.metrics import GuidanceMetrics, Metrics
-from aimamba.evaluation.settings import about_images, general_settings
+from aimamba.evaluation.settings import about_images, check_sweep, general_settings
 from aimamba.evaluation.sources import MOST_SAMPLES, ModelSource, Source, make_labels, open_source, save_source
 from aimamba.evaluation.weights import inception_weights
 from aimamba.generation import SamplingConfig
@@ -98,8 +98,7 @@ class EvaluationRequest:
             f"-n must be from 1 to {MOST_SAMPLES:,}, got {self.count}",
         )
         check(self.batch_size >= 1, f"--batch-size must be at least 1, got {self.batch_size}")
-        for scale in self.sweep or ():
-            check(0 <= scale < float("inf"), f"--sweep expects guidance scales of 0 or more, got {scale:g}")
+        check_sweep(self.sweep)
 
     @property
     def sample_sets(self) -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """Settings that every metric depends on, written beside the metrics."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from aimamba import __version__
+from aimamba.config import check
 from aimamba.data.image_files import ImageFiles
 from aimamba.data.merged import MergedImages
 from aimamba.evaluation.features import Extractor
@@ -12,8 +14,20 @@ from aimamba.evaluation.kernel import SUBSETS
 from aimamba.evaluation.manifold import NEIGHBOURS
 from aimamba.evaluation.neighbours import VOTERS
 from aimamba.evaluation.sources import Source
+from aimamba.generation.sampling import LARGEST_SCALE
 
 _SHOWN_FILES = 10
+
+
+def check_sweep(scales: Sequence[float] | None) -> None:
+    """Check guidance scales at which a model is sampled besides its own.
+
+    Raises:
+        ConfigError: One is out of range.
+    """
+    for scale in scales or ():
+        message = f"--sweep expects guidance scales from 0 to {LARGEST_SCALE:,.0f}, got {scale:g}"
+        check(0 <= scale <= LARGEST_SCALE, message)
 
 
 def about_images(source: Source) -> dict[str, Any]:

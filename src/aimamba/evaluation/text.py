@@ -23,7 +23,7 @@ from aimamba.evaluation.kept_codes import KeptCodes
 from aimamba.evaluation.measure import SetFeatures, measure, measure_cached
 from aimamba.evaluation.prompted import PromptedSource
 from aimamba.evaluation.retrieval import CANDIDATES, cosine_to_subjects, retrieval
-from aimamba.evaluation.settings import general_settings
+from aimamba.evaluation.settings import check_sweep, general_settings
 from aimamba.evaluation.sources import Source, open_source
 from aimamba.evaluation.text_metrics import AttributeBounds, SampleMetrics, SetMetrics
 from aimamba.generation import SamplingConfig
@@ -67,8 +67,7 @@ class TextRequest:
     def __post_init__(self) -> None:
         check(self.count >= 2, f"-n must be at least 2, got {self.count}")
         check(self.batch_size >= 1, f"--batch-size must be at least 1, got {self.batch_size}")
-        for scale in self.sweep or ():
-            check(0 <= scale < float("inf"), f"--sweep expects guidance scales of 0 or more, got {scale:g}")
+        check_sweep(self.sweep)
 
     @property
     def scales(self) -> list[float]:

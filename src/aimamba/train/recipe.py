@@ -134,18 +134,19 @@ def recipe_names() -> list[str]:
 
 
 def check_trained(recipe: Recipe) -> None:
-    """Refuse models that are not there and that packaged recipes make, before the hub is asked for such names.
+    """Refuse models that are missing and that recipes make, or that would be in ``runs``: no names to ask the hub for.
 
     Raises:
         CheckpointError: ``init`` or the tokenizer is one.
     """
     named = {"model": (recipe.init, "--init"), "tokenizer": (recipe.task.get("tokenizer"), "--tokenizer")}
     for what, (place, option) in named.items():
-        if isinstance(place, str) and not is_here(place) and (name := Path(place).name) in recipe_names():
-            raise CheckpointError(
-                f"the {what} {place} does not exist yet: train it first ('aimamba train {name}'), or give another with "
-                f"{option}"
-            )
+        if not isinstance(place, str) or is_here(place):
+            continue
+        name, made_here = Path(place).name, Path(place).parts[:1] == ("runs",)
+        if name in recipe_names() or made_here:
+            how = f"train it first ('aimamba train {name}')" if name in recipe_names() else "make it first"
+            raise CheckpointError(f"the {what} {place} does not exist yet: {how}, or give another with {option}")
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
