@@ -80,7 +80,7 @@ def test_a_callback_and_a_bar(pipeline, capsys):
         ({"class_labels": [1]}, "a pipeline takes no class_labels: the classes are its first argument"),
         ({"num_inference_steps": 50}, "an image takes one step for each of its tokens"),
         ({"height": 512}, "the model has one size, 'pipeline.image_size'"),
-        ({"negative_prompt": "blurry"}, "'negative' names a class"),
+        ({"negative_prompt": "blurry"}, "write negative=, a class to guide away from, or a prompt"),
         ({"return_dict": False}, "it returns the images themselves"),
         ({"guidance_scal": 2.0}, "takes no guidance_scal (did you mean 'guidance_scale'?)"),
         ({"guidance_scale": 2.0, "cfg_scale": 2.0}, "are the same setting"),
@@ -100,7 +100,31 @@ def test_what_has_no_meaning_here(pipeline, arguments, said):
     assert said in str(caught.value)
 
 
-def test_a_prompt_is_told_that_there_are_classes(pipeline):
+def test_a_prompt_is_told_how_prompts_are_written(pipeline):
     with one_line_error(ConfigError) as caught:
         pipeline(prompt="a rocket")
-    assert "a pipeline takes no prompt: it generates classes" in str(caught.value)
+    assert "a pipeline takes no prompt: write prompts=['...'], for a model that takes captions" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("enable_model_cpu_offload", "write pipeline.to('cuda', torch.bfloat16)"),
+        ("enable_sequential_cpu_offload", "write pipeline.to('cuda', torch.bfloat16)"),
+        ("enable_attention_slicing", "Mamba blocks have no attention"),
+        ("enable_xformers_memory_efficient_attention", "Mamba blocks have no attention"),
+        ("enable_vae_slicing", "a call makes 'batch_size' images at once"),
+        ("enable_vae_tiling", "a call makes 'batch_size' images at once"),
+    ],
+)
+def test_methods_that_are_not_needed(pipeline, method, said):
+    with one_line_error(AttributeError) as caught:
+        getattr(pipeline, method)()
+    assert str(caught.value).startswith(f"a pipeline has no {method}, and needs none: ")
+    assert said in str(caught.value)
+    assert not hasattr(pipeline, method)
+
+
+def test_any_other_name_is_missing_as_usual(pipeline):
+    with one_line_error(AttributeError, match="'Pipeline' object has no attribute 'unet'"):
+        _ = pipeline.unet

@@ -139,7 +139,7 @@ class Checkpoint:
             values: Without them the tensors are on the meta device: their shapes and dtypes come from the file's
                 header, and no weights are read. An official checkpoint is read with values in either case.
             verify: Whether to compare the weights with the SHA-256 in ``config.json``, if it holds one. By default
-                they are, where they are read and are no larger than 1 GB.
+                they are, where they are read and are no larger than 1 GiB.
 
         Raises:
             CheckpointError: A file is missing, empty, truncated, damaged or of another kind than its name.

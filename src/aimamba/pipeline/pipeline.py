@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from aimamba.networks.sentence import MINILM
 from aimamba.pipeline.card import ModelCard, shown_classes, write_card
 from aimamba.pipeline.drawing import Progress, Settings, whole
 from aimamba.pipeline.editing import Editing
-from aimamba.pipeline.habits import after_steps, check_habits, seeds_of, with_habits
+from aimamba.pipeline.habits import after_steps, check_habits, check_method, seeds_of, with_habits
 from aimamba.pipeline.images import OutputType, write_images
 from aimamba.pipeline.loading import SaveGenerator, as_device, load_parts, save_parts
 from aimamba.pipeline.prompts import Class, Prompt
@@ -266,6 +266,12 @@ class Pipeline(Editing):
 
             images = self.draw(start, len(given), batch_size, tell)
         return write_images(images, output_type)
+
+    if not TYPE_CHECKING:  # a type checker would take every name
+
+        def __getattr__(self, name: str) -> Any:
+            check_method(name)
+            return super().__getattribute__(name)  # which says what is missing
 
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Show a bar while images are generated, with tqdm's settings, such as ``desc`` and ``leave``.

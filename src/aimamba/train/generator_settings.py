@@ -43,7 +43,8 @@ class GeneratorTaskConfig:
             norms. ``auto`` is all of them, and with LoRA the classes.
         lora_rank: Rank of the matrices that LoRA adds to frozen layers; 0 is no LoRA. It needs ``init`` and the extra
             ``aimamba[lora]``. The run then saves only the matrices and the other parts that are trained.
-        lora_alpha: The product of the two matrices of a layer counts ``lora_alpha / lora_rank``; by default 1.
+        lora_alpha: The product of the two matrices of a layer counts ``lora_alpha / lora_rank``. By default
+            ``lora_alpha`` is the rank, so the factor is 1.
         lora_layers: The linear layers that get such matrices, by the last part of their names.
         label_dropout: Fraction of examples that are trained with the null class instead of their own, and without a
             caption, which classifier-free guidance needs. It applies to the class token and the condition together.

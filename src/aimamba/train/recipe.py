@@ -27,8 +27,9 @@ class DataConfig:
     """Which images to train on, and how to prepare them.
 
     Attributes:
-        source: ``avatars``, some styles as in ``avatars:planets,sprouts``, ``fashion-mnist``, ``emoji``, a folder
-            with one sub-folder for each class, or, for a generator, a folder of codes.
+        source: ``avatars``, some styles as in ``avatars:planets,sprouts``, ``captioned-avatars``, ``fashion-mnist``,
+            ``emoji``, a folder with one sub-folder for each class, a ``.tar`` archive of ``webdataset`` or a folder of
+            such, or, for a generator, a folder of codes.
         size: Side of the square images in pixels; 0 takes that of the generator in ``init``.
         per_class: Images of each class to train on; by default all.
         skip_per_class: Avatars of each class to skip first, for example those that an earlier run was trained on.

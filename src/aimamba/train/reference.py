@@ -76,14 +76,19 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     return f"default `{to_toml({'x': field.default}).removeprefix('x = ').strip()}`"
 
 
-def _kind(hint: Any) -> str:
+def _kind(hint: Any, before: Any = None) -> str:
+    """Return a type in words; ``before`` is the one that the words stand behind, where there are several."""
     origin = get_origin(hint)
     if origin is Literal:
         return " or ".join(f'"{choice}"' for choice in get_args(hint))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_kind(option) for option in get_args(hint) if option is not type(None))
+        options = [option for option in get_args(hint) if option is not type(None)]
+        return " or ".join(_kind(option, before) for before, option in zip([None, *options], options, strict=False))
     if origin is tuple:
-        return f"list of {_kind(get_args(hint)[0])}s"
+        item = get_args(hint)[0]
+        if item == before and get_origin(item) is Literal:
+            return f"a list of the last {len(get_args(item))}"
+        return f"list of {_kind(item)}s"
     return _WORDS[hint]
 
 
