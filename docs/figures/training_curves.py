@@ -35,7 +35,11 @@ def main(folder: Path, out: Path) -> None:
         "generator-vectors": (FOURTH, "60,000 others"),
         "generator-split": (FIFTH, "8,192 codes"),
     }
-    further = {"decoder-details": (SECOND, ""), "tokenizer-split": (FIFTH, "8,192 codes"), "decoder-split": (SECOND, "")}
+    further = {
+        "decoder-details": (SECOND, ""),
+        "tokenizer-split": (FIFTH, "8,192 codes"),
+        "decoder-split": (SECOND, ""),
+    }
     for panel, name, title, stages in (
         (panels[0], "psnr", "PSNR, held out (dB)", tokenizer | further),
         (panels[1], "perceptual", "perceptual distance at 64 pixels", tokenizer),
