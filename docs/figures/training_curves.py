@@ -58,7 +58,7 @@ def main(folder: Path, out: Path) -> None:
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("step")
         panel.legend(frameon=False)
-    panels[2].set_ylim(1.5, 6)
+    panels[2].set_ylim(1.5, 7.5)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.2)

@@ -9,8 +9,8 @@ from aimamba.models import AiM, VQModel
 @pytest.mark.parametrize(
     ("model", "name", "digest"),
     [
-        (VQModel, "avatars-64", "222cfc4ebb34d21da78f3bffe9fa83d30972224187034b680314dd4b8e3fb052"),
-        (AiM, "avatars-64", "52a94cdabaf313ee549d9c43531c98f8f9a5a2803fda021ba581802cf88b8284"),
+        (VQModel, "avatars-64", "ffd7e98a05b63b21e2c1afb150e045df64efebc50228020f00d0c4ec3a986eb5"),
+        (AiM, "avatars-64", "3c03948b7df34cc9682b57e2806c63e8959cc4769b827aa2d826ec60d0a87be1"),
         (AiM, "emoji-64", "137c0ef120ccc1ad3da00b02e6b43d80af6436840241f23618a079c79c294fdb"),
     ],
 )
@@ -19,7 +19,7 @@ def test_packaged_models(model, name, digest):
 
 
 def test_what_decides_the_codes_of_the_packaged_tokenizer():
-    digest = "23972eb07d20007e19bbe6a91f2f2b36185bb1238257e08ec8e39948d409b242"
+    digest = "5387761044556fc13220d0d17691e4a8cc39d2dcaacab51d2bfbc78d0e1cdd31"
     assert codes_fingerprint(VQModel.from_pretrained("avatars-64")) == digest
 
 
