@@ -107,6 +107,7 @@ class TestPlaces:
             (here / name).touch()
         (here / "link").symlink_to("a.npz")
         (here / "nowhere").symlink_to("missing/file")
+        (here / "loop").symlink_to("loop")
         os.mkfifo(here / "pipe")
         return here
 
@@ -118,6 +119,7 @@ class TestPlaces:
             ("/dev/stdout", "is a device or a pipe"),
             ("/proc/x.json", "is a device or a pipe"),
             ("nowhere", "there is no folder .*missing; make it first"),
+            ("loop/file", "there is no folder loop; make it first"),
             ("x" * 222, "the name is too long, at most 221 bytes"),
             ("ü" * 111, "the name is too long, at most 221 bytes"),
         ],
@@ -161,7 +163,7 @@ class TestPlaces:
         outputs = {"--json": Path("images/scores.json"), "--report": Path("report"), "--plot": None}
         require_apart(outputs, ["images", "avatars-64:held-out:6", None, "x\0y"])
         require_apart({"--out": Path(".")}, ["images/a.png"])
-        require_kept(Path("images"), ["sheet.png", "a-seed0.png"], ["images/a.png", "a.npz"])
+        require_kept(Path("images"), ["sheet.png", "a-seed0.png"], ["images/a.png", "a.npz", "loop"])
         with one_line_error(ConfigError, "--out images: a.png is what the command reads, and would be replaced"):
             require_kept(Path("images"), ["sheet.png", "a.png"], ["a.npz", "images/a.png"])
 

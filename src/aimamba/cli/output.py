@@ -65,7 +65,7 @@ def output_file(option: str, path: Path | None, *, suffix: str = "") -> Path | N
         return None
     path = expand_home(path)
     special = path.absolute().parts[1:2] in _SPECIAL
-    path = path.resolve() if path.is_symlink() else path
+    path = _real(path) if path.is_symlink() else path
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder, but a file is needed; give a name inside it")
     if suffix and path.suffix != suffix:
@@ -95,11 +95,11 @@ def require_apart(outputs: Mapping[str, Path | None], read: Iterable[str | Path 
     options: dict[Path, str] = {}
     names = {str(name) for name in read if name is not None}
     paths = {expand_home(text) for name in names for text in (name, name.partition(":")[0]) if text}
-    sources = {path.resolve() for path in paths if path.exists()}
+    sources = {_real(path) for path in paths if path.exists()}
     for option, path in outputs.items():
         if path is None:
             continue
-        place = path.resolve()
+        place = _real(path)
         if place in options:
             raise ConfigError(f"{options[place]} and {option} name the same file, {path}; give two names")
         options[place] = option
@@ -121,11 +121,16 @@ def require_kept(folder: Path, names: Iterable[str], read: Iterable[str | Path])
     Raises:
         ConfigError: One is among them.
     """
-    place = folder.resolve()
-    kept = {path.name for path in (expand_home(path).resolve() for path in read) if path.parent == place}
+    place = _real(folder)
+    kept = {path.name for path in (_real(expand_home(path)) for path in read) if path.parent == place}
     for name in names:
         if name in kept:
             raise ConfigError(f"--out {folder}: {name} is what the command reads, and would be replaced; give another")
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads, also one of links that lead to each other."""
+    return Path(os.path.realpath(path))
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:

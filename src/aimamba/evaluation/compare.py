@@ -120,8 +120,8 @@ def check_sets(samples: Source, reference: Source, train: Source | None = None) 
             f"{reference.size} x {reference.size}: give sets of one size (--size scales folders)"
         )
     check_enough(samples)
-    for source in (samples, reference):
-        if 0 < len(source) <= NEIGHBOURS:
+    for source in (samples, reference) if len(reference) else ():
+        if len(source) <= NEIGHBOURS:
             raise DataError(
                 f"{source.name}: precision and recall with {NEIGHBOURS} neighbours need more than {NEIGHBOURS} images "
                 f"in each set, got {len(source)}"

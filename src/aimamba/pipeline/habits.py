@@ -16,7 +16,7 @@ from aimamba.generation import SamplingConfig
 _ONE_SIZE = "the model has one size, 'pipeline.image_size'; resize the images"
 _ONE_STEP = "an image takes one step for each of its tokens"
 _MEMORY = "a call makes 'batch_size' images at once, so a smaller one takes less memory"
-_OFFLOAD = "AiM-1B takes 2.6 GB in bfloat16; write pipeline.to('cuda', torch.bfloat16)"
+_OFFLOAD = "AiM-1B takes 2.7 GB in bfloat16; write pipeline.to('cuda', torch.bfloat16)"
 _NO_ATTENTION = "Mamba blocks have no attention"
 _INSTEAD = {
     "class_labels": "the classes are its first argument",
