@@ -41,7 +41,7 @@ def test_from_a_folder_to_samples(aimamba, photos, here):
     ("arguments", "message"),
     [
         (["--set", "data.size=32"], "avatars-64 has num_tokens 64, but these images and this tokenizer need 16; use"),
-        (["--tokenizer", "vq"], "avatars-64 has vocab_size 2048, but these images and this tokenizer need 24"),
+        (["--tokenizer", "vq"], "avatars-64 has vocab_size 8192, but these images and this tokenizer need 24"),
         (
             ["--set", "task.train=head"],
             "train must be one of 'auto', 'all' or one of 'classes', 'captions',",

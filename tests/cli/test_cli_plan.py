@@ -60,7 +60,7 @@ def test_changed_settings_reach_the_command(planned):
 
 def test_a_model_to_start_from(planned):
     lines = planned("vq-finetune", "--gpus", "1", "--init", "avatars-64", "--size", "64", "--data", "photos")
-    assert lines[0] == "vq-finetune: 7,728,792 parameters, 64 codes an image"
+    assert lines[0] == "vq-finetune: 7,777,944 parameters, 64 codes an image"
     assert lines[-1] == ("aimamba train vq-finetune --data photos --init avatars-64 --size 64 --set fit.accumulation=1")
 
 
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line(refusal, arguments, message):
         (["avatars-tiny-vq", "--set", "fit.compile=true"], "fit.compile is for generators only"),
         (["aim-finetune", "--init", "runs/mine"], "data.size = 0 is the size of the images of 'init', and runs/mine"),
         (["aim-finetune", "--init", ""], "init is empty; name a model in it or with --init"),
-        (["avatars-tiny-aim", "--init", "avatars-64"], "avatars-64 has vocab_size 2048, but these images and this to"),
+        (["avatars-tiny-aim", "--init", "avatars-64"], "avatars-64 has vocab_size 8192, but these images and this to"),
     ],
 )
 def test_what_training_refuses_is_not_planned(refusal, arguments, message):

@@ -68,7 +68,7 @@ REFUSALS = {
     "vq.toml --device gpu": ["device 'gpu' is not available"],
     "vq.toml --out no.toml": ["--out no.toml", "is a file"],
     "aim.toml": ["task.tokenizer is missing", "--tokenizer"],
-    "aim.toml --tokenizer runs/none": ["runs/none: no such", "folder"],
+    "aim.toml --tokenizer runs/none": ["the tokenizer runs/none does not exist yet", "--tokenizer"],
     "avatars-tiny-aim": ["runs/avatars-tiny-vq does not exist yet", "'aimamba train avatars-tiny-vq'", "--tokenizer"],
     "avatars-64-decoder": ["the model runs/avatars-64-vq does not exist", "'aimamba train avatars-64-vq'", "--init"],
     "vq.toml --init=": ["init is empty", "--init", "leave it out"],
