@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch.testing import assert_close
 
+from aimamba import Pipeline
+
 FOLDER = Path(__file__).parent.parent / "docs/models"
 
 
@@ -37,3 +39,19 @@ def test_codes_that_are_split_mean_what_they_meant(make_vq, make_aim):
         model.eval()(of[:, :-1], labels).log_softmax(dim=-1) for model, of in ((aim, codes // 3), (generator, codes))
     )
     assert_close(after, before.repeat_interleave(3, dim=-1) - math.log(3))
+
+
+@torch.no_grad()
+def test_what_is_packed_is_rounded_and_belongs_together(make_vq, make_aim, tmp_path):
+    pack, vq = script("pack"), make_vq()
+    tokenizer = pack.rounded_tokenizer(vq)
+    generator = pack.rounded_generator(make_aim(num_tokens=9, vocab_size=vq.config.codebook_size), tokenizer)
+    assert {weight.dtype for weight in tokenizer.state_dict().values()} == {torch.float16}
+    assert generator.word_embedding.weight.dtype == torch.float16
+    assert {weight.dtype for weight in vq.state_dict().values()} == {torch.float32}
+    assert generator.config.tokenizer == tokenizer.code_fingerprint() != vq.code_fingerprint()
+    Pipeline(tokenizer, generator).save_pretrained(tmp_path / "packed")
+    found = Pipeline.from_pretrained(tmp_path / "packed")
+    assert found.generator.config.tokenizer == found.tokenizer.code_fingerprint()
+    for name, weight in found.tokenizer.state_dict().items():
+        assert_close(weight, vq.state_dict()[name].half().float(), rtol=0, atol=0)

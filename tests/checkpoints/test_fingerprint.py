@@ -9,7 +9,7 @@ from aimamba.models import AiM, VQModel
 @pytest.mark.parametrize(
     ("model", "name", "digest"),
     [
-        (VQModel, "avatars-64", "ffd7e98a05b63b21e2c1afb150e045df64efebc50228020f00d0c4ec3a986eb5"),
+        (VQModel, "avatars-64", "620c19fa01d584fcd346daa310c2543aad6c35101e4a7c0ac381e59a18bcbad2"),
         (AiM, "avatars-64", "3c03948b7df34cc9682b57e2806c63e8959cc4769b827aa2d826ec60d0a87be1"),
         (AiM, "emoji-64", "137c0ef120ccc1ad3da00b02e6b43d80af6436840241f23618a079c79c294fdb"),
     ],
@@ -19,7 +19,7 @@ def test_packaged_models(model, name, digest):
 
 
 def test_what_decides_the_codes_of_the_packaged_tokenizer():
-    digest = "5387761044556fc13220d0d17691e4a8cc39d2dcaacab51d2bfbc78d0e1cdd31"
+    digest = "88851b1d465195d18be4e81d422e133c16871e60747d0eb6ac1278dd1286eb84"
     assert codes_fingerprint(VQModel.from_pretrained("avatars-64")) == digest
 
 
