@@ -95,8 +95,10 @@ REFUSALS = {
         "--sweep expects guidance scales from 0 to 1,000,000, got -1"
     ],
     "--model model --reference avatars-8:held-out:2 --train none --sweep 1e39": ["from 0 to 1,000,000, got 1e+39"],
-    "--model model --reference avatars-8:held-out:2 --train none -n 3": ["more than 3 images in each set, got 3"],
-    "five.npz --reference three.npz": ["three.npz: precision and recall with 3 neighbours need more than 3", "got 3"],
+    "--model model --reference avatars-8:held-out:2 --train none -n 3": [
+        "more than 3 images in each set, got 3 samples"
+    ],
+    "five.npz --reference three.npz": ["precision and recall with 3 neighbours need", "got 5 samples and 3 in"],
     "five.npz --reference avatars-8:held-out:2 --train one.npz": ["one.npz: too few images to measure a set, got 1"],
     "five.npz --reference avatars-8:held-out:2 --json five.npz": ["--json five.npz: this is what the command reads"],
     "five.npz --reference avatars-8:held-out:2 --json s.npz --save-npz s.npz": ["--json and --save-npz name the same"],

@@ -134,7 +134,7 @@ def test_what_is_read_is_not_replaced(refusal, models, photos, here):
     Image.new("RGB", (16, 16)).save(here / "sheet.png")
     before = (here / "sheet.png").read_bytes()
     for image, out, named in (
-        ("sheet.png", ".", "--out .: sheet.png is what the command reads"),
+        ("sheet.png", ".", "--out sheet.png: this is what the command reads"),
         (photos / "cats", photos / "cats", "this is what the command reads"),
         (photos, photos / "cats" / "new", "lies in a folder of images that the command reads"),
     ):

@@ -114,9 +114,10 @@ def begin(
         ConfigError: An option is out of range, or a file that is read would be replaced.
         CheckpointError: The model is missing or damaged.
     """
-    from aimamba.cli.output import file_names, output_folder, require_kept
+    from aimamba.cli.output import file_names, output_folder, require_apart
     from aimamba.config import check
     from aimamba.devices import resolve_device, resolve_dtype
+    from aimamba.files import expand_home
     from aimamba.pipeline.drawing import MOST_IMAGES
 
     config = sampling_of(arguments, command)
@@ -128,8 +129,8 @@ def begin(
     resolve_device(arguments.device), resolve_dtype(arguments.dtype)  # a wrong name is reported first
     out = output_folder(arguments.out)
     stems, seeds = file_names([path.stem for path in images]), range(config.seed, config.seed + arguments.n)
-    made = (_file_of(stem, seed) for stem in stems for seed in seeds)
-    require_kept(out, ("sheet.png", *made) if images else (), [*images, *beside])
+    made = ("sheet.png", *(_file_of(stem, seed) for stem in stems for seed in seeds))
+    require_apart((("--out", out / name) for name in made), map(expand_home, (*images, *beside)))
     pipeline = load_pipeline(arguments)
     config = pipeline.settings(config)
     pipeline.prepare()  # reports an unsupported engine before anything is written

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         require_positive(size=size)
         resolve_dtype(arguments.dtype)
         out = output_folder(arguments.out)
-        require_apart({"--out": out}, [arguments.images])
+        require_apart([("--out", out)], spec.paths_of([arguments.images]))
     stopped = f"stopped; the same command goes on with what is finished in {out}"
     try:
         with crew(arguments, f"the same command goes on with what is finished in {out}") as sharing:

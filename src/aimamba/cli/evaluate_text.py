@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     names = request.set_names  # a wrong one is reported before the model is loaded
     file, plot = output_file("--json", arguments.json), output_file("--plot", arguments.plot, suffix=".svg")
-    require_apart({"--json": file, "--plot": plot}, [arguments.images])
+    require_apart([("--json", file), ("--plot", plot)], spec.paths_of(names))
     device = resolve_device(arguments.device)
     pipeline = load_pipeline(arguments)
     check_takes_captions(pipeline, request.model)

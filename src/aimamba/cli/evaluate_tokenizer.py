@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = resolve_device(arguments.device)
     file = output_file("--json", arguments.json)
-    require_apart({"--json": file}, [arguments.images])
+    require_apart([("--json", file)], spec.paths_of([arguments.images]))
     model, checkpoint = load_tokenizer(arguments, "give its tokenizer as MODEL")
     side = None
     if arguments.size is None and checkpoint is not None:

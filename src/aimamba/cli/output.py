@@ -1,6 +1,7 @@
 """What a command writes: places that are checked before the work begins, tables, JSON, file names for classes."""
 
 import errno
+import functools
 import json
 import os
 import re
@@ -82,50 +83,34 @@ def output_file(option: str, path: Path | None, *, suffix: str = "") -> Path | N
     return path
 
 
-def require_apart(outputs: Mapping[str, Path | None], read: Iterable[str | Path | None]) -> None:
+def require_apart(outputs: Iterable[tuple[str, Path | None]], read: Iterable[Path | None]) -> None:
     """Check that what a command writes replaces neither what it reads nor one another, and mixes with no images.
 
     Args:
-        outputs: Files and folders that it writes, by their options; None for what is not written.
-        read: Files, folders and names of sets that it reads.
+        outputs: Files and folders that it writes, each with its option; None for what is not written.
+        read: Files and folders that it reads, likewise.
 
     Raises:
         ConfigError: One does.
     """
+    real = functools.cache(_real)  # of the folder of a million files once
+
+    def entry(path: Path) -> Path:
+        return real(path.absolute().parent) / path.name
+
+    sources = {place for path in read if path is not None for place in (real(path), entry(path))}
     options: dict[Path, str] = {}
-    names = {str(name) for name in read if name is not None}
-    paths = {expand_home(text) for name in names for text in (name, name.partition(":")[0]) if text}
-    sources = {_real(path) for path in paths if path.exists()}
-    for option, path in outputs.items():
+    for option, path in outputs:
         if path is None:
             continue
-        place = _real(path)
+        place = real(path) if path.is_dir() else entry(path)  # a link to a file is what is replaced, and not the file
         if place in options:
             raise ConfigError(f"{options[place]} and {option} name the same file, {path}; give two names")
         options[place] = option
         if place in sources:
             raise ConfigError(f"{option} {path}: this is what the command reads; give another place")
-        mixed = place.suffix not in _NO_IMAGES and any(parent in sources for parent in place.parents)
-        if mixed:
+        if place.suffix not in _NO_IMAGES and not sources.isdisjoint(place.parents):
             raise ConfigError(f"{option} {path} lies in a folder of images that the command reads; give another place")
-
-
-def require_kept(folder: Path, names: Iterable[str], read: Iterable[str | Path]) -> None:
-    """Check that files that a command writes into a folder replace none that it reads.
-
-    Args:
-        folder: The folder; it may be missing.
-        names: Names of the files.
-        read: Files that it reads.
-
-    Raises:
-        ConfigError: One is among them.
-    """
-    place = _real(folder)
-    kept = {path.name for path in (_real(expand_home(path)) for path in read) if path.parent == place}
-    for name in names:
-        if name in kept:
-            raise ConfigError(f"--out {folder}: {name} is what the command reads, and would be replaced; give another")
 
 
 def _real(path: Path) -> Path:

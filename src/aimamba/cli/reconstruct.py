@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from aimamba.cli.output import output_folder, print_line, print_notice, require_apart, require_kept
+    from aimamba.cli.output import output_folder, print_line, print_notice, require_apart
     from aimamba.data.sheets import page_of
     from aimamba.devices import resolve_device, resolve_dtype
     from aimamba.errors import DataError, counted
@@ -64,10 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
         require_positive(size=arguments.size)
     device, _ = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     out = output_folder(arguments.out)
-    require_apart({"--out": out}, arguments.images)
-    require_kept(out, ["sheet.png", *(_name(*each) for each in enumerate(arguments.images))], arguments.images)
-    for text in arguments.images:
-        spec.parse_spec(text)  # a wrong name is reported before the model is loaded
+    written = [out, out / "sheet.png", *(out / _name(*each) for each in enumerate(arguments.images))]
+    read = spec.paths_of(arguments.images)  # a wrong name is reported before the model is loaded
+    require_apart((("--out", path) for path in written), read)
     model, checkpoint = load_tokenizer(arguments, "give its tokenizer as --model")
     side = None
     if checkpoint is not None:

@@ -45,10 +45,10 @@ def run(arguments: argparse.Namespace) -> None:
     from aimamba.errors import DataError, counted
 
     require_positive(batch_size=arguments.batch_size)
-    spec.parse_spec(arguments.images)  # a wrong name is reported before the model is loaded
+    read = spec.paths_of([arguments.images])  # a wrong name is reported before the model is loaded
     maps = output_file("--maps", arguments.maps, suffix=".png")
     file = output_file("--json", arguments.json)
-    require_apart({"--maps": maps, "--json": file}, [arguments.images])
+    require_apart([("--maps", maps), ("--json", file)], read)
     pipeline = load_pipeline(arguments)
     given, size = given_of(arguments, pipeline), pipeline.image_size
     images = open_source(arguments.images, default_size=size, progress=True)

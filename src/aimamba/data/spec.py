@@ -25,6 +25,7 @@ name.
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, cast, get_args
@@ -126,6 +127,15 @@ def parse_spec(text: str) -> ImageSpec:
         return ImageSpec(text=text, kind=cast(Kind, name), size=side, which=chosen, split=split, per_class=per_class)
     files = expand_home(rest) if rest else None
     return ImageSpec(text=text, kind="fashion-mnist", path=files, size=side, split=split, per_class=per_class)
+
+
+def paths_of(names: Iterable[str]) -> list[Path]:
+    """Return the folders and files of those sets that have some.
+
+    Raises:
+        DataError: There is no such set; see ``parse_spec``.
+    """
+    return [path for name in names if (path := parse_spec(name).path) is not None]
 
 
 def training_set_of(text: str) -> str | None:

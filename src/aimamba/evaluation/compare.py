@@ -13,7 +13,7 @@ from aimamba.evaluation.copies import check_search, search_copies
 from aimamba.evaluation.features import Extractor
 from aimamba.evaluation.frechet import frechet_distance
 from aimamba.evaluation.kernel import SUBSETS, kernel_distance
-from aimamba.evaluation.manifold import NEIGHBOURS, precision_recall
+from aimamba.evaluation.manifold import check_neighbours, precision_recall
 from aimamba.evaluation.measure import SetFeatures, check_enough, measure_set
 from aimamba.evaluation.metrics import Metrics, Recognition
 from aimamba.evaluation.neighbours import VOTERS, Nearest, knn_accuracy
@@ -120,12 +120,8 @@ def check_sets(samples: Source, reference: Source, train: Source | None = None) 
             f"{reference.size} x {reference.size}: give sets of one size (--size scales folders)"
         )
     check_enough(samples)
-    for source in (samples, reference) if len(reference) else ():
-        if len(source) <= NEIGHBOURS:
-            raise DataError(
-                f"{source.name}: precision and recall with {NEIGHBOURS} neighbours need more than {NEIGHBOURS} images "
-                f"in each set, got {len(source)}"
-            )
+    if len(reference):  # not statistics alone
+        check_neighbours(len(samples), len(reference))
     if train is not None:
         check_search(reference, train)
 

@@ -27,6 +27,19 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
+def check_neighbours(samples: int, reference: int, neighbours: int = NEIGHBOURS) -> None:
+    """Check that there are enough images for precision and recall.
+
+    Raises:
+        DataError: A set has as many as neighbours, or fewer.
+    """
+    if min(samples, reference) <= neighbours:
+        raise DataError(
+            f"precision and recall with {neighbours} neighbours need more than {neighbours} images in each set, "
+            f"got {samples} samples and {reference} in the reference"
+        )
+
+
 def precision_recall(
     samples: Float[Tensor, "n d"],
     reference: Float[Tensor, "m d"],
@@ -49,11 +62,7 @@ def precision_recall(
     Raises:
         DataError: A set has k vectors or fewer.
     """
-    if min(len(samples), len(reference)) <= neighbours:
-        raise DataError(
-            f"precision and recall with {neighbours} neighbours need more than {neighbours} images in each set, "
-            f"got {len(samples)} samples and {len(reference)} in the reference"
-        )
+    check_neighbours(len(samples), len(reference), neighbours)
     reach_of_reference = _radii(reference, neighbours, half, advance)
     reach_of_samples = _radii(samples, neighbours, half, advance)
     covered = []
