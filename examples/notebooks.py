@@ -9,12 +9,14 @@ import base64
 import contextlib
 import io
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 from matplotlib import pyplot
 
 FOLDER = Path(__file__).resolve().parent
@@ -28,6 +30,19 @@ def read(path: Path) -> dict[str, Any]:
     return notebook
 
 
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Restore what a notebook changes for the whole process, and the next one would meet."""
+    folder, grad, threads = Path.cwd(), torch.is_grad_enabled(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_grad_enabled(grad)
+        torch.set_num_threads(threads)
+
+
+@_restored()
 def run(notebook: dict[str, Any], name: str, settings: Mapping[str, object] = {}) -> None:
     """Run a notebook and put the outputs into its cells.
 

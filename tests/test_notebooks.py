@@ -41,14 +41,26 @@ def test_a_notebook_runs(notebooks, name, make_cache, monkeypatch, tmp_path):
     monkeypatch.setattr(notebooks, "_DPI", 20)
     notebook = notebooks.read(ROOT / f"examples/{name}.ipynb")
     kept = [[output["output_type"] for output in cell.get("outputs", ())] for cell in notebook["cells"]]
-    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    try:
-        notebooks.run(notebook, name, SMALL[name])
-    finally:
-        torch.set_grad_enabled(grad)
-        torch.set_num_threads(threads)
+    notebooks.run(notebook, name, SMALL[name])
     made = [[output["output_type"] for output in cell.get("outputs", ())] for cell in notebook["cells"]]
     assert made == kept, "outputs are missing or old: make notebooks"
+
+
+def test_a_notebook_leaves_the_next_one_nothing(notebooks, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    lines = (
+        "import os, torch",
+        "torch.set_grad_enabled(False)",
+        "torch.set_num_threads(5)",
+        "os.chdir('below')",
+        "1 / 0",
+    )
+    cell = {"cell_type": "code", "source": ["\n".join(lines)], "metadata": {}}
+    before = torch.is_grad_enabled(), torch.get_num_threads(), Path.cwd()
+    with pytest.raises(ZeroDivisionError):
+        notebooks.run({"cells": [cell]}, "one")
+    assert (torch.is_grad_enabled(), torch.get_num_threads(), Path.cwd()) == before
 
 
 @pytest.mark.parametrize("name", SMALL)
