@@ -86,9 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
         file = output_file("--json", arguments.json)
         folder = None if arguments.report is None else output_folder(arguments.report, "--report")
         saved = output_file("--save-npz", arguments.save_npz, suffix=".npz")
-        sets = (*request.sample_sets, request.reference, request.training_set)
+        sets = (*request.sample_sets, request.reference, request.train)
         written = [("--json", file), ("--report", folder), ("--save-npz", saved)]
-        require_apart(written, spec.paths_of(name for name in sets if name is not None))
+        require_apart(written, spec.paths_of(filter(None, sets), missing_ok=True))
     with crew(arguments, "the same command goes on with the samples that are finished") as sharing:
         device, faults = resolve_device(arguments.device), Faults()
         pipeline = sharing.in_turn(lambda: _load(arguments, request, saved, faults, sharing))

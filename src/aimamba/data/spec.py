@@ -129,13 +129,24 @@ def parse_spec(text: str) -> ImageSpec:
     return ImageSpec(text=text, kind="fashion-mnist", path=files, size=side, split=split, per_class=per_class)
 
 
-def paths_of(names: Iterable[str]) -> list[Path]:
+def paths_of(names: Iterable[str], *, missing_ok: bool = False) -> list[Path]:
     """Return the folders and files of those sets that have some.
 
+    Args:
+        names: Names of sets, as ``parse_spec`` takes them.
+        missing_ok: Leave out sets that do not exist, for a command that names all that is missing in one message later.
+
     Raises:
-        DataError: There is no such set; see ``parse_spec``.
+        DataError: There is no such set, and ``missing_ok`` is false.
     """
-    return [path for name in names if (path := parse_spec(name).path) is not None]
+    paths = []
+    for name in names:
+        try:
+            paths.append(parse_spec(name).path)
+        except DataError:
+            if not missing_ok:
+                raise
+    return [path for path in paths if path is not None]
 
 
 def training_set_of(text: str) -> str | None:
