@@ -74,13 +74,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        errors = error.errors()
+        first = errors[0]
         if first["type"] == "json_invalid":
             return respond(
                 ApiError(422, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
             )
         field = field_name(first["loc"])
-        return respond(ApiError(422, f"{field or 'body'}: {first['msg']}", field=field or None))
+        message = _message([each for each in errors if field_name(each["loc"]) == field])
+        return respond(ApiError(422, f"{field or 'body'}: {message}", field=field or None))
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
@@ -98,6 +100,15 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _bug(_: Request, __: Exception) -> JSONResponse:  # the server logs it with its traceback
         return respond(ApiError(500, "an internal error; see the server's log"))
+
+
+def _message(errors: Sequence[dict[str, Any]]) -> str:
+    """Return what is wrong with a field; of a union, what the member says whose type the value has."""
+    for each in errors:
+        if not each["type"].endswith("_type"):
+            return str(each["msg"])
+    first, *others = (each["msg"] for each in errors)
+    return " or ".join([first, *(message.removeprefix("Input should be ") for message in others)])
 
 
 def field_name(location: Sequence[str | int]) -> str:
