@@ -1,4 +1,4 @@
-"""Split every code of a model into several: how the codebook of avatars-64 grew from 2,048 codes to 8,192.
+"""Split every code of a model into several: how codebooks of 2,048 codes grew to 8,192.
 
     python docs/models/split_codes.py avatars-64 runs/avatars-64-split --into 4
 
