@@ -26,6 +26,7 @@ name.
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, cast, get_args
@@ -140,12 +141,10 @@ def paths_of(names: Iterable[str], *, missing_ok: bool = False) -> list[Path]:
         DataError: There is no such set, and ``missing_ok`` is false.
     """
     paths = []
+    left_out = (DataError,) if missing_ok else ()
     for name in names:
-        try:
+        with suppress(*left_out):
             paths.append(parse_spec(name).path)
-        except DataError:
-            if not missing_ok:
-                raise
     return [path for path in paths if path is not None]
 
 
