@@ -29,18 +29,20 @@ def report(name, preset, rows, int8, binary, **more):
     found = {"name": name, "preset": preset, "rows": rows, "int8": int8, "copies": copies, "loads": loads, **more}
     print(json.dumps(found | binary.usage._asdict()))
 
+def order_of(binary):
+    return re.findall(r"ld\\.global\\.L1::evict_first|bar\\.sync|st\\.global", binary.ptx)
+
 for preset in AIM_PRESETS:
     for int8 in (False, True):
         for rows in (2, 32, 128):
             step = Step(preset, rows, int8=int8)
             if rows == 128 or preset == "aim-xl":
                 launch, binary = dual(step)
-                report("dual", preset, rows, int8, binary, launch=launch._asdict())
+                report("dual", preset, rows, int8, binary, launch=launch._asdict(), order=order_of(binary))
     if preset == "aim-xl":
         for int8 in (False, True):
             binary = folded(Step(preset, 128, int8=int8))[1]
-            order = re.findall(r"ld\\.global\\.L1::evict_first|bar\\.sync|st\\.global", binary.ptx)
-            report("folded", preset, 128, int8, binary, order=order)
+            report("folded", preset, 128, int8, binary, order=order_of(binary))
     for rows in (2, 4):
         step = Step(preset, rows)
         for kernel in (in_proj, out_proj, head):
@@ -100,6 +102,11 @@ def test_all_warps_have_read_the_weights_of_tokens_before_one_stores_what_they_d
     for each in (each for each in binaries if each["name"] == "folded"):
         after = [later for now, later in pairwise(each["order"]) if now.startswith("ld")]
         assert after == ["bar.sync"], each["order"]
+    ahead = [each for each in binaries if each["name"] == "dual" and each["launch"]["stages"] == 1]
+    assert len(ahead) == 4
+    for each in ahead:  # the last load of x is that of the loop
+        last = max(place for place, what in enumerate(each["order"]) if what.startswith("ld"))
+        assert each["order"][last + 1] == "bar.sync", each["order"]
 
 
 def test_eight_heads_share_two_warps(binaries):

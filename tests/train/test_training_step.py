@@ -298,6 +298,7 @@ def test_what_cannot_be_recorded_is_refused(tmp_path, make_aim):
 
 
 def refused(run, rng):
+    torch.rand(99, generator=rng)  # as after a recording that was begun
     raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand a page more")
 
 
@@ -314,6 +315,28 @@ def test_by_default_what_cannot_be_recorded_is_taken_as_written(make_aim, caplog
         assert_close(ours, theirs)
     assert ("not recorded as a CUDA graph, which would be faster: CUDA error" in caplog.text) is refuses
     assert "a page more" not in caplog.text
+
+
+@pytest.mark.gpu
+def test_a_step_that_waits_for_the_device_is_taken_as_written(make_aim, caplog):
+    """The recording that was begun has the generator of random numbers, and its stream."""
+    written, recorded = (make_step(kind, make_aim(), device="cuda") for kind in (TrainingStep, RecordedStep))
+    loss = recorded.loss
+
+    def waiting(*given):
+        found = loss(*given)
+        assert found[0].item() > 0
+        return found
+
+    recorded.loss, stream = waiting, torch.cuda.current_stream()
+    for number in range(5):
+        (found, (report,)), (wanted, (wanted_report,)) = (
+            step.take([batch_of(number, "cuda")], number, 0.01) for step in (recorded, written)
+        )
+        assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+        assert float(report["dropped"]) == float(wanted_report["dropped"]), "the same random numbers"
+    assert "not recorded as a CUDA graph" in caplog.text
+    assert torch.cuda.current_stream() == stream
 
 
 @pytest.mark.parametrize(

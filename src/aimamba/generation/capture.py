@@ -1,6 +1,8 @@
 """Record what a function launches on a CUDA device, to launch it again at once."""
 
+import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ Record = Callable[[Run], Run]
 """Converts a computation to one that repeats it. It may call the computation several times; the identity will do."""
 
 _WARM_UP_RUNS = 2  # the first compiles kernels and allocates workspaces of libraries, which a capture must not do
+_one_at_a_time = threading.Lock()  # PyTorch allows one capture in a process
 
 
 def capture(
@@ -37,11 +40,25 @@ def capture(
     graph = torch.cuda.CUDAGraph()
     if rng is not None:
         graph.register_generator_state(rng)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
-        result = run()
+    before = torch.cuda.current_stream()
+    with _one_at_a_time:
+        stream = _stream_of(torch.cuda.current_device())
+        try:
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = run()
+        except BaseException:
+            torch.cuda.set_stream(before)  # PyTorch leaves the capture's in place
+            raise
 
     def replay() -> Result:
         graph.replay()
         return result
 
     return replay
+
+
+@cache
+def _stream_of(device: int) -> torch.cuda.Stream:
+    """Return the stream for captures on a device. Each stream has memory of its own in libraries, so there is one."""
+    return torch.cuda.Stream(device)

@@ -226,7 +226,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to features (B, z_channels, h, w)."""
-        hidden = self.stem(F.pixel_unshuffle(images, self.patch_size))
+        hidden = self.stem(images if self.patch_size == 1 else F.pixel_unshuffle(images, self.patch_size))
         for level in self.levels:
             hidden = level(hidden)
         return self.head(self.norm(self.middle(hidden)))
@@ -261,7 +261,8 @@ class Decoder(nn.Module):
         hidden = self.middle(self.stem(latents))
         for level in self.levels:
             hidden = level(hidden)
-        return F.pixel_shuffle(self.head(self.norm(hidden)), self.patch_size)
+        images = self.head(self.norm(hidden))
+        return images if self.patch_size == 1 else F.pixel_shuffle(images, self.patch_size)  # on CUDA it always copies
 
 
 def _middle(width: int, config: VQConfig) -> nn.Sequential:

@@ -158,7 +158,8 @@ class RecordedStep(TrainingStep[Model, Batch]):
                 ``fit.cuda_graph`` is ``auto``, such steps are taken as they are written.
         """
         self._prepare(lr)
-        self._rng.manual_seed(step_seed(self.config.seed, step))
+        seed = step_seed(self.config.seed, step)
+        self._rng.manual_seed(seed)
         self._number.fill_(step)
         [batch] = parts
         if not self._fill(batch):
@@ -167,11 +168,11 @@ class RecordedStep(TrainingStep[Model, Batch]):
             self._warm_up -= 1
             return self._aside()
         if self._replay is None:
-            self._replay = self._recorded()
+            self._replay = self._recorded(seed)
         values, reports = self._replay()
         return values, [dict(report) for report in reports]
 
-    def _recorded(self) -> Run:
+    def _recorded(self, seed: int) -> Run:
         self._forget_gradients()  # those of the recording are in its own memory
         try:
             return self.record(self._run_fixed, self._rng)
@@ -180,6 +181,7 @@ class RecordedStep(TrainingStep[Model, Batch]):
             if self.config.cuda_graph is True:
                 raise ConfigError(f"fit.cuda_graph: the step cannot be recorded ({reason}); set it to false") from error
             _log.warning("the steps are not recorded as a CUDA graph, which would be faster: %s", reason)
+            self._rng = torch.Generator(self.device).manual_seed(seed)  # the other may still belong to the recording
             return self._aside
 
     def _run_fixed(self) -> tuple[Tensor, Reports]:

@@ -141,3 +141,31 @@ def test_the_published_shape_with_a_full_cache(device, launch, decay):
     assert_close(gated, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert_close(parts.sum(dim=-1, keepdim=True), squares, rtol=1e-4, atol=0.0)
     assert_close(other, memory, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [2, 8, 32, 128])
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.int8])
+def test_many_programs_give_the_same_bits_in_every_run(rows, x_dtype):
+    """Warps of a program share the tokens' weights, which change while it runs."""
+    heads, width, states, capacity = 48, 64, 128, 256
+    channels = heads * width + 2 * states
+    generator = torch.Generator("cuda").manual_seed(3)
+
+    def normal(*shape, dtype=torch.float32):
+        return torch.randn(shape, generator=generator, device="cuda").to(dtype)
+
+    narrow = (normal(channels, 4), normal(channels))
+    weights = MixerWeights(
+        *(each.bfloat16() for each in narrow), normal(heads) - 3, normal(heads), normal(heads), normal(heads * width)
+    )
+    x = normal(rows, heads, capacity, width)
+    x = x.bfloat16() if x_dtype == torch.bfloat16 else (40 * x).clamp(-127, 127).to(x_dtype)
+    B, window = normal(rows, capacity, states).bfloat16(), normal(rows, 4, channels).bfloat16()
+    memory = [window, B, x, normal(rows, heads, capacity).abs()]
+    projected = normal(rows, heads * width + channels + heads).bfloat16()
+    position, runs = torch.full((rows,), capacity - 1, device="cuda"), []
+    for _ in range(50):
+        used = [tensor.clone() for tensor in memory]
+        runs.append([*kernels.dual_mixer_step(projected, weights, *used, position), *used])
+    assert all(torch.equal(one, other) for run in runs[1:] for one, other in zip(run, runs[0], strict=True))

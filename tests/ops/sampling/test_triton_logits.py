@@ -82,3 +82,12 @@ def test_a_vocabulary_of_several_spans(settings):
     beside = logits[0].double() / settings.get("temperature", 1.0)
     assert (codes - expected).abs().max() <= sampling._SPAN + 1, "a number may lie between two tokens"
     assert (beside[codes] > -900).all()
+
+
+def test_it_runs_on_the_device_of_the_logits(monkeypatch):
+    """Nothing else sets it: engines choose the device for their steps, and sampling comes after them."""
+    entered, logits = [], torch.zeros(1, 4, device="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor) or chosen(tensor))
+    sampling.guided_sample(logits, torch.zeros(1, dtype=torch.float64, device=logits.device))
+    assert [each is logits for each in entered] == [True]

@@ -139,6 +139,7 @@ def _dual_kernel(
             following_keys = read_keys(B_row, TOKENS + slot, position, N)
             following_values = read_values(x_rows, TOKENS + slot, following_weights, P, VECTOR)
             later_weights = read_weights(weight_rows, 2 * TOKENS + slot, position)
+            tl.debug_barrier()  # one warp stores the decayed weights, and all have read them two turns before
             sums = add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
             keys = following_keys
             weights = following_weights

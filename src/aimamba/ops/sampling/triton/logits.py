@@ -119,21 +119,22 @@ def guided_sample(
     temperatures = temperature if isinstance(temperature, Tensor) else None
     ks = top_k if isinstance(top_k, Tensor) else None
     min_ps = min_p if isinstance(min_p, Tensor) else None
-    _guided_sample_kernel[(len(tokens),)](
-        logits.contiguous(),
-        uniform if unconditional_rows is None else unconditional_rows,
-        uniform if scale is None else scale,
-        uniform,
-        uniform if temperatures is None else temperatures,
-        1.0 if isinstance(temperature, Tensor) else float(temperature),
-        uniform if ks is None else ks,
-        0 if isinstance(top_k, Tensor) else min(int(top_k), vocabulary),
-        uniform if min_ps is None else min_ps,
-        0.0 if isinstance(min_p, Tensor) else float(min_p),
-        tokens,
-        vocabulary, block, min(block, _SPAN),
-        unconditional_rows is not None, temperatures is not None, ks is not None, ks is not None or int(top_k) > 0,
-        min_ps is not None,
-        num_warps=_WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(logits):  # engines step on the model's device, and this comes after the step
+        _guided_sample_kernel[(len(tokens),)](
+            logits.contiguous(),
+            uniform if unconditional_rows is None else unconditional_rows,
+            uniform if scale is None else scale,
+            uniform,
+            uniform if temperatures is None else temperatures,
+            1.0 if isinstance(temperature, Tensor) else float(temperature),
+            uniform if ks is None else ks,
+            0 if isinstance(top_k, Tensor) else min(int(top_k), vocabulary),
+            uniform if min_ps is None else min_ps,
+            0.0 if isinstance(min_p, Tensor) else float(min_p),
+            tokens,
+            vocabulary, block, min(block, _SPAN),
+            unconditional_rows is not None, temperatures is not None, ks is not None, ks is not None or int(top_k) > 0,
+            min_ps is not None,
+            num_warps=_WARPS,
+        )  # fmt: skip
     return tokens
