@@ -12,7 +12,7 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-from aimamba.errors import ConfigError, suggest
+from aimamba.errors import ConfigError, is_unicode, suggest
 
 T = TypeVar("T")
 
@@ -121,6 +121,11 @@ def check(holds: bool, message: str) -> None:
     """Raise ``ConfigError(message)`` unless ``holds``; used in the ``__post_init__`` of configs."""
     if not holds:
         raise ConfigError(message)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise a ``ConfigError`` unless a text is Unicode."""
+    check(is_unicode(text), f"{name} must be valid UTF-8, got {text[:80]!r}")
 
 
 def _fit(value: Any, hint: Any, where: str) -> Any:

@@ -84,6 +84,15 @@ def printable(text: str) -> str:
     )
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded. Python makes halves of surrogate pairs of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: ``1 image``, ``2,000 images``, ``10 classes``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")

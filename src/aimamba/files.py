@@ -167,6 +167,14 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
         return Path(path)
 
 
+def same_place(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Return whether two names are equal, or paths that lead to one file or folder, as ``photos`` and ``photos/``."""
+    try:
+        return one == other or os.path.samefile(expand_home(one), expand_home(other))
+    except (OSError, ValueError):
+        return False
+
+
 @functools.cache
 def _without_home() -> Path:
     """Return a folder for a user who has no home: one in the temporary folder that nobody else can write to."""

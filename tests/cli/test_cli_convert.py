@@ -1,5 +1,8 @@
 """``aimamba convert``."""
 
+import json
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -103,3 +106,28 @@ def test_a_killed_conversion_leaves_nothing_that_loads(aimamba, models, here, mo
     assert [exists for _, exists in seen] == [False, False]
     assert (here / "new" / "pipeline.json").is_file()
     assert [path.name for path in here.iterdir()] == ["new"]
+
+
+def test_a_folder_that_another_process_fills_meanwhile_stays(models, here, refusal, monkeypatch):
+    save = VQModel.save_pretrained
+
+    def overtaken(model, folder, **options):
+        (here / "new").mkdir()
+        (here / "new/theirs").touch()
+        save(model, folder, **options)
+
+    monkeypatch.setattr(VQModel, "save_pretrained", overtaken)
+    message = refusal("convert", models / "pipeline", "--out", "new")
+    assert "--out new: another process has written there meanwhile; give a new one" in message
+    assert [path.name for path in here.rglob("*")] == ["new", "theirs"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux")
+def test_a_folder_whose_name_is_not_utf8(aimamba, models, here):
+    folder = "caf\udce9"
+    assert aimamba("convert", models / "pipeline", "--out", f"{folder}/model").status == 0
+    assert "generator" in aimamba("info", f"{folder}/model").out
+    status, _, err = aimamba("sample", "--model", f"{folder}/model", "-n", 1, "--out", f"{folder}/drawn")
+    assert (status, len(list((here / folder / "drawn").glob("*-seed0.png")))) == (0, 5), err
+    settings = json.loads((here / folder / "drawn/settings.json").read_text(encoding="utf-8"))
+    assert settings["model"] == "caf\\udce9/model"

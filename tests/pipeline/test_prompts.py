@@ -142,6 +142,7 @@ def test_what_does_not_fit_is_refused(pipeline, classes_alone, vocabulary, make_
     with one_line_error(ConfigError, "at most 10,000 characters"):
         Prompt("x" * 10_001)
     assert Prompt.of_caption("x" * 10_001) == Prompt("x" * 10_000)
+    assert Prompt.of_caption("caf\udce9") == Prompt("caf?"), "as the vocabulary reads it"
     with one_line_error(ConfigError, "class"):
         pipeline(["a red rocket"])
 
@@ -232,6 +233,8 @@ def test_commands_that_edit(pipeline, saved, tmp_path, capsys):
     [
         (["--prompt", ROCKET, "--prompt", ROCKET], "same text twice"),
         (["--prompt", "x" * 20_000], "at most 10,000"),
+        (["--prompt", "caf\udce9"], "a prompt must be valid UTF-8, got 'caf\\udce9'"),
+        (["--prompt", ROCKET, "--negative", "caf\udce9", "--cfg-scale", "2"], "negative must be valid UTF-8"),
         (["--prompt", ROCKET, "--npz", "x.npz"], "leave --prompt out"),
         (["--prompt", ROCKET, "--model", "avatars-64"], "trained on captions"),
     ],

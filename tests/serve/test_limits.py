@@ -126,6 +126,26 @@ def test_other_names_of_the_server_are_refused(make_client, host, status):
         assert "--allowed-hosts" in error(answer, 400)["message"]
 
 
+def test_a_load_balancer_may_ask_without_a_name(make_client):
+    """By HTTP/1.0, where ``Host`` may be missing; every browser sends it."""
+    client, sent = make_client(hosts=("localhost",)), []
+
+    async def ask(version):
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message):
+            sent.append(message.get("status"))
+
+        scope = {"type": "http", "method": "GET", "path": "/healthz", "headers": [], "query_string": b""}
+        about = {"raw_path": b"/healthz", "root_path": "", "scheme": "http", "http_version": version}
+        await client.app(scope | about, receive, send)
+
+    for version in ("1.0", "1.1"):
+        asyncio.run(ask(version))
+    assert [status for status in sent if status] == [200, 400]
+
+
 def test_a_key_is_asked_for(make_client):
     client = make_client(api_keys=("another-key-of-letters", KEY))
     assert error(client.post("/v1/images", json=ONE), 401)["type"] == "authentication_error"

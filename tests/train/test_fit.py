@@ -16,6 +16,7 @@ from toy_task import ToyTask, settings
 
 from aimamba.config import from_mapping
 from aimamba.errors import CheckpointError, ConfigError
+from aimamba.signals import STOPPING
 from aimamba.train.checkpoint import read_checkpoint
 from aimamba.train.fit import FitConfig, fit
 from aimamba.train.interruption import Interrupted
@@ -129,7 +130,7 @@ def test_without_an_average_the_model_itself_is_kept(tmp_path):
     assert task.model.training
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_signal_ends_the_step_and_the_same_command_continues(tmp_path, whole, number, step, metrics):
     def interrupt(at: int) -> float:
@@ -137,12 +138,12 @@ def test_a_signal_ends_the_step_and_the_same_command_continues(tmp_path, whole, 
             os.kill(os.getpid(), number)
         return 1.0
 
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(each) for each in STOPPING]
     with pytest.raises(Interrupted, match=f"stopped after step {step} of 6; the same command continues") as stopped:
         fit(ToyTask(interrupt), settings(), tmp_path, recipe=RECIPE)
     assert stopped.value.exit_code == 128 + number
     assert isinstance(stopped.value, KeyboardInterrupt)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [signal.getsignal(each) for each in STOPPING] == handlers
     assert not (tmp_path / "model").exists()
 
     task = ToyTask()

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from aimamba.errors import CheckpointError
+from aimamba.errors import CheckpointError, is_unicode
 
 PICKLED = (".pt", ".pth", ".bin")
 
@@ -72,7 +72,7 @@ class WeightsFile:
         if self.path.suffix != ".safetensors":
             self._unpickled = _unpickle(self.path, self._nested)
             return {key: tensor.to("meta") for key, tensor in self._unpickled.items()}
-        with _readable(self.path), safe_open(self.path, framework="pt") as file:
+        with _readable(self.path) as name, safe_open(name, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             return {
                 key: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.int64), device="meta")
@@ -92,7 +92,7 @@ class WeightsFile:
             if not self._unpickled.keys() >= set(keys):
                 self._unpickled = _unpickle(self.path, self._nested)
             return {key: _aligned(self._unpickled.pop(key)) for key in keys}
-        with _readable(self.path), safe_open(self.path, framework="pt") as file:
+        with _readable(self.path) as name, safe_open(name, framework="pt") as file:
             return {key: _aligned(file.get_tensor(key)) for key in keys}
 
 
@@ -113,15 +113,15 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn a failure to read ``path`` into a ``CheckpointError``."""
+def _readable(path: Path) -> Iterator[str]:
+    """Turn a failure to read ``path`` into a ``CheckpointError``. Yields a name of the file that safetensors takes."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; check the path")
     if not path.is_file():  # a pipe would keep a reader waiting
         raise CheckpointError(f"{path}: this is not a file; check the path")
     try:
-        path.open("rb").close()  # safetensors says that what it may not read is not there
-        yield
+        with path.open("rb") as file:  # safetensors says that what it may not read is not there
+            yield str(path) if is_unicode(str(path)) else f"/dev/fd/{file.fileno()}"  # and takes no bytes but UTF-8
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise CheckpointError(f"{path}: {error.strerror}; check the path and its permissions") from error

@@ -5,8 +5,6 @@ A user's error is reported in one line, with exit status 2.
 """
 
 import errno
-import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from importlib import import_module
 
 from aimamba import __version__
 from aimamba.cli.arguments import Parser
+from aimamba.cli.streams import to_nowhere, usable_streams
 from aimamba.errors import AimambaError, ConfigError, printable, suggest
 
 COMMANDS = {
@@ -48,11 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    _print_anything()
+    with usable_streams():
+        return _run(sys.argv[1:] if argv is None else list(argv))
+
+
+def _run(argv: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            _dispatch(sys.argv[1:] if argv is None else list(argv))
+            _dispatch(argv)
         sys.stdout.flush()
         return 0
     except AimambaError as error:
@@ -62,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(str(error) or "stopped")
         return getattr(error, "exit_code", 130)
     except BrokenPipeError:
-        # The reader of our output has gone: keep Python from failing again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nowhere(sys.stdout)  # the reader of our output has gone
         return 141
     except OSError as error:
         if error.strerror is None:  # not from the operating system: a bug, which keeps its traceback
@@ -102,13 +104,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _device_of(error: Exception) -> str:
     return next((f" on {name}" for name in ("CUDA", "MPS") if name in str(error)), "")
-
-
-def _print_anything() -> None:
-    """Make a character that the terminal's encoding lacks print as an escape, where Python would fail at it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(argv: list[str]) -> None:

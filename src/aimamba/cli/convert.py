@@ -6,6 +6,8 @@ pipeline with class names.
 """
 
 import argparse
+import errno
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +33,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Read the checkpoint, check every key, and write the folder."""
     from aimamba.cli.output import output_folder, print_line
     from aimamba.devices import resolve_dtype
-    from aimamba.files import write_folder_atomically
     from aimamba.models import AiM, VQModel
     from aimamba.pipeline import Pipeline
 
@@ -41,18 +42,27 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out} is not empty, and a model among other files might not be found; give a new one")
     checkpoint = open_model(arguments.model, arguments.weights)
     if checkpoint.parts == {"tokenizer"}:
-        write_folder_atomically(
-            out, partial(VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained, dtype=dtype)
-        )
+        _write(out, partial(VQModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained, dtype=dtype))
         print_line(f"tokenizer written to {out}")
     elif checkpoint.parts == {"generator"} and arguments.tokenizer is None:
         generator = AiM.from_pretrained(checkpoint, dtype=dtype)
-        write_folder_atomically(out, partial(generator.save_pretrained, dtype=dtype))
+        _write(out, partial(generator.save_pretrained, dtype=dtype))
         print_line(f"generator without a tokenizer written to {out}; --tokenizer would make it a pipeline")
     else:
         pipeline = Pipeline.from_pretrained(
             checkpoint, tokenizer=arguments.tokenizer, dtype=dtype, foreign_tokenizer=arguments.foreign_tokenizer
         )
-        write_folder_atomically(out, partial(pipeline.save_pretrained, dtype=dtype))
+        _write(out, partial(pipeline.save_pretrained, dtype=dtype))
         classes = counted(pipeline.generator.config.num_classes, "class")
         print_line(f"pipeline of {pipeline.image_size} px and {classes} written to {out}")
+
+
+def _write(out: Path, save: Callable[[Path], object]) -> None:
+    from aimamba.files import write_folder_atomically
+
+    try:
+        write_folder_atomically(out, save)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ConfigError(f"--out {out}: another process has written there meanwhile; give a new one") from error
+        raise

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from aimamba.cli.arguments import Parser
 from aimamba.cores import usable_cores
 from aimamba.errors import ConfigError, LostError
+from aimamba.signals import STOPPING, handle
 
 if TYPE_CHECKING:
     from aimamba.sharing import Sharing
 
 _TIMEOUT = 25.0  # seconds without a sign of life after which a process counts as lost
 _LAUNCHED = "AIMAMBA_LAUNCHED"  # set for processes that --devices has started
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _ALWAYS = 8  # processes on the CPU that are started anywhere
 _ON_A_CORE = 2  # on a machine with more cores
 
@@ -157,7 +157,7 @@ def crew(arguments: argparse.Namespace, advice: str) -> Iterator["Sharing"]:
 
 @contextmanager
 def _stopped_by_signals(*, quiet: bool) -> Iterator[None]:
-    """Let SIGTERM stop a process as Ctrl-C does, the first one with a message, and ignore what follows.
+    """Let SIGTERM and SIGHUP stop a process as Ctrl-C does, the first one with a message, and ignore what follows.
 
     One that ``--devices`` has started leaves the message to the process that has started it, unless it is Ctrl-C.
     """
@@ -166,18 +166,17 @@ def _stopped_by_signals(*, quiet: bool) -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal received
         received = number
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in STOPPING:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
+    handle(stop)
     try:
         yield
     except BaseException as error:
         if not received:
             raise
-        if quiet or (received == signal.SIGTERM and _LAUNCHED in os.environ):
+        if quiet or (received != signal.SIGINT and _LAUNCHED in os.environ):
             raise SystemExit(128 + received) from None
         message = str(error) if isinstance(error, KeyboardInterrupt) else ""
         stopped = KeyboardInterrupt(message or "stopped; the same command goes on with what is finished")
@@ -216,7 +215,7 @@ def _launch(count: int, command: list[str]) -> None:
     logging.disable(logging.CRITICAL)  # the agent reports in its own words what a line tells
     # Its own handler would end it at a second signal, and its processes while they still save their work.
     config.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
-    handlers = {number: signal.signal(number, _stop_agent) for number in _SIGNALS}
+    handlers = handle(_stop_agent)
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as failed:
@@ -241,6 +240,6 @@ def _stop_agent(number: int, _frame: FrameType | None) -> None:
     """Let the agent of torchrun pass a signal on to its processes and wait for them, and ignore what follows."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    for each in _SIGNALS:
+    for each in STOPPING:
         signal.signal(each, signal.SIG_IGN)
     raise SignalException("stopped", signal.Signals(number))

@@ -196,7 +196,8 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """Write a JSON object to ``path``; None writes no file."""
     if path is not None:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        encoded = text.encode("utf-8", "backslashreplace")  # names of files may hold bytes that are not UTF-8
+        write_atomically(path, lambda draft: draft.write_bytes(encoded))
 
 
 def file_name(text: str) -> str:

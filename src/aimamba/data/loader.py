@@ -17,8 +17,7 @@ from aimamba.config import check
 from aimamba.data.images import ImageSet
 from aimamba.data.order import ShuffledOrder
 from aimamba.errors import DataError
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from aimamba.signals import STOPPING
 
 
 class Batch(NamedTuple):
@@ -99,11 +98,11 @@ def _started(loader: "DataLoader[Any]") -> Iterator["_Made"]:
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM. Processes that are started meanwhile inherit that: none reaches them at any moment."""
+    """Block Ctrl-C and its kin. Processes that are started meanwhile inherit that: none reaches them at any moment."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
@@ -141,8 +140,8 @@ def _no_shared_memory(workers: int) -> DataError:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM, which a terminal sends to all: the parent finishes its step, then ends the workers."""
-    for number in _SIGNALS:
+    """Ignore Ctrl-C and its kin, which a terminal sends to all: the parent finishes its step, then ends the workers."""
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -114,7 +114,7 @@ class FeatureCollector:
     def __init__(self, extractor: Extractor, count: int) -> None:
         """Allocate memory for ``count`` images."""
         self._extractor = extractor
-        self._vectors = torch.empty(count, extractor.width)
+        self._vectors = torch.empty(count, extractor.width, dtype=torch.float32)
         self._count = 0
         self._spatial = Moments(extractor.spatial_width)
         self._waiting: list[Tensor] = []  # spatial features, added to the covariance in large blocks
@@ -162,13 +162,13 @@ class FeatureCollector:
 
 
 def _none(extractor: Extractor) -> SetFeatures:
-    return SetFeatures(network=extractor.name, vectors=torch.empty(0, extractor.width))
+    return SetFeatures(network=extractor.name, vectors=torch.empty(0, extractor.width, dtype=torch.float32))
 
 
 def _on_host(found: Features) -> list[Tensor]:
     """Return vectors, spatial features and logits on the host; those that the network does not have are empty."""
     vectors, spatial, logits = found
-    rest = (torch.empty(0) if part is None else part for part in (spatial, logits))
+    rest = (torch.empty(0, dtype=torch.float32) if part is None else part for part in (spatial, logits))
     return [part.detach().float().cpu() for part in (vectors, *rest)]
 
 

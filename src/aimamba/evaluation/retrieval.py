@@ -78,5 +78,5 @@ def cosine_to_subjects(
         count: Number of subjects, s.
     """
     unit, other = (torch.nn.functional.normalize(vectors, dim=1) for vectors in (queries, images))
-    nearest = torch.full((len(queries), count), -torch.inf)
+    nearest = unit.new_full((len(queries), count), -torch.inf)
     return nearest.scatter_reduce(1, subjects.expand(len(queries), -1), unit @ other.T, "amax")

@@ -305,7 +305,7 @@ def judge_samples(
     right, same = judge.subjects[of], None
     if gallery.designs is not None and judge.designs is not None:
         asked = judge.designs[of]
-        similarity = torch.empty(len(captions), subjects)
+        similarity = torch.empty(len(captions), subjects, dtype=torch.float32)
         for design in asked.unique():
             chosen = (asked == design).nonzero().squeeze(1)
             similarity[chosen] = found(chosen, (gallery.designs == design).nonzero().squeeze(1))

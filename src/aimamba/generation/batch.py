@@ -19,9 +19,10 @@ from aimamba.generation.plan import negative_label, uniform_numbers
 from aimamba.generation.record import EditRecord
 from aimamba.generation.rows import make_rows
 from aimamba.generation.sampling import SamplingConfig
+from aimamba.inference import Inference
 from aimamba.models import AiM
 from aimamba.models.aim import BEGUN
-from aimamba.ops.sampling.logits import guided_sample, uniform_dtype
+from aimamba.ops.sampling.logits import guided_sample, settings_dtype, uniform_dtype
 
 _SETTINGS = ("top_k", "top_p", "min_p")
 _NOWHERE = -1
@@ -144,7 +145,7 @@ class Batch:
         self._length, self._device = model.config.num_tokens, model.word_embedding.weight.device
         shape, device = (most, self._length), self._device
         self._uniforms = torch.zeros(shape, dtype=uniform_dtype(device), device=device)
-        self._scales, self._temperatures = torch.ones(shape, device=device), torch.ones(shape, device=device)
+        self._scales, self._temperatures = (torch.ones(shape, dtype=torch.float32, device=device) for _ in range(2))
         self._known = torch.full(shape, _FREE, device=device)
         self._codes = torch.zeros(shape, dtype=torch.long, device=device)
         self._latest = torch.zeros(most, dtype=torch.long, device=device)  # code, or BEGUN
@@ -168,7 +169,7 @@ class Batch:
         """Number of rows that a step computes."""
         return len(self._rows)
 
-    @torch.inference_mode()
+    @Inference()
     def join(self, job: Job) -> Running:
         """Add an image, which begins with the next step.
 
@@ -185,8 +186,9 @@ class Batch:
         place = self._free.pop()
         image = Running(job, place, last_guided, self._codes[place], self._model.config.prefix_tokens)
         self._uniforms[place] = uniform_numbers(self._model, [config.seed])[0, :, 0]
-        self._scales[place] = torch.tensor(scales)
-        self._temperatures[place] = torch.tensor([config.temperature_at(t, length) for t in range(length)])
+        self._scales[place] = torch.tensor(scales, dtype=torch.float32)
+        temperatures = [config.temperature_at(t, length) for t in range(length)]
+        self._temperatures[place] = torch.tensor(temperatures, dtype=torch.float32)
         self._known[place] = _FREE if job.known is None else job.known
         self._latest[place] = BEGUN
         boundary = len(self._images)
@@ -215,7 +217,7 @@ class Batch:
             self._kept[label] = self._model.begun(torch.tensor([label], device=self._device))
         return self._kept[label]
 
-    @torch.inference_mode()
+    @Inference()
     def leave(self, image: Running) -> None:
         """Remove an image, finished or not."""
         if image in self._alone:
@@ -260,7 +262,7 @@ class Batch:
                 image.codes, image.tokens = codes[0], codes.shape[1]
         return finished
 
-    @torch.inference_mode()
+    @Inference()
     def _step_together(self) -> list[Running]:
         settled = self._settled = self._settled or self._settle()
         count, places = len(self._images), settled.places
@@ -309,7 +311,9 @@ class Batch:
         settings: dict[str, Any] = {}
         for name in _SETTINGS:
             values = [getattr(config, name) for config in configs]
-            settings[name] = values[0] if len(set(values)) == 1 else torch.tensor(values, device=device)
+            settings[name] = values[0]
+            if len(set(values)) > 1:
+                settings[name] = torch.tensor(values, dtype=settings_dtype(values), device=device)
         return _Settled(
             torch.tensor([image.place for image in self._images], device=device),
             torch.tensor(guided, dtype=torch.long, device=device),

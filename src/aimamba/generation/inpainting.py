@@ -24,6 +24,7 @@ from aimamba.generation.engines import Engine, make_engine
 from aimamba.generation.loop import check_logits, each_config
 from aimamba.generation.plan import Labels, SamplingPlan, check_codes, check_labels, uniform_numbers
 from aimamba.generation.sampling import SamplingConfig
+from aimamba.inference import Inference
 from aimamba.models import AiM
 
 METHODS = ("resample", "best", "plain")
@@ -32,7 +33,7 @@ _MOST_CANDIDATES = 10_000
 _FEW = 0.5  # share of the candidates: with a smaller effective number of them, they are resampled
 
 
-@torch.inference_mode()
+@Inference()
 def inpaint(  # noqa: PLR0915 - one loop, like that of `generate`
     model: AiM,
     labels: Labels,

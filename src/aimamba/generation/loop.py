@@ -14,12 +14,13 @@ from aimamba.errors import CheckpointError, ConfigError
 from aimamba.generation.engines import Engine, make_engine
 from aimamba.generation.plan import Labels, SamplingPlan, check_codes, check_labels, uniform_numbers
 from aimamba.generation.sampling import SamplingConfig
+from aimamba.inference import Inference
 from aimamba.models import AiM
 
 DAMAGED = "the generator's logits contain NaN or infinity: its weights are damaged, or its dtype is too narrow"
 
 
-@torch.inference_mode()
+@Inference()
 def generate(
     model: AiM,
     labels: Labels,

@@ -18,7 +18,7 @@ from aimamba.generation.sampling import SamplingConfig
 from aimamba.models import AiM, DecodingState
 from aimamba.models.aim import BEGUN
 from aimamba.models.condition import Given
-from aimamba.ops.sampling.logits import Setting, guide, guided_sample, uniform_dtype
+from aimamba.ops.sampling.logits import Setting, guide, guided_sample, settings_dtype, uniform_dtype
 from aimamba.seeds import seeded
 
 Labels = Given
@@ -61,7 +61,8 @@ class SamplingPlan:
         self.device = model.word_embedding.weight.device
         tokens = range(self._length)
         courses = {config: [config.guidance_at(t, self._length) for t in tokens] for config in set(configs)}
-        scales = torch.tensor([courses[config] for config in configs]).mT.contiguous()  # (L, B)
+        courses_of = [courses[config] for config in configs]
+        scales = torch.tensor(courses_of, dtype=torch.float32).mT.contiguous()  # (L, B)
         guided = (scales != 1).any(dim=0).nonzero().flatten()  # images that need an unconditional row
         self.last_guided = int((scales != 1).any(dim=1).nonzero().max()) + 1 if len(guided) else 0
         rows = torch.arange(self.count).index_copy(0, guided, self.count + torch.arange(len(guided)))
@@ -80,7 +81,9 @@ class SamplingPlan:
 
     def _setting(self, values: Sequence[int | float]) -> Setting:
         """Return a number if all images agree, so that kernels need no table of them."""
-        return values[0] if len(set(values)) == 1 else send(torch.tensor(values), self.device)
+        if len(set(values)) == 1:
+            return values[0]
+        return send(torch.tensor(values, dtype=settings_dtype(values)), self.device)
 
     @property
     def rows(self) -> int:

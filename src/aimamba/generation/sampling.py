@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from aimamba.config import check, pythonic
+from aimamba.config import check, check_text, pythonic
 from aimamba.seeds import shown
 
 LARGEST_SCALE = 1e6
@@ -101,6 +101,7 @@ class SamplingConfig:
         if self.negative is not None:
             fits = isinstance(self.negative, int | str) and not isinstance(self.negative, bool)
             check(fits, f"negative must be a class, got {self.negative!r}")
+            check_text("negative", str(self.negative))
         check(0 <= self.seed < 1 << 63, f"seed must be in [0, 2^63), got {shown(self.seed)}")
 
     def without_effect(self) -> dict[str, str]:

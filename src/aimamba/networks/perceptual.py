@@ -47,7 +47,8 @@ class VGG16(nn.Module):
         widths = [3, *(width for level in _VGG_LEVELS for width in level)]
         pairs = pairwise(widths)
         self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairs)
-        shift, scale = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]], device="cpu")
+        numbers = [[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]]
+        shift, scale = torch.tensor(numbers, dtype=torch.float32, device="cpu")
         self.register_buffer("shift", shift[:, None, None], persistent=False)
         self.register_buffer("scale", scale[:, None, None], persistent=False)
 

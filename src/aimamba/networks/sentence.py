@@ -137,7 +137,7 @@ class SentenceEncoder:
             CheckpointError: The encoder computes NaN or numbers beyond float16.
         """
         self.check_length(length)
-        result = torch.zeros(len(texts), length, self.width)
+        result = torch.zeros(len(texts), length, self.width, dtype=torch.float32)
         for row, vectors in zip(result, self.pieces(texts, length), strict=True):
             row[: len(vectors)] = vectors
         return result.to(self.network.words.weight.device)

@@ -5,9 +5,9 @@ Shape letters: B images, C classes, P prefix tokens, D width.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from aimamba.devices import send
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.plan import Labels
+from aimamba.inference import without_autocast
 from aimamba.models import AiM
 from aimamba.models.text import Captions
 from aimamba.networks.sentence import SentenceEncoder
-from aimamba.pipeline.prompts import Class, ClassName, Mixture, Prompt
+from aimamba.pipeline.prompts import Class, ClassName, Mixture, Prompt, listed
 
 
 class Conditions:
@@ -51,7 +52,7 @@ class Conditions:
         """
         return find_class(name, self.class_names, self.generator.config.num_classes)
 
-    def labels(self, classes: Sequence[Class]) -> Labels:
+    def labels(self, classes: Iterable[Class]) -> Labels:
         """Return what ``generate`` takes for some classes or prompts.
 
         These are labels (B,); if one is a mixture, weights (B, C); and if one is a prompt, openings (B, P + 1, D).
@@ -60,8 +61,7 @@ class Conditions:
             ConfigError: There is no such class, the weights of a mixture are not numbers of 0 or more, some above, or
                 the generator takes no prompts.
         """
-        if isinstance(classes, str | Mapping | Prompt | Integral):
-            raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
+        classes = listed(classes)
         if any(isinstance(each, Prompt) for each in classes):
             different = {repr(each): each for each in classes}  # often one many times; a mixture has no hash
             openings = {key: self.opening(each) for key, each in different.items()}
@@ -71,6 +71,7 @@ class Conditions:
         return torch.stack([self.weights(each) for each in classes if not isinstance(each, Prompt)])
 
     @torch.no_grad()
+    @without_autocast()
     def opening(self, given: Class | None) -> Float[Tensor, "p1 d"]:
         """Return the opening of a class, mixture or prompt, see ``aimamba.models.condition``; None for the null class.
 

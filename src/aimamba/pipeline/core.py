@@ -22,6 +22,7 @@ from aimamba.generation.finished import Fetcher, Finished, finished_batches
 from aimamba.generation.plan import Labels, check_codes
 from aimamba.generation.record import ModelRecord
 from aimamba.generation.weight_versions import weight_versions
+from aimamba.inference import Inference
 from aimamba.models import AiM, VQModel
 from aimamba.networks.sentence import MINILM, SentenceEncoder
 from aimamba.pipeline.conditions import Conditions
@@ -227,8 +228,8 @@ class PipelineCore(Conditions):
         """
         weights = self.generator.word_embedding.weight
         return ModelRecord(
-            model=model,
-            tokenizer=tokenizer,
+            model=_escaped(model),
+            tokenizer=None if tokenizer is None else _escaped(tokenizer),
             fingerprint=self.fingerprint(),
             dtype=str(weights.dtype).removeprefix("torch."),
             engine=resolve_engine(self.generator, self.engine),
@@ -236,7 +237,7 @@ class PipelineCore(Conditions):
             aimamba=__version__,
         )
 
-    @torch.inference_mode()
+    @Inference()
     def encode(self, images: Images, *, fit: Fit = "exact") -> Int[Tensor, "b l"]:
         """Encode images as the codes that ``decode`` and ``generate`` take, in raster order, on the tokenizer's device.
 
@@ -281,3 +282,8 @@ class PipelineCore(Conditions):
             if self._decoder is None or not self._decoder.matches(self.tokenizer):
                 self._decoder = FastDecoder(self.tokenizer)
             return self._decoder
+
+
+def _escaped(name: str) -> str:
+    """Return a name as it can be written: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

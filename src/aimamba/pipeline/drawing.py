@@ -18,6 +18,7 @@ from aimamba.errors import AimambaError, ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.plan import Labels
 from aimamba.generation.record import parse_record
+from aimamba.inference import Inference
 from aimamba.pipeline.images import OutputType, write_images
 from aimamba.pipeline.prompts import Class, Prompt
 from aimamba.pipeline.scoring import Scoring
@@ -165,7 +166,7 @@ class Drawing(Scoring):
                 shown = torch.cat([codes, blank[:, count:].expand(len(codes), -1)], dim=1)
                 yield Preview(count, length, write_images(self.decode(shown), output_type))
 
-    @torch.inference_mode()
+    @Inference()
     def blank_codes(self) -> Int[Tensor, "1 l"]:
         """Return the codes of a grey image, which stand for tokens that are not there yet."""
         tokenizer = self.tokenizer

@@ -74,7 +74,7 @@ class Editing(Drawing):
         every = self.grid if every is None else whole("every", every)
         if every < 1:
             raise ConfigError(f"every must be at least 1 token, got {every}")
-        given = self.labels(list(labels))
+        given = self.labels(labels)
         configs, seeds = self.each_image(config, len(given), n)
         run = self.generate(given.repeat_interleave(n, dim=0), configs, seeds=seeds, prefix=prefix)
         first = 0 if prefix is None else prefix[0].numel()

@@ -24,7 +24,7 @@ from aimamba.pipeline.editing import Editing
 from aimamba.pipeline.habits import after_steps, check_habits, check_method, seeds_of, with_habits
 from aimamba.pipeline.images import OutputType, write_images
 from aimamba.pipeline.loading import SaveGenerator, as_device, load_parts, save_parts
-from aimamba.pipeline.prompts import Class, Prompt
+from aimamba.pipeline.prompts import Class, Prompt, listed
 from aimamba.pipeline.publishing import upload
 
 
@@ -240,10 +240,11 @@ class Pipeline(Editing):
         if each < 1 or batch_size < 1:
             raise ConfigError(f"expected n and batch size to be at least 1, got n {each}, batch size {batch_size}")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        labels = listed(labels)
         if texts and any(isinstance(label, Prompt) for label in labels):
             raise ConfigError("prompts stand beside classes; give all prompts as prompts, or all as labels")
         if texts:
-            beside: Sequence[Any] = list(labels) or [None]
+            beside: Sequence[Any] = labels or [None]
             labels = [Prompt(text, label) for text in texts for label in beside]
         wanted = self.labels(labels)
         given = wanted.repeat_interleave(each, dim=0)

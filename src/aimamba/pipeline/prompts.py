@@ -3,9 +3,11 @@
 Shape letters: B images, P prefix tokens, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
+from aimamba.config import check_text
 from aimamba.errors import ConfigError
 
 ClassName = str | int
@@ -33,14 +35,26 @@ class Prompt:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise ConfigError(f"a prompt is a text, got {type(self.text).__name__}")
+        check_text("a prompt", self.text)
         if len(self.text) > LONGEST_PROMPT:
             raise ConfigError(f"a prompt has at most {LONGEST_PROMPT:,} characters, got {len(self.text):,}")
 
     @classmethod
     def of_caption(cls, caption: str) -> "Prompt":
         """Return the prompt of a caption of an image set; of one that is longer than a prompt, its beginning."""
-        return cls(caption[:LONGEST_PROMPT])
+        return cls(caption[:LONGEST_PROMPT].encode("utf-8", "replace").decode())
 
 
 Class = ClassName | Mixture | Prompt
 """What an image is to show."""
+
+
+def listed(classes: Iterable[Class]) -> list[Class]:
+    """Return classes as a list, also those of an iterator, which can be read once.
+
+    Raises:
+        ConfigError: It is a single class.
+    """
+    if isinstance(classes, str | Mapping | Prompt | Integral):
+        raise ConfigError(f"expected a list of classes, got the single {classes!r}; write [{classes!r}]")
+    return list(classes)

@@ -4,7 +4,7 @@ Shape letters: B images, C classes, L tokens of an image, h w grid of codes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation.plan import Labels, check_codes, check_labels
+from aimamba.inference import Inference
 from aimamba.pipeline.core import PipelineCore
 from aimamba.pipeline.images import Fit, Images
-from aimamba.pipeline.prompts import Class
+from aimamba.pipeline.prompts import Class, listed
 
 _FORWARD_AT_ONCE = 64  # images, where the rounding of one may depend on the others
 
@@ -77,12 +78,13 @@ class Scoring(PipelineCore):
             DataError: An image does not fit.
             ConfigError: There is no such class, or none to choose from.
         """
-        if among is not None and len(among) == 0:
+        among = None if among is None else listed(among)
+        if among == []:
             raise ConfigError("classify has nothing to choose from; name some classes or prompts")
         given = None if among is None else self.labels(among)
         return self.log_likelihoods(self.encode(images, fit=fit), given=given).softmax(dim=-1)
 
-    @torch.inference_mode()
+    @Inference()
     def bits(self, codes: Tensor, labels: Labels) -> Float[Tensor, "b l"]:
         """Return the bits of every token of images given by their codes, (B, L) or (B, h, w).
 
@@ -104,7 +106,7 @@ class Scoring(PipelineCore):
         with torch.inference_mode(mode=False):
             return torch.cat(found).clone()
 
-    @torch.inference_mode()
+    @Inference()
     def log_likelihoods(
         self,
         codes: Int[Tensor, "b l"],
@@ -149,7 +151,7 @@ class Scoring(PipelineCore):
             return torch.full((count,), self.generator.condition.null_class)
         if isinstance(labels, np.ndarray | Tensor) and labels.ndim:
             labels = labels.tolist()
-        several = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
+        several = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str | Mapping) else [labels]
         if len(several) not in (1, count):
             raise DataError(f"got {len(several)} classes for {count} images; give one for all, or one for each")
         return self.labels(several if len(several) == count else several * count)

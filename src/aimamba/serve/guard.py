@@ -70,7 +70,8 @@ class Guard:
             return await self._app(scope, receive, send)
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
-            self._check_host(headers.get(b"host", b""))
+            if b"host" in headers or scope.get("http_version") != "1.0":  # a browser always sends it
+                self._check_host(headers.get(b"host", b""))
             self._check_key(scope["path"], scope["method"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 limit = self._check_body(scope["path"], headers)

@@ -26,6 +26,9 @@ def make_protocol(seconds: float) -> type[H11Protocol]:
             elif not self.flow.write_paused:
                 self._go_on()
 
+        def _unsupported_upgrade_warning(self) -> None:
+            """Say nothing: the request is answered without the upgrade, and libraries would not change that."""
+
         def pause_writing(self) -> None:
             super().pause_writing()
             self._wait()

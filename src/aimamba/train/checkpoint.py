@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 
 from aimamba.checkpoints.weights import check_archive
-from aimamba.config import first_difference
+from aimamba.config import first_difference, flatten
 from aimamba.documents import parse_toml
 from aimamba.errors import CheckpointError, ConfigError
-from aimamba.files import write_atomically
+from aimamba.files import same_place, write_atomically
 from aimamba.train.checkpoint_files import checkpoint_files, older_name, remove_superfluous
 
 Resolve = Callable[[dict[str, Any]], Mapping[str, Any]]  # fills in the defaults of a recipe
@@ -33,6 +33,7 @@ _MAY_CHANGE = {
     *(f"fit.{key}" for key in ("checkpoints", "keep", "patience", "cuda_graph")),
     *(f"parallel.{key}" for key in ("replicate", "shard", "timeout")),
 }
+_PLACES = {"data.source", "init", "task.tokenizer", "task.text_encoder"}  # may be spelled in another way
 
 
 @runtime_checkable
@@ -286,8 +287,8 @@ def check_same_recipe(before: str, now: str, folder: Path, resolve: Resolve) -> 
     """Check that a run is continued with the recipe that it began with.
 
     Recipes are compared with their defaults filled in, so a run of an older version, which did not know a setting yet,
-    continues with its default. What does not change the steps may change: their number, the intervals, what is kept,
-    the workers and the description.
+    continues with its default. Paths that lead to the same place are equal. What does not change the steps may change:
+    their number, the intervals, what is kept, the workers and the description.
 
     Args:
         before: The recipe that the run in ``folder`` began with, as TOML.
@@ -304,6 +305,8 @@ def check_same_recipe(before: str, now: str, folder: Path, resolve: Resolve) -> 
         raise ConfigError(
             f"{folder} holds a run that this version cannot continue ({error}); give another --out"
         ) from error
-    difference = first_difference(old, resolve(parse_toml(now)), ignore=_MAY_CHANGE)
+    was, wanted = dict(flatten(old)), dict(flatten(resolve(parse_toml(now))))
+    was |= {key: wanted[key] for key in _PLACES & was.keys() & wanted.keys() if same_place(was[key], wanted[key])}
+    difference = first_difference(was, wanted, ignore=_MAY_CHANGE)
     if difference is not None:
         raise ConfigError(f"{folder} holds a run with {difference}; set it back, or give another --out")

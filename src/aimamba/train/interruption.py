@@ -1,16 +1,18 @@
-"""Handle Ctrl-C and SIGTERM: finish the current step, so that the run can be saved and continued."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP: finish the current step, so that the run can be saved and continued."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+from aimamba.signals import handle
+
 
 class Interrupted(KeyboardInterrupt):
     """The run was interrupted by a signal and has been saved; the message says how to continue.
 
     Attributes:
-        exit_code: The usual exit status for the signal: 130 for Ctrl-C, 143 for SIGTERM.
+        exit_code: The usual exit status for the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -19,7 +21,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM is only recorded; a second one has its usual effect.
+    """A context in which the first of these signals is only recorded; a second one has its usual effect.
 
     Where a launcher ends several processes, one of them may get the same signal twice, from Slurm and from torchrun,
     and another while it reports that it ends. So ``lasting`` ignores further signals until the process has ended.
@@ -35,8 +37,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            self._previous = handle(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

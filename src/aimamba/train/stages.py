@@ -20,7 +20,7 @@ from aimamba.data.images import has_captions
 from aimamba.data.sets import Splits, open_splits
 from aimamba.data.shards import open_code_splits
 from aimamba.errors import CheckpointError, ConfigError, suggest
-from aimamba.files import expand_home, write_atomically
+from aimamba.files import expand_home
 from aimamba.models import AIM_PRESETS, VQ_PRESETS, AiM, AiMConfig, VQConfig, VQModel
 from aimamba.models.text import TextConfig
 from aimamba.pipeline import saved_class_names
@@ -31,18 +31,17 @@ from aimamba.train.distillation import DistillationTask
 from aimamba.train.frozen import check_known, check_loop
 from aimamba.train.generator import GeneratorTask
 from aimamba.train.generator_settings import Classes, GeneratorTaskConfig
+from aimamba.train.kept_codes import changed_since, describe, holds_codes_of, write_description
 from aimamba.train.parts import Adapter
 from aimamba.train.reading import Reading
 from aimamba.train.recipe import DataConfig, Recipe, check_trained
 from aimamba.train.task import Model, Task
 from aimamba.train.tokenizer import TokenizerTask
 from aimamba.train.tokenizer_settings import TokenizerTaskConfig
-from aimamba.train.toml import read_toml, to_toml
 from aimamba.train.tuning import ClassTable, check_fits, choose_trained, class_table, with_captions, with_classes
 
 _FROM_CODES = ("vocab_size", "num_tokens", "num_classes", "tokenizer")  # settings of a generator that its codes decide
 _TASKS = {"likelihood": GeneratorTask, "cca": ContrastiveTask, "distillation": DistillationTask}
-_NOTE = "data.toml"  # next to the codes that a run has stored: the settings of their images
 
 Config = TypeVar("Config", AiMConfig, VQConfig)
 
@@ -311,7 +310,9 @@ def _code_source(
     if _is_codes(recipe.data):
         return _codes_on_disk(expand_home(recipe.data.source), tokenizer)
     recipe.data.check_size(tokenizer.config.downsampling)
-    if kept is not None and _has_kept(kept, recipe.data):
+    if kept is not None and holds_codes_of(kept, recipe.data):
+        if note := changed_since(kept, recipe.data):
+            say(note)
         return _codes_on_disk(kept, tokenizer)
     images = _open(recipe.data, progress=progress)
 
@@ -322,12 +323,12 @@ def _code_source(
             train = encode_images(tokenizer, images.train, views=recipe.data.views)
             return train, encode_images(tokenizer, images.held_out)
         draft = kept.with_name(f"{kept.name}.partial")
+        described = describe(recipe.data)
         shutil.rmtree(draft, ignore_errors=True)
         encode_splits(
             tokenizer, images, draft, views=recipe.data.views, batch_size=64, progress=progress and sys.stderr.isatty()
         )
-        note = to_toml(to_mapping(recipe.data))
-        write_atomically(draft / _NOTE, lambda path: path.write_text(note, encoding="utf-8"))
+        write_description(draft, described)
         draft.rename(kept)
         return _codes_on_disk(kept, tokenizer).load()
 
@@ -340,17 +341,6 @@ def _codes_on_disk(folder: Path, tokenizer: VQModel) -> _CodeSource:
     grid = codes.meta.grid
     captioned = codes.train.captions is not None
     return _CodeSource(codes.meta.class_names, grid[0] * grid[1], captioned, lambda: (codes.train, codes.held_out))
-
-
-def _has_kept(folder: Path, data: DataConfig) -> bool:
-    """Return whether a run has stored the codes of these images in ``folder``."""
-    if not folder.exists():
-        return False
-    note = folder / _NOTE
-    check(note.exists(), f"{folder} was not made by a training run and would be replaced; give another --out")
-    same = from_mapping(DataConfig, read_toml(note), where=str(note)).images() == data.images()
-    check(same, f"{folder} holds the codes of other images; remove it, or give another --out")
-    return True
 
 
 def model_config(cls: type[Config], presets: Mapping[str, Config], settings: Mapping[str, Any]) -> Config:

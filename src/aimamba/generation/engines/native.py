@@ -137,9 +137,9 @@ class NativeEngine:
         return AiMState(
             position=torch.zeros(batch, dtype=torch.long),
             position_shift=torch.full((batch,), shift),
-            opening=torch.zeros(batch, config.prefix_tokens + 1, config.width),
-            modulation=torch.zeros(batch, config.num_blocks, 3, config.width),
-            final_modulation=torch.zeros(batch, 2, config.width),
+            opening=torch.zeros(batch, config.prefix_tokens + 1, config.width, dtype=torch.float32),
+            modulation=torch.zeros(batch, config.num_blocks, 3, config.width, dtype=torch.float32),
+            final_modulation=torch.zeros(batch, 2, config.width, dtype=torch.float32),
             mixers=[self._init_mixer(config, batch) for _ in range(config.num_blocks)],
             overwritten=_OVERWRITTEN,
         )
@@ -151,12 +151,12 @@ class NativeEngine:
         long = config.steps > self._first
         state = (batch, heads, config.state_size, config.head_width) if long else (batch, 0)
         return {
-            "window": torch.zeros(batch, config.conv_width - 1, inner + 2 * config.state_size),
+            "window": torch.zeros(batch, config.conv_width - 1, inner + 2 * config.state_size, dtype=torch.float32),
             "inputs": torch.empty(batch, heads, self._slots, config.head_width, dtype=self._cache_dtype),
             "B": torch.empty(batch, self._slots, config.state_size, dtype=self._cache_dtype),
-            "weights": torch.empty(batch, heads, self._slots),
-            "folded": torch.empty(state),
-            "carry": torch.empty(batch, heads),
+            "weights": torch.empty(batch, heads, self._slots, dtype=torch.float32),
+            "folded": torch.empty(state, dtype=torch.float32),
+            "carry": torch.empty(batch, heads, dtype=torch.float32),
         }
 
     def step(self, inputs: Int[Tensor, " r"] | Float[Tensor, "r p1 d"], state: AiMState) -> Float[Tensor, "r v"]:
@@ -164,7 +164,7 @@ class NativeEngine:
         with torch.no_grad():
             residual = self.model.enter(inputs, state).float().contiguous()
         assert int(state.position.max()) < self.model.config.steps, "a row has taken all tokens of an image"
-        logits = torch.empty(len(inputs), self.model.config.vocab_size)
+        logits = torch.empty(len(inputs), self.model.config.vocab_size, dtype=torch.float32)
         memories = (ctypes.c_void_p * (len(state.mixers) * len(_MEMORIES)))(*self._addresses(state.mixers))
         with self._lock:
             self._kernel.aim_step(
@@ -198,7 +198,7 @@ class NativeEngine:
         """
         count = len(uniform)
         unconditional_rows = torch.arange(count) if unconditional_rows is None else unconditional_rows
-        scale = torch.ones(count) if scale is None else scale
+        scale = torch.ones(count, dtype=torch.float32) if scale is None else scale
         codes = torch.empty(count, dtype=torch.long)
         arguments = (
             logits.contiguous(),

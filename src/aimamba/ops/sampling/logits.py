@@ -7,6 +7,8 @@ tensors are on it already.
 Shape letters: B rows, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,7 +21,13 @@ def _column(setting: Setting, like: Tensor) -> Tensor:
     """Return a setting as a tensor of shape (B, 1), or (1, 1) if it is the same for all rows."""
     if isinstance(setting, Tensor):
         return setting.to(like.device).reshape(-1, 1)
-    return torch.full((1, 1), setting, device=like.device)  # filled on the device; `as_tensor` would wait for a copy
+    dtype = settings_dtype([setting])  # filled on the device; `as_tensor` would wait for a copy
+    return torch.full((1, 1), setting, dtype=dtype, device=like.device)
+
+
+def settings_dtype(settings: Sequence[float | int]) -> torch.dtype:
+    """Return the dtype of settings of rows: int64 or float32, whatever PyTorch's default dtype is."""
+    return torch.long if all(isinstance(setting, int) for setting in settings) else torch.float32
 
 
 def uniform_dtype(device: torch.device) -> torch.dtype:

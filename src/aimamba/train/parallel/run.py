@@ -6,7 +6,6 @@ another. The other processes wait for it.
 
 import contextlib
 import copy
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aimamba.distributed import Team
+from aimamba.signals import STOPPING
 from aimamba.train.ahead import Ahead
 from aimamba.train.checkpoint import Checkpoint, Found
 from aimamba.train.ema import Average
@@ -26,8 +26,6 @@ from aimamba.train.run import Run, Value
 from aimamba.train.settings import FitConfig
 from aimamba.train.step import Combine, Loss, Reports
 from aimamba.train.task import Auxiliary, Batch, Model, Task
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ManyRun(Run[Model, Batch]):
@@ -60,7 +58,7 @@ class ManyRun(Run[Model, Batch]):
         self.writes = team.is_first
         self._signal = 0  # that a process has received
         self._stepped = False
-        self._told = torch.zeros(len(_SIGNALS) + 1)  # how many processes have met what; see _combine
+        self._told = torch.zeros(len(STOPPING) + 1)  # how many processes have met what; see _combine
         self._whole: Model | None = None
         super().__init__(task, config, out, recipe, team.device, found)
         self._writer = ShardedWriter(out, count=config.checkpoints)
@@ -110,7 +108,7 @@ class ManyRun(Run[Model, Batch]):
         """Take one step; see ``Run.update``."""
         found = super().update(batches, lr)  # which has waited for the device
         *received, failed = self._told.tolist()
-        self._signal = next((number for number, count in zip(_SIGNALS, received, strict=True) if count), 0)
+        self._signal = next((number for number, count in zip(STOPPING, received, strict=True) if count), 0)
         self.team.watch.progress()
         if not self._stepped:
             self._stepped = True
@@ -121,7 +119,7 @@ class ManyRun(Run[Model, Batch]):
 
     def _combine(self, losses: list[Tensor], reports: Reports) -> tuple[list[Tensor], Reports]:
         """Average losses and reports over the processes, and tell each other what has happened to one of them."""
-        received = [float(self.interruption.received == number) for number in _SIGNALS]
+        received = [float(self.interruption.received == number) for number in STOPPING]
         losses, reports, self._told = combined(losses, reports, [*received, float(self._writer.failed)])
         return losses, reports
 

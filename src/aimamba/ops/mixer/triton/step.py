@@ -141,9 +141,7 @@ def _dual_kernel(
             later_weights = read_weights(weight_rows, 2 * TOKENS + slot, position)
             tl.debug_barrier()  # one warp stores the decayed weights, and all have read them two turns before
             sums = add_block(sums, keys, weights, values, weight_rows, slot, c, dt, fresh, A, ADD)
-            keys = following_keys
-            weights = following_weights
-            values = following_values
+            keys, weights, values = following_keys, following_weights, following_values
             following_weights = later_weights
     else:
         for start in tl.range(0, position, TOKENS, num_stages=STAGES):
