@@ -48,6 +48,9 @@ PURPOSE = {
     "devices": "device and dtype by name",
     "errors": "one-line errors",
     "files": "atomic writes, cache",
+    "cores": "how many there are",
+    "inference": "without a caller's autocast",
+    "signals": "what stops a command",
 }
 FILLS = {
     "#e8f0f7": ("cli", "studies"),
