@@ -85,7 +85,7 @@ class _OnMeta(TorchDispatchMode):
         if name in _READING and "meta" in given:
             self.found.append(name)
         result = function(*args, **kwargs)
-        if name in ("_to_copy", "copy_") and {result.device.type, *given} == {"cpu", "meta"}:
+        if name in ("_to_copy", "copy_", "to") and {result.device.type, *given} == {"cpu", "meta"}:
             sends = kwargs.get("non_blocking", False) and any(tensors[-1] is each for each in self.pinned)
             self.sent += sends
             if not sends:

@@ -1,10 +1,15 @@
 """What a caller has set for itself does not change what models compute for it."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import TracebackType
+from typing import Any, TypeVar, no_type_check
 
 import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _DEVICE_TYPES = "cpu", "cuda", "mps"
 
@@ -26,7 +31,23 @@ def without_autocast() -> Iterator[None]:
 
 
 class Inference(torch.inference_mode):
-    """PyTorch's inference mode without autocast, as context or as decorator, also of generators."""
+    """PyTorch's inference mode without autocast, as context or as decorator, also of generators.
+
+    PyTorch does not see a generator behind another decorator, such as a type checker's, and would leave the mode before
+    its first step.
+    """
+
+    def __call__(self, function: Function) -> Function:
+        """Return a function that runs in this mode."""
+        if not inspect.isgeneratorfunction(inspect.unwrap(function)):
+            return super().__call__(function)
+
+        @wraps(function)
+        @no_type_check  # otherwise a type checker would stand between again
+        def steps(*given: Any, **named: Any) -> Generator[Any, Any, Any]:
+            return (yield from function(*given, **named))
+
+        return super().__call__(steps)
 
     def __enter__(self) -> None:
         super().__enter__()

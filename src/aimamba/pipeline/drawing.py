@@ -3,7 +3,7 @@
 Shape letters: B images, L tokens of an image, s side of an image.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ class Drawing(Scoring):
     def guess(
         self,
         codes: Int[Tensor, "b l"],
-        labels: Class | Sequence[Class] | None,
+        labels: Class | Iterable[Class] | None,
         known: Bool[Tensor, "b l"] | None = None,
     ) -> Labels:
         """Return the labels of images; without ``labels`` those under which their known tokens are likeliest.

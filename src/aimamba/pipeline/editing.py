@@ -4,7 +4,7 @@ Shape letters: B images, C classes, L tokens of an image, h w grid of codes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Editing(Drawing):
 
     def stream(
         self,
-        labels: Sequence[Class],
+        labels: Iterable[Class],
         n: int = 1,
         config: Settings | Sequence[Settings] = _DEFAULT,
         *,
@@ -84,7 +84,7 @@ class Editing(Drawing):
         self,
         images: Images,
         keep_rows: int,
-        labels: Class | Sequence[Class] | None = None,
+        labels: Class | Iterable[Class] | None = None,
         n: int = 1,
         config: Settings | Sequence[Settings] = _DEFAULT,
         *,
@@ -126,7 +126,7 @@ class Editing(Drawing):
         images: Images,
         from_token: int,
         n: int = 4,
-        labels: Class | Sequence[Class] | None = None,
+        labels: Class | Iterable[Class] | None = None,
         config: Settings | Sequence[Settings] = _DEFAULT,
         *,
         fit: Fit = "exact",
@@ -166,7 +166,7 @@ class Editing(Drawing):
         self,
         images: Images,
         masks: Any,
-        labels: Class | Sequence[Class] | None = None,
+        labels: Class | Iterable[Class] | None = None,
         n: int = 1,
         config: Settings | Sequence[Settings] = _DEFAULT,
         *,

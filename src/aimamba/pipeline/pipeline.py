@@ -1,7 +1,7 @@
 """From class names to images: tokenizer, generator and class names in one object."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +199,7 @@ class Pipeline(Editing):
 
     def __call__(
         self,
-        labels: Sequence[Class] = (),
+        labels: Iterable[Class] = (),
         n: int | SamplingConfig = 1,
         config: Settings | Sequence[Settings] = SamplingConfig(),  # noqa: B008 - frozen
         *,

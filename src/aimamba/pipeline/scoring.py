@@ -4,7 +4,7 @@ Shape letters: B images, C classes, L tokens of an image, h w grid of codes.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Score(NamedTuple):
 class Scoring(PipelineCore):
     """Likelihoods of images. They are those of the codes: what the tokenizer leaves out does not count."""
 
-    def score(self, images: Images, labels: Class | Sequence[Class] | None = None, *, fit: Fit = "exact") -> Score:
+    def score(self, images: Images, labels: Class | Iterable[Class] | None = None, *, fit: Fit = "exact") -> Score:
         """Return how many bits images take under the generator.
 
         On CPUs, the score of an image does not depend on the rest of its batch.
@@ -59,7 +59,7 @@ class Scoring(PipelineCore):
         return Score(bits.sum(dim=1), bits.mean(dim=1), bits.unflatten(1, (self.grid, self.grid)))
 
     def classify(
-        self, images: Images, among: Sequence[Class] | None = None, *, fit: Fit = "exact"
+        self, images: Images, among: Iterable[Class] | None = None, *, fit: Fit = "exact"
     ) -> Float[Tensor, "b c"]:
         """Return the probability of every class or prompt given each image, if all are equally frequent.
 
@@ -138,7 +138,7 @@ class Scoring(PipelineCore):
 
     def labels_of(
         self,
-        labels: Class | Sequence[Class] | None,
+        labels: Class | Iterable[Class] | None,
         count: int,
     ) -> Labels:
         """Return the labels of ``count`` images: the null class, one class for all, or one for each.
