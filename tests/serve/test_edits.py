@@ -101,6 +101,13 @@ def test_an_inpainting_draws_what_is_masked(client, tiny, given):
     found = images(client.post("/v1/inpaintings", data=data, files={"image": png(given), "mask": png(mask)}))
     expected = tiny.inpaint(given, mask, "round", 2, SamplingConfig(seed=1), candidates=3, output_type="numpy")
     assert same(found, expected)
+    for method in ({"method": "plain"}, {"candidates": 3}):
+        about = {"n": 2, "seed": 1, "class_name": "round", "keep_pixels": True, **method}
+        answer = client.post("/v1/inpaintings", data=about, files={"image": png(given), "mask": png(mask)})
+        options = {**method, "keep_pixels": True, "output_type": "numpy"}
+        expected = tiny.inpaint(given, mask, "round", 2, SamplingConfig(seed=1), **options)
+        assert same(images(answer), expected)
+        assert (expected[:, :2] == given[:2]).all()
 
 
 def test_an_interpolation_goes_from_one_class_to_the_other(client, tiny):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from aimamba.errors import CheckpointError, DataError
@@ -45,6 +45,7 @@ class Job:
             yields the tokens so far, (1, t).
         edit: How the image is made, unless of its class alone; kept with it.
         places: How many images it counts for: what ``run`` decodes side by side.
+        finish: What becomes of the finished image (s, s, 3), on the host; its previews stay as they are.
     """
 
     label: int
@@ -56,6 +57,7 @@ class Job:
     run: Callable[[], Iterator[Tensor]] | None = field(default=None, repr=False)
     edit: EditRecord | None = None
     places: int = 1
+    finish: Callable[[UInt8[Tensor, "s s 3"]], UInt8[Tensor, "s s 3"]] | None = field(default=None, repr=False)
 
     def check(self, model: AiM) -> None:
         """Check that the job fits a model.

@@ -16,7 +16,16 @@ from aimamba.generation import SamplingConfig
 from aimamba.generation.inpainting import inpaint
 from aimamba.generation.plan import Labels
 from aimamba.pipeline.drawing import MOST_IMAGES, Drawing, Preview, Progress, Settings, whole
-from aimamba.pipeline.images import Fit, Images, OutputType, check_choice, read_images, read_masks, write_images
+from aimamba.pipeline.images import (
+    Fit,
+    Images,
+    OutputType,
+    check_choice,
+    put_back,
+    read_images,
+    read_masks,
+    write_images,
+)
 from aimamba.pipeline.prompts import Class, Prompt
 
 _PATHS = ("linear", "sphere")
@@ -231,10 +240,7 @@ class Editing(Drawing):
 
         drawn = self.draw(start, len(many), batch_size, progress)
         if keep_pixels:
-            patch = self.tokenizer.config.downsampling
-            inside = hidden.unflatten(1, (1, self.grid, self.grid))
-            inside = inside.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
-            drawn = torch.where(inside, drawn, pixels.repeat_interleave(n, dim=0))
+            drawn = put_back(pixels.repeat_interleave(n, dim=0), drawn, hidden)
         return write_images(drawn, output_type)
 
     def interpolate(

@@ -3,6 +3,7 @@
 Shape letters: B images, H W height and width of an image, s side of the model's images, h w grid of codes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,6 +61,22 @@ def write_images(images: UInt8[Tensor, "b 3 s s"], output_type: OutputType = "pi
         return to_pil(images)
     found = images.cpu().float() / 255 if output_type in ("np", "pt") else images.cpu()
     return found if output_type in ("tensor", "pt") else found.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def put_back(
+    pixels: UInt8[Tensor, "b 3 s s"], drawn: UInt8[Tensor, "b 3 s s"], hidden: Bool[Tensor, "b l"]
+) -> UInt8[Tensor, "b 3 s s"]:
+    """Put the pixels of images back outside of the tokens that were drawn again.
+
+    Args:
+        pixels: The images.
+        drawn: The same with some tokens drawn again.
+        hidden: Which tokens these are, in raster order.
+    """
+    grid = math.isqrt(hidden.shape[1])
+    patch = pixels.shape[-1] // grid
+    inside = hidden.unflatten(1, (1, grid, grid)).repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
+    return torch.where(inside, drawn, pixels)
 
 
 def read_masks(masks: Any, count: int, size: int, grid: int) -> Bool[Tensor, "b l"]:

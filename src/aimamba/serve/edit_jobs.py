@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from aimamba.generation.batch import Job
 from aimamba.generation.inpainting import inpaint
 from aimamba.generation.record import EditRecord
 from aimamba.pipeline import Prompt
+from aimamba.pipeline.images import put_back
 from aimamba.serve.errors import ApiError
 from aimamba.serve.service import Given, Service
 
@@ -108,13 +109,16 @@ def inpaintings(
     *,
     method: Method = "resample",
     candidates: int = 16,
+    kept: UInt8[Tensor, "1 3 s s"] | None = None,
 ) -> list[Job]:
-    """Return images whose masked tokens are drawn again, one for each config."""
+    """Return images whose masked tokens are drawn again, one for each config; of ``kept`` the other pixels stay."""
     pipeline = service.pipeline
     masked = tuple(mask[0].nonzero().flatten().tolist())
     candidates = 1 if method == "plain" else candidates
-    kept = codes.flatten().cpu().where(~mask[0], -1)  # for previews
-    edit = EditRecord(command="inpaint", masked=masked, method=method, candidates=candidates, keep_pixels=False)
+    known = codes.flatten().cpu().where(~mask[0], -1)  # for previews
+    edit = EditRecord(
+        command="inpaint", masked=masked, method=method, candidates=candidates, keep_pixels=kept is not None
+    )
     labels = pipeline.labels([given])
 
     def run(config: SamplingConfig) -> Iterator[Tensor]:
@@ -131,10 +135,18 @@ def inpaintings(
             engine=pipeline.prepare(),
         )
 
-    jobs = service.jobs_for(given, configs, known=kept, edit=edit)
+    jobs = service.jobs_for(given, configs, known=known, edit=edit)
+    if kept is not None:
+        jobs = [replace(job, finish=partial(_around, kept, mask)) for job in jobs]
     if method == "plain":
         return jobs  # they share decoding steps with all others
     return [replace(job, places=candidates, run=partial(run, job.config)) for job in jobs]
+
+
+def _around(
+    pixels: UInt8[Tensor, "1 3 s s"], mask: Bool[Tensor, "1 l"], image: UInt8[Tensor, "s s 3"]
+) -> UInt8[Tensor, "s s 3"]:
+    return put_back(pixels, image.permute(2, 0, 1)[None], mask)[0].permute(1, 2, 0)
 
 
 async def interpolations(

@@ -8,8 +8,16 @@ from PIL import Image
 from torch import Tensor
 
 from aimamba.generation.batch import Job
-from aimamba.pipeline.images import read_masks
-from aimamba.serve.edit_jobs import check_rows, completions, given_for, inpaintings, interpolations, read_image
+from aimamba.pipeline.images import Fit, read_images, read_masks
+from aimamba.serve.edit_jobs import (
+    Result,
+    check_rows,
+    completions,
+    given_for,
+    inpaintings,
+    interpolations,
+    read_image,
+)
 from aimamba.serve.errors import ApiError
 from aimamba.serve.files import Encoding
 from aimamba.serve.forms import Completion, Inpainting, Interpolation, edit_form
@@ -32,8 +40,12 @@ def router(service: Service) -> APIRouter:
         pictures = [picture(service, file, encoding) for file in files]
         return Images(created=int(time.time()), model=service.name, size=pipeline.image_size, images=pictures)
 
-    async def read(upload: UploadFile, field: str, convert: Callable[[Image.Image], Tensor]) -> Tensor:
+    async def read(upload: UploadFile, field: str, convert: Callable[[Image.Image], Result]) -> Result:
         return await read_image(service, await upload.read(), field, convert)
+
+    def opened(image: Image.Image, fit: Fit) -> tuple[Tensor, Tensor]:
+        pixels = read_images(image, pipeline.image_size, fit)
+        return pixels, pipeline.encode(pixels)
 
     async def asked(wanted: Completion | Inpainting, codes: Tensor, known: Tensor) -> Given:
         if wanted.prompt is not None:
@@ -58,10 +70,11 @@ def router(service: Service) -> APIRouter:
         service.check_count(wanted.n, "n")
         candidates = _candidates(wanted)
         configs = service.sampling(wanted, service.seeds(wanted.seed, wanted.n))
-        codes = await read(wanted.image, "image", lambda image: pipeline.encode(image, fit=wanted.fit))
+        pixels, codes = await read(wanted.image, "image", lambda image: opened(image, wanted.fit))
         mask = await read(wanted.mask, "mask", lambda mask: read_masks(mask, 1, pipeline.image_size, pipeline.grid))
         given = await asked(wanted, codes, ~mask)
-        jobs = inpaintings(service, codes, mask, given, configs, method=wanted.method, candidates=candidates)
+        kept = pixels if wanted.keep_pixels else None
+        jobs = inpaintings(service, codes, mask, given, configs, method=wanted.method, candidates=candidates, kept=kept)
         return await answer(http, jobs, wanted)
 
     @routes.post("/interpolations", summary="Generate images on the way from one class to another",

@@ -44,6 +44,7 @@ class Inpainting(Edit):
     fit: Literal["exact", "crop", "stretch"] = Field("crop", description="What becomes of an image of another size.")
     method: Literal["resample", "best", "plain"] = Field("resample", description="See docs of inpainting.")
     candidates: Annotated[int, Field(ge=1, le=64)] = Field(16, description="Candidates for each image.")
+    keep_pixels: bool = Field(False, description="Whether pixels outside of the mask stay those of the image.")
 
 
 class Interpolation(Settings):

@@ -276,7 +276,8 @@ class Service:
             model=self.record,
             edit=job.edit,
         ).to_text()
-        return ImageFile(made.number, job, await self._encoded(made.image, encoding, text))
+        image = made.image if job.finish is None else job.finish(made.image)
+        return ImageFile(made.number, job, await self._encoded(image, encoding, text))
 
     async def preview(self, preview: Preview, encoding: Encoding) -> bytes:
         """Return an unfinished image as a file: grey where it is not generated yet."""
