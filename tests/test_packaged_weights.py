@@ -74,7 +74,7 @@ def test_samples_show_their_class(pipeline, held_out):
 
 def test_emoji_are_drawn_after_prompts():
     folder = locate.packaged_models()["emoji-64"]
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 25.1e6
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 32.6e6
     emoji = Pipeline.from_pretrained("emoji-64")
     assert emoji.class_names == ("noto", "fluent-flat", "fluent-3d")
     card = (Path(__file__).parent.parent / "docs" / "models" / "emoji-64.md").read_text(encoding="utf-8")

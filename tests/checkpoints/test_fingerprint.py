@@ -11,7 +11,7 @@ from aimamba.models import AiM, VQModel
     [
         (VQModel, "avatars-64", "620c19fa01d584fcd346daa310c2543aad6c35101e4a7c0ac381e59a18bcbad2"),
         (AiM, "avatars-64", "3c03948b7df34cc9682b57e2806c63e8959cc4769b827aa2d826ec60d0a87be1"),
-        (AiM, "emoji-64", "137c0ef120ccc1ad3da00b02e6b43d80af6436840241f23618a079c79c294fdb"),
+        (AiM, "emoji-64", "403325ce78dec97100e196b304762a69fa204b1da1c13a02c993ec26dfe2bb46"),
     ],
 )
 def test_packaged_models(model, name, digest):
