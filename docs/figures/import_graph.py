@@ -49,7 +49,7 @@ PURPOSE = {
     "errors": "one-line errors",
     "files": "atomic writes, cache",
     "cores": "how many there are",
-    "inference": "without a caller's autocast",
+    "inference": "undisturbed by callers",
     "signals": "what stops a command",
 }
 FILLS = {

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from types import TracebackType
 from typing import Any, TypeVar, no_type_check
@@ -15,23 +15,26 @@ _DEVICE_TYPES = "cpu", "cuda", "mps"
 
 
 @contextmanager
-def without_autocast() -> Iterator[None]:
-    """Switch off automatic mixed precision, as context or as decorator of functions (not of generators).
+def undisturbed() -> Iterator[None]:
+    """Leave a caller's autocast and default device, as context or as decorator of functions (not of generators).
 
-    Kernels and recorded steps take weights and memories in the dtypes that they have.
+    Kernels and recorded steps take weights and memories in the dtypes that they have. Tensors for which no device is
+    given are on the host.
     """
+    host = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     enabled = [kind for kind in _DEVICE_TYPES if torch.is_autocast_enabled(kind)]
     for kind in enabled:
         torch.set_autocast_enabled(kind, False)
     try:
-        yield
+        with host:
+            yield
     finally:
         for kind in enabled:
             torch.set_autocast_enabled(kind, True)
 
 
 class Inference(torch.inference_mode):
-    """PyTorch's inference mode without autocast, as context or as decorator, also of generators.
+    """PyTorch's inference mode, undisturbed, as context or as decorator, also of generators.
 
     PyTorch does not see a generator behind another decorator, such as a type checker's, and would leave the mode before
     its first step.
@@ -51,7 +54,7 @@ class Inference(torch.inference_mode):
 
     def __enter__(self) -> None:
         super().__enter__()
-        self._outer = without_autocast()
+        self._outer = undisturbed()
         self._outer.__enter__()
 
     def __exit__(

@@ -30,10 +30,20 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
 SETTINGS = {
     "float64": lambda: default_dtype(torch.float64),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
     "float16": lambda: default_dtype(torch.float16),
+    "another device": lambda: default_device("meta"),  # in place of "cuda"; whatever is made there cannot be read
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
 

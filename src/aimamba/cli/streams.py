@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def usable_streams() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout = out or nowhere
-        sys.stderr = _Dropping(error or nowhere)
+        sys.stderr = cast(TextIO, _Dropping(error or nowhere))
         try:
             yield
         finally:
@@ -31,12 +31,12 @@ def usable_streams() -> Iterator[None]:
                 _settle(error)
 
 
-def to_nowhere(stream: TextIO) -> None:
+def to_nowhere(stream: Any) -> None:
     """Keep Python from failing again when it flushes a stream at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _settle(stream: TextIO) -> None:
+def _settle(stream: Any) -> None:
     try:
         stream.flush()
     except OSError:
@@ -46,7 +46,7 @@ def _settle(stream: TextIO) -> None:
 class _Dropping:
     """A stream for text that drops what it cannot write."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,6 @@ def capture(
 
 
 @cache
-def _stream_of(device: int) -> torch.cuda.Stream:
+def _stream_of(device: int) -> Any:
     """Return the stream for captures on a device. Each stream has memory of its own in libraries, so there is one."""
     return torch.cuda.Stream(device)

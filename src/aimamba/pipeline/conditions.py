@@ -22,7 +22,7 @@ from aimamba.devices import send
 from aimamba.errors import ConfigError
 from aimamba.generation import SamplingConfig
 from aimamba.generation.plan import Labels
-from aimamba.inference import without_autocast
+from aimamba.inference import undisturbed
 from aimamba.models import AiM
 from aimamba.models.text import Captions
 from aimamba.networks.sentence import SentenceEncoder
@@ -52,6 +52,7 @@ class Conditions:
         """
         return find_class(name, self.class_names, self.generator.config.num_classes)
 
+    @undisturbed()
     def labels(self, classes: Iterable[Class]) -> Labels:
         """Return what ``generate`` takes for some classes or prompts.
 
@@ -71,7 +72,7 @@ class Conditions:
         return torch.stack([self.weights(each) for each in classes if not isinstance(each, Prompt)])
 
     @torch.no_grad()
-    @without_autocast()
+    @undisturbed()
     def opening(self, given: Class | None) -> Float[Tensor, "p1 d"]:
         """Return the opening of a class, mixture or prompt, see ``aimamba.models.condition``; None for the null class.
 

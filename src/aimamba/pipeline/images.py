@@ -17,6 +17,7 @@ from torch import Tensor
 from aimamba.data.sheets import to_pil, to_uint8
 from aimamba.data.transforms import center_crop, to_rgb
 from aimamba.errors import DataError, suggest
+from aimamba.inference import undisturbed
 
 Images = Any
 """An image, several in one array or tensor, or a sequence of images; see ``read_images``."""
@@ -35,6 +36,7 @@ _OVERSHOOT = 1.5  # a tokenizer's floats may lie somewhat outside [-1, 1]
 _KINDS = "a PIL image, an 8-bit array (H, W, 3), or a tensor (3, H, W) of 8 bits or of floats in [-1, 1]"
 
 
+@undisturbed()
 def read_images(images: Images, size: int, fit: Fit = "exact") -> UInt8[Tensor, "b 3 s s"]:
     """Return images as one 8-bit tensor on the host.
 
@@ -79,6 +81,7 @@ def put_back(
     return torch.where(inside, drawn, pixels)
 
 
+@undisturbed()
 def read_masks(masks: Any, count: int, size: int, grid: int) -> Bool[Tensor, "b l"]:
     """Return which tokens of each image are masked: those of which any pixel is.
 

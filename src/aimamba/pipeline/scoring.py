@@ -5,7 +5,7 @@ Shape letters: B images, C classes, L tokens of an image, h w grid of codes.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aimamba.errors import ConfigError, DataError
 from aimamba.generation.plan import Labels, check_codes, check_labels
-from aimamba.inference import Inference
+from aimamba.inference import Inference, undisturbed
 from aimamba.pipeline.core import PipelineCore
 from aimamba.pipeline.images import Fit, Images
 from aimamba.pipeline.prompts import Class, listed
@@ -136,6 +136,7 @@ class Scoring(PipelineCore):
         likely = logits.to(wide).log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
         return likely / -math.log(2)
 
+    @undisturbed()
     def labels_of(
         self,
         labels: Class | Iterable[Class] | None,
@@ -151,7 +152,8 @@ class Scoring(PipelineCore):
             return torch.full((count,), self.generator.condition.null_class)
         if isinstance(labels, np.ndarray | Tensor) and labels.ndim:
             labels = labels.tolist()
-        several = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str | Mapping) else [labels]
+        single = isinstance(labels, str | Mapping) or getattr(labels, "ndim", 1) == 0
+        several: list[Any] = list(labels) if isinstance(labels, Iterable) and not single else [labels]
         if len(several) not in (1, count):
             raise DataError(f"got {len(several)} classes for {count} images; give one for all, or one for each")
         return self.labels(several if len(several) == count else several * count)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aimamba.errors import CheckpointError, ConfigError
+from aimamba.inference import undisturbed
 from aimamba.models import AiM, AiMConfig, AiMState
 from aimamba.models.mamba2 import Mamba2
 from aimamba.models.state import MixerState
@@ -130,6 +131,7 @@ class NativeEngine:
         wide = [tensor.detach().float().contiguous() for tensor in tensors]
         function(self._handle, *(tensor.data_ptr() for tensor in wide))
 
+    @undisturbed()
     def init_state(self, batch: int, *, position_shift: int | None = None) -> AiMState:
         """Return the state of ``batch`` rows at position 0; see ``AiM.init_state``."""
         config = self.model.config
@@ -161,7 +163,7 @@ class NativeEngine:
 
     def step(self, inputs: Int[Tensor, " r"] | Float[Tensor, "r p1 d"], state: AiMState) -> Float[Tensor, "r v"]:
         """Feed one token of each row and return the logits of its next code, in float32; see ``AiM.step``."""
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed():
             residual = self.model.enter(inputs, state).float().contiguous()
         assert int(state.position.max()) < self.model.config.steps, "a row has taken all tokens of an image"
         logits = torch.empty(len(inputs), self.model.config.vocab_size, dtype=torch.float32)

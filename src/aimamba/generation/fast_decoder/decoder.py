@@ -24,7 +24,7 @@ from aimamba.generation.fast_decoder.folded import fold_upsampling
 from aimamba.generation.fast_decoder.native import NativeDecoder
 from aimamba.generation.fast_decoder.recorded import RecordedDecoder
 from aimamba.generation.weight_versions import weight_versions
-from aimamba.inference import without_autocast
+from aimamba.inference import undisturbed
 from aimamba.models.vq import VQModel
 
 _BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 8  # on a CPU one image occupies all cores, and is the same in every batch
@@ -62,7 +62,7 @@ class FastDecoder:
     """
 
     @torch.no_grad()
-    @without_autocast()
+    @undisturbed()
     def __init__(self, model: VQModel, *, native: bool = True, record: Record | None = None) -> None:
         """Copy the decoder of ``model``.
 
@@ -106,7 +106,7 @@ class FastDecoder:
         return decoded.images
 
     @torch.no_grad()
-    @without_autocast()
+    @undisturbed()
     def queue(self, codes: Int[Tensor, "b h w"]) -> Decoded:
         """Convert codes to images as a call does, but without a wait for the device: the caller checks them later."""
         on_cuda = self._device.type == "cuda"

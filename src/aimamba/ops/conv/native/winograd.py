@@ -77,7 +77,8 @@ def convolve(
     scale, shift = (None, None) if norm is None else norm
     moments = torch.empty(2, outputs, dtype=torch.float64)
     for tensor in (x, scale, shift, residual, output):
-        assert tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous())
+        if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
+            raise TypeError(f"expected contiguous float32, got {tensor.dtype} with strides {tensor.stride()}")
     assert output.shape == shape
     assert residual is None or residual.shape == shape
     tensors = (x, scale, shift, packed.weight, packed.bias, residual, output, moments)
