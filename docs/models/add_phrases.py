@@ -1,6 +1,8 @@
 """Give a generator of captions a table of phrases (``text.ngrams``) of zeros: images stay what they were.
 
-python docs/models/add_phrases.py emoji-64 runs/emoji-64-phrases --rows 8192
+    python docs/models/add_phrases.py emoji-64 runs/emoji-64-phrases --rows 8192
+
+Training goes on from there, as in the recipe ``emoji-64-text-longer``.
 """
 
 import argparse
