@@ -225,7 +225,7 @@ class TestKeptCodes:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "to_toml", stop)
+            patch.setattr(stages, "write_description", stop)
             with pytest.raises(KeyboardInterrupt):
                 self.again([])
         assert not (here / "run/codes").exists()

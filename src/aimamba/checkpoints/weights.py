@@ -113,7 +113,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[str]:
+def _readable(path: Path) -> Iterator[Path]:
     """Turn a failure to read ``path`` into a ``CheckpointError``. Yields a name of the file that safetensors takes."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; check the path")
@@ -121,7 +121,7 @@ def _readable(path: Path) -> Iterator[str]:
         raise CheckpointError(f"{path}: this is not a file; check the path")
     try:
         with path.open("rb") as file:  # safetensors says that what it may not read is not there
-            yield str(path) if is_unicode(str(path)) else f"/dev/fd/{file.fileno()}"  # and takes no bytes but UTF-8
+            yield path if is_unicode(str(path)) else Path(f"/dev/fd/{file.fileno()}")  # and takes no bytes but UTF-8
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise CheckpointError(f"{path}: {error.strerror}; check the path and its permissions") from error
