@@ -12,6 +12,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
 
+from aimamba.errors import is_unicode
+
 _LARGEST_JSON = 64 << 20  # bytes; the results of a study are a few hundred thousand
 _LARGEST_TOML = 1 << 20  # bytes; tomllib reads about a million a second
 _DEEPEST = 64  # levels of nesting; ours have four
@@ -131,7 +133,7 @@ def _check_values(value: Any) -> None:
             raise DocumentError("a number that is not finite")
         elif isinstance(item, int) and item.bit_length() > _BITS:
             raise DocumentError(f"a whole number of more than {_BITS} bits")
-        elif isinstance(item, str) and not item.isascii() and re.search("[\ud800-\udfff]", item):
+        elif isinstance(item, str) and not is_unicode(item):
             raise DocumentError("text with half of a surrogate pair, which is no character")
 
 

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from types import TracebackType
 from typing import Any, TypeVar, no_type_check
 
 import torch
+
+from aimamba.devices import without_autocast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,16 +23,13 @@ def undisturbed() -> Iterator[None]:
     Kernels and recorded steps take weights and memories in the dtypes that they have. Tensors for which no device is
     given are on the host.
     """
-    host = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-    enabled = [kind for kind in _DEVICE_TYPES if torch.is_autocast_enabled(kind)]
-    for kind in enabled:
-        torch.set_autocast_enabled(kind, False)
-    try:
-        with host:
-            yield
-    finally:
-        for kind in enabled:
-            torch.set_autocast_enabled(kind, True)
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in _DEVICE_TYPES:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(without_autocast(torch.device(kind)))
+        yield
 
 
 class Inference(torch.inference_mode):

@@ -137,7 +137,7 @@ class Vocabulary:
             nonlocal some
             for caption in captions:
                 some = some or bool(caption.strip())
-                yield _printable(caption)
+                yield encodable(caption)
 
         learner.train_from_iterator(texts(), trainer)
         if not some:
@@ -211,7 +211,7 @@ class Vocabulary:
         ids = np.full((len(captions), length), PADDING, np.int64)
         lengths = np.zeros(len(captions), np.int64)
         for row, caption in enumerate(captions):
-            tokens = self._tokenizer.encode(_printable(caption)).ids
+            tokens = self._tokenizer.encode(encodable(caption)).ids
             if len(tokens) > length and not self._warned:
                 self._warned = True
                 start = caption if len(caption) <= _SHOWN else f"{caption[:_SHOWN]}..."
@@ -238,7 +238,7 @@ class Vocabulary:
 
     def normalise(self, caption: str) -> str:
         """Return a caption as it is encoded, and decoded again."""
-        return str(self._tokenizer.normalizer.normalize_str(_printable(caption)))
+        return str(self._tokenizer.normalizer.normalize_str(encodable(caption)))
 
     def _text(self) -> str:
         return json.dumps(self._values, ensure_ascii=False, indent=1) + "\n"
@@ -261,6 +261,6 @@ def _alphabet() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
-def _printable(caption: str) -> str:
+def encodable(caption: str) -> str:
     """Return a text in which halves of surrogate pairs, which are no characters, are question marks."""
     return caption.encode("utf-8", "replace").decode()

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aimamba.errors import DataError
+from aimamba.errors import DataError, is_unicode
 from aimamba.files import cache_folder, write_atomically
 from aimamba.networks.sentence import SentenceEncoder, check_texts
 
@@ -225,11 +225,9 @@ class CaptionVectors:
 def _key(text: Any) -> _Key:
     if not isinstance(text, str):
         raise DataError(f"a caption is text, got {type(text).__name__}")
-    try:
-        digest = hashlib.sha256(text.encode()).digest()
-    except UnicodeEncodeError as error:
-        raise DataError(f"caption {text[:40]!r}: has half of a surrogate pair, which is no character") from error
-    first, second = struct.unpack_from("<QQ", digest)
+    if not is_unicode(text):
+        raise DataError(f"caption {text[:40]!r}: has half of a surrogate pair, which is no character")
+    first, second = struct.unpack_from("<QQ", hashlib.sha256(text.encode()).digest())
     return first, second
 
 

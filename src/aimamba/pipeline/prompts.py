@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from aimamba.config import check_text
+from aimamba.data.vocabulary import encodable
 from aimamba.errors import ConfigError
 
 ClassName = str | int
@@ -42,7 +43,7 @@ class Prompt:
     @classmethod
     def of_caption(cls, caption: str) -> "Prompt":
         """Return the prompt of a caption of an image set; of one that is longer than a prompt, its beginning."""
-        return cls(caption[:LONGEST_PROMPT].encode("utf-8", "replace").decode())
+        return cls(encodable(caption[:LONGEST_PROMPT]))
 
 
 Class = ClassName | Mixture | Prompt
